@@ -1,0 +1,23 @@
+"""Wall-clock time as the rest of the program uses it: aware UTC, milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Return now, truncated to the millisecond that Kafka and Avro keep, so that a round trip changes nothing."""
+    return truncate_to_ms(datetime.now(UTC))
+
+
+def truncate_to_ms(at: datetime) -> datetime:
+    """Return `at` without the part of it that a millisecond timestamp cannot hold."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def from_ms(timestamp_ms: int) -> datetime:
+    """Return the time of a Kafka timestamp (milliseconds since the epoch)."""
+    return datetime.fromtimestamp(timestamp_ms // 1000, UTC).replace(microsecond=timestamp_ms % 1000 * 1000)

@@ -1,0 +1,52 @@
+"""PostgreSQL as every process of the product uses it: bounded pools, and errors that name no person's data."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from nigredo.settings import Settings
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+
+STATEMENT_TIMEOUT_S = 30.0
+"""No statement of the product's own takes this long; one that does holds locks that others wait for."""
+
+
+def make_pool(settings: Settings, component: str, *, size_max: int | None = None) -> Pool:
+    """Return a closed pool; `await pool.open()` starts it without waiting for the database.
+
+    Limits are the operations runbook's: at most 10 connections a process, 30 s idle, 2 s to get one. A connection
+    that the server ended (fail-over, an operator's kill-idle statement) is found before it is handed out.
+    """
+    return AsyncConnectionPool(
+        settings.database_url,
+        kwargs={
+            "application_name": settings.function(component),
+            "connect_timeout": max(1, round(settings.db_pool_timeout_s)),
+            "options": f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}",
+            "autocommit": True,
+        },
+        min_size=0,
+        max_size=min(size_max or settings.db_pool_max, settings.db_pool_max),
+        max_idle=settings.db_pool_idle_s,
+        timeout=settings.db_pool_timeout_s,
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+    )
+
+
+def describe(error: Exception) -> str:
+    """Say what went wrong at the database in the words operators search for, without any value of a row.
+
+    psycopg's own text may quote a failing row, so only the class and the SQLSTATE are used.
+    """
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        text = str(error).lower()
+        if "refused" in text:
+            return "ECONNREFUSED: the database refuses connections"
+        return "Connection timeout" if "timeout" in text or "timed out" in text else "the database connection was lost"
+    if isinstance(error, psycopg.Error):
+        return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
+    return type(error).__name__

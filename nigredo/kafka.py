@@ -1,0 +1,198 @@
+"""Producing to Kafka with an acknowledgement that can be awaited, and the client settings every part shares."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.telemetry import get_logger
+
+log = get_logger()
+
+Headers = Sequence[tuple[str, bytes]]
+FOR_EVER_S = 3600.0
+"""Delivery timeout of a process that holds its input back until Kafka takes the output."""
+
+
+class Overloaded(DependencyDown):
+    """As many records as allowed already wait for their acknowledgement: slow down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the broker put a record."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def client_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
+    """Return what every librdkafka client of the product sets."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": client_id,
+        # A broker that comes back is found within a second; librdkafka's default waits up to ten.
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+        "socket.keepalive.enable": True,
+        "log_level": 3,
+    }
+
+
+def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_s: float) -> dict[str, Any]:
+    """Return the settings of an idempotent producer that is acknowledged by all in-sync replicas.
+
+    `murmur2_random` puts a key where Java's and aiokafka's producers put it; librdkafka's default does not.
+    """
+    return client_config(bootstrap_servers, client_id) | {
+        "acks": "all",
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "linger.ms": 2,
+        "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+        # One try may not outlast the whole budget, else a lost connection is noticed only when it is spent.
+        "request.timeout.ms": max(1000, min(10_000, int(delivery_timeout_s * 1000))),
+        "compression.type": "none",
+    }
+
+
+class Publisher:
+    """An idempotent producer whose every record answers with a future on the event loop.
+
+    One thread polls librdkafka; acknowledgements that arrive together wake the loop once. Belongs to the event loop
+    it was made in; `publish` is called there. Always `await close()`.
+    """
+
+    def __init__(self, config: dict[str, Any], *, in_flight_max: int) -> None:
+        self._config = config | {"error_cb": self._failed}
+        self._in_flight_max = in_flight_max
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._fatal: KafkaError | None = None
+        self._producer = Producer(self._config)
+        self._arrived: list[tuple[asyncio.Future[Position], Position | Exception]] = []
+        self._pending: set[asyncio.Future[Position]] = set()
+        self._stopping = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="kafka-acks", daemon=True)
+        self._poller.start()
+
+    @property
+    def in_flight(self) -> int:
+        """How many records wait for their acknowledgement."""
+        return len(self._pending)
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> asyncio.Future[Position]:
+        """Hand a record to Kafka; the future resolves to its position once all in-sync replicas have it.
+
+        The future fails with DependencyDown when the delivery timeout passed first (the record may still have been
+        written: an error is no proof of absence) and with RecordRefused when the broker can never take it. Raises
+        Overloaded at once when `in_flight_max` records already wait. Cancelling the future does not unsend.
+        """
+        if self._stopping.is_set() or len(self._pending) >= self._in_flight_max:
+            raise Overloaded("too many records wait for Kafka's acknowledgement")
+        future: asyncio.Future[Position] = self._loop.create_future()
+        options: dict[str, Any] = {} if partition is None else {"partition": partition}
+        try:
+            with self._lock:
+                self._producer.produce(
+                    topic,
+                    key=key,
+                    value=value,
+                    headers=list(headers),
+                    on_delivery=partial(self._delivered, future),
+                    **options,
+                )
+        except BufferError as error:
+            raise Overloaded("the producer's queue is full") from error
+        except KafkaException as error:
+            raise _as_ours(error.args[0]) from error
+        self._pending.add(future)
+        return future
+
+    async def close(self, *, deadline_s: float = 5.0) -> int:
+        """Wait until everything is acknowledged, at most `deadline_s`; return how many records were not."""
+        try:
+            if self._pending:
+                await asyncio.wait(set(self._pending), timeout=deadline_s)
+        finally:
+            self._stopping.set()
+        await asyncio.to_thread(self._poller.join, 2.0)
+        left = [future for future in self._pending if not future.done()]
+        for future in left:
+            future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
+            future.exception()  # Marks it as retrieved: nobody may be waiting any more.
+        self._pending.clear()
+        return len(left)
+
+    def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
+        """Collect one acknowledgement; called by librdkafka in the polling thread."""
+        outcome: Position | Exception
+        if error is not None:
+            outcome = _as_ours(error)
+        else:
+            outcome = Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
+        self._arrived.append((future, outcome))
+
+    def _failed(self, error: KafkaError) -> None:
+        """Take note of a client-level error; called by librdkafka in the polling thread."""
+        if error.fatal():
+            self._fatal = error
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(0.1)
+            if self._fatal is not None:
+                self._replace(self._fatal)
+            self._hand_over()
+
+    def _replace(self, error: KafkaError) -> None:
+        """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
+        log.error("producer replaced after a fatal error", error=error.name())
+        with self._lock:
+            self._producer.purge()
+            # Every record it still had is answered here with an error, so that no future waits for ever.
+            self._producer.flush(1.0)
+            self._producer, self._fatal = Producer(self._config), None
+
+    def _hand_over(self) -> None:
+        if not self._arrived:
+            return
+        arrived, self._arrived = self._arrived, []
+        try:
+            self._loop.call_soon_threadsafe(self._resolve, arrived)
+        except RuntimeError:
+            # The loop is closed: the process is ending and nobody waits for these any more.
+            return
+
+    def _resolve(self, arrived: list[tuple[asyncio.Future[Position], Position | Exception]]) -> None:
+        for future, outcome in arrived:
+            self._pending.discard(future)
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+def _as_ours(error: KafkaError) -> Exception:
+    """Classify a client error by what its caller must do."""
+    if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD):
+        return RecordRefused("too_large" if error.code() != KafkaError.INVALID_RECORD else "invalid", error.name())
+    return DependencyDown(f"Kafka: {error.name()}")

@@ -1,0 +1,146 @@
+"""All settings of the product: one frozen object a process, read once from the environment.
+
+Nothing else in the product reads the environment. `Settings.from_environment` reports every problem at once, so that
+an operator corrects a file once and not once a start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from nigredo.errors import ConfigurationError
+
+Network = IPv4Network | IPv6Network
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value.strip()
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    return value.rstrip("/")
+
+
+def _flag(value: str) -> bool:
+    match value.strip().lower():
+        case "true" | "1" | "yes" | "on":
+            return True
+        case "false" | "0" | "no" | "off":
+            return False
+    raise ValueError("must be true or false")
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number = int(value)
+        if not least <= number <= most:
+            raise ValueError(f"must be from {least} to {most}")
+        return number
+
+    return parse
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        number = float(value)
+        if not least <= number <= most:
+            raise ValueError(f"must be from {least:g} to {most:g} seconds")
+        return number
+
+    return parse
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value)).absolute()
+
+
+def _from(name: str, parse: Callable[[str], Any], default: str | None) -> Any:
+    """Declare a setting: its environment variable, its parser, and its default in the form a person would write."""
+    return field(metadata={"name": name, "parse": parse, "default": default})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a process of the product was told. Names of the variables: the operations runbook and `docs/`."""
+
+    env: str = _from("NIGREDO_ENV", _text, "dev")
+    state_dir: Path = _from("NIGREDO_STATE_DIR", _path, ".nigredo/state")
+    """Where a process may keep what it can fetch again: cached schemas, Faust's data directory."""
+    health_host: str = _from("HEALTH_HOST", _text, "127.0.0.1")
+    health_port: int = _from("HEALTH_PORT", _integer(0, 65535), "0")
+    """Port of the health listener of a process that has no HTTP port of its own; 0 for none."""
+
+    kafka_bootstrap_servers: str = _from("KAFKA_BOOTSTRAP_SERVERS", _text, "127.0.0.1:9092")
+    kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "10")
+    topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
+    topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
+    schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _url, "http://127.0.0.1:8081/apis/ccompat/v7")
+
+    database_url: str = _from("DATABASE_URL", _text, "host=127.0.0.1 dbname=fibonacci user=nigredo_app")
+    """libpq keywords or a URL, without a password: that comes from the pass file it names."""
+    db_pool_max: int = _from("DB_POOL_MAX", _integer(1, 10), "10")
+    db_pool_idle_s: float = _from("DB_POOL_IDLE_SECONDS", _seconds(1, 3600), "30")
+    db_pool_timeout_s: float = _from("DB_POOL_TIMEOUT_SECONDS", _seconds(0.1, 60), "2")
+
+    ingest_host: str = _from("INGEST_HOST", _text, "127.0.0.1")
+    ingest_port: int = _from("INGEST_PORT", _integer(1, 65535), "8080")
+    ingest_workers: int = _from("INGEST_WORKERS", _integer(1, 64), "1")
+    ingest_ack_timeout_s: float = _from("INGEST_ACK_TIMEOUT_SECONDS", _seconds(0.5, 30), "2.5")
+    """How long the producer tries before a submission is answered 503."""
+    ingest_in_flight_max: int = _from("INGEST_IN_FLIGHT_MAX", _integer(1, 100_000), "2000")
+    """Submissions that may wait for Kafka's ack at once in one worker; past it POST answers 503."""
+    body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "65536")
+    trusted_proxies: tuple[Network, ...] = _from("TRUSTED_PROXIES", _networks, "")
+    rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10")
+    rate_limit_window_s: int = _from("RATE_LIMIT_WINDOW_SECONDS", _integer(1, 86_400), "3600")
+    rate_limit_exempt: tuple[Network, ...] = _from("RATE_LIMIT_EXEMPT", _networks, "")
+
+    webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true")
+    webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")
+    webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5")
+    webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "16")
+    webhook_secret_file: Path = _from("WEBHOOK_SECRET_FILE", _path, ".nigredo/secrets/webhook-fibonacci")
+    """One `whsec_…` secret a line, newest first, at most two: each delivery is signed with all of them."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the settings; a missing or empty variable means its default.
+
+        Raises ConfigurationError with every problem found, each naming its variable and not its value.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for setting in fields(cls):
+            name = setting.metadata["name"]
+            text = environment.get(name) or setting.metadata["default"]
+            try:
+                values[setting.name] = setting.metadata["parse"](text)
+            except ValueError as error:
+                problems.append(f"{name}: {_without_value(error, text)}")
+        if problems:
+            raise ConfigurationError(*problems)
+        return cls(**values)
+
+    def function(self, component: str) -> str:
+        """Return a component's full name, such as `nigredo-rate-limiter-dev`: log field `function`, consumer group."""
+        return f"nigredo-{component}-{self.env}"
+
+
+def _without_value(error: ValueError, text: str) -> str:
+    """Say what is wrong without repeating the value, which may be a secret put into the wrong variable."""
+    message = str(error)
+    return "cannot be read as what it should be" if text and text in message else message
