@@ -22,7 +22,7 @@ class Backoff:
         """Count one more failure and return how long to wait before the next try, in seconds."""
         ceiling = min(self.longest_s, self.first_s * 2 ** min(self.failures, 30))
         self.failures += 1
-        return random.uniform(ceiling / 10, ceiling)
+        return random.uniform(ceiling / 10, ceiling)  # noqa: S311 - jitter, not a secret
 
     def reset(self) -> None:
         """Begin anew after a success."""

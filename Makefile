@@ -1,0 +1,55 @@
+# Everything a newcomer types. `make help` lists it; `make run` and `make test` are all that is needed.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The first interpreter that starts and is one of 3.11, 3.12 and 3.13; `make PYTHON=/path/to/python setup` overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup run test check format lock clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when all is there)
+
+run: setup ## start everything, send a sample lead, stay up until Ctrl-C
+	@exec $(BIN)/nigredo up
+
+test: setup ## run every test against real Kafka, registry and Postgres
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: setup ## lint, formatting, types, import contracts (starts no process)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff rewrite what `make check` would complain of
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --group dev pyproject.toml -o requirements.lock
+
+clean: ## stop a stack left running here and remove what was generated, its data too (asks first)
+	@if [ -d .nigredo ]; then \
+		if [ -z "$(YES)" ]; then printf "Delete .nigredo, with every lead stored in it? [y/N] "; read -r answer; [ "$$answer" = y ] || exit 1; fi; \
+		if [ -x $(BIN)/nigredo ]; then $(BIN)/nigredo down; fi; \
+		rm -rf .nigredo; \
+	fi
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "nigredo: needs Python 3.11, 3.12 or 3.13 with its venv module (Debian, Ubuntu: apt install python3-venv), or set PYTHON=" >&2; exit 1; }
+	@echo "Installing the locked dependencies into $(VENV) (about half a minute the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
