@@ -34,8 +34,9 @@ format: setup ## let ruff rewrite what `make check` would complain of
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+lock: ## resolve the dependencies anew into requirements.lock and artifacts.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --group dev pyproject.toml -o requirements.lock
+	$(BIN)/python -m nigredo.stack.artifacts
 
 clean: ## stop a stack left running here and remove what was generated, its data too (asks first)
 	@if [ -d .nigredo ]; then \

@@ -1,0 +1,104 @@
+"""Brings the topics and their schemas into the state that `schemas/topics.py` describes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from nigredo.backoff import Backoff
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.settings import Settings
+from schemas.registry import Registry, RegistryUnavailable
+from schemas.topics import TOPICS, load_schema
+
+COMPATIBILITY = "FULL_TRANSITIVE"
+CALL_TIMEOUT_S = 10.0
+
+
+def ensure(settings: Settings, *, deadline_s: float = 60.0) -> list[str]:
+    """Create missing topics, correct differing settings, register the schemas; return what was changed, as lines.
+
+    Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
+    other partitions under the consumers' feet. Raises DependencyDown when Kafka or the registry does not answer in
+    time, SchemaIncompatible when a schema of this release would break readers.
+    """
+    try:
+        admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
+        return _ensure_topics(admin, settings) + _ensure_schemas(settings, time.monotonic() + deadline_s)
+    except KafkaException as error:
+        raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+
+
+def _ensure_topics(admin: AdminClient, settings: Settings) -> list[str]:
+    changes = []
+    present = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
+    wanted = [
+        NewTopic(
+            spec.name,
+            num_partitions=settings.topic_partitions,
+            replication_factor=settings.topic_replication,
+            config=dict(spec.config),
+        )
+        for spec in TOPICS.values()
+        if spec.name not in present
+    ]
+    if wanted:
+        for name, created in admin.create_topics(wanted, request_timeout=CALL_TIMEOUT_S).items():
+            try:
+                created.result(CALL_TIMEOUT_S)
+                changes.append(f"created topic {name} with {settings.topic_partitions} partitions")
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in TOPICS if name in present]
+    differing = []
+    for resource, described in (admin.describe_configs(resources) if resources else {}).items():
+        now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S).items()}
+        corrected = _differences(now, TOPICS[resource.name].config)
+        if corrected:
+            entries = [
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                for name, value in corrected.items()
+            ]
+            differing.append(ConfigResource(ResourceType.TOPIC, resource.name, incremental_configs=entries))
+            changes += [f"set {name} of topic {resource.name}" for name in corrected]
+    for altered in (admin.incremental_alter_configs(differing) if differing else {}).values():
+        altered.result(CALL_TIMEOUT_S)
+    return changes
+
+
+def _differences(now: Mapping[str, str | None], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that differ; lists such as a clean-up policy compare without their order."""
+    return {name: value for name, value in wanted.items() if _items(now.get(name)) != _items(value)}
+
+
+def _items(value: str | None) -> list[str]:
+    return sorted((value or "").split(","))
+
+
+def _ensure_schemas(settings: Settings, deadline: float) -> list[str]:
+    """Register every schema under FULL_TRANSITIVE, retrying while the registry is away."""
+    registry = Registry(settings.schema_registry_url, settings.state_dir / "schemas")
+    backoff = Backoff(longest_s=2.0)
+    while True:
+        try:
+            for spec in TOPICS.values():
+                registry.set_compatibility(spec.subject, COMPATIBILITY)
+                registry.register(spec.subject, load_schema(spec.schema))
+            return []
+        except RegistryUnavailable as error:
+            wait_s = backoff.next_wait_s()
+            if time.monotonic() + wait_s > deadline:
+                raise DependencyDown(str(error)) from error
+            time.sleep(wait_s)

@@ -1,0 +1,133 @@
+"""Events to bytes and back: Confluent's wire format (a zero byte, the schema's id in four bytes, Avro)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+from collections.abc import Iterable
+from typing import Any, get_args, get_origin, get_type_hints
+
+import fastavro
+from fastavro.schema import parse_schema
+
+from schemas import events
+from schemas.events import Event
+from schemas.registry import Registry, SchemaUnknown
+from schemas.topics import TOPICS, load_schema
+
+MAGIC = 0
+PREFIX = struct.Struct(">bI")
+
+
+class Undecodable(Exception):
+    """These bytes are no event of this topic and never will be. The text holds nothing of their content."""
+
+
+class Codec:
+    """Encodes with the schema this release knows, decodes whatever any release registered.
+
+    `prepare` the topics that are written; reading needs no preparation. A schema id that is not cached yet costs one
+    call to the registry, which blocks for at most the registry's timeout. Safe to use from several threads.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._ids: dict[str, int] = {}
+        self._readers: dict[str, Any] = {}
+        self._writers: dict[int, Any] = {}
+
+    def prepare(self, topics: Iterable[str]) -> None:
+        """Learn the schema ids of the topics that will be encoded for.
+
+        Raises RegistryUnavailable or SchemaUnknown; may be called again until it succeeds.
+        """
+        for topic in topics:
+            if topic not in self._ids:
+                spec = TOPICS[topic]
+                self._ids[topic] = self._registry.id_of(spec.subject, load_schema(spec.schema))
+
+    def encode(self, topic: str, event: Event) -> bytes:
+        """Return the record value of `event` on `topic`, which was prepared."""
+        schema = self._ours(topic)
+        name, plain = type(event).__name__, _as_plain(event)
+        out = io.BytesIO()
+        out.write(PREFIX.pack(MAGIC, self._ids[topic]))
+        fastavro.schemaless_writer(out, schema, (f"nigredo.{name}", plain) if isinstance(schema, list) else plain)
+        return out.getvalue()
+
+    def decode(self, topic: str, value: bytes) -> Event:
+        """Return the event in a record value of `topic`.
+
+        Raises Undecodable when it never can be, RegistryUnavailable when its schema has to be fetched and the
+        registry is away: then wait, the record may be perfectly good.
+        """
+        if len(value) < PREFIX.size:
+            raise Undecodable("shorter than the five bytes that begin every Avro record")
+        magic, schema_id = PREFIX.unpack_from(value)
+        if magic != MAGIC:
+            raise Undecodable("does not begin with the zero byte of Confluent's wire format")
+        writer, ours = self._written_with(schema_id), self._ours(topic)
+        source = io.BytesIO(value)
+        source.seek(PREFIX.size)
+        try:
+            plain: Any = fastavro.schemaless_reader(source, writer, ours, return_record_name=isinstance(ours, list))
+            if source.read(1):
+                raise Undecodable(f"goes on after the end of schema {schema_id}")
+            name, plain = plain if isinstance(ours, list) else (ours["name"], plain)
+            event: Event = _from_plain(getattr(events, name.removeprefix("nigredo.")), plain)
+            return event
+        except Undecodable:
+            raise
+        except Exception as error:
+            # fastavro raises whatever the broken bytes lead to, from EOFError to struct.error; its text may quote them.
+            raise Undecodable(f"does not fit schema {schema_id}: {type(error).__name__}") from None
+
+    def _written_with(self, schema_id: int) -> Any:
+        if schema_id not in self._writers:
+            try:
+                self._writers[schema_id] = parse_schema(self._registry.schema_of(schema_id))
+            except SchemaUnknown as error:
+                raise Undecodable(f"the registry has no schema {schema_id}") from error
+        return self._writers[schema_id]
+
+    def _ours(self, topic: str) -> Any:
+        if topic not in self._readers:
+            self._readers[topic] = parse_schema(load_schema(TOPICS[topic].schema))
+        return self._readers[topic]
+
+
+# Which fields of an event hold further events; worked out once a class, so that a record costs no reflection.
+_NESTED: dict[type, tuple[tuple[str, type | None, bool], ...]] = {}
+
+
+def _fields_of(cls: type) -> tuple[tuple[str, type | None, bool], ...]:
+    """Return (name, nested class or None, whether it is a tuple of them) of each field."""
+    if cls not in _NESTED:
+        hints = get_type_hints(cls)
+        described = []
+        for field in dataclasses.fields(cls):
+            hint = hints[field.name]
+            many = get_origin(hint) is tuple
+            inner = get_args(hint)[0] if many else hint
+            described.append((field.name, inner if dataclasses.is_dataclass(inner) else None, many))
+        _NESTED[cls] = tuple(described)  # type: ignore[arg-type]
+    return _NESTED[cls]
+
+
+def _as_plain(event: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, nested, many in _fields_of(type(event)):
+        value = getattr(event, name)
+        if nested is not None:
+            value = [_as_plain(item) for item in value] if many else _as_plain(value)
+        plain[name] = value
+    return plain
+
+
+def _from_plain(cls: type, plain: dict[str, Any]) -> Any:
+    for name, nested, many in _fields_of(cls):
+        if nested is not None:
+            value = plain[name]
+            plain[name] = tuple(_from_plain(nested, item) for item in value) if many else _from_plain(nested, value)
+    return cls(**plain)

@@ -1,0 +1,115 @@
+"""Every topic of the product: its name, how long it keeps what, and which schema its values have.
+
+Partitions and replication are settings of the installation; retention is part of the contract with readers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic. `schema` names its `.avsc` file, without the version; the registry's subject is `{name}-value`."""
+
+    name: str
+    schema: str
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """The registry's subject for the values."""
+        return f"{self.name}-value"
+
+
+def _deleted_after(days: int, **config: str) -> dict[str, str]:
+    return {"cleanup.policy": "delete", "retention.ms": str(days * DAY_MS)} | _dotted(config)
+
+
+def _compacted(**config: str) -> dict[str, str]:
+    # A tombstone or a newer value takes effect on disk within a day, also on a quiet topic.
+    return {
+        "cleanup.policy": "compact",
+        "segment.ms": str(6 * HOUR_MS),
+        "max.compaction.lag.ms": str(DAY_MS),
+        "min.cleanable.dirty.ratio": "0.1",
+    } | _dotted(config)
+
+
+def _compacted_and_deleted_after(ms: int, **config: str) -> dict[str, str]:
+    return _compacted() | {"cleanup.policy": "compact,delete", "retention.ms": str(ms)} | _dotted(config)
+
+
+def _dotted(config: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "."): value for name, value in config.items()}
+
+
+SUBMISSIONS = "nigredo.submissions"
+LEADS = "nigredo.leads"
+REJECTIONS = "nigredo.rejections"
+RATE_LIMITS = "nigredo.rate-limits"
+DELIVERIES = "nigredo.deliveries"
+WEBHOOK_DEAD = "nigredo.webhook-dead"
+WEBHOOK_REPLAYS = "nigredo.webhook-replays"
+DEAD_LETTERS = "nigredo.dead-letters"
+CONTROL = "nigredo.control"
+AUDIT = "nigredo.audit"
+
+TOPICS: Mapping[str, TopicSpec] = {
+    spec.name: spec
+    for spec in (
+        TopicSpec(
+            SUBMISSIONS,
+            "submissions",
+            # The broker's append time is the clock of the rate limit: no ingest node's clock can bend it.
+            _deleted_after(7, message_timestamp_type="LogAppendTime", segment_ms=str(6 * HOUR_MS)),
+        ),
+        TopicSpec(LEADS, "leads", _compacted()),
+        TopicSpec(REJECTIONS, "rejections", _compacted_and_deleted_after(30 * DAY_MS)),
+        TopicSpec(
+            RATE_LIMITS,
+            "rate-limits",
+            # Kept three times the window; nothing is compacted away while it may still decide a verdict.
+            _compacted_and_deleted_after(
+                3 * HOUR_MS,
+                segment_ms=str(HOUR_MS // 2),
+                min_compaction_lag_ms=str(HOUR_MS),
+                max_compaction_lag_ms=str(2 * HOUR_MS),
+            ),
+        ),
+        TopicSpec(DELIVERIES, "deliveries", _deleted_after(365)),
+        TopicSpec(WEBHOOK_DEAD, "webhook-dead", _compacted_and_deleted_after(90 * DAY_MS)),
+        TopicSpec(WEBHOOK_REPLAYS, "webhook-replays", _compacted()),
+        TopicSpec(DEAD_LETTERS, "dead-letters", _compacted_and_deleted_after(90 * DAY_MS)),
+        TopicSpec(CONTROL, "control", _compacted()),
+        TopicSpec(AUDIT, "audit", _deleted_after(365)),
+    )
+}
+
+NEWEST_VERSION: Mapping[str, int] = {
+    "submissions": 1,
+    "leads": 1,
+    "rejections": 1,
+    "rate-limits": 1,
+    "deliveries": 1,
+    "webhook-retries": 1,
+    "webhook-dead": 1,
+    "webhook-replays": 1,
+    "dead-letters": 1,
+    "control": 1,
+    "audit": 1,
+}
+"""The version of each schema that this release writes; older files stay, since older records do."""
+
+
+def load_schema(name: str, version: int | None = None) -> Any:
+    """Return one schema file as parsed JSON; the newest version unless told."""
+    file = resources.files("schemas") / f"{name}.v{version or NEWEST_VERSION[name]}.avsc"
+    return json.loads(file.read_text(encoding="utf-8"))
