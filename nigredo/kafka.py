@@ -125,6 +125,15 @@ class Publisher:
         self._pending.add(future)
         return future
 
+    def probe(self, topic: str, timeout_s: float) -> None:
+        """Ask the broker about a topic; blocks, for a thread. Raises DependencyDown when it does not answer."""
+        try:
+            found = self._producer.list_topics(topic, timeout=timeout_s).topics.get(topic)
+        except KafkaException as error:
+            raise _as_ours(error.args[0]) from error
+        if found is None or found.error is not None:
+            raise DependencyDown(f"there is no topic {topic} yet")
+
     async def close(self, *, deadline_s: float = 5.0) -> int:
         """Wait until everything is acknowledged, at most `deadline_s`; return how many records were not."""
         try:

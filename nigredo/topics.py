@@ -16,10 +16,10 @@ from confluent_kafka.admin import (
 )
 
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown
+from nigredo.errors import DependencyDown, StartRefused
 from nigredo.kafka import client_config
 from nigredo.settings import Settings
-from schemas.registry import Registry, RegistryUnavailable
+from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible
 from schemas.topics import TOPICS, load_schema
 
 COMPATIBILITY = "FULL_TRANSITIVE"
@@ -31,7 +31,7 @@ def ensure(settings: Settings, *, deadline_s: float = 60.0) -> list[str]:
 
     Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
     other partitions under the consumers' feet. Raises DependencyDown when Kafka or the registry does not answer in
-    time, SchemaIncompatible when a schema of this release would break readers.
+    time, StartRefused when a schema of this release would break readers.
     """
     try:
         admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
@@ -97,6 +97,8 @@ def _ensure_schemas(settings: Settings, deadline: float) -> list[str]:
                 registry.set_compatibility(spec.subject, COMPATIBILITY)
                 registry.register(spec.subject, load_schema(spec.schema))
             return []
+        except SchemaIncompatible as error:
+            raise StartRefused(str(error)) from error
         except RegistryUnavailable as error:
             wait_s = backoff.next_wait_s()
             if time.monotonic() + wait_s > deadline:

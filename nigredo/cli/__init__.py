@@ -1,0 +1,50 @@
+"""The command line: one module a group of commands, and one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from nigredo.cli.output import Context
+from nigredo.errors import NigredoError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home", type=click.Path(path_type=Path), default=None, help="The stack's folder [NIGREDO_HOME, .nigredo]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text")
+@click.version_option(package_name="nigredo", message="%(prog)s %(version)s")
+@click.pass_context
+def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
+    """Nigredo captures leads and loses none."""
+    context.obj = Context(home=home or Path(os.environ.get("NIGREDO_HOME") or ".nigredo"), as_json=as_json)
+
+
+def main() -> int:
+    """Run the command line and return its exit code: 0 only when the thing asked for is so."""
+    # Imported here so that each command group can be found in its own module without a cycle.
+    from nigredo.cli import database, processes, stack, topics
+
+    for module in (stack, processes, topics, database):
+        for command in module.COMMANDS:
+            nigredo.add_command(command)
+    try:
+        code = nigredo.main(standalone_mode=False, prog_name="nigredo")
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return _refuse("stopped before it was done", 130)
+    except click.ClickException as error:
+        return _refuse(error.format_message(), error.exit_code)
+    except NigredoError as error:
+        return _refuse(str(error), 1)
+    return int(code or 0)
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"nigredo: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,229 @@
+"""The HTTP application: routes, what every answer has in common, and the start and end of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import falcon
+import falcon.asgi
+
+from ingest.form import FormRefused, parse_form
+from ingest.intake import USER_AGENT_MAX, Intake
+from ingest.page import FORM, THANKS
+from ingest.problems import PROBLEM_JSON, Problem
+from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.health import Health
+from nigredo.networks import client_address
+from nigredo.settings import Settings
+from nigredo.telemetry import configure_logging, get_logger
+
+log = get_logger()
+
+Request = falcon.asgi.Request
+Response = falcon.asgi.Response
+
+BODY_DEADLINE_S = 10.0
+RETRY_AFTER_S = 5
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
+
+
+class Leads:
+    """`POST /api/leads`."""
+
+    def __init__(self, settings: Settings, intake: Intake) -> None:
+        self._settings = settings
+        self._intake = intake
+
+    async def on_post(self, request: Request, response: Response) -> None:
+        """Take a form: 202 once Kafka has it, or 303 for a browser."""
+        form = parse_form(request.content_type, await self._body(request))
+        address = client_address(
+            request.remote_addr,
+            request.get_header("X-Forwarded-For"),
+            request.get_header("Forwarded"),
+            self._settings.trusted_proxies,
+        )
+        agent = _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
+        lead_id = await self._intake.take(form, address, agent)
+        request.context.lead_id = str(lead_id)
+        if prefers_html(request):
+            response.status = falcon.HTTP_303
+            response.location = "/thanks"
+            return
+        response.status = falcon.HTTP_202
+        response.location = f"/api/leads/{lead_id}"
+        response.media = {"id": str(lead_id), "status": "accepted"}
+
+    async def _body(self, request: Request) -> bytes:
+        most = self._settings.body_max_bytes
+        if (request.content_length or 0) > most:
+            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(BODY_DEADLINE_S):
+                async for chunk in request.bounded_stream:
+                    size += len(chunk)
+                    if size > most:
+                        raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
+        return b"".join(chunks)
+
+
+class Page:
+    """A page that never changes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Send the page."""
+        response.content_type = falcon.MEDIA_HTML
+        response.data = self._content
+
+
+class HealthRoute:
+    """`/health`, `/health/ready`: whether forms can be taken now."""
+
+    def __init__(self, function: str, intake: Intake) -> None:
+        self._function = function
+        self._intake = intake
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200 when ready, else 503 with what is missing."""
+        reason = await self._intake.check()
+        response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
+        status = "ok" if reason is None else "waiting"
+        response.media = {"status": status, "function": self._function, "waiting_for": reason}
+
+
+class LiveRoute:
+    """`/health/live`: whether the process answers at all, whatever Kafka does."""
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200."""
+        response.media = {"status": "ok"}
+
+
+class Lifecycle:
+    """Opens and closes the intake with the worker, and writes one line a request."""
+
+    def __init__(self, intake: Intake, function_of: Callable[[str], str]) -> None:
+        self._intake = intake
+        self._function_of = function_of
+
+    async def process_startup(self, *_: Any) -> None:
+        """Begin to connect."""
+        self._intake.open()
+
+    async def process_shutdown(self, *_: Any) -> None:
+        """Finish what was begun."""
+        await self._intake.close()
+
+    async def process_request(self, request: Request, response: Response) -> None:
+        """Give the request its id and its start."""
+        request.context.began = time.perf_counter()
+        request.context.request_id = str(uuid4())
+        request.context.lead_id = None
+        response.set_header("X-Request-Id", request.context.request_id)
+        response.set_header("X-Content-Type-Options", "nosniff")
+
+    async def process_response(self, request: Request, response: Response, _: Any, succeeded: bool) -> None:
+        """Write the canonical line; health probes are not news."""
+        if request.path.startswith("/health"):
+            return
+        status = int(str(response.status).split()[0])
+        write = log.error if status >= 500 and not succeeded else log.info
+        write(
+            "request",
+            function=self._function_of(request.method),
+            request_id=request.context.request_id,
+            method=request.method,
+            route=request.uri_template or "unknown",
+            status_code=status,
+            duration_ms=round((time.perf_counter() - request.context.began) * 1000, 1),
+            lead_id=request.context.lead_id,
+        )
+
+
+def prefers_html(request: Request) -> bool:
+    """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
+    return request.client_prefers(("text/html", "application/json")) == "text/html" and "html" in request.accept
+
+
+def answer_problem(request: Request, response: Response, problem: Problem) -> None:
+    """Answer with problem details, or with a page where a person reads it."""
+    response.status = falcon.code_to_http_status(problem.status)
+    response.set_header("Vary", "Accept")
+    if prefers_html(request):
+        response.content_type = falcon.MEDIA_HTML
+        response.data = problem.as_page()
+    else:
+        response.content_type = PROBLEM_JSON
+        response.data = problem.as_json()
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.context, "request_id", ""))
+
+
+async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
+    fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
+    answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
+
+
+async def _dependency_down(request: Request, response: Response, error: DependencyDown, _: Any) -> None:
+    log.error("submission not taken", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Your message could not be taken just now. Please send it again in a moment."
+    answer_problem(request, response, Problem(503, detail, _request_id(request)))
+
+
+async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
+    log.error("submission refused by Kafka", error=str(error), request_id=_request_id(request))
+    answer_problem(request, response, Problem(413, "The form is too large to be stored.", _request_id(request)))
+
+
+async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
+    response.set_headers(error.headers or {})
+    detail = error.description or error.title or ""
+    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request)))
+
+
+async def _unexpected(request: Request, response: Response, error: Exception, _: Any) -> None:
+    # The class alone: an exception's text may quote what a person typed.
+    log.error("request failed", error=type(error).__name__, request_id=_request_id(request))
+    answer_problem(request, response, Problem(500, "The request could not be handled.", _request_id(request)))
+
+
+def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
+    """Return the application. The intake is opened and closed with it."""
+    create, read = settings.function("create-lead"), settings.function("list-leads")
+    app = falcon.asgi.App(middleware=[Lifecycle(intake, lambda method: create if method == "POST" else read)])
+    app.add_error_handler(Exception, _unexpected)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(FormRefused, _form_refused)
+    app.add_error_handler(DependencyDown, _dependency_down)
+    app.add_error_handler(RecordRefused, _record_refused)
+    app.add_route("/api/leads", Leads(settings, intake))
+    health = HealthRoute(create, intake)
+    app.add_route("/health", health)
+    app.add_route("/health/ready", health)
+    app.add_route("/health/live", LiveRoute())
+    app.add_route("/", Page(FORM))
+    app.add_route("/thanks", Page(THANKS))
+    return app
+
+
+def create() -> falcon.asgi.App[Any, Any]:
+    """Return the application of a server's worker process, set up from the environment."""
+    settings = Settings.from_environment(os.environ)
+    configure_logging(settings.function("create-lead"))
+    return make_app(settings, Intake(settings, Health(settings.function("create-lead"))))

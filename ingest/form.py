@@ -1,0 +1,209 @@
+"""A request's body to a validated form: the one place where what people typed is judged.
+
+Every problem names its field, so that a page can show it where it belongs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from email_validator import EmailNotValidError, validate_email
+
+from schemas.events import Contact
+
+NAME_MAX = 200
+EMAIL_MAX = 254
+MESSAGE_MAX = 10_000
+LABEL_MAX = 100
+EXTRA_FIELDS_MAX = 50
+EXTRA_NAME_MAX = 100
+EXTRA_VALUE_MAX = 2_000
+
+JSON = "application/json"
+URLENCODED = "application/x-www-form-urlencoded"
+
+# C0 controls but tab and line breaks, DEL, and C1: nothing a person types, and PostgreSQL refuses the first of them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029]")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One thing wrong with a body. `field` is the form's field, or `body`."""
+
+    field: str
+    detail: str
+
+
+class FormRefused(Exception):
+    """The body is no acceptable form. `status` is the HTTP status: 400, 415 or 422."""
+
+    def __init__(self, status: int, *problems: FieldProblem) -> None:
+        super().__init__(", ".join(problem.field for problem in problems))
+        self.status = status
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a person sent, fit to be stored."""
+
+    contact: Contact
+    form_id: str | None
+    source: str | None
+
+
+def parse_form(content_type: str | None, body: bytes) -> Form:
+    """Return the form in a request's body. Raises FormRefused naming every field that is wrong."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind not in (JSON, URLENCODED):
+        raise FormRefused(415, FieldProblem("Content-Type", f"must be {JSON} or {URLENCODED}"))
+    if not body.strip():
+        raise FormRefused(400, FieldProblem("body", "is empty"))
+    return _validate(_json_fields(body) if kind == JSON else _urlencoded_fields(body))
+
+
+def _json_fields(body: bytes) -> Mapping[str, Any]:
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FormRefused(400, FieldProblem("body", "is not UTF-8")) from None
+    try:
+        fields = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
+    except ValueError:
+        raise FormRefused(400, FieldProblem("body", "is not JSON")) from None
+    if not isinstance(fields, dict):
+        raise FormRefused(422, FieldProblem("body", "must be a JSON object"))
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
+    """Return the fields; one given several times, as checkboxes are, is a list."""
+    fields: dict[str, Any] = {}
+    problems = []
+    for pair in body.split(b"&"):
+        if not pair.strip():
+            continue
+        raw_name, _, raw_value = pair.partition(b"=")
+        try:
+            name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise FormRefused(400, FieldProblem("body", "has a field name that is not UTF-8")) from None
+        try:
+            value = unquote_to_bytes(raw_value.replace(b"+", b" ")).decode("utf-8")
+        except UnicodeDecodeError:
+            problems.append(FieldProblem(_shown(name), "is not UTF-8"))
+            continue
+        if name in fields:
+            before = fields[name]
+            fields[name] = [*before, value] if isinstance(before, list) else [before, value]
+        else:
+            fields[name] = value
+    if problems:
+        raise FormRefused(400, *problems)
+    return fields
+
+
+def _validate(fields: Mapping[str, Any]) -> Form:
+    problems: list[FieldProblem] = []
+
+    def text(name: str, most: int, *, lines: bool = False, needed: bool = True) -> str | None:
+        value = fields.get(name)
+        if isinstance(value, str):
+            value = _LINE_BREAKS.sub("\n", value).strip()
+        if value is None or value == "":
+            if needed:
+                problems.append(FieldProblem(name, "is missing"))
+            return None
+        wrong = _what_is_wrong(value, most, lines=lines)
+        if wrong:
+            problems.append(FieldProblem(name, wrong))
+            return None
+        return str(value)
+
+    name = text("name", NAME_MAX)
+    address = text("email", EMAIL_MAX)
+    message = text("message", MESSAGE_MAX, lines=True)
+    form_id = text("form_id", LABEL_MAX, needed=False)
+    source = text("source", LABEL_MAX, needed=False)
+    email = _email(address, problems) if address is not None else None
+    extra = _extra(fields, problems)
+    if problems or name is None or email is None or message is None:
+        raise FormRefused(422, *problems)
+    return Form(Contact(name, email, message, extra), form_id, source)
+
+
+def _email(address: str, problems: list[FieldProblem]) -> str | None:
+    try:
+        return str(validate_email(address, check_deliverability=False).normalized)
+    except EmailNotValidError:
+        # Its own text quotes the address.
+        problems.append(FieldProblem("email", "is not an e-mail address"))
+        return None
+
+
+def _extra(fields: Mapping[str, Any], problems: list[FieldProblem]) -> dict[str, str]:
+    """Keep the fields we give no meaning to; those that begin with an underscore are for the endpoint itself."""
+    known = ("name", "email", "message", "form_id", "source")
+    names = [name for name in fields if name not in known and not name.startswith("_")]
+    if len(names) > EXTRA_FIELDS_MAX:
+        problems.append(FieldProblem("body", f"has more than {EXTRA_FIELDS_MAX} further fields"))
+        return {}
+    extra = {}
+    for name in names:
+        wrong = _what_is_wrong(name, EXTRA_NAME_MAX) if name else "has no name"
+        value = _as_text(fields[name])
+        wrong = wrong or _what_is_wrong(value, EXTRA_VALUE_MAX, lines=True)
+        if wrong:
+            problems.append(FieldProblem(_shown(name), wrong))
+        else:
+            extra[name] = _LINE_BREAKS.sub("\n", value)
+    return extra
+
+
+def _as_text(value: Any) -> Any:
+    """Return a plain value as the text it is written as; lists of plain values too; anything else as it is."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value
+
+
+def _what_is_wrong(value: Any, most: int, *, lines: bool = False) -> str | None:
+    if isinstance(value, list):
+        return "is given more than once"
+    if not isinstance(value, str):
+        return "must be text"
+    if len(value) > most:
+        return f"is longer than {most} characters"
+    if _CONTROLS.search(value):
+        return "has a control character"
+    if not lines and ("\n" in value or "\t" in value):
+        return "has a line break or a tab"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return "has half of a surrogate pair"
+    return None
+
+
+def _shown(name: str) -> str:
+    """Return a field name that came from outside in a form that can be sent back."""
+    cut = name[:EXTRA_NAME_MAX]
+    return _CONTROLS.sub("?", cut).encode("utf-8", "replace").decode("utf-8") or "body"

@@ -1,0 +1,35 @@
+"""The process that takes forms: `ingest.app` on granian."""
+
+from __future__ import annotations
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.log import LogLevels
+
+from nigredo.settings import Settings
+from nigredo.startup import run_process
+
+STOP_GRACE_S = 8
+"""A worker that is still busy this long after the signal is killed; a request's own deadlines are shorter."""
+
+
+def main() -> int:
+    """Serve until a signal ends it; return the exit code."""
+    return run_process("create-lead", _serve)
+
+
+def _serve(settings: Settings) -> None:
+    Granian(
+        "ingest.app:create",
+        factory=True,
+        address=settings.ingest_host,
+        port=settings.ingest_port,
+        interface=Interfaces.ASGI,
+        workers=settings.ingest_workers,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_GRACE_S,
+    ).serve()

@@ -1,0 +1,20 @@
+"""`nigredo migrate`: the database's schema."""
+
+from __future__ import annotations
+
+import click
+
+from nigredo.cli.output import Context, with_context
+
+
+@click.command()
+@with_context
+def migrate(context: Context) -> None:
+    """Apply the migrations that the database does not have yet; safe to repeat and beside the running version."""
+    from nigredo.migrate import migrate as apply
+
+    applied = apply(context.settings("migrate", role="admin"))
+    context.result({"applied": applied}, "\n".join(applied) or "nothing to apply")
+
+
+COMMANDS = (migrate,)

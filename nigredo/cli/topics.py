@@ -1,0 +1,25 @@
+"""`nigredo topics`: the topics and their schemas."""
+
+from __future__ import annotations
+
+import click
+
+from nigredo.cli.output import Context, with_context
+
+
+@click.group()
+def topics() -> None:
+    """The topics and their schemas."""
+
+
+@topics.command()
+@with_context
+def ensure(context: Context) -> None:
+    """Create what is missing and correct what differs; safe to repeat."""
+    from nigredo.topics import ensure as ensure_topics
+
+    changes = ensure_topics(context.settings("topics", role="nigredo_app"))
+    context.result({"changes": changes}, "\n".join(changes) or "nothing to change")
+
+
+COMMANDS = (topics,)

@@ -1,0 +1,34 @@
+"""Parks a record that a stage could not use, byte for byte, where an operator finds it with the reason."""
+
+from __future__ import annotations
+
+from nigredo.clock import utc_now
+from nigredo.kafka import Publisher
+from nigredo.record import Record
+from schemas.codec import Codec
+from schemas.events import DeadLetter, RecordHeader
+from schemas.topics import DEAD_LETTERS
+
+ERROR_MAX = 500
+
+
+async def park(publisher: Publisher, codec: Codec, function: str, record: Record, reason: str, error: str) -> None:
+    """Publish the record to the dead letters and return once Kafka has it. Raises DependencyDown.
+
+    The key is the record's place, so that parking it again after a crash replaces it rather than doubling it.
+    """
+    letter = DeadLetter(
+        function=function,
+        reason=reason,
+        error=error[:ERROR_MAX],
+        origin_topic=record.topic,
+        origin_partition=record.partition,
+        origin_offset=record.offset,
+        origin_timestamp=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(RecordHeader(name, value) for name, value in record.headers),
+        parked_at=utc_now(),
+    )
+    key = f"{function}:{record.topic}:{record.partition}:{record.offset}".encode()
+    await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, letter))

@@ -1,0 +1,31 @@
+"""Offsets of consumer groups, set from outside while a group has no members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.settings import Settings
+
+CALL_TIMEOUT_S = 10.0
+
+
+def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+    """Set the next offset of each partition for a group.
+
+    Kafka allows it only while the group has no members. Raises DependencyDown, also when it has some.
+    """
+    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("groups")))
+    wanted = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    try:
+        request = [ConsumerGroupTopicPartitions(group, wanted)]
+        answers = admin.alter_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
+        for answer in answers[group].result(CALL_TIMEOUT_S).topic_partitions:
+            if answer.error is not None:
+                raise DependencyDown(f"offsets of {group} cannot be set: {answer.error.name()}")
+    except KafkaException as error:
+        raise DependencyDown(f"offsets of {group} cannot be set: {error.args[0].name()}") from error

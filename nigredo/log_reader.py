@@ -1,0 +1,124 @@
+"""Reading a topic without a group: to its end by position, or a single record's place; blocking, for a thread.
+
+"To the end" means the position passed the end that was recorded first. Offsets alone cannot tell: compaction and
+transaction markers leave gaps, so the last offset may never be seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
+
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.settings import Settings
+
+CALL_TIMEOUT_S = 5.0
+POLL_S = 0.2
+
+
+class LogReader:
+    """Plain reads of one cluster. Every call opens its own consumer, so it may be used from several threads."""
+
+    def __init__(self, settings: Settings, component: str) -> None:
+        self._settings = settings
+        self._component = component
+
+    def read_to_end(
+        self, topic: str, partitions: Sequence[int], *, deadline_s: float, since: datetime | None = None
+    ) -> Iterator[Message]:
+        """Yield every record of the partitions up to their present ends, oldest first within a partition.
+
+        since: leaves out what is older by the records' own timestamps.
+        Raises DependencyDown when Kafka does not answer or the end is not reached within the deadline.
+        """
+        deadline = time.monotonic() + deadline_s
+        with self._consumer() as consumer:
+            marks = {p: self._watermarks(consumer, topic, p) for p in partitions}
+            ends = {p: end for p, (_, end) in marks.items()}
+            open_partitions = {p for p, (start, end) in marks.items() if start < end}
+            starts = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in open_partitions]
+            if since is not None and starts:
+                asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
+                starts = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
+            consumer.assign(starts)
+            while open_partitions:
+                if time.monotonic() > deadline:
+                    raise DependencyDown(f"the end of {topic} was not reached within {deadline_s:g} s")
+                for message in consumer.consume(1000, POLL_S):
+                    if message.error() is None and (message.offset() or 0) < ends[message.partition() or 0]:
+                        yield message
+                asked = [TopicPartition(topic, p) for p in sorted(open_partitions)]
+                open_partitions -= {at.partition for at in consumer.position(asked) if at.offset >= ends[at.partition]}
+
+    def next_offset(self, topic: str, partition: int, offset: int, *, deadline_s: float) -> int:
+        """Return the offset of the first record at or after `offset` that still exists.
+
+        The end of the partition when there is none yet. Raises DependencyDown when Kafka does not tell in time.
+        """
+        deadline = time.monotonic() + deadline_s
+        with self._consumer() as consumer:
+            low, high = self._watermarks(consumer, topic, partition)
+            consumer.assign([TopicPartition(topic, partition, max(low, offset))])
+            while max(low, offset) < high:
+                if time.monotonic() > deadline:
+                    raise DependencyDown(f"{topic} partition {partition} cannot be read")
+                message = consumer.poll(POLL_S)
+                if message is not None and message.error() is None:
+                    return message.offset() or 0
+                (at,) = consumer.position([TopicPartition(topic, partition)])
+                if at.offset >= high:
+                    break
+            return high
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first offset that exists and the one after the last. Raises DependencyDown."""
+        with self._consumer() as consumer:
+            return self._watermarks(consumer, topic, partition)
+
+    def partitions(self, topic: str) -> list[int]:
+        """Return the partitions of a topic. Raises DependencyDown, also when there is no such topic yet."""
+        with self._consumer() as consumer:
+            found = consumer.list_topics(topic, timeout=CALL_TIMEOUT_S).topics.get(topic)
+            if found is None or found.error is not None or not found.partitions:
+                raise DependencyDown(f"there is no topic {topic} yet")
+            return sorted(found.partitions)
+
+    def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int | None]:
+        """Return the offset a group committed for each partition; None where it has none. Raises DependencyDown."""
+        with self._consumer(group) as consumer:
+            asked = [TopicPartition(topic, partition) for partition in partitions]
+            answer = consumer.committed(asked, timeout=CALL_TIMEOUT_S)
+            return {at.partition: None if at.offset == OFFSET_INVALID else at.offset for at in answer}
+
+    @contextmanager
+    def _consumer(self, group: str | None = None) -> Iterator[Consumer]:
+        consumer = Consumer(
+            client_config(self._settings.kafka_bootstrap_servers, self._settings.function(self._component))
+            | {
+                "group.id": group or f"{self._settings.function(self._component)}-reader",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        try:
+            yield consumer
+        except KafkaException as error:
+            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+        finally:
+            consumer.close()
+
+    @staticmethod
+    def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+        marks: tuple[int, int] | None = consumer.get_watermark_offsets(
+            TopicPartition(topic, partition), timeout=CALL_TIMEOUT_S
+        )
+        if marks is None:
+            raise DependencyDown(f"Kafka did not tell where {topic} ends")
+        return marks

@@ -1,0 +1,79 @@
+"""Client addresses: which network they count for, and which address a request behind proxies came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from nigredo.settings import Network
+
+Address = IPv4Address | IPv6Address
+
+
+def client_network(address: Address) -> str:
+    """Return the key a client is limited by: the IPv4 address itself, or the IPv6 /64.
+
+    A provider hands a household a /64 or more; counting single IPv6 addresses would be no limit at all. An IPv4
+    address in IPv6 clothes (`::ffff:192.0.2.1`) counts as the IPv4 address.
+    """
+    address = unmapped(address)
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(ip_network((address, 64), strict=False))
+
+
+def unmapped(address: Address) -> Address:
+    """Return the IPv4 address that an IPv4-mapped IPv6 address stands for; anything else as it is."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def within(address: Address, networks: Sequence[Network]) -> bool:
+    """Say whether an address lies in one of the networks."""
+    address = unmapped(address)
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def parse_hop(text: str) -> Address | None:
+    """Return the address of one hop as proxies write it: bare, `v4:port`, `[v6]`, `[v6]:port`, quoted; else None."""
+    text = text.strip().strip('"').strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return unmapped(ip_address(text.partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def client_address(peer: str, forwarded_for: str | None, forwarded: str | None, trusted: Sequence[Network]) -> Address:
+    """Return the client's address: the right-most hop that is not a trusted proxy.
+
+    peer: the socket's own peer. forwarded_for: `X-Forwarded-For`; forwarded: `Forwarded` (RFC 7239), read only when
+    the first is not there, for nearly every proxy appends to `X-Forwarded-For` and lets a `Forwarded` that the client
+    made up pass. Hops further left were written by whoever we do not trust and count for nothing. A hop that is no
+    address ends the walk at the last proxy that is known, so that nobody frees himself by writing nonsense.
+    """
+    address = parse_hop(peer)
+    if address is None:
+        # A Unix socket or a test client; nothing outside can reach us that way.
+        address = IPv4Address("127.0.0.1")
+    hops = forwarded_for.split(",") if forwarded_for is not None else _forwarded_hops(forwarded or "")
+    for hop in reversed(hops):
+        if not within(address, trusted):
+            break
+        before = parse_hop(hop)
+        if before is None:
+            break
+        address = before
+    return address
+
+
+def _forwarded_hops(forwarded: str) -> list[str]:
+    """Return the `for` of each element of a `Forwarded` header; an element without one as an empty hop."""
+    hops = []
+    for element in forwarded.split(","):
+        pairs = (pair.partition("=") for pair in element.split(";"))
+        hops.append(next((value for name, _, value in pairs if name.strip().lower() == "for"), ""))
+    return hops

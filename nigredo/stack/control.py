@@ -1,0 +1,103 @@
+"""The supervisor's ear: one JSON line in, one JSON line out, over a Unix socket in the home."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from nigredo.errors import NigredoError
+from nigredo.stack.home import Home
+
+Answer = dict[str, Any]
+
+
+class NotRunning(NigredoError):
+    """No supervisor answers in this home."""
+
+
+class AlreadyRunning(NigredoError):
+    """Another supervisor owns this home."""
+
+
+@contextmanager
+def owned(home: Home) -> Iterator[IO[str]]:
+    """Own the home as its one supervisor; the owner's death frees it. Raises AlreadyRunning."""
+    with (home.dir / "run" / "owner").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AlreadyRunning(
+                f"a stack already runs in {home.dir} (process {file.read().strip()}); `nigredo down` ends it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
+
+
+async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> asyncio.AbstractServer:
+    """Answer requests until the returned server is closed. A NigredoError goes to the asker as its text."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), 5.0)
+            try:
+                reply = await answer(json.loads(line))
+            except NigredoError as error:
+                reply = {"error": str(error)}
+            writer.write(json.dumps(reply).encode() + b"\n")
+            await asyncio.wait_for(writer.drain(), 5.0)
+        except (TimeoutError, ValueError, ConnectionError):
+            pass  # The asker left or does not speak our language; it learns nothing and nothing is harmed.
+        finally:
+            writer.close()
+
+    path = home.dir / "run" / "control"
+    path.unlink(missing_ok=True)
+    with _short(path) as reachable:
+        return await asyncio.start_unix_server(one, reachable)
+
+
+def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
+    """Send a request to the supervisor and return its answer.
+
+    Raises NotRunning when nobody listens, NigredoError with the supervisor's own words when it refuses.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(deadline_s)
+        try:
+            with _short(home.dir / "run" / "control") as reachable:
+                connection.connect(reachable)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+        except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+            raise NotRunning(f"no stack runs in {home.dir}; `nigredo up` starts one") from None
+        except TimeoutError:
+            raise NigredoError(f"the supervisor in {home.dir} did not answer within {deadline_s:g} s") from None
+    if not line:
+        raise NotRunning(f"the stack in {home.dir} ended before it answered")
+    answer: Answer = json.loads(line)
+    if "error" in answer:
+        raise NigredoError(answer["error"])
+    return answer
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Give a name for a socket that fits into the 107 bytes the kernel allows, however deep the home lies."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY) if path.parent.is_dir() else None
+    if folder is None:
+        raise FileNotFoundError(path)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -1,0 +1,138 @@
+"""The whole product on one machine: which parts there are, in which order they start, and the run of them all."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nigredo import topics
+from nigredo.errors import NigredoError
+from nigredo.migrate import migrate
+from nigredo.settings import Settings
+from nigredo.stack import control
+from nigredo.stack.artifacts import Artifacts
+from nigredo.stack.home import Home
+from nigredo.stack.kafka import kafka_part
+from nigredo.stack.part import Part, http_waiting_for
+from nigredo.stack.postgres import postgres_part
+from nigredo.stack.registry import registry_part
+from nigredo.stack.supervisor import Supervised, Supervisor, check_ports, end_leftovers
+
+START_DEADLINE_S = 120.0
+PROCESSES = {
+    "fibonacci": "nigredo.stack.fibonacci",
+    "ingest": "ingest.main",
+    "rate-limiter": "processors.rate_limit.main",
+    "persister": "processors.persistence.main",
+    "webhook-sender": "sinks.webhook.main",
+}
+"""Our own processes and the module whose `main()` each of them is; `nigredo run NAME` starts one."""
+
+Tell = Callable[[str], None]
+
+
+def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
+    """Describe one of our own processes."""
+    port = home.port(name)
+    return Part(
+        name,
+        [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "run", name],
+        home.part_environment(environment, name),
+        lambda: http_waiting_for(port, "/health/ready"),
+        ports=(port,),
+        url=home.url(name) if name in ("ingest", "fibonacci") else None,
+    )
+
+
+def prepare(settings: Settings) -> None:
+    """Bring database, topics and schemas into the state this release needs."""
+    migrate(settings)
+    topics.ensure(settings)
+
+
+async def run(
+    home: Home, artifacts: Artifacts, environment: Mapping[str, str], *, tell: Tell, when_ready: Callable[[], None]
+) -> None:
+    """Run the stack until it is told to stop by a signal or by `nigredo down`.
+
+    `tell` gets one line a step; `when_ready` runs in a thread once everything is ready. The home must be owned.
+    Raises NigredoError when the stack cannot start; nothing is left running then.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for name in await asyncio.to_thread(end_leftovers, home):
+        tell(f"ended {name}, left behind by a stack that was killed")
+    as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
+    broker = kafka_part(home, artifacts.kafka_class_path, environment)
+    database = postgres_part(home, environment)
+    registry = registry_part(home, artifacts.registry_dir, environment)
+    own = [own_part(home, name, environment) for name in PROCESSES]
+    check_ports([broker, database, registry, *own])
+    supervisor = Supervisor(home, [[broker, database], [registry], [lambda: prepare(as_admin)], own])
+    stopped = asyncio.Event()
+    server = await control.serve(home, lambda request: _answer(supervisor, stop, stopped, request))
+    began = time.monotonic()
+    starting = asyncio.create_task(_start(supervisor, tell, began))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await asyncio.to_thread(when_ready)
+            await stopping
+        else:
+            starting.cancel()
+    finally:
+        await asyncio.gather(starting, return_exceptions=True)
+        tell("stopping")
+        await supervisor.stop()
+        stopped.set()
+        server.close()
+        # Whoever asked for it hears of it before the process ends.
+        await asyncio.sleep(0.1)
+
+
+async def _start(supervisor: Supervisor, tell: Tell, began: float) -> None:
+    """Start everything and tell of each part when it is ready."""
+
+    async def watch(name: str, part: Supervised) -> None:
+        await part.until_ready(began + START_DEADLINE_S)
+        tell(f"{name} ready after {time.monotonic() - began:.1f} s")
+
+    watching = [asyncio.create_task(watch(name, part)) for name, part in supervisor.parts.items()]
+    try:
+        await supervisor.start(START_DEADLINE_S)
+        await asyncio.wait(watching, timeout=1.0)
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def _answer(
+    supervisor: Supervisor, stop: asyncio.Event, stopped: asyncio.Event, request: dict[str, Any]
+) -> dict[str, Any]:
+    """Do what a command asks for and return what it prints."""
+    match request:
+        case {"do": "status"}:
+            return supervisor.status()
+        case {"do": "down"}:
+            stop.set()
+            await stopped.wait()
+            return {"ready": False, "parts": {}}
+        case {"do": "stop" | "start" | "restart" as action, "part": str(name)}:
+            part = supervisor.parts.get(name)
+            if part is None:
+                raise NigredoError(f"there is no part {name!r}; there are {', '.join(supervisor.parts)}")
+            if action != "start":
+                await part.stop()
+            if action != "stop":
+                await part.start()
+                await part.until_ready(time.monotonic() + START_DEADLINE_S)
+            return supervisor.status()
+    raise NigredoError("the supervisor does not know this request")

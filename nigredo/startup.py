@@ -1,0 +1,56 @@
+"""What every process does before it works: logging, settings, and schemas, with one way to say what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from nigredo.backoff import Backoff
+from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
+from nigredo.settings import Settings
+from nigredo.telemetry import configure_logging, get_logger
+from schemas.codec import Codec
+from schemas.registry import Registry, RegistryUnavailable, SchemaUnknown
+
+log = get_logger()
+
+
+def run_process(component: str, serve: Callable[[Settings], None]) -> int:
+    """Read the settings, set up logging, run `serve` until it returns; return the exit code.
+
+    2 for settings that cannot work, told in one line on stderr before there is a log; 1 for anything that a person
+    or a restart must see to.
+    """
+    try:
+        settings = Settings.from_environment(os.environ)
+    except ConfigurationError as error:
+        print(f"nigredo: {error}", file=sys.stderr)  # noqa: T201 - nothing is logged before this
+        return 2
+    configure_logging(settings.function(component))
+    try:
+        serve(settings)
+    except NigredoError as error:
+        log.error("stopped", error=str(error))
+        return 1
+    return 0
+
+
+async def ready_codec(settings: Settings, topics: Sequence[str], *, deadline_s: float = 60.0) -> Codec:
+    """Return a codec that can write to these topics, waiting for the registry or for the schemas to be registered.
+
+    Raises DependencyDown past the deadline.
+    """
+    codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+    backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + deadline_s
+    while True:
+        try:
+            await asyncio.to_thread(codec.prepare, topics)
+            return codec
+        except (RegistryUnavailable, SchemaUnknown) as error:
+            wait_s = backoff.next_wait_s()
+            if time.monotonic() + wait_s > deadline:
+                raise DependencyDown(str(error)) from error
+            await asyncio.sleep(wait_s)

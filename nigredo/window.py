@@ -1,0 +1,93 @@
+"""The rate limit's one decision: a pure function of a network's window and the next record about it.
+
+The clock is the broker's append time of the record, never a machine's own, and never runs backwards within a network.
+So the same log gives the same verdicts, whoever judges it and how often.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from schemas.events import Acceptance, LimitReset, RateLimitState, RefusalCount, Submission
+
+ACCEPTED = "accepted"
+RATE_LIMITED = "rate_limited"
+DUPLICATE = "duplicate"
+REPEATED = "repeated"
+"""The same lead id once more while its acceptance still counts: done already, nothing to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a submission. `outcome` is `accepted`, `repeated`, or the reason of the refusal."""
+
+    outcome: str
+    retry_at: datetime | None
+    """From when the limit would let the next one through; only of a `rate_limited` one."""
+    state: RateLimitState
+
+
+def judge(state: RateLimitState | None, submission: Submission, *, at: datetime, offset: int) -> Verdict:
+    """Decide one submission.
+
+    state: the network's window so far; None for a network never seen, or forgotten since nothing counts any more.
+    at: the record's append time. offset: where it stands in its partition.
+    """
+    before = _advanced(state, submission.client_network, submission.limit, submission.window_s, at, offset)
+    now, counted = before.updated_at, before.accepted
+    if any(acceptance.id == submission.id for acceptance in counted):
+        return Verdict(REPEATED, None, before)
+    if submission.edge_verdict is not None:
+        # Two posts of one form within seconds are one person's one wish: refused, but not held against him.
+        refused = before.refused + (submission.edge_verdict != DUPLICATE)
+        limited = submission.edge_verdict == RATE_LIMITED
+        retry_at = _retry_at(counted, submission) if limited else None
+        return Verdict(submission.edge_verdict, retry_at, replace(before, refused=refused))
+    if submission.exempt:
+        return Verdict(ACCEPTED, None, before)
+    if len(counted) < submission.limit:
+        return Verdict(ACCEPTED, None, replace(before, accepted=(*counted, Acceptance(submission.id, now))))
+    return Verdict(RATE_LIMITED, _retry_at(counted, submission), replace(before, refused=before.refused + 1))
+
+
+def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, offset: int) -> RateLimitState | None:
+    """Free a network: nothing that came before counts. None when there was nothing to free."""
+    if state is None:
+        return None
+    return replace(state, accepted=(), refused=0, updated_at=max(at, state.updated_at), input_offset=offset)
+
+
+def count_refusals(
+    state: RateLimitState | None, refusals: RefusalCount, *, at: datetime, offset: int
+) -> RateLimitState | None:
+    """Add refusals whose contents were not kept. None when the network's window is unknown: then nothing counts."""
+    if state is None:
+        return None
+    before = _advanced(state, refusals.client_network, state.limit, state.window_s, at, offset)
+    return replace(before, refused=before.refused + refusals.count)
+
+
+def forgettable(state: RateLimitState, now: datetime) -> bool:
+    """Say whether the state decides nothing any more: every acceptance in it is out of its window."""
+    window = timedelta(seconds=state.window_s)
+    return now - state.updated_at >= window and all(now - acceptance.at >= window for acceptance in state.accepted)
+
+
+def _advanced(
+    state: RateLimitState | None, network: str, limit: int, window_s: int, at: datetime, offset: int
+) -> RateLimitState:
+    """Move a window on to a record's time: what is older than the window counts no more."""
+    if state is None:
+        return RateLimitState(network, limit, window_s, (), 0, at, offset)
+    now = max(at, state.updated_at)
+    window = timedelta(seconds=window_s)
+    counted = tuple(acceptance for acceptance in state.accepted if now - acceptance.at < window)
+    return RateLimitState(network, limit, window_s, counted, state.refused if counted else 0, now, offset)
+
+
+def _retry_at(counted: tuple[Acceptance, ...], submission: Submission) -> datetime | None:
+    """Return when fewer than the limit will count; None when that is so already."""
+    if len(counted) < submission.limit:
+        return None
+    return counted[-submission.limit].at + timedelta(seconds=submission.window_s)

@@ -1,0 +1,69 @@
+"""A Faust app set up so that it only delivers records and runs the consumer group; see `processors/in_order.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faust
+
+from nigredo.errors import NigredoError
+from nigredo.health import Health, HealthServer
+from nigredo.settings import Settings
+
+COMMIT_NEVER_S = 86_400.0
+STREAM_BUFFER_MAX = 2000
+
+
+class App(faust.App):
+    """A Faust app whose own commits do nothing."""
+
+    def _new_consumer(self) -> Any:
+        consumer = super()._new_consumer()
+
+        async def commit(*_: Any, **__: Any) -> bool:
+            return False
+
+        # Faust commits on a timer, on revocation and on stop; each would commit what it thinks is done.
+        setattr(consumer, "commit", commit)  # noqa: B010 - a plain assignment is no method to the type checker
+        return consumer
+
+
+def make_app(settings: Settings, component: str) -> App:
+    """Return an app in the group of the same name, without tables, web server, or topics of its own."""
+    name = settings.function(component)
+    brokers = [f"kafka://{broker.strip()}" for broker in settings.kafka_bootstrap_servers.split(",")]
+    return App(
+        name,
+        broker=brokers,
+        broker_client_id=name,
+        store="memory://",
+        # One folder a process: workers that share one overwrite each other's.
+        datadir=str(settings.state_dir / name),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        topic_partitions=settings.topic_partitions,
+        consumer_auto_offset_reset="earliest",
+        broker_commit_interval=COMMIT_NEVER_S,
+        broker_session_timeout=settings.kafka_session_timeout_s,
+        broker_heartbeat_interval=settings.kafka_session_timeout_s / 4,
+        # With manual acknowledgement Faust would wait for ever for a batch that will be dropped.
+        stream_wait_empty=False,
+        stream_buffer_maxsize=STREAM_BUFFER_MAX,
+        web_enabled=False,
+    )
+
+
+def run_app(app: App, settings: Settings, health: Health) -> None:
+    """Run the app until a signal ends it. Raises NigredoError when it ended because something failed."""
+    server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
+    if server:
+        server.start()
+    try:
+        worker = app.Worker(loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
+        worker.execute_from_commandline()
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise NigredoError("the stream worker ended with an error") from end
+    finally:
+        if server:
+            server.stop()

@@ -1,0 +1,22 @@
+"""The process `nigredo-persister-{env}`."""
+
+from __future__ import annotations
+
+from nigredo.health import Health
+from nigredo.settings import Settings
+from nigredo.startup import run_process
+from processors.faust_app import make_app, run_app
+from processors.in_order import InOrder
+from processors.persistence.persister import COMPONENT, TOPICS, Persister
+
+
+def main() -> int:
+    """Run the persister until a signal ends it; return the exit code."""
+    return run_process(COMPONENT, _serve)
+
+
+def _serve(settings: Settings) -> None:
+    health = Health(settings.function(COMPONENT))
+    app = make_app(settings, COMPONENT)
+    InOrder(app, settings, health, TOPICS, Persister(settings))
+    run_app(app, settings, health)

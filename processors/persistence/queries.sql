@@ -1,0 +1,73 @@
+-- Every statement of the persister. `:name` headings are how `store.py` finds them; `%(rows)s` is a JSON array, so
+-- that a batch is one statement a table, whatever its size.
+
+-- :name begin_partition
+SELECT next_offset FROM nigredo.stream_offsets WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
+
+-- :name first_offset
+INSERT INTO nigredo.stream_offsets (topic_id, partition, topic, next_offset)
+VALUES (%(topic_id)s, %(partition)s, %(topic)s, %(next_offset)s)
+ON CONFLICT (topic_id, partition) DO NOTHING;
+
+-- :name move_offset
+-- The fence: no row comes back when somebody else has moved the partition on, or the database was put back in time.
+UPDATE nigredo.stream_offsets SET next_offset = %(next_offset)s
+WHERE topic_id = %(topic_id)s AND partition = %(partition)s AND next_offset = %(stood_at)s
+RETURNING next_offset;
+
+-- :name insert_leads
+-- A lead that is there stays as it is: its status belongs to whoever works on it.
+INSERT INTO nigredo.leads
+    (id, name, email, message, extra, source, form_id, ip_address, user_agent, created_at, lead_partition, lead_offset)
+SELECT id, name, email, message, extra, source, form_id, ip_address, user_agent, created_at, lead_partition, lead_offset
+FROM jsonb_to_recordset(%(rows)s) AS row (
+    id uuid, name text, email text, message text, extra jsonb, source text, form_id text, ip_address text,
+    user_agent text, created_at timestamptz, lead_partition integer, lead_offset bigint
+)
+ON CONFLICT (id) DO NOTHING;
+
+-- :name delete_leads
+DELETE FROM nigredo.leads WHERE id = ANY(%(ids)s);
+
+-- :name delete_form_submissions
+DELETE FROM nigredo.form_submissions WHERE id = ANY(%(ids)s);
+
+-- :name upsert_form_submissions
+-- A lead beats a rejection of the same id, whichever is read first.
+INSERT INTO nigredo.form_submissions AS present
+    (id, lead_id, ip_address, user_agent, source, form_id, verdict, reason, submitted_at,
+     submission_partition, submission_offset)
+SELECT id, id, ip_address, user_agent, source, form_id, verdict, reason, submitted_at,
+       submission_partition, submission_offset
+FROM jsonb_to_recordset(%(rows)s) AS row (
+    id uuid, ip_address text, user_agent text, source text, form_id text, verdict text, reason text,
+    submitted_at timestamptz, submission_partition integer, submission_offset bigint
+)
+ON CONFLICT (id) DO UPDATE SET verdict = excluded.verdict, reason = excluded.reason
+WHERE excluded.verdict IN ('accepted', 'released') AND present.verdict NOT IN ('accepted', 'released');
+
+-- :name upsert_rate_limits
+INSERT INTO nigredo.rate_limits AS present
+    (ip_address, submission_count, window_start, updated_at, input_partition, input_offset)
+SELECT ip_address, submission_count, window_start, updated_at, input_partition, input_offset
+FROM jsonb_to_recordset(%(rows)s) AS row (
+    ip_address text, submission_count integer, window_start timestamptz, updated_at timestamptz,
+    input_partition integer, input_offset bigint
+)
+ON CONFLICT (ip_address) DO UPDATE SET
+    submission_count = excluded.submission_count, window_start = excluded.window_start,
+    updated_at = excluded.updated_at, input_partition = excluded.input_partition, input_offset = excluded.input_offset
+WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset;
+
+-- :name delete_rate_limits
+DELETE FROM nigredo.rate_limits WHERE ip_address = ANY(%(networks)s);
+
+-- :name insert_webhook_logs
+INSERT INTO nigredo.webhook_logs
+    (id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms)
+SELECT id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms
+FROM jsonb_to_recordset(%(rows)s) AS row (
+    id uuid, lead_id uuid, endpoint text, webhook_url text, attempt integer, status_code integer, success boolean,
+    error_message text, sent_at timestamptz, duration_ms integer
+)
+ON CONFLICT (id) DO NOTHING;

@@ -1,0 +1,212 @@
+"""The limiter's work: verdicts out, then windows out, then memory; each step durable before the next.
+
+A record read again at or below its network's input offset is known to be done. One above it is decided again from the
+same window and gets the same verdict. That is all there is to recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from nigredo.dead_letters import park
+from nigredo.errors import DependencyDown, RecordRefused, StartRefused
+from nigredo.groups import commit_offsets
+from nigredo.headers import cloud_event
+from nigredo.kafka import FOR_EVER_S, Position, Publisher, producer_config
+from nigredo.log_reader import LogReader
+from nigredo.record import Record
+from nigredo.settings import Settings
+from nigredo.startup import ready_codec
+from nigredo.telemetry import get_logger
+from nigredo.window import ACCEPTED, REPEATED, Verdict, count_refusals, forgettable, judge, reset
+from processors.in_order import Decoded, Stale, decode
+from schemas.codec import Codec, Undecodable
+from schemas.events import Event, Lead, LimitReset, RateLimitState, RefusalCount, Rejection, Submission
+from schemas.registry import RegistryUnavailable
+from schemas.topics import DEAD_LETTERS, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
+
+log = get_logger()
+
+COMPONENT = "rate-limiter"
+IN_FLIGHT_MAX = 10_000
+LOAD_DEADLINE_S = 120.0
+FORGET_AT_ONCE = 100
+"""How many windows are looked at after each batch: enough to keep up, too few to be felt."""
+
+
+class Limiter:
+    """Judges submissions. Holds the windows of the networks in the partitions it was assigned."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._reader = LogReader(settings, COMPONENT)
+        self._windows: dict[int, dict[str, RateLimitState]] = {}
+        self._codec: Codec
+        self._publisher: Publisher
+
+    async def open(self) -> None:
+        """Connect. Raises DependencyDown."""
+        settings = self._settings
+        self._codec = await ready_codec(settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS])
+        config = producer_config(
+            settings.kafka_bootstrap_servers, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S
+        )
+        self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
+
+    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
+        """Load the windows of a partition; of several states of a network the one that read furthest is true."""
+        self._windows.pop(partition, None)
+        self._windows[partition] = await asyncio.to_thread(self._load, partition)
+        if committed is None:
+            # `check_offsets` committed a start before the first member joined; without one, verdicts would be lost.
+            raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
+        return committed
+
+    def _load(self, partition: int) -> dict[str, RateLimitState]:
+        windows: dict[str, RateLimitState] = {}
+        for message in self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S):
+            value = message.value()
+            if value is None:
+                # A tombstone only follows a state that decides nothing any more; a newer state comes after it.
+                windows.pop((message.key() or b"").decode(), None)
+                continue
+            try:
+                state = self._codec.decode(RATE_LIMITS, value)
+            except RegistryUnavailable as error:
+                raise DependencyDown(str(error)) from error
+            except Undecodable as error:
+                raise DependencyDown(f"{RATE_LIMITS} offset {message.offset()} of {partition}: {error}") from error
+            if isinstance(state, RateLimitState):
+                known = windows.get(state.client_network)
+                if known is None or state.input_offset >= known.input_offset:
+                    windows[state.client_network] = state
+        return windows
+
+    def decode(self, record: Record) -> Event:
+        """Return the submission event. Raises RecordRefused, DependencyDown."""
+        event = decode(self._codec, record)
+        if not isinstance(event, Submission | LimitReset | RefusalCount):
+            raise RecordRefused("unsupported", f"{type(event).__name__} is not handled by this release")
+        return event
+
+    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+        """Judge a batch and return once leads, rejections and windows are in Kafka."""
+        changed: dict[tuple[int, str], RateLimitState] = {}
+        outputs: list[tuple[str, Lead | Rejection]] = []
+        for record, event in records:
+            if not isinstance(event, Submission | LimitReset | RefusalCount):
+                continue
+            key = (record.partition, event.client_network)
+            state = changed.get(key) or self._windows[record.partition].get(event.client_network)
+            if state is not None and record.offset <= state.input_offset:
+                continue
+            after, output = _decide(state, event, record)
+            if after is not None:
+                changed[key] = after
+            if output is not None:
+                outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
+        await self._deliver([self._publish_output(topic, event) for topic, event in outputs], still_ours)
+        states = [self._publish_state(partition, state) for (partition, _), state in changed.items()]
+        await self._deliver(states, still_ours)
+        for (partition, network), state in changed.items():
+            self._windows[partition][network] = state
+        self._forget(records[-1][0].timestamp, {record.partition for record, _ in records})
+
+    def _publish_output(self, topic: str, event: Lead | Rejection) -> asyncio.Future[Position]:
+        kind = "lead.created" if isinstance(event, Lead) else "lead.rejected"
+        headers = cloud_event(kind, event.id, self._settings.function(COMPONENT), event.submitted_at)
+        key, value = str(event.id).encode(), self._codec.encode(topic, event)
+        return self._publisher.publish(topic, key=key, value=value, headers=headers)
+
+    def _publish_state(self, partition: int, state: RateLimitState) -> asyncio.Future[Position]:
+        # By the number of the input's partition: the next owner of that partition looks for it there.
+        key, value = state.client_network.encode(), self._codec.encode(RATE_LIMITS, state)
+        return self._publisher.publish(RATE_LIMITS, key=key, value=value, partition=partition)
+
+    async def _deliver(self, sent: Sequence[asyncio.Future[Position]], still_ours: Callable[[], bool]) -> None:
+        """Wait until Kafka has all of them. Raises the first error, after all have ended; Stale."""
+        for outcome in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if not still_ours():
+            raise Stale
+
+    def _forget(self, now: datetime, partitions: set[int]) -> None:
+        """Let go of windows that decide nothing any more, a few at a time; the topic forgets them by itself."""
+        for partition in partitions:
+            windows = self._windows[partition]
+            for network in list(islice(windows, FORGET_AT_ONCE)):
+                state = windows.pop(network)
+                if not forgettable(state, now):
+                    # Back in at the end, so that all get their turn.
+                    windows[network] = state
+
+    async def park(self, record: Record, reason: str, error: str) -> None:
+        """Put a record that can never be judged aside. Raises DependencyDown."""
+        await park(self._publisher, self._codec, self._settings.function(COMPONENT), record, reason, error)
+
+    async def close(self) -> None:
+        """Send what is still on its way, within a few seconds."""
+        await self._publisher.close()
+
+
+def _decide(
+    state: RateLimitState | None, event: Submission | LimitReset | RefusalCount, record: Record
+) -> tuple[RateLimitState | None, Lead | Rejection | None]:
+    """Return the network's window after a record, and what is to be published about it."""
+    at, offset = record.timestamp, record.offset
+    match event:
+        case LimitReset():
+            return reset(state, event, at=at, offset=offset), None
+        case RefusalCount():
+            return count_refusals(state, event, at=at, offset=offset), None
+        case Submission():
+            verdict = judge(state, event, at=at, offset=offset)
+            return verdict.state, _output(verdict, event, record)
+
+
+def _output(verdict: Verdict, submission: Submission, record: Record) -> Lead | Rejection | None:
+    common: dict[str, Any] = {
+        "id": submission.id,
+        "client_network": submission.client_network,
+        "ip_address": submission.ip_address,
+        "user_agent": submission.user_agent,
+        "form_id": submission.form_id,
+        "source": submission.source,
+        "contact": submission.contact,
+        "taken_at": submission.taken_at,
+        "submitted_at": record.timestamp,
+        "submission_partition": record.partition,
+        "submission_offset": record.offset,
+    }
+    if verdict.outcome == REPEATED:
+        return None
+    if verdict.outcome == ACCEPTED:
+        return Lead(**common, released=False)
+    return Rejection(**common, reason=verdict.outcome, retry_at=verdict.retry_at)
+
+
+def check_offsets(settings: Settings) -> None:
+    """Make sure that the group knows where to begin, before it has members.
+
+    A partition that was never judged is begun at its start. Raises StartRefused when the group has no offset where
+    windows exist already: it lost them, and any guess would judge records twice or never. Raises DependencyDown.
+    """
+    reader, group = LogReader(settings, COMPONENT), settings.function(COMPONENT)
+    partitions = reader.partitions(SUBMISSIONS)
+    committed = reader.committed(group, SUBMISSIONS, partitions)
+    starts = {}
+    for partition in (p for p in partitions if committed[p] is None):
+        # The end of the windows' partition never goes back, not even when all that was in it is gone.
+        if reader.watermarks(RATE_LIMITS, partition)[1] > 0:
+            raise StartRefused(
+                f"group {group} has no offset for partition {partition} of {SUBMISSIONS}, which it judged before; "
+                "commit one with Kafka's own tools, then start it again"
+            )
+        starts[partition] = reader.watermarks(SUBMISSIONS, partition)[0]
+    if starts:
+        commit_offsets(settings, group, SUBMISSIONS, starts)

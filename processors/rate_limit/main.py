@@ -1,0 +1,41 @@
+"""The process `nigredo-rate-limiter-{env}`."""
+
+from __future__ import annotations
+
+import time
+
+from nigredo.backoff import Backoff
+from nigredo.errors import DependencyDown
+from nigredo.health import Health
+from nigredo.settings import Settings
+from nigredo.startup import run_process
+from processors.faust_app import make_app, run_app
+from processors.in_order import InOrder
+from processors.rate_limit.limiter import COMPONENT, Limiter, check_offsets
+from schemas.topics import SUBMISSIONS
+
+START_DEADLINE_S = 60.0
+
+
+def main() -> int:
+    """Run the limiter until a signal ends it; return the exit code."""
+    return run_process(COMPONENT, _serve)
+
+
+def _serve(settings: Settings) -> None:
+    _until_checked(settings)
+    health = Health(settings.function(COMPONENT))
+    app = make_app(settings, COMPONENT)
+    InOrder(app, settings, health, [SUBMISSIONS], Limiter(settings))
+    run_app(app, settings, health)
+
+
+def _until_checked(settings: Settings) -> None:
+    backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            return check_offsets(settings)
+        except DependencyDown:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(backoff.next_wait_s())

@@ -1,0 +1,32 @@
+"""The process `nigredo-webhook-sender-{env}`: the sink of the endpoint `fibonacci`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from nigredo.health import Health, HealthServer
+from nigredo.settings import Settings
+from nigredo.startup import run_process
+from sinks.webhook.endpoint import COMPONENT
+from sinks.webhook.worker import Worker
+
+
+def main() -> int:
+    """Deliver until a signal ends it; return the exit code."""
+    return run_process(COMPONENT, lambda settings: asyncio.run(_serve(settings)))
+
+
+async def _serve(settings: Settings) -> None:
+    health = Health(settings.function(COMPONENT))
+    server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
+    if server:
+        server.start()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await Worker(settings, health).run(stop)
+    finally:
+        if server:
+            server.stop()

@@ -1,0 +1,418 @@
+"""Consumes leads and delivers them, many at a time; the only place of the sink that decides what is committed.
+
+A lead is done when its last attempt is on record in Kafka. Per partition only the offset below which all are done is
+committed. What an older assignment began is not counted any more: the partition's new owner begins it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from nigredo.backoff import Backoff
+from nigredo.clock import from_ms, utc_now
+from nigredo.dead_letters import park
+from nigredo.errors import DependencyDown, StartRefused
+from nigredo.health import Health
+from nigredo.kafka import FOR_EVER_S, Publisher, client_config, producer_config
+from nigredo.log_reader import LogReader
+from nigredo.record import Record, record_of
+from nigredo.settings import Settings
+from nigredo.startup import ready_codec
+from nigredo.telemetry import get_logger
+from schemas.codec import Codec, Undecodable
+from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead
+from schemas.registry import RegistryUnavailable
+from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD
+from sinks.webhook.delivery import DELIVERED, REFUSED, Attempt, Deliverer
+from sinks.webhook.endpoint import COMPONENT, ENDPOINT, ensure_begun
+from sinks.webhook.request import read_secrets
+from sinks.webhook.watermark import Watermark
+
+log = get_logger()
+
+POLL_S = 0.1
+POLL_FULL_S = 0.02
+COMMIT_EVERY_S = 0.5
+WINDOW_MAX = 1000
+"""Leads of a partition that may be done above one that is not; past it the partition waits."""
+LOOK_BACK = timedelta(hours=1)
+LOAD_DEADLINE_S = 60.0
+STOP_GRACE_S = 7.0
+DEAD_AFTER = 3
+"""A refused lead is given up after this many attempts, and only when the endpoint took another one meanwhile."""
+RETRY_LONGEST_S = 60.0
+PUBLISH_MAX = 5000
+START_DEADLINE_S = 60.0
+
+
+@dataclass(slots=True)
+class Partition:
+    """One assigned partition. `counts_since`: deliveries made after it are not made again; kept in the commits."""
+
+    watermark: Watermark
+    counts_since: datetime
+    delivered: asyncio.Task[set[UUID]] | None = field(default=None)
+
+
+class Worker:
+    """The sink of one endpoint. `run` it once."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._name = settings.function(COMPONENT)
+        self._reader = LogReader(settings, COMPONENT)
+        self._secrets = read_secrets(settings.webhook_secret_file)
+        # The consumer's callbacks run in the polling thread, completions on the event loop.
+        self._lock = threading.Lock()
+        self._partitions: dict[int, Partition] = {}
+        self._paused: set[int] = set()
+        self._committed: dict[int, int] = {}
+        self._fatal: StartRefused | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._last_success = 0.0
+        self._stopping = asyncio.Event()
+        self._consumer: Consumer
+        self._codec: Codec
+        self._publisher: Publisher
+        self._deliverer: Deliverer
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop`.
+
+        Raises StartRefused when the group lost its place, DependencyDown when it cannot start.
+        """
+        if not await self._begun(stop):
+            return
+        settings = self._settings
+        self._codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
+        config = producer_config(settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=FOR_EVER_S)
+        self._publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
+        self._deliverer = Deliverer(
+            settings.webhook_url,
+            self._secrets,
+            timeout_s=settings.webhook_timeout_s,
+            connections_max=settings.webhook_in_flight_max,
+        )
+        self._consumer = Consumer(self._consumer_config())
+        self._consumer.subscribe([LEADS], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        try:
+            await self._consume(stop)
+        finally:
+            await self._end()
+
+    async def _begun(self, stop: asyncio.Event) -> bool:
+        """Make sure that the endpoint's offsets exist, waiting for Kafka; False when told to stop meanwhile."""
+        backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + START_DEADLINE_S
+        while not stop.is_set():
+            try:
+                await ensure_begun(self._settings)
+                return True
+            except DependencyDown as error:
+                self._health.waiting(str(error))
+                if time.monotonic() > deadline:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), backoff.next_wait_s())
+        return False
+
+    def _consumer_config(self) -> dict[str, object]:
+        session_ms = int(self._settings.kafka_session_timeout_s * 1000)
+        return client_config(self._settings.kafka_bootstrap_servers, self._name) | {
+            "group.id": self._name,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # Never guess: an offset that is gone is for a person to decide about.
+            "auto.offset.reset": "error",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": session_ms // 4,
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 16_384,
+        }
+
+    # --- the consumer: callbacks run inside `poll`, in its thread --------------------------------------------------
+
+    def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        """Seed each partition from its committed offset. An error is kept for `_consume`: here it would be lost."""
+        try:
+            committed = consumer.committed(assigned, timeout=10.0)
+        except KafkaException as error:
+            self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error.args[0].name()}")
+            return
+        missing = [at.partition for at in committed if at.offset == OFFSET_INVALID]
+        if missing:
+            self._fatal = StartRefused(f"group {self._name} has no offset for partitions {missing} of {LEADS}")
+            return
+        with self._lock:
+            self._partitions = {
+                at.partition: Partition(Watermark(at.offset), _counts_since(at.metadata)) for at in committed
+            }
+            self._paused, self._committed = set(), {}
+        consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
+        # At once, so that a crash before the first delivery leaves a place that says since when deliveries count.
+        self._commit(consumer, every=True)
+        self._health.ready()
+
+    def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        self._commit(consumer)
+        self._lost(consumer, _)
+
+    def _lost(self, _: Consumer, __: list[TopicPartition]) -> None:
+        with self._lock:
+            self._partitions = {}
+        self._health.waiting("an assignment of partitions")
+
+    def _commit(self, consumer: Consumer, *, every: bool = False) -> None:
+        """Commit how far each partition is done. A commit that fails costs a repetition, never a lead."""
+        with self._lock:
+            offsets = [
+                TopicPartition(LEADS, number, partition.watermark.next_offset, _metadata(partition.counts_since))
+                for number, partition in self._partitions.items()
+                if every or self._committed.get(number) != partition.watermark.next_offset
+            ]
+        if not offsets:
+            return
+        try:
+            consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            log.warning("offsets were not committed", error=error.args[0].name())
+            return
+        with self._lock:
+            self._committed.update({at.partition: at.offset for at in offsets})
+
+    def _poll(self, room: int) -> list[Message]:
+        """Poll once; with no room for more leads, only to stay a member of the group."""
+        self._pause_or_resume(room)
+        first = self._consumer.poll(POLL_S if room else POLL_FULL_S)
+        messages = [] if first is None else [first]
+        if messages and room > 1:
+            messages += self._consumer.consume(room - 1, 0)
+        return messages
+
+    def _pause_or_resume(self, room: int) -> None:
+        with self._lock:
+            wanted = {
+                number
+                for number, partition in self._partitions.items()
+                if not self._settings.webhook_enabled or not room or partition.watermark.open >= WINDOW_MAX
+            }
+            known = set(self._partitions)
+        for numbers, change in (
+            (wanted - self._paused, self._consumer.pause),
+            ((self._paused & known) - wanted, self._consumer.resume),
+        ):
+            if numbers:
+                change([TopicPartition(LEADS, number) for number in numbers])
+        self._paused = wanted
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def _consume(self, stop: asyncio.Event) -> None:
+        last_commit = time.monotonic()
+        while not stop.is_set():
+            room = self._settings.webhook_in_flight_max - len(self._running)
+            for message in await asyncio.to_thread(self._poll, max(0, room)):
+                self._take(message)
+            if self._fatal is not None:
+                raise self._fatal
+            if time.monotonic() - last_commit >= COMMIT_EVERY_S:
+                last_commit = time.monotonic()
+                await asyncio.to_thread(self._commit, self._consumer)
+
+    def _take(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise StartRefused(f"the place of {self._name} in {LEADS} is gone from the log: {error.str()}")
+            log.warning("consumer error", error=error.name())
+            return
+        record = record_of(message)
+        with self._lock:
+            partition = self._partitions.get(record.partition)
+            begun = partition is not None and partition.watermark.begin(record.offset)
+        if partition is not None and begun:
+            task = asyncio.create_task(self._handle(record, partition))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _ours(self, record: Record, partition: Partition) -> bool:
+        """Say whether the assignment under which a record was begun still holds."""
+        with self._lock:
+            return self._partitions.get(record.partition) is partition and not self._stopping.is_set()
+
+    async def _wait(self, seconds: float, record: Record, partition: Partition) -> None:
+        """Wait before the next try, but no longer than the assignment holds: the place is wanted for other leads."""
+        until = time.monotonic() + seconds
+        while self._ours(record, partition) and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
+
+    async def _handle(self, record: Record, partition: Partition) -> None:
+        """See one record through, then count it as done, unless its assignment is over."""
+        backoff = Backoff(longest_s=5.0)
+        while self._ours(record, partition):
+            try:
+                if await self._deliver(record, partition):
+                    break
+                return
+            except DependencyDown as error:
+                log.warning("a lead waits", error=str(error), offset=record.offset)
+            except Exception as error:
+                log.error("a lead failed", error=type(error).__name__, offset=record.offset)
+            await self._wait(backoff.next_wait_s(), record, partition)
+        else:
+            return
+        with self._lock:
+            if self._partitions.get(record.partition) is partition:
+                partition.watermark.finish(record.offset)
+
+    async def _deliver(self, record: Record, partition: Partition) -> bool:
+        """Deliver a lead, however often it takes; False when the assignment ended first. Raises DependencyDown."""
+        try:
+            event = self._decode(record)
+        except Undecodable as error:
+            await park(self._publisher, self._codec, self._name, record, "undecodable", str(error))
+            log.error("a record was parked", reason="undecodable", offset=record.offset, partition=record.partition)
+            return True
+        if not isinstance(event, Lead):
+            return True  # A tombstone: the person was erased and must not be sent.
+        if event.id in await self._delivered(record, partition):
+            return True
+        return await self._attempt_until_done(event, record, partition)
+
+    def _decode(self, record: Record) -> Event | None:
+        try:
+            return None if record.value is None else self._codec.decode(LEADS, record.value)
+        except RegistryUnavailable as error:
+            raise DependencyDown(str(error)) from error
+
+    async def _attempt_until_done(self, lead: Lead, record: Record, partition: Partition) -> bool:
+        backoff, number, began = Backoff(first_s=0.5, longest_s=RETRY_LONGEST_S), 0, time.monotonic()
+        while self._ours(record, partition):
+            number += 1
+            attempt = await self._deliverer.attempt(lead, number)
+            dead = attempt.outcome == REFUSED and number >= DEAD_AFTER and self._last_success > began
+            await self._put_on_record(lead, record, number, attempt, "dead" if dead else None)
+            if attempt.outcome == DELIVERED:
+                self._last_success = time.monotonic()
+                return True
+            if dead:
+                await self._bury(lead, record, number, attempt)
+                return True
+            await self._wait(max(backoff.next_wait_s(), attempt.retry_after_s), record, partition)
+        return False
+
+    async def _put_on_record(
+        self, lead: Lead, record: Record, number: int, attempt: Attempt, outcome: str | None
+    ) -> None:
+        """Publish an attempt and return once Kafka has it: what is not on record may be sent again. Never gives up."""
+        told = DeliveryAttempt(
+            id=uuid4(),
+            lead_id=lead.id,
+            endpoint=ENDPOINT,
+            webhook_url=self._settings.webhook_url,
+            attempt=number,
+            sent_at=attempt.sent_at,
+            duration_ms=attempt.duration_ms,
+            outcome=outcome or (DELIVERED if attempt.outcome == DELIVERED else "retry"),
+            status_code=attempt.status_code,
+            error_message=attempt.error_message,
+            lead_partition=record.partition,
+            lead_offset=record.offset,
+        )
+        log.info(
+            "delivery.attempted",
+            lead_id=str(lead.id),
+            endpoint=ENDPOINT,
+            webhook_url=told.webhook_url,
+            attempt=number,
+            success=told.outcome == DELIVERED,
+            status_code=told.status_code,
+            error_message=told.error_message,
+            duration_ms=told.duration_ms,
+            partition=record.partition,
+            offset=record.offset,
+        )
+        await self._publish(DELIVERIES, lead, told, partition=record.partition)
+
+    async def _bury(self, lead: Lead, record: Record, number: int, attempt: Attempt) -> None:
+        dead = WebhookDead(
+            lead_id=lead.id,
+            endpoint=ENDPOINT,
+            attempts=number,
+            reason="refused",
+            status_code=attempt.status_code,
+            error_message=attempt.error_message,
+            died_at=utc_now(),
+            lead_partition=record.partition,
+            lead_offset=record.offset,
+        )
+        await self._publish(WEBHOOK_DEAD, lead, dead)
+
+    async def _publish(
+        self, topic: str, lead: Lead, event: DeliveryAttempt | WebhookDead, *, partition: int | None = None
+    ) -> None:
+        """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""
+        key, value, backoff = str(lead.id).encode(), self._codec.encode(topic, event), Backoff(longest_s=5.0)
+        while True:
+            try:
+                await self._publisher.publish(topic, key=key, value=value, partition=partition)
+                return
+            except DependencyDown as error:
+                log.warning("an attempt is not on record yet", error=str(error))
+            await asyncio.sleep(backoff.next_wait_s())
+
+    # --- what was delivered before ------------------------------------------------------------------------------------
+
+    async def _delivered(self, record: Record, partition: Partition) -> set[UUID]:
+        """Return the leads of a partition that were delivered shortly before it was assigned; loaded once."""
+        if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
+            since = max(partition.counts_since, utc_now() - LOOK_BACK)
+            partition.delivered = asyncio.create_task(asyncio.to_thread(self._load_delivered, record.partition, since))
+        return await asyncio.shield(partition.delivered)
+
+    def _load_delivered(self, number: int, since: datetime) -> set[UUID]:
+        delivered = set()
+        for message in self._reader.read_to_end(DELIVERIES, [number], deadline_s=LOAD_DEADLINE_S, since=since):
+            try:
+                attempt = self._codec.decode(DELIVERIES, message.value() or b"")
+            except Undecodable:
+                continue  # Not ours to judge: at worst a lead is delivered twice.
+            except RegistryUnavailable as error:
+                raise DependencyDown(str(error)) from error
+            if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == ENDPOINT and attempt.outcome == DELIVERED:
+                delivered.add(attempt.lead_id)
+        return delivered
+
+    async def _end(self) -> None:
+        """Let what is on its way arrive, commit it, leave the group."""
+        self._stopping.set()
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=STOP_GRACE_S)
+            for task in late:
+                task.cancel()
+        await asyncio.to_thread(self._commit, self._consumer)
+        await asyncio.to_thread(self._consumer.close)
+        await self._publisher.close()
+        await self._deliverer.close()
+
+
+def _metadata(counts_since: datetime) -> str:
+    return str(int(counts_since.timestamp() * 1000))
+
+
+def _counts_since(metadata: str | None) -> datetime:
+    """Return since when deliveries of a partition count as made.
+
+    An offset that somebody else committed, as Kafka's own tools do, has no such time: whoever set it wants everything
+    from there on sent, also what was delivered before.
+    """
+    return from_ms(int(metadata)) if metadata and metadata.isdecimal() else utc_now()
