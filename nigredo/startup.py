@@ -44,7 +44,7 @@ async def ready_codec(settings: Settings, topics: Sequence[str], *, deadline_s: 
     Raises DependencyDown past the deadline.
     """
     codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
-    backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + deadline_s
+    backoff, deadline = Backoff(longest_s=0.5), time.monotonic() + deadline_s
     while True:
         try:
             await asyncio.to_thread(codec.prepare, topics)

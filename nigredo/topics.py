@@ -26,21 +26,20 @@ COMPATIBILITY = "FULL_TRANSITIVE"
 CALL_TIMEOUT_S = 10.0
 
 
-def ensure(settings: Settings, *, deadline_s: float = 60.0) -> list[str]:
-    """Create missing topics, correct differing settings, register the schemas; return what was changed, as lines.
+def ensure_topics(settings: Settings) -> list[str]:
+    """Create missing topics and correct differing settings; return what was changed, as lines.
 
     Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
-    other partitions under the consumers' feet. Raises DependencyDown when Kafka or the registry does not answer in
-    time, StartRefused when a schema of this release would break readers.
+    other partitions under the consumers' feet. Raises DependencyDown when Kafka does not answer.
     """
+    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
     try:
-        admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
-        return _ensure_topics(admin, settings) + _ensure_schemas(settings, time.monotonic() + deadline_s)
+        return _create(admin, settings) + _correct(admin)
     except KafkaException as error:
         raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
 
 
-def _ensure_topics(admin: AdminClient, settings: Settings) -> list[str]:
+def _create(admin: AdminClient, settings: Settings) -> list[str]:
     changes = []
     present = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
     wanted = [
@@ -61,9 +60,13 @@ def _ensure_topics(admin: AdminClient, settings: Settings) -> list[str]:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in TOPICS if name in present]
-    differing = []
-    for resource, described in (admin.describe_configs(resources) if resources else {}).items():
+    return changes
+
+
+def _correct(admin: AdminClient) -> list[str]:
+    changes, differing = [], []
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in TOPICS]
+    for resource, described in admin.describe_configs(resources, request_timeout=CALL_TIMEOUT_S).items():
         now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S).items()}
         corrected = _differences(now, TOPICS[resource.name].config)
         if corrected:
@@ -87,8 +90,12 @@ def _items(value: str | None) -> list[str]:
     return sorted((value or "").split(","))
 
 
-def _ensure_schemas(settings: Settings, deadline: float) -> list[str]:
-    """Register every schema under FULL_TRANSITIVE, retrying while the registry is away."""
+def ensure_schemas(settings: Settings, *, deadline_s: float = 60.0) -> None:
+    """Register every schema under FULL_TRANSITIVE, retrying while the registry is away.
+
+    Safe to repeat. Raises DependencyDown past the deadline, StartRefused when a schema would break readers.
+    """
+    deadline = time.monotonic() + deadline_s
     registry = Registry(settings.schema_registry_url, settings.state_dir / "schemas")
     backoff = Backoff(longest_s=2.0)
     while True:
@@ -96,7 +103,7 @@ def _ensure_schemas(settings: Settings, deadline: float) -> list[str]:
             for spec in TOPICS.values():
                 registry.set_compatibility(spec.subject, COMPATIBILITY)
                 registry.register(spec.subject, load_schema(spec.schema))
-            return []
+            return
         except SchemaIncompatible as error:
             raise StartRefused(str(error)) from error
         except RegistryUnavailable as error:

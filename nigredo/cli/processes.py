@@ -7,7 +7,7 @@ import importlib
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.stack.embedded import PROCESSES
+from nigredo.stack.processes import PROCESSES
 
 
 @click.command()

@@ -16,9 +16,11 @@ def topics() -> None:
 @with_context
 def ensure(context: Context) -> None:
     """Create what is missing and correct what differs; safe to repeat."""
-    from nigredo.topics import ensure as ensure_topics
+    from nigredo.topics import ensure_schemas, ensure_topics
 
-    changes = ensure_topics(context.settings("topics", role="nigredo_app"))
+    settings = context.settings("topics", role="nigredo_app")
+    changes = ensure_topics(settings)
+    ensure_schemas(settings)
     context.result({"changes": changes}, "\n".join(changes) or "nothing to change")
 
 

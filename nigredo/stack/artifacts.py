@@ -59,6 +59,7 @@ class Artifact:
 class Artifacts:
     """Where the Java parts are on this machine."""
 
+    cache: Path
     kafka_class_path: tuple[Path, ...]
     registry_dir: Path
 
@@ -90,6 +91,7 @@ def fetch(cache: Path, progress: Progress) -> Artifacts:
     """
     jars, archive = [a for a in read_lock() if a.packaging == "jar"], read_lock()[-1]
     found = Artifacts(
+        cache=cache,
         kafka_class_path=tuple(cache / jar.file_name for jar in jars),
         registry_dir=cache / archive.file_name.removesuffix(".tar.gz"),
     )

@@ -19,19 +19,11 @@ from nigredo.stack.home import Home
 from nigredo.stack.kafka import kafka_part
 from nigredo.stack.part import Part, http_waiting_for
 from nigredo.stack.postgres import postgres_part
+from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
-from nigredo.stack.supervisor import Supervised, Supervisor, check_ports, end_leftovers
+from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
 
 START_DEADLINE_S = 120.0
-PROCESSES = {
-    "fibonacci": "nigredo.stack.fibonacci",
-    "ingest": "ingest.main",
-    "rate-limiter": "processors.rate_limit.main",
-    "persister": "processors.persistence.main",
-    "webhook-sender": "sinks.webhook.main",
-}
-"""Our own processes and the module whose `main()` each of them is; `nigredo run NAME` starts one."""
-
 Tell = Callable[[str], None]
 
 
@@ -48,10 +40,19 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
     )
 
 
-def prepare(settings: Settings) -> None:
-    """Bring database, topics and schemas into the state this release needs."""
-    migrate(settings)
-    topics.ensure(settings)
+def steps(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> list[Step]:
+    """Return what makes up a stack, each step with what must be there before it."""
+    as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
+    return [
+        Step("kafka", kafka_part(home, artifacts, environment)),
+        Step("postgres", postgres_part(home, environment)),
+        Step("registry", registry_part(home, artifacts, environment), needs=("postgres",)),
+        Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
+        Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
+        Step("schemas", lambda: topics.ensure_schemas(as_admin), needs=("registry",)),
+        # They wait for the schemas by themselves; meanwhile they load.
+        *(Step(name, own_part(home, name, environment), needs=("tables", "topics")) for name in PROCESSES),
+    ]
 
 
 async def run(
@@ -67,13 +68,8 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
         tell(f"ended {name}, left behind by a stack that was killed")
-    as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
-    broker = kafka_part(home, artifacts.kafka_class_path, environment)
-    database = postgres_part(home, environment)
-    registry = registry_part(home, artifacts.registry_dir, environment)
-    own = [own_part(home, name, environment) for name in PROCESSES]
-    check_ports([broker, database, registry, *own])
-    supervisor = Supervisor(home, [[broker, database], [registry], [lambda: prepare(as_admin)], own])
+    supervisor = Supervisor(home, steps(home, artifacts, environment))
+    check_ports([supervised.part for supervised in supervisor.parts.values()])
     stopped = asyncio.Event()
     server = await control.serve(home, lambda request: _answer(supervisor, stop, stopped, request))
     began = time.monotonic()

