@@ -85,7 +85,7 @@ class Settings:
     """Port of the health listener of a process that has no HTTP port of its own; 0 for none."""
 
     kafka_bootstrap_servers: str = _from("KAFKA_BOOTSTRAP_SERVERS", _text, "127.0.0.1:9092")
-    kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "10")
+    kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "6")
     topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
     topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
     schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _url, "http://127.0.0.1:8081/apis/ccompat/v7")

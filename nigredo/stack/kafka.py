@@ -108,6 +108,9 @@ def _properties(home: Home, data: Path) -> str:
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
         "share.coordinator.state.topic.num.partitions": 1,
+        # After kill -9 the controller takes the broker back only when its old session is over; 9 s is the default.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
         # One consumer a group is the rule here: nobody else is worth waiting for.
         "group.initial.rebalance.delay.ms": 0,
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,

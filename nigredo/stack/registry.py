@@ -21,6 +21,9 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
         (
             "-Dquarkus.http.host=127.0.0.1",
             f"-Dquarkus.http.port={port}",
+            # A second listener that we have no use for; left alone it takes port 9000 of every interface.
+            "-Dquarkus.management.host=127.0.0.1",
+            "-Dquarkus.management.port=0",
             "-jar",
             str(artifacts.registry_dir / "quarkus-run.jar"),
         ),

@@ -1,0 +1,176 @@
+"""What tests of the product, ours or somebody else's, need: a real stack in a temporary home, and waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psycopg
+
+from nigredo.settings import Settings
+from nigredo.stack.home import PORTS, Home
+
+T = TypeVar("T")
+
+COMMAND_DEADLINE_S = 180.0
+
+
+def eventually(look: Callable[[], T | None], *, within_s: float, what: str, every_s: float = 0.02) -> T:
+    """Return the first truthy value of `look`. Raises AssertionError naming `what` when there is none in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not seen within {within_s:g} s: {what}")
+        time.sleep(every_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A finished `nigredo` command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running stack and the ways into it."""
+
+    home: Home
+
+    @property
+    def url(self) -> str:
+        """Where forms are posted."""
+        return self.home.url("ingest")
+
+    @property
+    def fibonacci_url(self) -> str:
+        """Where the stand-in for the customer's system listens."""
+        return self.home.url("fibonacci")
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The broker."""
+        return f"127.0.0.1:{self.home.port('kafka')}"
+
+    @property
+    def registry_url(self) -> str:
+        """The registry's Confluent API."""
+        return self.home.url("registry") + "/apis/ccompat/v7"
+
+    def settings(self, *, role: str = "nigredo_app", **changes: str) -> Settings:
+        """Return settings for code under test that is to work on this stack."""
+        return Settings.from_environment(self.home.part_environment(changes, "test", role=role))
+
+    def nigredo(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Command:
+        """Run a command on this stack."""
+        return run_nigredo("--home", str(self.home.dir), *arguments, environment=environment)
+
+    def status(self) -> Any:
+        """Return what `nigredo status --json` says."""
+        return json.loads(self.nigredo("status", "--json").out)
+
+    @contextmanager
+    def database(self, role: str = "admin") -> Iterator[psycopg.Connection]:
+        """Open the database."""
+        with psycopg.connect(self.home.conninfo(role), autocommit=True, connect_timeout=5) as connection:
+            yield connection
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with self.database() as connection:
+            return connection.execute(query.encode(), values).fetchall()
+
+    def received(self) -> list[dict[str, Any]]:
+        """Return the webhooks that the stand-in received, oldest first."""
+        found: list[dict[str, Any]] = httpx.get(f"{self.fibonacci_url}/received", timeout=10).json()
+        return found
+
+    def post(self, client: str | None = None, **fields: str) -> httpx.Response:
+        """Post a form, from a client network of its own unless told."""
+        return httpx.post(
+            f"{self.url}/api/leads",
+            data={"name": "Ana", "email": "ana@example.com", "message": "Oi"} | fields,
+            headers={"X-Forwarded-For": client or any_client()},
+            timeout=10,
+        )
+
+
+def any_client() -> str:
+    """Return an address in an IPv6 network that no other test uses (RFC 3849: for documentation)."""
+    return f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"
+
+
+def run_nigredo(*arguments: str, environment: Mapping[str, str] | None = None) -> Command:
+    """Run the command line as a user does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nigredo.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        env=dict(os.environ) | dict(environment or {}),
+        check=False,
+    )
+    return Command(done.returncode, done.stdout, done.stderr)
+
+
+def free_port_base() -> int:
+    """Return a port base whose ports nobody uses at present."""
+    for _ in range(200):
+        base = 20_000 + secrets.randbelow(10_000)
+        if all(_is_free(base + number) for number in range(len(PORTS))):
+            return base
+    raise RuntimeError("no free ports for a stack")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def running_stack(environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Start a stack in a temporary home and end it, with all its data, afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="nigredo-test-"))
+    home = Home.open(folder, free_port_base())
+    stack = Stack(home)
+    try:
+        up = stack.nigredo("up", "--detach", "--port-base", str(home.port_base), environment=environment)
+        if up.code != 0:
+            raise RuntimeError(f"the stack did not start: {up.err.strip()}\n{_log_tails(home)}")
+        yield stack
+    finally:
+        stack.nigredo("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _log_tails(home: Home) -> str:
+    tails = []
+    for log in sorted((home.dir / "logs").glob("*.log")):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        tails.append(f"--- {log.name}\n" + "\n".join(lines))
+    return "\n".join(tails)
+
+
+

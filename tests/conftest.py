@@ -1,0 +1,41 @@
+"""Fixtures of every test: one real stack for the whole run, and tools that may be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nigredo.stack.home import Home
+from nigredo.testing import Stack, running_stack
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A real Kafka, registry, PostgreSQL and all processes, started once a run.
+
+    `NIGREDO_TEST_HOME` names the home of a stack that runs already, for quick repeats of one test.
+    """
+    if home := os.environ.get("NIGREDO_TEST_HOME"):
+        yield Stack(Home.open(Path(home)))
+        return
+    with running_stack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Find a program of the system; without it the test skips by name, or fails where nothing may be missing."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            if os.environ.get("NIGREDO_SKIPS_FAIL") == "1":
+                pytest.fail(f"{name} is not installed, and NIGREDO_SKIPS_FAIL is set")
+            pytest.skip(f"{name} is not installed")
+        return path
+
+    return find

@@ -1,0 +1,140 @@
+"""What people, bots and broken clients send: refused by name, never stored, never a 500."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from nigredo.log_reader import LogReader
+from nigredo.testing import Stack
+from schemas.topics import SUBMISSIONS
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
+
+
+@dataclass(frozen=True)
+class Bad:
+    name: str
+    body: bytes
+    headers: Mapping[str, str]
+    status: int
+    field: str
+
+
+def as_json(**fields: object) -> bytes:
+    return json.dumps(GOOD | fields).encode()
+
+
+BAD = [
+    Bad("empty body, JSON", b"", JSON, 400, "body"),
+    Bad("empty body, form", b"", FORM, 400, "body"),
+    Bad("no content type", b"name=Ana", {"Content-Type": ""}, 415, "Content-Type"),
+    Bad("wrong content type", b"<a/>", {"Content-Type": "text/xml"}, 415, "Content-Type"),
+    Bad("half a JSON document", b'{"name": "Ana"', JSON, 400, "body"),
+    Bad("a list", b"[1]", JSON, 422, "body"),
+    Bad("NaN", b'{"name": NaN}', JSON, 400, "body"),
+    Bad("a number with thousands of digits", b'{"name": ' + b"9" * 10_000 + b"}", JSON, 400, "body"),
+    Bad("deep nesting", b"[" * 30_000, JSON, 400, "body"),
+    Bad("deep nesting in a field", b'{"x": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", JSON, 400, "body"),
+    Bad("an object for an extra field", as_json(extra={"a": 1}), JSON, 422, "extra"),
+    Bad("invalid UTF-8, JSON", b'{"name": "\xff"}', JSON, 400, "body"),
+    Bad("invalid UTF-8, form", b"name=%ff&email=a@example.com&message=x", FORM, 400, "name"),
+    Bad("invalid UTF-8 in a field's name", b"%ff=1", FORM, 400, "body"),
+    Bad("NUL in the name", as_json(name="A\0na"), JSON, 422, "name"),
+    Bad("NUL in the message, form", b"name=Ana&email=ana@example.com&message=a%00b", FORM, 422, "message"),
+    Bad("NUL in an extra field", as_json(company="A\0"), JSON, 422, "company"),
+    Bad("lone surrogate", b'{"name": "\\ud800", "email": "ana@example.com", "message": "Oi"}', JSON, 422, "name"),
+    Bad("lone surrogate in a field's name", as_json(**{"\ud800": "x"}), JSON, 422, "?"),
+    Bad("a number for a name", as_json(name=12), JSON, 422, "name"),
+    Bad("null for a name", as_json(name=None), JSON, 422, "name"),
+    Bad("a missing name", b"email=ana@example.com&message=Oi", FORM, 422, "name"),
+    Bad("spaces for a name", as_json(name="   "), JSON, 422, "name"),
+    Bad("the name twice", b"name=A&name=B&email=ana@example.com&message=Oi", FORM, 422, "name"),
+    Bad("a line break in the name", as_json(name="Ana\nBcc: x"), JSON, 422, "name"),
+    Bad("CR/LF in the address", as_json(email="ana@example.com\r\nBcc: b@example.com"), JSON, 422, "email"),
+    Bad("CR/LF in the address, form", b"name=A&email=a%40example.com%0d%0aX&message=Oi", FORM, 422, "email"),
+    Bad("no address", as_json(email="ana"), JSON, 422, "email"),
+    Bad("a long name", as_json(name="x" * 201), JSON, 422, "name"),
+    Bad("a long message", as_json(message="x" * 10_001), JSON, 422, "message"),
+    Bad("too many fields", as_json(**{f"f{n}": "x" for n in range(51)}), JSON, 422, "body"),
+    Bad("a long extra field", as_json(company="x" * 2_001), JSON, 422, "company"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_bad_input_is_refused_by_the_name_of_its_field(stack: Stack, bad: Bad) -> None:
+    answer = httpx.post(f"{stack.url}/api/leads", content=bad.body, headers=dict(bad.headers), timeout=10)
+
+    assert answer.status_code == bad.status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == bad.status
+    assert problem["title"]
+    assert bad.field in [error["field"] for error in problem["errors"]]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
+def test_a_body_of_2_mb_is_refused(stack: Stack, announced: bool) -> None:
+    body = b"message=" + b"x" * 2_000_000
+    content = body if announced else (body[at : at + 8192] for at in range(0, len(body), 8192))
+    try:
+        answer = httpx.post(f"{stack.url}/api/leads", content=content, headers=FORM, timeout=10)
+    except httpx.WriteError:
+        pytest.skip("the server closed the connection while the body was still being sent")
+
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == 413
+
+
+def test_nothing_of_all_that_reaches_a_topic(stack: Stack) -> None:
+    reader = LogReader(stack.settings(), "test")
+
+    def ends() -> list[tuple[int, int]]:
+        return [reader.watermarks(SUBMISSIONS, partition) for partition in reader.partitions(SUBMISSIONS)]
+
+    before = ends()
+    for bad in BAD:
+        httpx.post(f"{stack.url}/api/leads", content=bad.body, headers=dict(bad.headers), timeout=10)
+
+    assert ends() == before
+
+
+def test_a_browser_gets_its_error_as_a_page(stack: Stack) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+    answer = httpx.post(f"{stack.url}/api/leads", data={"name": "<b>"}, headers=browser, timeout=10)
+
+    assert answer.status_code == 422
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "email" in answer.text
+    assert 'href="/"' in answer.text
+
+
+def test_an_unknown_route_and_a_wrong_method_are_problems_too(stack: Stack) -> None:
+    unknown = httpx.get(f"{stack.url}/nothing", timeout=10)
+    wrong = httpx.delete(f"{stack.url}/api/leads", timeout=10)
+
+    assert (unknown.status_code, unknown.headers["content-type"]) == (404, "application/problem+json")
+    assert (wrong.status_code, wrong.headers["content-type"]) == (405, "application/problem+json")
+    assert "POST" in wrong.headers["allow"]
+
+
+def test_a_body_that_never_comes_is_cut_off(stack: Stack) -> None:
+    host, port = "127.0.0.1", stack.home.port("ingest")
+    with socket.create_connection((host, port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /api/leads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        )
+
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 408")

@@ -1,0 +1,126 @@
+"""A form on its whole way: through HTTP, Kafka, PostgreSQL, to the customer's system."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+
+import httpx
+from standardwebhooks import Webhook
+
+from nigredo.testing import Stack, any_client, eventually
+
+LEAD = """
+SELECT name, email, message, status, source, ip_address, created_at FROM nigredo.leads WHERE id = %s
+"""
+
+
+def webhook_of(stack: Stack, lead_id: str) -> dict[str, object] | None:
+    return next((hook for hook in stack.received() if hook["headers"]["webhook-id"] == lead_id), None)
+
+
+def test_a_form_posted_by_curl_is_stored_and_delivered_within_two_seconds(
+    stack: Stack, tool: Callable[[str], str]
+) -> None:
+    client = any_client()
+    command = [tool("curl"), "-sS", "-w", "\n%{http_code}", "-H", f"X-Forwarded-For: {client}"]
+    command += ["-d", "name=Ana", "-d", "email=ana@example.com", "-d", "message=Oi", f"{stack.url}/api/leads"]
+    began = time.monotonic()
+
+    answer, _, code = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.rpartition(
+        "\n"
+    )
+
+    assert code == "202"
+    body = json.loads(answer)
+    assert body["status"] == "accepted"
+    lead_id = body["id"]
+    left_s = 2.0 - (time.monotonic() - began)
+    row = eventually(lambda: stack.rows(LEAD, lead_id), within_s=left_s, what="the lead's row")[0]
+    hook = eventually(lambda: webhook_of(stack, lead_id), within_s=left_s, what="the lead's webhook")
+    assert row[:5] == ("Ana", "ana@example.com", "Oi", "new", None)
+    assert row[5] == client
+    taken_at = row[6].strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert hook["body"] == (
+        f'{{"event_type":"lead.created","timestamp":"{taken_at}","lead":'
+        f'{{"id":"{lead_id}","name":"Ana","email":"ana@example.com","message":"Oi"}}}}'
+    )
+    assert Webhook(stack.home.secret("webhook-fibonacci")).verify(str(hook["body"]), hook["headers"])
+
+
+def test_kcat_reads_the_lead_on_every_topic_it_passed(stack: Stack, tool: Callable[[str], str]) -> None:
+    kcat = tool("kcat")
+    lead_id = stack.post().json()["id"]
+    eventually(lambda: webhook_of(stack, lead_id), within_s=10, what="the lead's webhook")
+
+    def read(topic: str) -> str:
+        command = [kcat, "-C", "-q", "-e", "-b", stack.bootstrap_servers, "-t", topic, "-f", "%k %h %s\n"]
+        return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout.decode("utf-8", "replace")
+
+    assert f"ce_id={lead_id}" in read("nigredo.submissions")
+    assert f"{lead_id} ce_specversion=1.0" in read("nigredo.leads")
+    eventually(lambda: lead_id in read("nigredo.deliveries"), within_s=10, what="the delivery attempt")
+
+
+def test_an_attempt_is_a_row_in_the_webhook_log(stack: Stack) -> None:
+    lead_id = stack.post().json()["id"]
+
+    rows = eventually(
+        lambda: stack.rows(
+            "SELECT success, status_code, error_message, attempt, endpoint, webhook_url"
+            " FROM nigredo.webhook_logs WHERE lead_id = %s",
+            lead_id,
+        ),
+        within_s=10,
+        what="the attempt's row",
+    )
+
+    url = f"{stack.fibonacci_url}/public/nigredo-event"
+    assert rows == [(True, 200, None, 1, "fibonacci", url)]
+
+
+def test_json_and_further_fields_are_taken(stack: Stack) -> None:
+    form = {"name": "João", "email": "joao@example.com", "message": "Olá\r\n€", "budget": 12, "source": "landing"}
+
+    answer = httpx.post(f"{stack.url}/api/leads", json=form, headers={"X-Forwarded-For": any_client()}, timeout=10)
+
+    assert answer.status_code == 202
+    lead_id = answer.json()["id"]
+    assert answer.headers["location"] == f"/api/leads/{lead_id}"
+    query = "SELECT name, message, extra, source FROM nigredo.leads WHERE id = %s"
+    row = eventually(lambda: stack.rows(query, lead_id), within_s=10, what="the lead's row")[0]
+    assert row == ("João", "Olá\n€", {"budget": "12"}, "landing")
+
+
+def test_a_failing_receiver_gets_the_same_body_and_id_again_until_it_takes_it(stack: Stack) -> None:
+    httpx.put(f"{stack.fibonacci_url}/fault", json={"status": 503}, timeout=5).raise_for_status()
+    try:
+        lead_id = stack.post().json()["id"]
+        eventually(lambda: webhook_of(stack, lead_id), within_s=10, what="the first attempt")
+    finally:
+        httpx.put(f"{stack.fibonacci_url}/fault", json={}, timeout=5).raise_for_status()
+
+    def attempts() -> list[dict[str, object]]:
+        return [hook for hook in stack.received() if hook["headers"]["webhook-id"] == lead_id]
+
+    eventually(lambda: attempts()[-1]["status"] == 200, within_s=20, what="the delivery")
+    assert len(attempts()) >= 2
+    assert len({str(hook["body"]) for hook in attempts()}) == 1
+
+
+def test_personal_data_is_in_no_log(stack: Stack) -> None:
+    name = "Zenobia Quartz"
+    lead_id = stack.post(name=name, email="zenobia.q@example.com", message="My secret wish").json()["id"]
+    stack.post(name=name, email="not an address zenobia.q", message="My secret wish")
+    eventually(lambda: webhook_of(stack, lead_id), within_s=10, what="the lead's webhook")
+
+    logs = {log.name: log.read_text(errors="replace") for log in (stack.home.dir / "logs").glob("*.log")}
+
+    assert lead_id in logs["ingest.log"]
+    assert lead_id in logs["webhook-sender.log"]
+    for text in logs.values():
+        assert "Zenobia" not in text
+        assert "zenobia.q" not in text
+        assert "secret wish" not in text
