@@ -18,16 +18,20 @@ from nigredo.errors import ConfigurationError
 Network = IPv4Network | IPv6Network
 
 
+class _Wrong(ValueError):
+    """A problem in our own words, which never repeat the value."""
+
+
 def _text(value: str) -> str:
     if not value.strip():
-        raise ValueError("must not be empty")
+        raise _Wrong("must not be empty")
     return value.strip()
 
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL")
+        raise _Wrong("must be an http:// or https:// URL")
     return value.rstrip("/")
 
 
@@ -37,14 +41,14 @@ def _flag(value: str) -> bool:
             return True
         case "false" | "0" | "no" | "off":
             return False
-    raise ValueError("must be true or false")
+    raise _Wrong("must be true or false")
 
 
 def _integer(least: int, most: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         number = int(value)
         if not least <= number <= most:
-            raise ValueError(f"must be from {least} to {most}")
+            raise _Wrong(f"must be from {least} to {most}")
         return number
 
     return parse
@@ -54,7 +58,7 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
         number = float(value)
         if not least <= number <= most:
-            raise ValueError(f"must be from {least:g} to {most:g} seconds")
+            raise _Wrong(f"must be from {least:g} to {most:g} seconds")
         return number
 
     return parse
@@ -129,8 +133,11 @@ class Settings:
             text = environment.get(name) or setting.metadata["default"]
             try:
                 values[setting.name] = setting.metadata["parse"](text)
-            except ValueError as error:
-                problems.append(f"{name}: {_without_value(error, text)}")
+            except _Wrong as error:
+                problems.append(f"{name}: {error}")
+            except ValueError:
+                # A library's text repeats the value, which may be a secret put into the wrong variable.
+                problems.append(f"{name}: cannot be read as what it should be")
         if problems:
             raise ConfigurationError(*problems)
         return cls(**values)
@@ -138,9 +145,3 @@ class Settings:
     def function(self, component: str) -> str:
         """Return a component's full name, such as `nigredo-rate-limiter-dev`: log field `function`, consumer group."""
         return f"nigredo-{component}-{self.env}"
-
-
-def _without_value(error: ValueError, text: str) -> str:
-    """Say what is wrong without repeating the value, which may be a secret put into the wrong variable."""
-    message = str(error)
-    return "cannot be read as what it should be" if text and text in message else message

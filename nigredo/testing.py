@@ -171,6 +171,3 @@ def _log_tails(home: Home) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         tails.append(f"--- {log.name}\n" + "\n".join(lines))
     return "\n".join(tails)
-
-
-

@@ -23,7 +23,6 @@ from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
-from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event
@@ -92,13 +91,13 @@ class InOrder:
     """Connects a handler to a Faust app. Make it before the app starts; it registers all it needs."""
 
     def __init__(
-        self, app: faust.App, settings: Settings, health: Health, topics: Sequence[str], handler: Handler
+        self, app: faust.App, reader: LogReader, health: Health, topics: Sequence[str], handler: Handler
     ) -> None:
         self._app = app
         self._group: str = app.conf.id
         self._health = health
         self._handler = handler
-        self._reader = LogReader(settings, "in-order")
+        self._reader = reader
         self._opening = asyncio.Lock()
         self._opened = False
         self._epoch = 0

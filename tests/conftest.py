@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, running_stack
+
+# The machine may be busy with a whole stack: how long an example takes proves nothing.
+settings.register_profile("nigredo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nigredo")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nigredo.health import Health
+from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
@@ -18,5 +19,5 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    InOrder(app, settings, health, TOPICS, Persister(settings))
+    InOrder(app, LogReader(settings, COMPONENT), health, TOPICS, Persister(settings))
     run_app(app, settings, health)

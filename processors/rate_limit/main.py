@@ -7,6 +7,7 @@ import time
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
+from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
@@ -26,7 +27,7 @@ def _serve(settings: Settings) -> None:
     _until_checked(settings)
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    InOrder(app, settings, health, [SUBMISSIONS], Limiter(settings))
+    InOrder(app, LogReader(settings, COMPONENT), health, [SUBMISSIONS], Limiter(settings))
     run_app(app, settings, health)
 
 

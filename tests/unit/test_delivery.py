@@ -1,0 +1,139 @@
+"""What a receiver may do to us, and what each of it means."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from schemas.events import Contact, Lead
+from sinks.webhook.delivery import ANSWER_MAX_BYTES, DELIVERED, REFUSED, RETRY, Attempt, Deliverer, _retry_after_s
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LEAD = Lead(
+    uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}),
+    NOON, NOON, False, 0, 0,
+)  # fmt: skip
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def attempt(answer: Answer, *, timeout_s: float = 5.0) -> Attempt:
+    """Make one attempt against a receiver that answers with these bytes."""
+
+    async def scenario() -> Attempt:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await reader.readuntil(b"}}")
+                await answer(reader, writer)
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", [b"k" * 32], timeout_s=timeout_s, connections_max=2)
+        try:
+            return await deliverer.attempt(LEAD, 1)
+        finally:
+            await deliverer.close()
+            server.close()
+
+    return asyncio.run(scenario())
+
+
+def saying(status: int, headers: str = "", body: bytes = b"") -> Answer:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body)
+        await writer.drain()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(200, DELIVERED), (204, DELIVERED), (299, DELIVERED), (301, REFUSED), (400, REFUSED), (401, REFUSED),
+     (404, REFUSED), (410, REFUSED), (408, RETRY), (425, RETRY), (429, RETRY), (500, RETRY), (503, RETRY)],
+)  # fmt: skip
+def test_each_status_means_delivered_again_later_or_never(status: int, outcome: str) -> None:
+    made = attempt(saying(status))
+
+    assert (made.outcome, made.status_code) == (outcome, status)
+    assert made.error_message == (None if outcome == DELIVERED else f"HTTP {status}")
+
+
+def test_a_redirect_is_not_followed() -> None:
+    made = attempt(saying(302, "Location: http://127.0.0.1:1/elsewhere\r\n"))
+
+    assert (made.outcome, made.status_code) == (REFUSED, 302)
+
+
+def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
+    assert attempt(saying(429, "Retry-After: 7\r\n")).retry_after_s == 7
+    assert _retry_after_s("Tue, 24 Nov 2026 12:00:30 GMT", NOON) == 30
+    for nonsense in ("soon", "-5", "nan", "", "Tue, 99 Nov"):
+        assert _retry_after_s(nonsense, NOON) == 0
+    assert _retry_after_s("1e9", NOON) == 3600
+
+
+def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
+    async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    began = time.monotonic()
+    made = attempt(hang, timeout_s=0.3)
+
+    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert made.error_message is not None
+    assert made.error_message.startswith("Connection timeout")
+    assert time.monotonic() - began < 3
+
+
+def test_a_receiver_that_drips_its_answer_is_given_up_at_the_deadline() -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _unused in range(1000):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    made = attempt(drip, timeout_s=0.3)
+
+    assert made.outcome == RETRY
+    assert made.duration_ms < 3000
+
+
+def test_an_endless_answer_is_cut_off_and_counts_by_its_status() -> None:
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        for _unused in range(100):
+            writer.write(b"x" * ANSWER_MAX_BYTES)
+            await writer.drain()
+
+    assert attempt(flood).outcome == DELIVERED
+
+
+def test_a_connection_that_breaks_is_tried_again() -> None:
+    async def slam(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    made = attempt(slam)
+
+    assert (made.outcome, made.status_code) == (RETRY, None)
+
+
+def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> None:
+    async def scenario() -> Attempt:
+        deliverer = Deliverer("http://127.0.0.1:1/hook", [b"k" * 32], timeout_s=2, connections_max=1)
+        try:
+            return await deliverer.attempt(LEAD, 1)
+        finally:
+            await deliverer.close()
+
+    made = asyncio.run(scenario())
+
+    assert made.outcome == RETRY
+    assert made.error_message is not None
+    assert "ECONNREFUSED" in made.error_message

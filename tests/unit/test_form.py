@@ -1,0 +1,106 @@
+"""Bodies of every kind: what is a form is read as it was meant, and nothing else gets through or breaks anything."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.form import EXTRA_FIELDS_MAX, JSON, URLENCODED, Form, FormRefused, parse_form
+
+GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
+
+plain = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=50)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+)
+
+
+def parse(fields: dict[str, object]) -> Form:
+    return parse_form(JSON, json.dumps(fields).encode())
+
+
+@given(plain, plain, st.dictionaries(plain.filter(lambda name: not name.startswith("_")), plain, max_size=5))
+def test_json_and_urlencoded_bodies_of_one_form_are_the_same(name: str, message: str, extra: dict[str, str]) -> None:
+    fields = {**extra, "name": name, "email": "ana@example.com", "message": message}
+
+    as_json = parse_form("application/json; charset=utf-8", json.dumps(fields).encode())
+    as_form = parse_form(URLENCODED, urlencode(fields).encode())
+
+    assert as_json == as_form
+    assert as_json.contact.name == name
+    assert as_json.contact.message == message
+
+
+@given(st.binary(max_size=300), st.sampled_from([JSON, URLENCODED, "text/plain", "", None]))
+def test_any_bytes_are_a_form_or_refused_by_name(body: bytes, content_type: str | None) -> None:
+    try:
+        form = parse_form(content_type, body)
+    except FormRefused as refused:
+        assert refused.problems
+        assert 400 <= refused.status < 500
+    else:
+        assert "\0" not in form.contact.name + form.contact.message
+
+
+@given(st.dictionaries(st.sampled_from(["name", "email", "message", "form_id", "source", "x"]), anything))
+def test_any_values_are_a_form_or_refused_by_name(fields: dict[str, object]) -> None:
+    try:
+        form = parse_form(JSON, json.dumps(GOOD | fields).encode())
+    except FormRefused as refused:
+        names = {problem.field for problem in refused.problems}
+        assert names <= {*GOOD, *fields, "body"}
+    else:
+        json.dumps(form.contact.extra).encode("utf-8")
+        form.contact.name.encode("utf-8")
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(FormRefused) as refused:
+        parse({"name": "", "email": "nobody"})
+
+    assert [problem.field for problem in refused.value.problems] == ["name", "message", "email"]
+
+
+def test_no_problem_repeats_what_was_typed() -> None:
+    with pytest.raises(FormRefused) as refused:
+        parse({"name": "Zenobia\n", "email": "zenobia.q at example", "message": "wish\0"})
+
+    told = str(refused.value) + "".join(problem.detail for problem in refused.value.problems)
+    assert "enobia" not in told
+    assert "wish" not in told
+
+
+def test_values_are_trimmed_and_line_breaks_are_lf() -> None:
+    form = parse({"name": "  Ana ", "email": " ana@EXAMPLE.com ", "message": "a\r\nb\rc\n"})
+
+    assert form.contact.name == "Ana"
+    assert form.contact.email == "ana@example.com"
+    assert form.contact.message == "a\nb\nc"
+
+
+def test_plain_values_of_further_fields_are_kept_as_text() -> None:
+    form = parse(
+        GOOD | {"n": 12, "x": 1.5, "yes": True, "none": None, "tags": ["a", "b"], "_next": "/x", "source": "ad"}
+    )
+
+    assert form.contact.extra == {"n": "12", "x": "1.5", "yes": "true", "none": "", "tags": "a, b"}
+    assert form.source == "ad"
+
+
+def test_a_checkbox_group_is_one_field() -> None:
+    form = parse_form(URLENCODED, b"name=Ana&email=ana@example.com&message=Oi&topic=a&topic=b")
+
+    assert form.contact.extra == {"topic": "a, b"}
+
+
+def test_further_fields_are_kept_up_to_a_bound() -> None:
+    most = {f"f{n}": "x" for n in range(EXTRA_FIELDS_MAX)}
+
+    assert len(parse(GOOD | most).contact.extra) == EXTRA_FIELDS_MAX
+    with pytest.raises(FormRefused):
+        parse(GOOD | most | {"one_more": "x"})

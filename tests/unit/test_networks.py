@@ -1,0 +1,77 @@
+"""Who a request comes from, and whom it counts for."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nigredo.networks import client_address, client_network, parse_hop, within
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+PROXIES = (*LOOPBACK, ip_network("10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "forwarded", "client"),
+    [
+        ("198.51.100.7", None, None, "198.51.100.7"),
+        ("198.51.100.7", "192.0.2.1", None, "198.51.100.7"),
+        ("127.0.0.1", "192.0.2.1", None, "192.0.2.1"),
+        ("127.0.0.1", "203.0.113.9, 192.0.2.1", None, "192.0.2.1"),
+        ("127.0.0.1", "203.0.113.9, 192.0.2.1, 10.1.1.1", None, "192.0.2.1"),
+        ("127.0.0.1", "10.1.1.1, 10.2.2.2", None, "10.1.1.1"),
+        ("127.0.0.1", "192.0.2.1:4711", None, "192.0.2.1"),
+        ("127.0.0.1", "[2001:db8::1]:4711", None, "2001:db8::1"),
+        ("127.0.0.1", "::ffff:192.0.2.1", None, "192.0.2.1"),
+        ("::ffff:127.0.0.1", "192.0.2.1", None, "192.0.2.1"),
+        ("127.0.0.1", "192.0.2.1, nonsense", None, "127.0.0.1"),
+        ("127.0.0.1", "nonsense, 192.0.2.1", None, "192.0.2.1"),
+        ("127.0.0.1", "", None, "127.0.0.1"),
+        ("127.0.0.1", None, "for=192.0.2.1", "192.0.2.1"),
+        ("127.0.0.1", None, 'proto=https;For="[2001:db8::1]:4711";by=10.0.0.1', "2001:db8::1"),
+        ("127.0.0.1", None, "for=203.0.113.9, for=192.0.2.1;proto=http, for=10.1.1.1", "192.0.2.1"),
+        ("127.0.0.1", None, "for=_hidden, for=10.1.1.1", "10.1.1.1"),
+        ("127.0.0.1", None, "proto=https", "127.0.0.1"),
+        # A proxy that appends to X-Forwarded-For lets a Forwarded made up by the client pass.
+        ("127.0.0.1", "192.0.2.1", "for=203.0.113.9", "192.0.2.1"),
+    ],
+)
+def test_the_client_is_the_right_most_hop_that_is_not_trusted(
+    peer: str, forwarded_for: str | None, forwarded: str | None, client: str
+) -> None:
+    assert client_address(peer, forwarded_for, forwarded, PROXIES) == ip_address(client)
+
+
+@given(st.text(max_size=60), st.sampled_from(["192.0.2.1", "2001:db8::7"]))
+def test_whatever_a_client_writes_before_its_proxy_changes_nothing(written: str, client: str) -> None:
+    assert client_address("127.0.0.1", f"{written}, {client}", None, LOOPBACK) == ip_address(client)
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_any_header_gives_some_address(forwarded_for: str, forwarded: str) -> None:
+    assert client_address("127.0.0.1", forwarded_for, None, LOOPBACK)
+    assert client_address("127.0.0.1", None, forwarded, LOOPBACK)
+
+
+@given(st.ip_addresses(v=6), st.ip_addresses(v=6))
+def test_ipv6_counts_by_its_64(one: IPv6Address, other: IPv6Address) -> None:
+    same = int(one) >> 64 == int(other) >> 64
+    if one.ipv4_mapped is None and other.ipv4_mapped is None:
+        assert (client_network(one) == client_network(other)) is same
+
+
+@given(st.ip_addresses(v=4))
+def test_ipv4_counts_by_itself_also_in_ipv6_clothes(address: IPv4Address) -> None:
+    assert client_network(address) == str(address) == client_network(IPv6Address(f"::ffff:{address}"))
+
+
+def test_networks_of_the_other_family_never_match() -> None:
+    assert not within(ip_address("2001:db8::1"), [ip_network("0.0.0.0/0")])
+    assert within(ip_address("::ffff:10.1.2.3"), [ip_network("10.0.0.0/8")])
+
+
+def test_a_zone_is_no_part_of_an_address() -> None:
+    assert parse_hop("fe80::1%eth0") == ip_address("fe80::1")

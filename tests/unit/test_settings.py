@@ -1,0 +1,52 @@
+"""Settings: read once, every problem told at once, no value repeated."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from nigredo.errors import ConfigurationError
+from nigredo.settings import Settings
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    settings = Settings.from_environment({})
+
+    assert settings.rate_limit_per_hour == 10
+    assert settings.rate_limit_window_s == 3600
+    assert settings.webhook_timeout_s == 5
+    assert settings.webhook_enabled is True
+    assert settings.trusted_proxies == ()
+    assert (settings.db_pool_max, settings.db_pool_idle_s, settings.db_pool_timeout_s) == (10, 30, 2)
+    assert settings.function("rate-limiter") == "nigredo-rate-limiter-dev"
+
+
+def test_values_are_read_as_their_types() -> None:
+    settings = Settings.from_environment(
+        {
+            "NIGREDO_ENV": "prod",
+            "RATE_LIMIT_PER_HOUR": "20",
+            "WEBHOOK_ENABLED": "FALSE",
+            "TRUSTED_PROXIES": "10.0.0.0/8, ::1/128",
+            "WEBHOOK_SECRET_FILE": "/run/secrets/hook",
+        }
+    )
+
+    assert settings.rate_limit_per_hour == 20
+    assert settings.webhook_enabled is False
+    assert settings.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+    assert settings.webhook_secret_file == Path("/run/secrets/hook")
+    assert settings.function("persister") == "nigredo-persister-prod"
+
+
+def test_every_problem_is_told_at_once_without_the_value() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.from_environment(
+            {"RATE_LIMIT_PER_HOUR": "201", "WEBHOOK_TIMEOUT_SECONDS": "s3cret", "SCHEMA_REGISTRY_URL": "ftp://s3cret"}
+        )
+
+    assert len(refused.value.problems) == 3
+    assert "RATE_LIMIT_PER_HOUR: must be from 1 to 200" in refused.value.problems
+    assert "s3cret" not in str(refused.value)

@@ -1,0 +1,86 @@
+"""What the receiver gets: the runbook's body and a signature that its library accepts."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from nigredo.clock import utc_now
+from nigredo.errors import ConfigurationError
+from schemas.events import Contact, Lead
+from sinks.webhook.request import body_of, headers_of, read_secrets
+
+LEAD = Lead(
+    id=UUID("0190d5a4-7d8b-7c3e-9a51-2f6f5f0e8a11"),
+    client_network="192.0.2.1",
+    ip_address="192.0.2.1",
+    user_agent=None,
+    form_id=None,
+    source=None,
+    contact=Contact('João "Jo" <b>', "joao@example.com", "Olá\n€ 😀", {"budget": "12"}),
+    taken_at=datetime(2026, 11, 24, 10, 30, 0, 123000, tzinfo=UTC),
+    submitted_at=datetime(2026, 11, 24, 10, 30, 1, tzinfo=UTC),
+    released=False,
+    submission_partition=1,
+    submission_offset=42,
+)
+SECRETS = [f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2, 3)]
+KEYS = [base64.b64decode(secret.removeprefix("whsec_")) for secret in SECRETS]
+
+
+def test_the_body_is_the_runbooks_and_holds_nothing_else() -> None:
+    assert body_of(LEAD).decode() == (
+        '{"event_type":"lead.created","timestamp":"2026-11-24T10:30:00Z","lead":'
+        '{"id":"0190d5a4-7d8b-7c3e-9a51-2f6f5f0e8a11","name":"João \\"Jo\\" <b>","email":"joao@example.com",'
+        '"message":"Olá\\n€ 😀"}}'
+    )
+
+
+def test_the_body_does_not_depend_on_where_or_how_often_the_lead_was_read() -> None:
+    again = replace(LEAD, submission_partition=3, submission_offset=7, released=True)
+
+    assert body_of(again) == body_of(LEAD)
+
+
+@pytest.mark.parametrize("secret", SECRETS[:2])
+def test_either_of_two_active_secrets_verifies(secret: str) -> None:
+    headers = headers_of(LEAD, body_of(LEAD), 3, utc_now(), KEYS[:2])
+
+    Webhook(secret).verify(body_of(LEAD), dict(headers))
+
+    assert headers["webhook-id"] == str(LEAD.id)
+    assert headers["nigredo-attempt"] == "3"
+
+
+def test_another_secret_or_another_body_does_not_verify() -> None:
+    headers = dict(headers_of(LEAD, body_of(LEAD), 1, utc_now(), KEYS[:2]))
+
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRETS[2]).verify(body_of(LEAD), headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRETS[0]).verify(body_of(LEAD) + b" ", headers)
+
+
+def test_a_secret_file_holds_one_or_two_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRETS[0]}\n\n{SECRETS[1]}\n")
+
+    assert read_secrets(file) == tuple(KEYS[:2])
+
+
+@pytest.mark.parametrize("text", ["", "\n".join(SECRETS), "hunter2", "whsec_%%%", "whsec_c2hvcnQ="])
+def test_a_wrong_secret_file_is_refused_without_its_content(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text(text)
+
+    with pytest.raises(ConfigurationError) as refused:
+        read_secrets(file)
+
+    assert "WEBHOOK_SECRET_FILE" in str(refused.value)
+    assert not any(line in str(refused.value) for line in text.split())

@@ -1,0 +1,218 @@
+"""The limit's decision, held against its own definition."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nigredo.window import (
+    ACCEPTED,
+    DUPLICATE,
+    RATE_LIMITED,
+    REPEATED,
+    Verdict,
+    count_refusals,
+    forgettable,
+    judge,
+    reset,
+)
+from schemas.events import Contact, LimitReset, RateLimitState, RefusalCount, Submission
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+NETWORK = "192.0.2.1"
+CONTACT = Contact("Ana", "ana@example.com", "Oi", {})
+
+
+def submission(
+    *, limit: int = 10, lead_id: UUID | None = None, exempt: bool = False, edge: str | None = None
+) -> Submission:
+    return Submission(
+        id=lead_id or uuid4(),
+        client_network=NETWORK,
+        ip_address=NETWORK,
+        user_agent=None,
+        form_id=None,
+        source=None,
+        contact=CONTACT,
+        taken_at=NOON,
+        limit=limit,
+        window_s=3600,
+        exempt=exempt,
+        edge_verdict=edge,
+    )
+
+
+def judge_all(log: list[tuple[Submission, datetime]]) -> list[Verdict]:
+    state: RateLimitState | None = None
+    verdicts = []
+    for offset, (event, at) in enumerate(log):
+        verdicts.append(judge(state, event, at=at, offset=offset))
+        state = verdicts[-1].state
+    return verdicts
+
+
+def accepted_times(log: list[tuple[Submission, datetime]], verdicts: list[Verdict]) -> list[datetime]:
+    return [at for (_, at), verdict in zip(log, verdicts, strict=True) if verdict.outcome == ACCEPTED]
+
+
+# Gaps of seconds to half an hour, so that windows fill, slide and empty within a few dozen records.
+gaps = st.lists(st.integers(0, 1800), min_size=1, max_size=80)
+limits = st.integers(1, 6)
+
+
+def log_of(gaps_s: list[int], limit: int) -> list[tuple[Submission, datetime]]:
+    at, log = NOON, []
+    for gap_s in gaps_s:
+        at += timedelta(seconds=gap_s)
+        log.append((submission(limit=limit), at))
+    return log
+
+
+@given(gaps, limits)
+def test_no_hour_holds_more_acceptances_than_the_limit(gaps_s: list[int], limit: int) -> None:
+    log = log_of(gaps_s, limit)
+
+    accepted = accepted_times(log, judge_all(log))
+
+    for start in accepted:
+        assert sum(start <= at < start + HOUR for at in accepted) <= limit
+
+
+@given(gaps, limits)
+def test_a_submission_is_refused_only_when_the_limit_is_reached(gaps_s: list[int], limit: int) -> None:
+    log = log_of(gaps_s, limit)
+    accepted: list[datetime] = []
+
+    for (_, at), verdict in zip(log, judge_all(log), strict=True):
+        full = sum(at - earlier < HOUR for earlier in accepted) >= limit
+        assert verdict.outcome == (RATE_LIMITED if full else ACCEPTED)
+        if not full:
+            accepted.append(at)
+
+
+@given(gaps, limits)
+def test_waiting_exactly_as_told_is_enough_and_less_is_not(gaps_s: list[int], limit: int) -> None:
+    log = log_of(gaps_s, limit)
+    for offset, verdict in enumerate(judge_all(log)):
+        if verdict.outcome == RATE_LIMITED:
+            assert verdict.retry_at is not None
+            after, before = verdict.retry_at, verdict.retry_at - timedelta(milliseconds=1)
+            assert judge(verdict.state, submission(limit=limit), at=after, offset=offset + 1).outcome == ACCEPTED
+            if before >= verdict.state.updated_at:
+                early = judge(verdict.state, submission(limit=limit), at=before, offset=offset + 1)
+                assert early.outcome == RATE_LIMITED
+
+
+@given(gaps, limits, st.data())
+def test_the_same_log_gives_the_same_verdicts_from_wherever_it_is_read_again(
+    gaps_s: list[int], limit: int, data: st.DataObject
+) -> None:
+    log = log_of(gaps_s, limit)
+    first = judge_all(log)
+    crash_at = data.draw(st.integers(0, len(log) - 1))
+
+    state = first[crash_at - 1].state if crash_at else None
+    again = []
+    for offset in range(crash_at, len(log)):
+        again.append(judge(state, log[offset][0], at=log[offset][1], offset=offset))
+        state = again[-1].state
+
+    assert again == first[crash_at:]
+
+
+@given(gaps)
+def test_the_state_never_holds_more_than_the_limit_nor_anything_outside_the_window(gaps_s: list[int]) -> None:
+    for verdict in judge_all(log_of(gaps_s, 3)):
+        assert len(verdict.state.accepted) <= 3
+        assert all(verdict.state.updated_at - kept.at < HOUR for kept in verdict.state.accepted)
+
+
+def test_an_id_that_still_counts_is_neither_accepted_nor_refused_again() -> None:
+    event = submission(limit=1)
+
+    first = judge(None, event, at=NOON, offset=0)
+    again = judge(first.state, event, at=NOON + timedelta(minutes=5), offset=1)
+
+    assert (first.outcome, again.outcome) == (ACCEPTED, REPEATED)
+    assert again.state.accepted == first.state.accepted
+    assert again.state.refused == 0
+    assert again.state.input_offset == 1
+
+
+def test_a_clock_that_goes_back_never_opens_the_window() -> None:
+    first = judge(None, submission(limit=1), at=NOON, offset=0)
+
+    earlier = judge(first.state, submission(limit=1), at=NOON - timedelta(hours=5), offset=1)
+
+    assert earlier.outcome == RATE_LIMITED
+    assert earlier.state.updated_at == NOON
+
+
+def test_a_limit_lowered_between_records_holds_at_once_and_a_raised_one_too() -> None:
+    log = [(submission(limit=5), NOON + timedelta(minutes=n)) for n in range(4)]
+    state = judge_all(log)[-1].state
+
+    lowered = judge(state, submission(limit=2), at=NOON + timedelta(minutes=5), offset=4)
+    raised = judge(lowered.state, submission(limit=5), at=NOON + timedelta(minutes=6), offset=5)
+
+    assert lowered.outcome == RATE_LIMITED
+    # The third of the four counted ones must leave before fewer than two are left.
+    assert lowered.retry_at == NOON + timedelta(minutes=2) + HOUR
+    assert raised.outcome == ACCEPTED
+
+
+def test_an_exempt_submission_is_accepted_and_not_counted() -> None:
+    full = judge(None, submission(limit=1), at=NOON, offset=0)
+
+    exempt = judge(full.state, submission(limit=1, exempt=True), at=NOON, offset=1)
+
+    assert exempt.outcome == ACCEPTED
+    assert exempt.state.accepted == full.state.accepted
+
+
+def test_a_refusal_at_the_edge_is_counted_and_never_accepted() -> None:
+    verdict = judge(None, submission(edge=RATE_LIMITED), at=NOON, offset=0)
+
+    assert verdict.outcome == RATE_LIMITED
+    assert (verdict.state.accepted, verdict.state.refused) == ((), 1)
+
+
+def test_a_double_click_is_refused_but_not_held_against_the_person() -> None:
+    verdict = judge(None, submission(edge=DUPLICATE), at=NOON, offset=0)
+
+    assert verdict.outcome == DUPLICATE
+    assert verdict.state.refused == 0
+
+
+def test_a_reset_frees_the_network() -> None:
+    full = judge(None, submission(limit=1), at=NOON, offset=0)
+
+    freed = reset(full.state, LimitReset(NETWORK, "test", NOON), at=NOON + timedelta(seconds=1), offset=1)
+    after = judge(freed, submission(limit=1), at=NOON + timedelta(seconds=2), offset=2)
+
+    assert after.outcome == ACCEPTED
+    assert reset(None, LimitReset(NETWORK, "test", NOON), at=NOON, offset=0) is None
+
+
+def test_refusals_that_come_as_a_number_are_counted() -> None:
+    state = judge(None, submission(), at=NOON, offset=0).state
+    command = RefusalCount(NETWORK, 100, NOON, NOON)
+
+    counted = count_refusals(state, command, at=NOON + timedelta(minutes=1), offset=1)
+
+    assert counted is not None
+    assert counted.refused == 100
+    assert counted.accepted == state.accepted
+    assert count_refusals(None, command, at=NOON, offset=0) is None
+
+
+def test_a_state_is_forgettable_once_its_window_is_over() -> None:
+    state = judge(None, submission(), at=NOON, offset=0).state
+
+    assert not forgettable(state, NOON + HOUR - timedelta(milliseconds=1))
+    assert forgettable(state, NOON + HOUR)
+    assert judge(state, submission(limit=1), at=NOON + HOUR, offset=1).outcome == ACCEPTED
