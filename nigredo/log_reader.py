@@ -44,7 +44,10 @@ class LogReader:
             starts = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in open_partitions]
             if since is not None and starts:
                 asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
-                starts = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
+                found = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
+                # A partition without a record that young is told as its end, where no position would ever show.
+                starts = [at for at in found if at.offset >= 0]
+                open_partitions = {at.partition for at in starts}
             consumer.assign(starts)
             while open_partitions:
                 if time.monotonic() > deadline:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import errno
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,9 +120,13 @@ def _retry_after_s(header: str | None, now: datetime) -> float:
 
 
 def _describe(failure: httpx.HTTPError) -> str:
-    """Name a transport error in the words operators search for."""
+    """Name a transport error in the words operators search for: the system's own name of it, where it has one."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        # The transport reports a refused connection as a time-out; what lies beneath tells the truth.
+        if isinstance(cause, OSError) and cause.errno in errno.errorcode:
+            return f"{errno.errorcode[cause.errno]}: {os.strerror(cause.errno)}"
+        cause = cause.__cause__ or cause.__context__
     if isinstance(failure, httpx.TimeoutException):
         return "Connection timeout"
-    if isinstance(failure, httpx.ConnectError):
-        return "ECONNREFUSED: the receiver cannot be reached"
     return f"the connection broke: {type(failure).__name__}"
