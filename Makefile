@@ -19,7 +19,7 @@ help: ## show this list
 setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when all is there)
 
 run: setup ## start everything, send a sample lead, stay up until Ctrl-C
-	@exec $(BIN)/nigredo up
+	@exec $(BIN)/nigredo up --sample
 
 test: setup ## run every test against real Kafka, registry and Postgres
 	@exec $(BIN)/python -m pytest $(ARGS)
