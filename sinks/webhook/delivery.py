@@ -124,7 +124,7 @@ def _describe(failure: httpx.HTTPError) -> str:
     cause: BaseException | None = failure
     while cause is not None:
         # The transport reports a refused connection as a time-out; what lies beneath tells the truth.
-        if isinstance(cause, OSError) and cause.errno in errno.errorcode:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
             return f"{errno.errorcode[cause.errno]}: {os.strerror(cause.errno)}"
         cause = cause.__cause__ or cause.__context__
     if isinstance(failure, httpx.TimeoutException):
