@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -20,7 +20,7 @@ from nigredo.errors import DependencyDown, StartRefused
 from nigredo.kafka import client_config
 from nigredo.settings import Settings
 from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible
-from schemas.topics import TOPICS, load_schema
+from schemas.topics import TOPICS, TopicSpec, load_schema
 
 COMPATIBILITY = "FULL_TRANSITIVE"
 CALL_TIMEOUT_S = 10.0
@@ -34,14 +34,16 @@ def ensure_topics(settings: Settings) -> list[str]:
     """
     admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
     try:
-        return _create(admin, settings) + _correct(admin)
+        present = set(admin.list_topics(timeout=CALL_TIMEOUT_S).topics)
+        created = _create(admin, settings, [spec for spec in TOPICS.values() if spec.name not in present])
+        _until_known(admin)
+        return created + _correct(admin, present & set(TOPICS))
     except KafkaException as error:
         raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
 
 
-def _create(admin: AdminClient, settings: Settings) -> list[str]:
+def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]) -> list[str]:
     changes = []
-    present = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
     wanted = [
         NewTopic(
             spec.name,
@@ -49,8 +51,7 @@ def _create(admin: AdminClient, settings: Settings) -> list[str]:
             replication_factor=settings.topic_replication,
             config=dict(spec.config),
         )
-        for spec in TOPICS.values()
-        if spec.name not in present
+        for spec in missing
     ]
     if wanted:
         for name, created in admin.create_topics(wanted, request_timeout=CALL_TIMEOUT_S).items():
@@ -63,10 +64,24 @@ def _create(admin: AdminClient, settings: Settings) -> list[str]:
     return changes
 
 
-def _correct(admin: AdminClient) -> list[str]:
+def _until_known(admin: AdminClient) -> None:
+    """Wait until the broker tells of every topic: a moment passes between their creation and that."""
+    deadline = time.monotonic() + CALL_TIMEOUT_S
+    while True:
+        known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
+        missing = [name for name in TOPICS if name not in known or known[name].error or not known[name].partitions]
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise DependencyDown(f"Kafka does not tell of topics it created: {', '.join(missing)}")
+        time.sleep(0.05)
+
+
+def _correct(admin: AdminClient, names: Iterable[str]) -> list[str]:
     changes, differing = [], []
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in TOPICS]
-    for resource, described in admin.describe_configs(resources, request_timeout=CALL_TIMEOUT_S).items():
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    described_all = admin.describe_configs(resources, request_timeout=CALL_TIMEOUT_S) if resources else {}
+    for resource, described in described_all.items():
         now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S).items()}
         corrected = _differences(now, TOPICS[resource.name].config)
         if corrected:
