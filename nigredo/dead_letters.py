@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nigredo.clock import utc_now
+from nigredo.errors import RecordRefused
 from nigredo.kafka import Publisher
 from nigredo.record import Record
 from schemas.codec import Codec
@@ -31,4 +34,10 @@ async def park(publisher: Publisher, codec: Codec, function: str, record: Record
         parked_at=utc_now(),
     )
     key = f"{function}:{record.topic}:{record.partition}:{record.offset}".encode()
-    await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, letter))
+    try:
+        await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, letter))
+    except RecordRefused:
+        # A record near the broker's limit no longer fits with its reason around it: its place must do.
+        told = f"{letter.error} (a value of {len(record.value or b'')} bytes is left out: too large)"
+        small = replace(letter, error=told, value=None, headers=())
+        await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, small))

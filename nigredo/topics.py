@@ -49,7 +49,8 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
             spec.name,
             num_partitions=settings.topic_partitions,
             replication_factor=settings.topic_replication,
-            config=dict(spec.config),
+            # All in-sync replicas acknowledge: with three of them that must mean two at least.
+            config=dict(spec.config) | {"min.insync.replicas": str(max(1, settings.topic_replication - 1))},
         )
         for spec in missing
     ]

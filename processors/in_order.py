@@ -27,6 +27,7 @@ from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event
 from schemas.registry import RegistryUnavailable
+from schemas.topics import TOPICS
 
 log = get_logger()
 
@@ -36,6 +37,7 @@ COMMIT_TIMEOUT_S = 5.0
 PARK_AFTER = 3
 """A record that failed this often alone, for no reason that could pass, is parked."""
 NEXT_OFFSET_DEADLINE_S = 10.0
+AFTER_FAILURE_S = 1.0
 
 
 class Stale(Exception):
@@ -198,9 +200,11 @@ class InOrder:
         if epoch != self._epoch:
             return False
         if found == offset:
+            if TOPICS[tp.topic].config["cleanup.policy"] == "delete":
+                log.error("records were deleted from the log before they were read", next=offset, **_at(tp, expected))
             self._next[tp] = offset + 1
             return True
-        log.warning("the stream went past a record and is sought back", topic=tp.topic, partition=tp.partition)
+        log.warning("the stream went past a record and is sought back", **_at(tp, expected))
         await self._app.consumer.seek(tp, expected)
         return False
 
@@ -228,18 +232,27 @@ class InOrder:
                 for event in ours:
                     self._to_commit[event.message.tp] = event.message.offset + 1
                 await self._commit_soon()
+                self._tell_ready()
         except Stale:
             log.info("a batch was dropped", records=len(ours))
-            if epoch == self._epoch:
-                # The partitions are ours, but the work was not where we thought: begin them afresh.
-                for tp in {event.message.tp for event in ours}:
-                    self._loads.pop(tp, None)
-                    self._next.pop(tp, None)
-                    self._load(tp, seek=True)
+            self._begin_afresh(ours, epoch)
+        except Exception as error:
+            # Nothing may leave the agent: Faust would go on with the next record, and this batch would be lost.
+            log.exception("a batch failed", error=type(error).__name__, records=len(ours))
+            await asyncio.sleep(AFTER_FAILURE_S)
+            self._begin_afresh(ours, epoch)
         finally:
             # Only so that Faust lets go of them: what is committed is decided here.
             for _, event in batch:
                 event.ack()
+
+    def _begin_afresh(self, events: Sequence[faust.Event], epoch: int) -> None:
+        """Load and seek the partitions of a batch again, as long as they are still ours."""
+        if epoch == self._epoch:
+            for tp in {event.message.tp for event in events}:
+                self._loads.pop(tp, None)
+                self._next.pop(tp, None)
+                self._load(tp, seek=True)
 
     async def _decode(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> list[Decoded]:
         """Decode what can be decoded and park the rest, waiting for the registry if it must be asked."""
@@ -345,4 +358,8 @@ def _record(event: faust.Event) -> Record:
 
 
 def _place(record: Record) -> dict[str, Any]:
-    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    return _at(TP(record.topic, record.partition), record.offset)
+
+
+def _at(tp: TP, offset: int) -> dict[str, Any]:
+    return {"topic": tp.topic, "partition": tp.partition, "offset": offset}

@@ -7,7 +7,7 @@ same window and gets the same verdict. That is all there is to recovery.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -114,7 +114,7 @@ class Limiter:
         await self._deliver(states, still_ours)
         for (partition, network), state in changed.items():
             self._windows[partition][network] = state
-        self._forget(records[-1][0].timestamp, {record.partition for record, _ in records})
+        self._forget({record.partition: record.timestamp for record, _ in records})
 
     def _publish_output(self, topic: str, event: Lead | Rejection) -> asyncio.Future[Position]:
         kind = "lead.created" if isinstance(event, Lead) else "lead.rejected"
@@ -135,9 +135,12 @@ class Limiter:
         if not still_ours():
             raise Stale
 
-    def _forget(self, now: datetime, partitions: set[int]) -> None:
-        """Let go of windows that decide nothing any more, a few at a time; the topic forgets them by itself."""
-        for partition in partitions:
+    def _forget(self, clocks: Mapping[int, datetime]) -> None:
+        """Let go of windows that decide nothing any more, a few at a time; the topic forgets them by itself.
+
+        clocks: the time of each partition. Brokers' clocks differ, so one partition's says nothing about another.
+        """
+        for partition, now in clocks.items():
             windows = self._windows[partition]
             for network in list(islice(windows, FORGET_AT_ONCE)):
                 state = windows.pop(network)
