@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -22,17 +22,17 @@ from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, Publisher, client_config, producer_config
-from nigredo.log_reader import LogReader
 from nigredo.record import Record, record_of
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
-from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead
+from schemas.events import Event, Lead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD
-from sinks.webhook.delivery import DELIVERED, REFUSED, Attempt, Deliverer
-from sinks.webhook.endpoint import COMPONENT, ENDPOINT, ensure_begun
+from sinks.webhook.attempts import AttemptLog
+from sinks.webhook.delivery import DELIVERED, REFUSED, Deliverer
+from sinks.webhook.endpoint import COMPONENT, ensure_begun
 from sinks.webhook.request import read_secrets
 from sinks.webhook.watermark import Watermark
 
@@ -44,7 +44,6 @@ COMMIT_EVERY_S = 0.5
 WINDOW_MAX = 1000
 """Leads of a partition that may be done above one that is not; past it the partition waits."""
 LOOK_BACK = timedelta(hours=1)
-LOAD_DEADLINE_S = 60.0
 STOP_GRACE_S = 7.0
 DEAD_AFTER = 3
 """A refused lead is given up after this many attempts, and only when the endpoint took another one meanwhile."""
@@ -69,7 +68,6 @@ class Worker:
         self._settings = settings
         self._health = health
         self._name = settings.function(COMPONENT)
-        self._reader = LogReader(settings, COMPONENT)
         self._secrets = read_secrets(settings.webhook_secret_file)
         # The consumer's callbacks run in the polling thread, completions on the event loop.
         self._lock = threading.Lock()
@@ -83,6 +81,7 @@ class Worker:
         self._consumer: Consumer
         self._codec: Codec
         self._publisher: Publisher
+        self._attempts: AttemptLog
         self._deliverer: Deliverer
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -96,6 +95,7 @@ class Worker:
         self._codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
         config = producer_config(settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=FOR_EVER_S)
         self._publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
+        self._attempts = AttemptLog(settings, self._codec, self._publisher)
         self._deliverer = Deliverer(
             settings.webhook_url,
             self._secrets,
@@ -300,75 +300,15 @@ class Worker:
             number += 1
             attempt = await self._deliverer.attempt(lead, number)
             dead = attempt.outcome == REFUSED and number >= DEAD_AFTER and self._last_success > began
-            await self._put_on_record(lead, record, number, attempt, "dead" if dead else None)
+            await self._attempts.put_on_record(lead, record, number, attempt, dead=dead)
             if attempt.outcome == DELIVERED:
                 self._last_success = time.monotonic()
                 return True
             if dead:
-                await self._bury(lead, record, number, attempt)
+                await self._attempts.bury(lead, record, number, attempt)
                 return True
             await self._wait(max(backoff.next_wait_s(), attempt.retry_after_s), record, partition)
         return False
-
-    async def _put_on_record(
-        self, lead: Lead, record: Record, number: int, attempt: Attempt, outcome: str | None
-    ) -> None:
-        """Publish an attempt and return once Kafka has it: what is not on record may be sent again. Never gives up."""
-        told = DeliveryAttempt(
-            id=uuid4(),
-            lead_id=lead.id,
-            endpoint=ENDPOINT,
-            webhook_url=self._settings.webhook_url,
-            attempt=number,
-            sent_at=attempt.sent_at,
-            duration_ms=attempt.duration_ms,
-            outcome=outcome or (DELIVERED if attempt.outcome == DELIVERED else "retry"),
-            status_code=attempt.status_code,
-            error_message=attempt.error_message,
-            lead_partition=record.partition,
-            lead_offset=record.offset,
-        )
-        log.info(
-            "delivery.attempted",
-            lead_id=str(lead.id),
-            endpoint=ENDPOINT,
-            webhook_url=told.webhook_url,
-            attempt=number,
-            success=told.outcome == DELIVERED,
-            status_code=told.status_code,
-            error_message=told.error_message,
-            duration_ms=told.duration_ms,
-            partition=record.partition,
-            offset=record.offset,
-        )
-        await self._publish(DELIVERIES, lead, told, partition=record.partition)
-
-    async def _bury(self, lead: Lead, record: Record, number: int, attempt: Attempt) -> None:
-        dead = WebhookDead(
-            lead_id=lead.id,
-            endpoint=ENDPOINT,
-            attempts=number,
-            reason="refused",
-            status_code=attempt.status_code,
-            error_message=attempt.error_message,
-            died_at=utc_now(),
-            lead_partition=record.partition,
-            lead_offset=record.offset,
-        )
-        await self._publish(WEBHOOK_DEAD, lead, dead)
-
-    async def _publish(
-        self, topic: str, lead: Lead, event: DeliveryAttempt | WebhookDead, *, partition: int | None = None
-    ) -> None:
-        """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""
-        key, value, backoff = str(lead.id).encode(), self._codec.encode(topic, event), Backoff(longest_s=5.0)
-        while True:
-            try:
-                await self._publisher.publish(topic, key=key, value=value, partition=partition)
-                return
-            except DependencyDown as error:
-                log.warning("an attempt is not on record yet", error=str(error))
-            await asyncio.sleep(backoff.next_wait_s())
 
     # --- what was delivered before ------------------------------------------------------------------------------------
 
@@ -376,21 +316,10 @@ class Worker:
         """Return the leads of a partition that were delivered shortly before it was assigned; loaded once."""
         if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
             since = max(partition.counts_since, utc_now() - LOOK_BACK)
-            partition.delivered = asyncio.create_task(asyncio.to_thread(self._load_delivered, record.partition, since))
+            partition.delivered = asyncio.create_task(
+                asyncio.to_thread(self._attempts.delivered_since, record.partition, since)
+            )
         return await asyncio.shield(partition.delivered)
-
-    def _load_delivered(self, number: int, since: datetime) -> set[UUID]:
-        delivered = set()
-        for message in self._reader.read_to_end(DELIVERIES, [number], deadline_s=LOAD_DEADLINE_S, since=since):
-            try:
-                attempt = self._codec.decode(DELIVERIES, message.value() or b"")
-            except Undecodable:
-                continue  # Not ours to judge: at worst a lead is delivered twice.
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
-            if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == ENDPOINT and attempt.outcome == DELIVERED:
-                delivered.add(attempt.lead_id)
-        return delivered
 
     async def _end(self) -> None:
         """Let what is on its way arrive, commit it, leave the group."""
