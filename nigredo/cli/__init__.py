@@ -24,14 +24,19 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
     context.obj = Context(home=home or Path(os.environ.get("NIGREDO_HOME") or ".nigredo"), as_json=as_json)
 
 
-def main() -> int:
-    """Run the command line and return its exit code: 0 only when the thing asked for is so."""
-    # Imported here so that each command group can be found in its own module without a cycle.
+def load_commands() -> None:
+    """Add every command group; each is in its own module."""
+    # Imported here: the modules import what this one shares with them.
     from nigredo.cli import database, processes, stack, topics
 
     for module in (stack, processes, topics, database):
         for command in module.COMMANDS:
             nigredo.add_command(command)
+
+
+def main() -> int:
+    """Run the command line and return its exit code: 0 only when the thing asked for is so."""
+    load_commands()
     try:
         code = nigredo.main(standalone_mode=False, prog_name="nigredo")
     except click.exceptions.Exit as done:

@@ -75,6 +75,15 @@ def test_no_problem_repeats_what_was_typed() -> None:
     assert "wish" not in told
 
 
+@pytest.mark.parametrize("control", ["\0", "\x07", "\x1b", "\x7f", "\x85"])
+@pytest.mark.parametrize("field", ["name", "message", "company"])
+def test_a_control_character_is_refused_wherever_it_stands(field: str, control: str) -> None:
+    with pytest.raises(FormRefused) as refused:
+        parse(GOOD | {field: f"a{control}b"})
+
+    assert [problem.field for problem in refused.value.problems] == [field]
+
+
 def test_values_are_trimmed_and_line_breaks_are_lf() -> None:
     form = parse({"name": "  Ana ", "email": " ana@EXAMPLE.com ", "message": "a\r\nb\rc\n"})
 
