@@ -24,11 +24,15 @@ run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 test: setup ## run every test against real Kafka, registry and Postgres
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-check: setup ## lint, formatting, types, import contracts (starts no process)
+check: setup ## lint, formatting, types, import contracts, dead code, dependencies, spelling, documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry --no-ansi .
+	$(BIN)/codespell $$(git ls-files 2>/dev/null || echo .)
+	$(BIN)/python -m pytest -q --no-header tests/contract/test_docs.py
 
 format: setup ## let ruff rewrite what `make check` would complain of
 	$(BIN)/ruff check --fix .

@@ -85,11 +85,6 @@ class Publisher:
         self._poller = threading.Thread(target=self._poll, name="kafka-acks", daemon=True)
         self._poller.start()
 
-    @property
-    def in_flight(self) -> int:
-        """How many records wait for their acknowledgement."""
-        return len(self._pending)
-
     def publish(
         self,
         topic: str,

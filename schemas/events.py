@@ -261,7 +261,6 @@ class AuditEntry:
     at: datetime
 
 
-SubmissionEvent = Submission | LimitReset | RejectionRelease | RefusalCount
 Event = (
     Submission
     | LimitReset

@@ -1,0 +1,54 @@
+"""What the documents name exists: files, commands, make targets, settings. Run by `make check` too."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nigredo.cli import load_commands, nigredo
+from nigredo.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)")
+ROOTS = ("ingest", "processors", "sinks", "schemas", "nigredo", "tests", "docs", "deploy")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_local_link_leads_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_is_named_exists(document: Path) -> None:
+    for word in CODE.findall(document.read_text()):
+        if re.fullmatch(rf"(?:{'|'.join(ROOTS)})/[\w./-]*", word):
+            # What a start makes is not in the repository.
+            assert word.startswith("deploy/compose/secrets") or (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_that_is_named_exists(document: Path) -> None:
+    load_commands()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = document.read_text()
+    for target in re.findall(r"^make (\w+)|`make (\w+)", text, re.MULTILINE):
+        assert "".join(target) in targets, target
+    for command in re.findall(r"(?:^|`|bin/)nigredo (?:--home \S+ )?([a-z]+)\b", text, re.MULTILINE):
+        assert command in nigredo.commands, command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_setting_that_is_named_exists(document: Path) -> None:
+    known = {field.metadata["name"] for field in fields(Settings)}
+    known |= {"NIGREDO_HOME", "NIGREDO_URL", "NIGREDO_CACHE", "NIGREDO_TEST_HOME", "NIGREDO_PORT"}
+    for name in re.findall(
+        r"\b((?:NIGREDO|WEBHOOK|KAFKA|INGEST|RATE|DB|TOPIC|SCHEMA)_[A-Z_]+)\b", document.read_text()
+    ):
+        assert name in known | {"DB_ENDPOINT", "DB_USERNAME", "KAFKA_BOOTSTRAP_SERVERS"}, name
