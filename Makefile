@@ -28,7 +28,7 @@ check: setup ## lint, formatting, types, import contracts, dead code, dependenci
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/vulture
 	$(BIN)/deptry --no-ansi .
 	$(BIN)/codespell $$(git ls-files 2>/dev/null || echo .)

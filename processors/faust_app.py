@@ -31,6 +31,7 @@ class App(faust.App):
 def make_app(settings: Settings, component: str) -> App:
     """Return an app in the group of the same name, without tables, web server, or topics of its own."""
     name = settings.function(component)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
     brokers = [f"kafka://{broker.strip()}" for broker in settings.kafka_bootstrap_servers.split(",")]
     return App(
         name,
@@ -60,6 +61,8 @@ def run_app(app: App, settings: Settings, health: Health) -> None:
         server.start()
     try:
         worker = app.Worker(loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
+        # Its spinner writes to the log even where there is no terminal.
+        worker.spinner = None
         worker.execute_from_commandline()
     except SystemExit as end:
         if end.code not in (0, None):

@@ -340,7 +340,8 @@ class InOrder:
     async def _shut_down(self, *_: Any, **__: Any) -> None:
         await self._commit()
         self._epoch += 1
-        await self._handler.close()
+        if self._opened:
+            await self._handler.close()
 
 
 def _record(event: faust.Event) -> Record:
