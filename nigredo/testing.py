@@ -150,19 +150,28 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def running_stack(environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running_stack() -> Iterator[Stack]:
     """Start a stack in a temporary home and end it, with all its data, afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nigredo-test-"))
-    home = Home.open(folder, free_port_base())
-    stack = Stack(home)
+    stack = Stack(Home.open(folder, free_port_base()))
     try:
-        up = stack.nigredo("up", "--detach", "--port-base", str(home.port_base), environment=environment)
+        with started(stack):
+            yield stack
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def started(stack: Stack, *options: str) -> Iterator[None]:
+    """Run `nigredo up` with these options, and `down` afterwards."""
+    home = stack.home
+    try:
+        up = stack.nigredo("up", "--detach", "--port-base", str(home.port_base), *options)
         if up.code != 0:
             raise RuntimeError(f"the stack did not start: {up.err.strip()}\n{_log_tails(home)}")
-        yield stack
+        yield
     finally:
         stack.nigredo("down")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_tails(home: Home) -> str:

@@ -12,10 +12,30 @@ from hypothesis import HealthCheck, settings
 
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, running_stack
+from tests.containers import engine_answers, stack_on_containers
 
 # The machine may be busy with a whole stack: how long an example takes proves nothing.
 settings.register_profile("nigredo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nigredo")
+
+
+ON_CONTAINERS = os.environ.get("NIGREDO_TEST_STACK") == "testcontainers"
+
+
+def pytest_sessionstart() -> None:
+    """Say at once, in one line, when the stack that was asked for cannot be had."""
+    if os.environ.get("NIGREDO_TEST_STACK", "embedded") not in ("embedded", "testcontainers"):
+        pytest.exit("NIGREDO_TEST_STACK must be embedded or testcontainers", returncode=4)
+    if ON_CONTAINERS and not engine_answers():
+        pytest.exit("NIGREDO_TEST_STACK=testcontainers needs a container engine, and none answers here", returncode=4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what stops, kills or replaces the parts themselves when they are containers."""
+    if ON_CONTAINERS:
+        for item in items:
+            if item.get_closest_marker("embedded"):
+                item.add_marker(pytest.mark.skip(reason="is about the embedded parts themselves"))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +47,7 @@ def stack() -> Iterator[Stack]:
     if home := os.environ.get("NIGREDO_TEST_HOME"):
         yield Stack(Home.open(Path(home)))
         return
-    with running_stack() as stack:
+    with stack_on_containers() if ON_CONTAINERS else running_stack() as stack:
         yield stack
 
 

@@ -27,17 +27,22 @@ ACTION_DEADLINE_S = 150.0
 @click.option("--detach", is_flag=True, help="Return once everything is ready, and leave it running")
 @click.option("--port-base", type=int, default=None, help="First of ten ports that follow each other [8080]")
 @click.option("--sample", is_flag=True, help="Once ready, submit a sample lead and show its way")
+@click.option(
+    "--external", default="", help="Parts that you run yourself at this stack's ports: kafka,registry,postgres"
+)
 @with_context
-def up(context: Context, detach: bool, port_base: int | None, sample: bool) -> None:
+def up(context: Context, detach: bool, port_base: int | None, sample: bool, external: str) -> None:
     """Start the whole stack on this machine and keep it running until Ctrl-C."""
     from nigredo.stack import artifacts, embedded
     from nigredo.stack.sample import show_sample
 
     _check_platform()
     home = context.stack(port_base)
-    Settings.from_environment(
-        home.part_environment(os.environ, "up")
-    )  # Wrong settings are told before anything starts.
+    given = [part.strip() for part in external.split(",") if part.strip()]
+    if unknown := set(given) - set(embedded.EXTERNAL):
+        raise ConfigurationError(f"--external knows {', '.join(embedded.EXTERNAL)}, not {', '.join(sorted(unknown))}")
+    # Wrong settings are told before anything starts.
+    Settings.from_environment(home.part_environment(os.environ, "up"))
     (home.dir / "run").mkdir(parents=True, exist_ok=True)
     if detach:
         with control.owned(home):
@@ -45,7 +50,7 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool) -> N
     with download_progress(context.tell) as progress:
         fetched = artifacts.fetch(artifacts.cache_dir(os.environ), progress)
     if detach:
-        _start_detached(context, home)
+        _start_detached(context, home, external)
         if sample:
             show_sample(home, context.tell)
         context.result(control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S), _addresses(home))
@@ -59,7 +64,8 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool) -> N
 
     with control.owned(home):
         home.create()
-        asyncio.run(embedded.run(home, fetched, os.environ, tell=context.tell, when_ready=when_ready))
+        running = embedded.run(home, fetched, os.environ, external=given, tell=context.tell, when_ready=when_ready)
+        asyncio.run(running)
 
 
 def _check_platform() -> None:
@@ -69,11 +75,12 @@ def _check_platform() -> None:
         raise ConfigurationError("the embedded stack needs Linux with glibc 2.34 or later")
 
 
-def _start_detached(context: Context, home: Home) -> None:
+def _start_detached(context: Context, home: Home, external: str) -> None:
     """Start a supervisor of its own session and wait until it says that everything is ready."""
     log_file = home.dir / "logs" / "supervisor.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "up", "--port-base", str(home.port_base)]
+    command += ["--external", external] if external else []
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True

@@ -6,11 +6,11 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nigredo import topics
-from nigredo.errors import NigredoError
+from nigredo.errors import DependencyDown, NigredoError
 from nigredo.migrate import migrate
 from nigredo.settings import Settings
 from nigredo.stack import control
@@ -24,6 +24,9 @@ from nigredo.stack.registry import registry_part
 from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
 
 START_DEADLINE_S = 120.0
+EXTERNAL_POLL_S = 0.2
+EXTERNAL = ("kafka", "registry", "postgres")
+"""The parts that somebody else may run."""
 Tell = Callable[[str], None]
 
 
@@ -40,13 +43,22 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
     )
 
 
-def steps(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> list[Step]:
-    """Return what makes up a stack, each step with what must be there before it."""
+def steps(
+    home: Home, artifacts: Artifacts, environment: Mapping[str, str], external: Collection[str] = ()
+) -> list[Step]:
+    """Return what makes up a stack, each step with what must be there before it.
+
+    external: parts that somebody else runs, at this stack's own addresses: they are waited for, not started.
+    """
     as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
+
+    def given(part: Part) -> Part | Callable[[], object]:
+        return (lambda: _wait_for(part)) if part.name in external else part
+
     return [
-        Step("kafka", kafka_part(home, artifacts, environment)),
-        Step("postgres", postgres_part(home, environment)),
-        Step("registry", registry_part(home, artifacts, environment), needs=("postgres",)),
+        Step("kafka", given(kafka_part(home, artifacts, environment))),
+        Step("postgres", given(postgres_part(home, environment))),
+        Step("registry", given(registry_part(home, artifacts, environment)), needs=("postgres",)),
         Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
         Step("schemas", lambda: topics.ensure_schemas(as_admin), needs=("registry",)),
@@ -55,12 +67,28 @@ def steps(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> l
     ]
 
 
+def _wait_for(part: Part) -> None:
+    """Wait for a part that somebody else runs. Raises DependencyDown when it does not become ready."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while (reason := part.waiting_for()) is not None:
+        if time.monotonic() > deadline:
+            raise DependencyDown(f"{part.name}, run by somebody else, is not ready: {reason}")
+        time.sleep(EXTERNAL_POLL_S)
+
+
 async def run(
-    home: Home, artifacts: Artifacts, environment: Mapping[str, str], *, tell: Tell, when_ready: Callable[[], None]
+    home: Home,
+    artifacts: Artifacts,
+    environment: Mapping[str, str],
+    *,
+    external: Collection[str] = (),
+    tell: Tell,
+    when_ready: Callable[[], None],
 ) -> None:
     """Run the stack until it is told to stop by a signal or by `nigredo down`.
 
-    `tell` gets one line a step; `when_ready` runs in a thread once everything is ready. The home must be owned.
+    external: as in `steps`. `tell` gets one line a step; `when_ready` runs in a thread once everything is ready. The
+    home must be owned.
     Raises NigredoError when the stack cannot start; nothing is left running then.
     """
     stop = asyncio.Event()
@@ -68,7 +96,7 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
         tell(f"ended {name}, left behind by a stack that was killed")
-    supervisor = Supervisor(home, steps(home, artifacts, environment))
+    supervisor = Supervisor(home, steps(home, artifacts, environment, external))
     check_ports([supervised.part for supervised in supervisor.parts.values()])
     stopped = asyncio.Event()
     server = await control.serve(home, lambda request: _answer(supervisor, stop, stopped, request))

@@ -77,7 +77,16 @@ def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
         os.chown(unfinished, account.pw_uid, account.pw_gid)
     initdb = ["--username=bootstrap", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync"]
     _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), *initdb, "--auth=reject"])
-    roles = [
+    _single_user(home, unfinished, "postgres", role_statements(home), prefix)
+    _single_user(home, unfinished, DATABASE, ["CREATE EXTENSION pg_stat_statements"], prefix)
+    (unfinished / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")
+    _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), "--sync-only"])
+    unfinished.rename(data)
+
+
+def role_statements(home: Home) -> list[str]:
+    """Return what makes the stack's roles and databases in an empty cluster; they hold passwords."""
+    return [
         f"CREATE ROLE admin LOGIN CREATEROLE PASSWORD '{home.secret('database-admin')}'",
         "GRANT pg_monitor, pg_signal_backend TO admin",
         f"CREATE ROLE nigredo_app LOGIN PASSWORD '{home.secret('database-nigredo_app')}'",
@@ -88,10 +97,6 @@ def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
         f"GRANT CONNECT ON DATABASE {DATABASE} TO nigredo_app",
         "REVOKE ALL ON DATABASE apicurio FROM PUBLIC",
     ]
-    _single_user(home, unfinished, "postgres", roles, prefix)
-    _single_user(home, unfinished, DATABASE, ["CREATE EXTENSION pg_stat_statements"], prefix)
-    (unfinished / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")
-    unfinished.rename(data)
 
 
 def _single_user(home: Home, data: Path, database: str, statements: Sequence[str], prefix: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
+import pytest
 
 from nigredo.testing import Stack, any_client, eventually, running_stack
 
@@ -26,6 +27,7 @@ def kill_everything(stack: Stack) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
+@pytest.mark.embedded
 def test_every_202_survives_kill_9_of_every_process() -> None:
     with running_stack() as stack:
         accepted: list[str] = []

@@ -18,6 +18,7 @@ from nigredo.testing import Stack, eventually, free_port_base, run_nigredo, runn
 PARTS = ["kafka", "postgres", "registry", "fibonacci", "ingest", "rate-limiter", "persister", "webhook-sender"]
 
 
+@pytest.mark.embedded
 def test_status_lists_every_part_and_says_that_all_are_ready(stack: Stack) -> None:
     command = stack.nigredo("status", "--json")
 
@@ -31,6 +32,7 @@ def test_status_lists_every_part_and_says_that_all_are_ready(stack: Stack) -> No
     assert document["parts"]["ingest"]["url"] == stack.url
 
 
+@pytest.mark.embedded
 def test_status_as_text_has_a_line_a_part_and_no_colour(stack: Stack) -> None:
     lines = stack.nigredo("status").out.splitlines()
 
@@ -99,6 +101,7 @@ def test_a_stopped_part_stays_stopped_and_the_rest_goes_on(stack: Stack) -> None
     assert stack.nigredo("status").code == 0
 
 
+@pytest.mark.embedded
 def test_postgres_may_be_restarted_under_load_and_forms_are_taken_meanwhile(stack: Stack) -> None:
     assert stack.nigredo("stop", "postgres").code == 0
     try:
@@ -113,6 +116,7 @@ def test_postgres_may_be_restarted_under_load_and_forms_are_taken_meanwhile(stac
         )
 
 
+@pytest.mark.embedded
 def test_kafka_down_is_a_503_that_says_when_to_come_back_and_nothing_hangs(stack: Stack) -> None:
     assert stack.nigredo("stop", "kafka").code == 0
     try:
@@ -176,6 +180,7 @@ def test_what_cannot_be_done_is_one_line_on_stderr_and_not_exit_code_0(
     assert command.out == ""
 
 
+@pytest.mark.embedded
 def test_an_unknown_part_is_refused_by_name(stack: Stack) -> None:
     command = stack.nigredo("restart", "kafak")
 
@@ -195,6 +200,7 @@ def test_a_wrong_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
     assert not (home / "logs").exists()
 
 
+@pytest.mark.embedded
 def test_ctrl_c_ends_everything_and_the_next_start_has_the_data() -> None:
     with running_stack() as stack:
         lead_id = stack.post().json()["id"]

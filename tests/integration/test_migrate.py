@@ -60,6 +60,7 @@ def test_the_runbooks_statements_run_as_the_operators_role(stack: Stack) -> None
                 database.execute(f"DROP INDEX IF EXISTS nigredo.idx_leads_{index}".encode())
 
 
+@pytest.mark.embedded
 def test_nobody_who_can_log_in_is_a_superuser(stack: Stack) -> None:
     assert stack.rows("SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin AND rolname <> 'bootstrap'") == []
     with pytest.raises(psycopg.OperationalError):
