@@ -10,7 +10,7 @@ from nigredo.cli.output import Context, with_context
 @click.command()
 @with_context
 def migrate(context: Context) -> None:
-    """Apply the migrations that the database does not have yet; safe to repeat and beside the running version."""
+    """Apply what the database does not have yet; safe to repeat."""
     from nigredo.migrate import migrate as apply
 
     applied = apply(context.settings("migrate", role="admin"))

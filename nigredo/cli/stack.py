@@ -32,7 +32,7 @@ ACTION_DEADLINE_S = 150.0
 )
 @with_context
 def up(context: Context, detach: bool, port_base: int | None, sample: bool, external: str) -> None:
-    """Start the whole stack on this machine and keep it running until Ctrl-C."""
+    """Start the whole stack and keep it running until Ctrl-C."""
     from nigredo.stack import artifacts, embedded
     from nigredo.stack.sample import show_sample
 
@@ -162,7 +162,7 @@ def status(context: Context) -> int:
 @click.command()
 @with_context
 def env(context: Context) -> None:
-    """Print what a shell needs to use this stack: eval "$(nigredo env)"."""
+    """Print a shell's variables: eval "$(nigredo env)"."""
     home = context.stack()
     if not home.exists:
         raise NigredoError(f"there is no stack in {home.dir}; `nigredo up` makes one")

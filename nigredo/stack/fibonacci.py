@@ -142,7 +142,7 @@ class Receiver:
                 '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
                 "<title>Fibonacci, a stand-in</title><style>body{font:1rem/1.5 system-ui;margin:2rem;max-width:60rem}"
                 "td{vertical-align:top;padding:.3rem 1rem .3rem 0;border-top:1px solid #ccc}pre{margin:0}</style>"
-                f"<h1>{len(self._received)} webhooks received</h1><p>The newest {len(newest)}; "
+                f"<h1>Webhooks received: {len(self._received)}</h1><p>The newest {SHOWN_MAX} at most; "
                 '<a href="/received">all as JSON</a>.</p>'
                 f"<table><tr><th>When (UTC)<th>Answered<th>Body{rows}</table></html>"
             ),
