@@ -21,6 +21,7 @@ EMAIL_MAX = 254
 MESSAGE_MAX = 10_000
 LABEL_MAX = 100
 EXTRA_FIELDS_MAX = 50
+PAIRS_MAX = 500
 EXTRA_NAME_MAX = 100
 EXTRA_VALUE_MAX = 2_000
 
@@ -90,11 +91,12 @@ def _no_constant(name: str) -> None:
 
 def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
     """Return the fields; one given several times, as checkboxes are, is a list."""
-    fields: dict[str, Any] = {}
+    given: dict[str, list[str]] = {}
     problems = []
-    for pair in body.split(b"&"):
-        if not pair.strip():
-            continue
+    pairs = [pair for pair in body.split(b"&") if pair.strip()]
+    if len(pairs) > PAIRS_MAX:
+        raise FormRefused(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
+    for pair in pairs:
         raw_name, _, raw_value = pair.partition(b"=")
         try:
             name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8").strip()
@@ -105,14 +107,10 @@ def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
         except UnicodeDecodeError:
             problems.append(FieldProblem(_shown(name), "is not UTF-8"))
             continue
-        if name in fields:
-            before = fields[name]
-            fields[name] = [*before, value] if isinstance(before, list) else [before, value]
-        else:
-            fields[name] = value
+        given.setdefault(name, []).append(value)
     if problems:
         raise FormRefused(400, *problems)
-    return fields
+    return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
 
 
 def _validate(fields: Mapping[str, Any]) -> Form:

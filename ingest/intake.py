@@ -7,6 +7,7 @@ import time
 from uuid import UUID, uuid4
 
 from ingest.form import Form
+from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
 from nigredo.errors import DependencyDown
 from nigredo.headers import cloud_event
@@ -26,7 +27,6 @@ GRACE_S = 1.0
 """A request waits this much longer than the producer tries: whoever is told of a failure is told the truth."""
 RECENT_ACK_S = 5.0
 PROBE_TIMEOUT_S = 1.0
-START_RETRY_S = 2.0
 USER_AGENT_MAX = 512
 
 
@@ -54,6 +54,7 @@ class Intake:
             delivery_timeout_s=self._settings.ingest_ack_timeout_s,
         )
         self._publisher = Publisher(config, in_flight_max=self._settings.ingest_in_flight_max)
+        backoff = Backoff(longest_s=2.0)
         while True:
             try:
                 self._codec = await ready_codec(self._settings, [SUBMISSIONS])
@@ -61,7 +62,11 @@ class Intake:
             except DependencyDown as error:
                 self._health.waiting(str(error))
                 log.warning("not ready", error=str(error))
-            await asyncio.sleep(START_RETRY_S)
+            except Exception as error:
+                # In a task of its own nobody would ever hear of it.
+                self._health.waiting(type(error).__name__)
+                log.error("not ready", error=type(error).__name__)
+            await asyncio.sleep(backoff.next_wait_s())
         await self.check()
 
     async def take(self, form: Form, address: Address, user_agent: str | None) -> UUID:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
+from ingest.app import BODY_DEADLINE_S
+from ingest.intake import GRACE_S
 from nigredo.settings import Settings
 from nigredo.startup import run_process
-
-STOP_GRACE_S = 8
-"""A worker that is still busy this long after the signal is killed; a request's own deadlines are shorter."""
 
 
 def main() -> int:
@@ -31,5 +32,6 @@ def _serve(settings: Settings) -> None:
         websockets=False,
         log_level=LogLevels.warning,
         respawn_failed_workers=True,
-        workers_kill_timeout=STOP_GRACE_S,
+        # A worker that is still busy this long after the signal is killed: longer than any request may take.
+        workers_kill_timeout=ceil(BODY_DEADLINE_S + settings.ingest_ack_timeout_s + GRACE_S) + 1,
     ).serve()

@@ -27,6 +27,11 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
             "connect_timeout": max(1, round(settings.db_pool_timeout_s)),
             "options": f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}",
             "autocommit": True,
+            # A host that vanished is noticed within half a minute, not when the kernel gives up.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
         },
         min_size=0,
         max_size=min(size_max or settings.db_pool_max, settings.db_pool_max),

@@ -24,8 +24,10 @@ def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[
     try:
         request = [ConsumerGroupTopicPartitions(group, wanted)]
         answers = admin.alter_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
-        for answer in answers[group].result(CALL_TIMEOUT_S).topic_partitions:
+        for answer in answers[group].result(CALL_TIMEOUT_S + 2).topic_partitions:
             if answer.error is not None:
                 raise DependencyDown(f"offsets of {group} cannot be set: {answer.error.name()}")
     except KafkaException as error:
         raise DependencyDown(f"offsets of {group} cannot be set: {error.args[0].name()}") from error
+    except TimeoutError as error:
+        raise DependencyDown(f"offsets of {group} cannot be set: Kafka does not answer") from error

@@ -161,19 +161,25 @@ class Publisher:
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(0.1)
-            if self._fatal is not None:
-                self._replace(self._fatal)
+            try:
+                self._producer.poll(0.1)
+                if self._fatal is not None:
+                    self._replace(self._fatal)
+            except Exception as error:
+                # This thread is what every waiting future depends on: it does not end while the publisher lives.
+                log.error("the producer's thread met an error", error=type(error).__name__)
+                self._stopping.wait(0.5)
             self._hand_over()
 
     def _replace(self, error: KafkaError) -> None:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
         log.error("producer replaced after a fatal error", error=error.name())
+        fresh = Producer(self._config)
         with self._lock:
-            self._producer.purge()
-            # Every record it still had is answered here with an error, so that no future waits for ever.
-            self._producer.flush(1.0)
-            self._producer, self._fatal = Producer(self._config), None
+            old, self._producer, self._fatal = self._producer, fresh, None
+        old.purge()
+        # Every record it still had is answered here with an error, so that no future waits for ever.
+        old.flush(1.0)
 
     def _hand_over(self) -> None:
         if not self._arrived:

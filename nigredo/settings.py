@@ -32,7 +32,13 @@ def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _Wrong("must be an http:// or https:// URL")
-    return value.rstrip("/")
+    if parts.username is not None or parts.password is not None:
+        raise _Wrong("must not hold a user or a password: it is told in logs and rows")
+    return value
+
+
+def _base_url(value: str) -> str:
+    return _url(value).rstrip("/")
 
 
 def _flag(value: str) -> bool:
@@ -92,7 +98,7 @@ class Settings:
     kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "6")
     topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
     topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
-    schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _url, "http://127.0.0.1:8081/apis/ccompat/v7")
+    schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _base_url, "http://127.0.0.1:8081/apis/ccompat/v7")
 
     database_url: str = _from("DATABASE_URL", _text, "host=127.0.0.1 dbname=fibonacci user=nigredo_app")
     """libpq keywords or a URL, without a password: that comes from the pass file it names."""

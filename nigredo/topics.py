@@ -40,6 +40,8 @@ def ensure_topics(settings: Settings) -> list[str]:
         return created + _correct(admin, present & set(TOPICS))
     except KafkaException as error:
         raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+    except TimeoutError as error:
+        raise DependencyDown("Kafka does not answer") from error
 
 
 def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]) -> list[str]:
@@ -57,7 +59,7 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
     if wanted:
         for name, created in admin.create_topics(wanted, request_timeout=CALL_TIMEOUT_S).items():
             try:
-                created.result(CALL_TIMEOUT_S)
+                created.result(CALL_TIMEOUT_S + 2)
                 changes.append(f"created topic {name} with {settings.topic_partitions} partitions")
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
@@ -83,7 +85,7 @@ def _correct(admin: AdminClient, names: Iterable[str]) -> list[str]:
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     described_all = admin.describe_configs(resources, request_timeout=CALL_TIMEOUT_S) if resources else {}
     for resource, described in described_all.items():
-        now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S).items()}
+        now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S + 2).items()}
         corrected = _differences(now, TOPICS[resource.name].config)
         if corrected:
             entries = [
@@ -93,7 +95,7 @@ def _correct(admin: AdminClient, names: Iterable[str]) -> list[str]:
             differing.append(ConfigResource(ResourceType.TOPIC, resource.name, incremental_configs=entries))
             changes += [f"set {name} of topic {resource.name}" for name in corrected]
     for altered in (admin.incremental_alter_configs(differing) if differing else {}).values():
-        altered.result(CALL_TIMEOUT_S)
+        altered.result(CALL_TIMEOUT_S + 2)
     return changes
 
 

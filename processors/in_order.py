@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import faust
@@ -37,7 +38,11 @@ COMMIT_TIMEOUT_S = 5.0
 PARK_AFTER = 3
 """A record that failed this often alone, for no reason that could pass, is parked."""
 NEXT_OFFSET_DEADLINE_S = 10.0
-AFTER_FAILURE_S = 1.0
+SEEK_TIMEOUT_S = 10.0
+SOUGHT_FOR_S = 5.0
+SETTLE_S = 4.0
+"""How long a rebalance or a stop waits for the batch in hand; the group waits for us meanwhile."""
+PROBE_EVERY_S = 3.0
 
 
 class Stale(Exception):
@@ -60,7 +65,7 @@ class Handler(Protocol):
         Called again after DependencyDown, and afresh in every assignment and after Stale.
         """
 
-    def decode(self, record: Record) -> Event | None:
+    async def decode(self, record: Record) -> Event | None:
         """Return a record's event. Raises RecordRefused for what never can be read, DependencyDown."""
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
@@ -77,12 +82,14 @@ class Handler(Protocol):
         """Release what was opened."""
 
 
-def decode(codec: Codec, record: Record) -> Event | None:
+async def decode(codec: Codec, record: Record) -> Event | None:
     """Return a record's event with errors named for what they mean to `InOrder`."""
     if record.value is None:
         return None
     try:
-        return codec.decode(record.topic, record.value)
+        if codec.knows(record.value):
+            return codec.decode(record.topic, record.value)
+        return await asyncio.to_thread(codec.decode, record.topic, record.value)
     except Undecodable as error:
         raise RecordRefused("undecodable", str(error)) from error
     except RegistryUnavailable as error:
@@ -102,6 +109,12 @@ class InOrder:
         self._reader = reader
         self._opening = asyncio.Lock()
         self._opened = False
+        self._topics = topics
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._failures = Backoff(longest_s=10.0)
+        self._sought: dict[TP, tuple[int, float]] = {}
+        self._probe: asyncio.Task[None] | None = None
         self._epoch = 0
         self._loads: dict[TP, asyncio.Task[None]] = {}
         self._next: dict[TP, int] = {}
@@ -109,7 +122,8 @@ class InOrder:
         self._to_commit: dict[TP, int] = {}
         self._last_commit = 0.0
         self._late_commit: asyncio.Task[None] | None = None
-        channel = app.topic(*topics, key_serializer="raw", value_serializer="raw")
+        # Without its acknowledgements: Faust would remember every one for a commit that never comes.
+        channel = app.topic(*topics, key_serializer="raw", value_serializer="raw", acks=False)
         app.agent(channel, name="in_order", concurrency=1)(self._consume)
         app.on_partitions_revoked.connect(self._revoked)
         app.on_rebalance_complete.connect(self._assigned)
@@ -120,17 +134,52 @@ class InOrder:
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Faust awaits this before the group goes on, and delivers nothing meanwhile."""
         self._health.waiting("an assignment of partitions")
-        await self._commit()
+        await self._settle()
         self._epoch += 1
         for load in self._loads.values():
             load.cancel()
-        for forgotten in (self._loads, self._next, self._to_commit):
+        for forgotten in (self._loads, self._next, self._to_commit, self._sought):
             forgotten.clear()
+
+    async def _settle(self) -> None:
+        """Let the batch in hand come to its end and commit it: half done it would be done again by the next owner."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), SETTLE_S)
+        await self._commit()
 
     async def _assigned(self, *_: Any, **__: Any) -> None:
         for tp in self._app.consumer.assignment():
             self._load(tp)
+        if self._probe is None:
+            self._probe = asyncio.create_task(self._watch_broker())
         self._tell_ready()
+
+    async def _watch_broker(self) -> None:
+        """Say that the process is not ready while the broker does not answer; Faust alone would wait in silence."""
+        away = False
+        while True:
+            try:
+                await asyncio.to_thread(self._reader.partitions, self._topics[0])
+                await self._seek_again()
+                if away:
+                    away = False
+                    self._tell_ready()
+            except DependencyDown as error:
+                away = True
+                self._health.waiting(str(error))
+            except Exception as error:
+                log.warning("the broker could not be watched", error=_name(error))
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _seek_again(self) -> None:
+        """Repeat a seek after which nothing came although there is something: Faust's own may have undone it."""
+        for tp, (offset, at) in list(self._sought.items()):
+            if self._next.get(tp) != offset:
+                del self._sought[tp]
+            elif time.monotonic() - at > SOUGHT_FOR_S:
+                _, end = await asyncio.to_thread(self._reader.watermarks, tp.topic, tp.partition)
+                if end > offset and self._sought.get(tp) == (offset, at):
+                    await self._seek(tp, offset)
 
     def _load(self, tp: TP, *, seek: bool = False) -> asyncio.Task[None]:
         if tp not in self._loads:
@@ -145,19 +194,24 @@ class InOrder:
                 await self._open()
                 committed = await asyncio.to_thread(self._reader.committed, self._group, tp.topic, [tp.partition])
                 start = await self._handler.begin(tp.topic, tp.partition, committed[tp.partition])
+                if seek or start != committed[tp.partition]:
+                    await self._seek(tp, start)
                 break
             except DependencyDown as error:
                 self._health.waiting(str(error))
                 log.warning("a partition cannot be begun yet", topic=tp.topic, partition=tp.partition, error=str(error))
             except Exception as error:
                 self._health.waiting(f"{tp.topic} partition {tp.partition} cannot be begun")
-                log.exception("a partition cannot be begun", topic=tp.topic, partition=tp.partition, error=repr(error))
+                log.error("a partition cannot be begun", topic=tp.topic, partition=tp.partition, error=_name(error))
             await asyncio.sleep(backoff.next_wait_s())
         if epoch == self._epoch:
             self._next[tp] = start
-            if seek or start != committed[tp.partition]:
-                await self._app.consumer.seek(tp, start)
             self._tell_ready()
+
+    async def _seek(self, tp: TP, offset: int) -> None:
+        # In the consumer's own thread: from ours it would race with its fetches.
+        await asyncio.wait_for(self._app.consumer.seek_wait({tp: offset}), SEEK_TIMEOUT_S)
+        self._sought[tp] = (offset, time.monotonic())
 
     async def _open(self) -> None:
         async with self._opening:
@@ -195,6 +249,8 @@ class InOrder:
             return True
         if offset < expected:
             return False
+        if self._sought.get(tp, (None, 0.0))[0] == expected and time.monotonic() - self._sought[tp][1] < SOUGHT_FOR_S:
+            return False  # Left over from before the seek, which is under way.
         # In a compacted topic a gap may be right; only the log itself can tell.
         found = await self._next_in_log(tp, expected, epoch)
         if epoch != self._epoch:
@@ -205,7 +261,11 @@ class InOrder:
             self._next[tp] = offset + 1
             return True
         log.warning("the stream went past a record and is sought back", **_at(tp, expected))
-        await self._app.consumer.seek(tp, expected)
+        try:
+            await self._seek(tp, expected)
+        except Exception as error:
+            # The next record of the partition finds the gap again and tries once more.
+            log.warning("the stream could not be sought back", error=_name(error), **_at(tp, expected))
         return False
 
     async def _next_in_log(self, tp: TP, offset: int, epoch: int) -> int:
@@ -224,6 +284,7 @@ class InOrder:
         """Do the work of what was collected, then note it for the commit. A batch of an older assignment is dropped."""
         batch, self._batch = self._batch, []
         epoch = self._epoch
+        self._idle.clear()
         ours = [event for of_epoch, event in batch if of_epoch == epoch]
         try:
             if ours:
@@ -232,16 +293,20 @@ class InOrder:
                 for event in ours:
                     self._to_commit[event.message.tp] = event.message.offset + 1
                 await self._commit_soon()
+                self._failures.reset()
                 self._tell_ready()
         except Stale:
             log.info("a batch was dropped", records=len(ours))
             self._begin_afresh(ours, epoch)
         except Exception as error:
             # Nothing may leave the agent: Faust would go on with the next record, and this batch would be lost.
-            log.exception("a batch failed", error=type(error).__name__, records=len(ours))
-            await asyncio.sleep(AFTER_FAILURE_S)
+            # Its text may quote a record, so only its name is told.
+            log.error("a batch failed", error=_name(error), records=len(ours))
+            self._health.waiting(f"a batch that failed with {_name(error)}")
+            await asyncio.sleep(self._failures.next_wait_s())
             self._begin_afresh(ours, epoch)
         finally:
+            self._idle.set()
             # Only so that Faust lets go of them: what is committed is decided here.
             for _, event in batch:
                 event.ack()
@@ -258,19 +323,21 @@ class InOrder:
         """Decode what can be decoded and park the rest, waiting for the registry if it must be asked."""
         decoded: list[Decoded] = []
         for record in records:
-            backoff = Backoff(longest_s=5.0)
+            backoff, failures = Backoff(longest_s=5.0), 0
             while True:
                 try:
-                    decoded.append((record, self._handler.decode(record)))
-                    break
-                except RecordRefused as error:
-                    await self._park(record, error, still_ours)
+                    decoded.append((record, await self._handler.decode(record)))
                     break
                 except DependencyDown as error:
                     self._health.waiting(str(error))
-                    await asyncio.sleep(backoff.next_wait_s())
-                    if not still_ours():
-                        raise Stale from error
+                except Exception as error:
+                    failures += 1
+                    if isinstance(error, RecordRefused) or failures >= PARK_AFTER:
+                        await self._park(record, error, still_ours)
+                        break
+                await asyncio.sleep(backoff.next_wait_s())
+                if not still_ours():
+                    raise Stale
         return decoded
 
     async def _until_done(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
@@ -297,7 +364,7 @@ class InOrder:
                 if isinstance(error, RecordRefused) or failures >= PARK_AFTER:
                     await self._park(records[0][0], error, still_ours)
                     return
-                log.warning("a record failed", error=type(error).__name__, **_place(records[0][0]))
+                log.warning("a record failed", error=_name(error), **_place(records[0][0]))
             await asyncio.sleep(backoff.next_wait_s())
 
     async def _park(self, record: Record, error: Exception, still_ours: Callable[[], bool]) -> None:
@@ -335,11 +402,13 @@ class InOrder:
             try:
                 await asyncio.wait_for(cast(Consumer, self._app.consumer)._commit(offsets), COMMIT_TIMEOUT_S)
             except Exception as error:
-                log.warning("offsets were not committed", error=type(error).__name__)
+                log.warning("offsets were not committed", error=_name(error))
 
     async def _shut_down(self, *_: Any, **__: Any) -> None:
-        await self._commit()
+        await self._settle()
         self._epoch += 1
+        if self._probe is not None:
+            self._probe.cancel()
         if self._opened:
             await self._handler.close()
 
@@ -356,6 +425,10 @@ def _record(event: faust.Event) -> Record:
         message.value,
         tuple(headers.items() if isinstance(headers, Mapping) else headers),
     )
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
 
 
 def _place(record: Record) -> dict[str, Any]:

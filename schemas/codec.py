@@ -28,7 +28,8 @@ class Codec:
     """Encodes with the schema this release knows, decodes whatever any release registered.
 
     `prepare` the topics that are written; reading needs no preparation. A schema id that is not cached yet costs one
-    call to the registry, which blocks for at most the registry's timeout. Safe to use from several threads.
+    call to the registry, which blocks for at most the registry's timeout: on an event loop ask `knows` first, and if
+    it does not, decode in a thread. Safe to use from several threads.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -83,12 +84,21 @@ class Codec:
             # fastavro raises whatever the broken bytes lead to, from EOFError to struct.error; its text may quote them.
             raise Undecodable(f"does not fit schema {schema_id}: {type(error).__name__}") from None
 
+    def knows(self, value: bytes) -> bool:
+        """Say whether `decode` can tell what these bytes are without asking the registry."""
+        return len(value) < PREFIX.size or value[0] != MAGIC or PREFIX.unpack_from(value)[1] in self._writers
+
     def _written_with(self, schema_id: int) -> Any:
         if schema_id not in self._writers:
             try:
-                self._writers[schema_id] = parse_schema(self._registry.schema_of(schema_id))
+                schema = self._registry.schema_of(schema_id)
             except SchemaUnknown as error:
-                raise Undecodable(f"the registry has no schema {schema_id}") from error
+                raise Undecodable(f"the registry has no Avro schema {schema_id}") from error
+            try:
+                self._writers[schema_id] = parse_schema(schema)
+            except Exception as error:
+                # The registry holds other kinds too, such as JSON Schema, which parse as whatever they happen to be.
+                raise Undecodable(f"schema {schema_id} is no Avro schema: {type(error).__name__}") from None
         return self._writers[schema_id]
 
     def _ours(self, topic: str) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ class Registry:
         cache_file = self._cache_dir / f"{schema_id}.avsc"
         if cache_file.exists():
             return json.loads(cache_file.read_text(encoding="utf-8"))
-        text = self._ask("GET", f"schemas/ids/{schema_id}")["schema"]
-        schema = json.loads(text)
-        self._keep(cache_file, text)
+        answer = self._ask("GET", f"schemas/ids/{schema_id}")
+        if answer.get("schemaType", "AVRO") != "AVRO":
+            raise SchemaUnknown(f"schema {schema_id} is {answer['schemaType']}, not Avro")
+        schema = json.loads(answer["schema"])
+        self._keep(cache_file, answer["schema"])
         return schema
 
     def register(self, subject: str, schema: Any) -> int:
@@ -95,7 +98,8 @@ class Registry:
         return response.json()
 
     def _keep(self, file: Path, text: str) -> None:
-        with self._lock:
+        # A cache that cannot be written costs a question at the next start, nothing else.
+        with self._lock, suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f"{file.name}.{os.getpid()}")
             unfinished.write_text(text, encoding="utf-8")

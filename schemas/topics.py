@@ -76,12 +76,9 @@ TOPICS: Mapping[str, TopicSpec] = {
         TopicSpec(
             RATE_LIMITS,
             "rate-limits",
-            # Kept three times the window; nothing is compacted away while it may still decide a verdict.
+            # As long as a submission may wait to be judged, and the longest window more: docs/adr/0009.
             _compacted_and_deleted_after(
-                3 * HOUR_MS,
-                segment_ms=str(HOUR_MS // 2),
-                min_compaction_lag_ms=str(HOUR_MS),
-                max_compaction_lag_ms=str(2 * HOUR_MS),
+                9 * DAY_MS, min_compaction_lag_ms=str(DAY_MS), max_compaction_lag_ms=str(2 * DAY_MS)
             ),
         ),
         TopicSpec(DELIVERIES, "deliveries", _deleted_after(365)),

@@ -24,6 +24,8 @@ from nigredo.stack.registry import registry_part
 from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
 
 START_DEADLINE_S = 120.0
+OWN_GRACE_S = 50.0
+"""Longer than the longest request that ingest may still answer."""
 EXTERNAL_POLL_S = 0.2
 EXTERNAL = ("kafka", "registry", "postgres")
 """The parts that somebody else may run."""
@@ -40,6 +42,7 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
         lambda: http_waiting_for(port, "/health/ready"),
         ports=(port,),
         url=home.url(name) if name in ("ingest", "fibonacci") else None,
+        grace_s=OWN_GRACE_S,
     )
 
 

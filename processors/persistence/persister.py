@@ -69,8 +69,7 @@ class Persister:
 
     async def _topic_id(self, topic: str) -> str:
         """Return Kafka's own id of the topic: one made anew under the same name begins at zero again."""
-        if topic not in self._topic_ids:
-            self._topic_ids[topic] = await asyncio.to_thread(self._ask_topic_id, topic)
+        self._topic_ids[topic] = await asyncio.to_thread(self._ask_topic_id, topic)
         return self._topic_ids[topic]
 
     def _ask_topic_id(self, topic: str) -> str:
@@ -78,13 +77,15 @@ class Persister:
         admin = AdminClient(config)
         try:
             answer = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)
-            return str(answer[topic].result(CALL_TIMEOUT_S).topic_id)
+            return str(answer[topic].result(CALL_TIMEOUT_S + 2).topic_id)
         except KafkaException as error:
             raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+        except TimeoutError as error:
+            raise DependencyDown("Kafka does not answer") from error
 
-    def decode(self, record: Record) -> Event | None:
+    async def decode(self, record: Record) -> Event | None:
         """Return a record's event. Raises RecordRefused, DependencyDown."""
-        return decode(self._codec, record)
+        return await decode(self._codec, record)
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
         """Store a batch in one transaction. Raises Stale when the database does not stand where it began."""

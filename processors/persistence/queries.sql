@@ -60,7 +60,10 @@ ON CONFLICT (ip_address) DO UPDATE SET
 WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset;
 
 -- :name delete_rate_limits
-DELETE FROM nigredo.rate_limits WHERE ip_address = ANY(%(networks)s);
+-- A freed window that is written late never removes a newer one.
+DELETE FROM nigredo.rate_limits AS present
+USING jsonb_to_recordset(%(rows)s) AS row (ip_address text, input_offset bigint)
+WHERE present.ip_address = row.ip_address AND present.input_offset <= row.input_offset;
 
 -- :name insert_webhook_logs
 INSERT INTO nigredo.webhook_logs

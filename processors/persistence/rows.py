@@ -23,7 +23,7 @@ class Rows:
     erased: set[UUID] = field(default_factory=set)
     form_submissions: dict[UUID, Row] = field(default_factory=dict)
     rate_limits: dict[str, Row] = field(default_factory=dict)
-    freed: set[str] = field(default_factory=set)
+    freed: dict[str, int] = field(default_factory=dict)
     webhook_logs: dict[UUID, Row] = field(default_factory=dict)
 
 
@@ -88,14 +88,14 @@ def _submission(event: Lead | Rejection, verdict: str, reason: str | None) -> Ro
 def _count(rows: Rows, state: RateLimitState, record: Record) -> None:
     """Add the row of a window, or free the network when nothing counts in it any more."""
     network = state.client_network
-    known = rows.rate_limits.get(network)
-    if known is not None and known["input_offset"] > state.input_offset:
+    known = rows.rate_limits.get(network, {}).get("input_offset", rows.freed.get(network, -1))
+    if known > state.input_offset:
         return
     if not state.accepted and not state.refused:
         rows.rate_limits.pop(network, None)
-        rows.freed.add(network)
+        rows.freed[network] = state.input_offset
         return
-    rows.freed.discard(network)
+    rows.freed.pop(network, None)
     rows.rate_limits[network] = {
         "ip_address": network,
         "submission_count": len(state.accepted) + state.refused,

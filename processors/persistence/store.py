@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,11 +12,20 @@ import psycopg
 import psycopg_pool
 from psycopg.types.json import Jsonb
 
-from nigredo.db import Pool, describe
+from nigredo.db import STATEMENT_TIMEOUT_S, Pool, describe
 from nigredo.errors import DependencyDown, RecordRefused
 from processors.in_order import Stale
 from processors.persistence.rows import Row, Rows
 
+DEADLINE_S = STATEMENT_TIMEOUT_S + 5.0
+"""The server's own timeout holds only while the server is there to keep it."""
+NEVER = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+)
+"""What the same rows will always get: split the batch, and park the record that is alone to blame."""
 TRANSACTION_TRIES = 3
 """A deadlock or a serialization failure is nobody's fault and passes; more of them in a row is something else."""
 
@@ -48,12 +58,14 @@ class Store:
     async def next_offset(self, topic_id: str, partition: int) -> int | None:
         """Return the first offset that is not stored; None for a partition never read. Raises DependencyDown."""
         try:
-            async with self._pool.connection() as connection:
+            async with asyncio.timeout(DEADLINE_S), self._pool.connection() as connection:
                 cursor = await connection.execute(
                     self._sql["begin_partition"], {"topic_id": topic_id, "partition": partition}
                 )
                 row = await cursor.fetchone()
                 return None if row is None else int(row[0])
+        except TimeoutError as error:
+            raise DependencyDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
             raise DependencyDown(describe(error)) from error
 
@@ -65,7 +77,11 @@ class Store:
         """
         for attempt in range(1, TRANSACTION_TRIES + 1):
             try:
-                async with self._pool.connection() as connection, connection.transaction():
+                async with (
+                    asyncio.timeout(DEADLINE_S),
+                    self._pool.connection() as connection,
+                    connection.transaction(),
+                ):
                     # Always in the same order, so that two writers wait for each other instead of deadlocking.
                     for step in sorted(progress, key=lambda step: (step.topic_id, step.partition)):
                         await self._move(connection, step)
@@ -74,7 +90,9 @@ class Store:
             except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
                 if attempt == TRANSACTION_TRIES:
                     raise DependencyDown(describe(error)) from error
-            except (psycopg.DataError, psycopg.IntegrityError) as error:
+            except TimeoutError as error:
+                raise DependencyDown("Connection timeout: the database does not answer") from error
+            except NEVER as error:
                 raise RecordRefused("refused_by_database", describe(error)) from None
             except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
                 raise DependencyDown(describe(error)) from error
@@ -105,4 +123,5 @@ class Store:
             await connection.execute(self._sql["delete_leads"], {"ids": list(rows.erased)})
             await connection.execute(self._sql["delete_form_submissions"], {"ids": list(rows.erased)})
         if rows.freed:
-            await connection.execute(self._sql["delete_rate_limits"], {"networks": list(rows.freed)})
+            freed = [{"ip_address": network, "input_offset": offset} for network, offset in rows.freed.items()]
+            await connection.execute(self._sql["delete_rate_limits"], {"rows": Jsonb(freed)})

@@ -34,8 +34,8 @@ log = get_logger()
 COMPONENT = "rate-limiter"
 IN_FLIGHT_MAX = 10_000
 LOAD_DEADLINE_S = 120.0
-FORGET_AT_ONCE = 100
-"""How many windows are looked at after each batch: enough to keep up, too few to be felt."""
+FORGET_MIN = 100
+ACK_PATIENCE_S = 10.0
 
 
 class Limiter:
@@ -60,7 +60,16 @@ class Limiter:
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         """Load the windows of a partition; of several states of a network the one that read furthest is true."""
         self._windows.pop(partition, None)
-        self._windows[partition] = await asyncio.to_thread(self._load, partition)
+        windows = await asyncio.to_thread(self._load, partition)
+        _, end = await asyncio.to_thread(self._reader.watermarks, topic, partition)
+        furthest = max((state.input_offset for state in windows.values()), default=-1)
+        if furthest >= end:
+            # The topic was made anew under its old name: by these windows everything in it would count as judged.
+            raise DependencyDown(
+                f"partition {partition} of {RATE_LIMITS} tells of offset {furthest}, {topic} ends at {end}; "
+                "make both topics anew, or neither"
+            )
+        self._windows[partition] = windows
         if committed is None:
             # `check_offsets` committed a start before the first member joined; without one, verdicts would be lost.
             raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
@@ -79,16 +88,18 @@ class Limiter:
             except RegistryUnavailable as error:
                 raise DependencyDown(str(error)) from error
             except Undecodable as error:
-                raise DependencyDown(f"{RATE_LIMITS} offset {message.offset()} of {partition}: {error}") from error
+                # The network's last state that can be read stands.
+                log.error("a window cannot be read", partition=partition, offset=message.offset(), error=str(error))
+                continue
             if isinstance(state, RateLimitState):
                 known = windows.get(state.client_network)
                 if known is None or state.input_offset >= known.input_offset:
                     windows[state.client_network] = state
         return windows
 
-    def decode(self, record: Record) -> Event:
+    async def decode(self, record: Record) -> Event:
         """Return the submission event. Raises RecordRefused, DependencyDown."""
-        event = decode(self._codec, record)
+        event = await decode(self._codec, record)
         if not isinstance(event, Submission | LimitReset | RefusalCount):
             raise RecordRefused("unsupported", f"{type(event).__name__} is not handled by this release")
         return event
@@ -114,7 +125,7 @@ class Limiter:
         await self._deliver(states, still_ours)
         for (partition, network), state in changed.items():
             self._windows[partition][network] = state
-        self._forget({record.partition: record.timestamp for record, _ in records})
+        self._forget({record.partition: record.timestamp for record, _ in records}, max(FORGET_MIN, 2 * len(records)))
 
     def _publish_output(self, topic: str, event: Lead | Rejection) -> asyncio.Future[Position]:
         kind = "lead.created" if isinstance(event, Lead) else "lead.rejected"
@@ -128,21 +139,28 @@ class Limiter:
         return self._publisher.publish(RATE_LIMITS, key=key, value=value, partition=partition)
 
     async def _deliver(self, sent: Sequence[asyncio.Future[Position]], still_ours: Callable[[], bool]) -> None:
-        """Wait until Kafka has all of them. Raises the first error, after all have ended; Stale."""
-        for outcome in await asyncio.gather(*sent, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        """Wait until Kafka has all of them. Raises DependencyDown at the first that failed; Stale."""
+        waiting = set(sent)
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, timeout=ACK_PATIENCE_S)
+            for future in done:
+                future.result()
+            if waiting and not done:
+                log.warning("Kafka has not acknowledged yet", records=len(waiting))
+            if not still_ours():
+                raise Stale
         if not still_ours():
             raise Stale
 
-    def _forget(self, clocks: Mapping[int, datetime]) -> None:
+    def _forget(self, clocks: Mapping[int, datetime], at_once: int) -> None:
         """Let go of windows that decide nothing any more, a few at a time; the topic forgets them by itself.
 
+        at_once: how many are looked at in each partition; more than a batch can add, so that it keeps up.
         clocks: the time of each partition. Brokers' clocks differ, so one partition's says nothing about another.
         """
         for partition, now in clocks.items():
             windows = self._windows[partition]
-            for network in list(islice(windows, FORGET_AT_ONCE)):
+            for network in list(islice(windows, at_once)):
                 state = windows.pop(network)
                 if not forgettable(state, now):
                     # Back in at the end, so that all get their turn.

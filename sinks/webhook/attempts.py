@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 from nigredo.backoff import Backoff
@@ -18,7 +19,7 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Lead, WebhookDead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD
-from sinks.webhook.delivery import DELIVERED, Attempt
+from sinks.webhook.delivery import DELIVERED, REFUSED, Attempt
 from sinks.webhook.endpoint import COMPONENT, ENDPOINT
 
 log = get_logger()
@@ -34,6 +35,8 @@ class AttemptLog:
         self._reader = LogReader(settings, COMPONENT)
         self._codec = codec
         self._publisher = publisher
+        # Without its query, where some receivers want their token.
+        self._told_url = urlunsplit(urlsplit(settings.webhook_url)._replace(query="", fragment=""))
 
     async def put_on_record(self, lead: Lead, record: Record, number: int, attempt: Attempt, *, dead: bool) -> None:
         """Log an attempt and return once Kafka has it: what is not on record may be sent again. Never gives up."""
@@ -41,7 +44,7 @@ class AttemptLog:
             id=uuid4(),
             lead_id=lead.id,
             endpoint=ENDPOINT,
-            webhook_url=self._settings.webhook_url,
+            webhook_url=self._told_url,
             attempt=number,
             sent_at=attempt.sent_at,
             duration_ms=attempt.duration_ms,
@@ -72,7 +75,7 @@ class AttemptLog:
             lead_id=lead.id,
             endpoint=ENDPOINT,
             attempts=number,
-            reason="refused",
+            reason="refused" if attempt.outcome == REFUSED else "gave_up",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
             died_at=utc_now(),
@@ -81,9 +84,9 @@ class AttemptLog:
         )
         await self._publish(WEBHOOK_DEAD, dead)
 
-    def delivered_since(self, partition: int, since: datetime) -> set[UUID]:
-        """Return the leads of a partition that were delivered since then. Blocks; raises DependencyDown."""
-        delivered = set()
+    def delivered_since(self, partition: int, since: datetime) -> dict[UUID, None]:
+        """Return the leads of a partition delivered since then, oldest first. Blocks; raises DependencyDown."""
+        delivered: dict[UUID, None] = {}
         for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
             try:
                 attempt = self._codec.decode(DELIVERIES, message.value() or b"")
@@ -92,7 +95,7 @@ class AttemptLog:
             except RegistryUnavailable as error:
                 raise DependencyDown(str(error)) from error
             if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == ENDPOINT and attempt.outcome == DELIVERED:
-                delivered.add(attempt.lead_id)
+                delivered[attempt.lead_id] = None
         return delivered
 
     async def _publish(self, topic: str, event: DeliveryAttempt | WebhookDead, *, partition: int | None = None) -> None:

@@ -71,13 +71,15 @@ class Deliverer:
                     await _read_some(response)
         except TimeoutError:
             error = f"Connection timeout: no whole answer within {self._timeout_s:g} s"
-            status = None
-        except httpx.HTTPError as failure:
+        except Exception as failure:
+            # A receiver may answer anything; not all of it is an error that the client has a name for.
             error = _describe(failure)
+        if error is not None and (status is None or not 200 <= status < 300):
+            # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
             status = None
         outcome = _outcome(status)
-        if status is not None and outcome != DELIVERED:
-            error = f"HTTP {status}"
+        if status is not None:
+            error = None if outcome == DELIVERED else f"HTTP {status}"
         duration_ms = round((time.perf_counter() - began) * 1000)
         return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s)
 
@@ -113,13 +115,13 @@ def _retry_after_s(header: str | None, now: datetime) -> float:
     except ValueError:
         try:
             at = email.utils.parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
         asked_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()
     return min(max(0.0, asked_s), RETRY_AFTER_MAX_S) if asked_s == asked_s else 0.0
 
 
-def _describe(failure: httpx.HTTPError) -> str:
+def _describe(failure: Exception) -> str:
     """Name a transport error in the words operators search for: the system's own name of it, where it has one."""
     cause: BaseException | None = failure
     while cause is not None:

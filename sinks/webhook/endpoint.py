@@ -15,10 +15,13 @@ from nigredo.kafka import Publisher, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
-from schemas.codec import Codec
+from nigredo.telemetry import get_logger
+from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
 from schemas.registry import RegistryUnavailable
 from schemas.topics import CONTROL, LEADS
+
+log = get_logger()
 
 COMPONENT = "webhook-sender"
 ENDPOINT = "fibonacci"
@@ -63,6 +66,10 @@ def _begun(reader: LogReader, codec: Codec) -> set[int]:
             entry = None if value is None else codec.decode(CONTROL, value)
         except RegistryUnavailable as error:
             raise DependencyDown(str(error)) from error
+        except Undecodable as error:
+            # The last entry that can be read stands.
+            log.error("a control entry cannot be read", key=KEY, offset=message.offset(), error=str(error))
+            continue
         begun = {int(p) for p in entry.value["partitions"].split(",")} if isinstance(entry, ControlEntry) else set()
     return begun
 

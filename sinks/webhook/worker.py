@@ -39,14 +39,20 @@ from sinks.webhook.watermark import Watermark
 log = get_logger()
 
 POLL_S = 0.1
-POLL_FULL_S = 0.02
 COMMIT_EVERY_S = 0.5
-WINDOW_MAX = 1000
+IN_HAND_MAX = 500
+"""Leads that are being delivered or wait for their next attempt; more are not taken from the log."""
+FULL_PATIENCE_S = 1.0
+"""How long to wait for room before the partitions are paused: pausing throws away what was fetched ahead."""
+WINDOW_MAX = 5000
 """Leads of a partition that may be done above one that is not; past it the partition waits."""
-LOOK_BACK = timedelta(hours=1)
+CLOCKS_DIFFER = timedelta(minutes=1)
+DELIVERED_MAX = 50_000
 STOP_GRACE_S = 7.0
 DEAD_AFTER = 3
 """A refused lead is given up after this many attempts, and only when the endpoint took another one meanwhile."""
+GIVE_UP_AFTER_S = 24 * 3600.0
+"""A lead that fails for so long is given up too, again only when the endpoint took another one meanwhile."""
 RETRY_LONGEST_S = 60.0
 PUBLISH_MAX = 5000
 START_DEADLINE_S = 60.0
@@ -58,7 +64,18 @@ class Partition:
 
     watermark: Watermark
     counts_since: datetime
-    delivered: asyncio.Task[set[UUID]] | None = field(default=None)
+    begun: dict[int, datetime] = field(default_factory=dict)
+    """Since when each record is in hand, oldest first."""
+    sending: dict[UUID, asyncio.Event] = field(default_factory=dict)
+    delivered: asyncio.Task[dict[UUID, None]] | None = field(default=None)
+
+    def metadata(self) -> str:
+        """Return since when deliveries matter to whoever goes on from the watermark, in milliseconds.
+
+        What is done above the oldest open record was begun after it, and so delivered after it.
+        """
+        oldest = next(iter(self.begun.values()), utc_now())
+        return str(int(max(self.counts_since, oldest - CLOCKS_DIFFER).timestamp() * 1000))
 
 
 class Worker:
@@ -73,6 +90,8 @@ class Worker:
         self._lock = threading.Lock()
         self._partitions: dict[int, Partition] = {}
         self._paused: set[int] = set()
+        self._held: set[int] = set()
+        self._slots = asyncio.Semaphore(settings.webhook_in_flight_max)
         self._committed: dict[int, int] = {}
         self._fatal: StartRefused | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -155,7 +174,7 @@ class Worker:
             self._partitions = {
                 at.partition: Partition(Watermark(at.offset), _counts_since(at.metadata)) for at in committed
             }
-            self._paused, self._committed = set(), {}
+            self._paused, self._held, self._committed = set(), set(), {}
         consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
         # At once, so that a crash before the first delivery leaves a place that says since when deliveries count.
         self._commit(consumer, every=True)
@@ -174,7 +193,7 @@ class Worker:
         """Commit how far each partition is done. A commit that fails costs a repetition, never a lead."""
         with self._lock:
             offsets = [
-                TopicPartition(LEADS, number, partition.watermark.next_offset, _metadata(partition.counts_since))
+                TopicPartition(LEADS, number, partition.watermark.next_offset, partition.metadata())
                 for number, partition in self._partitions.items()
                 if every or self._committed.get(number) != partition.watermark.next_offset
             ]
@@ -190,21 +209,24 @@ class Worker:
 
     def _poll(self, room: int) -> list[Message]:
         """Poll once; with no room for more leads, only to stay a member of the group."""
-        self._pause_or_resume(room)
-        first = self._consumer.poll(POLL_S if room else POLL_FULL_S)
+        self._pause_or_resume(full=not room)
+        first = self._consumer.poll(POLL_S)
         messages = [] if first is None else [first]
         if messages and room > 1:
             messages += self._consumer.consume(room - 1, 0)
         return messages
 
-    def _pause_or_resume(self, room: int) -> None:
+    def _pause_or_resume(self, *, full: bool) -> None:
+        """Pause what cannot be worked on; a partition whose window was full goes on when half of it is done."""
+        everything = full or not self._settings.webhook_enabled
         with self._lock:
+            known = set(self._partitions)
             wanted = {
                 number
                 for number, partition in self._partitions.items()
-                if not self._settings.webhook_enabled or not room or partition.watermark.open >= WINDOW_MAX
+                if everything or partition.watermark.open >= (WINDOW_MAX // 2 if number in self._held else WINDOW_MAX)
             }
-            known = set(self._partitions)
+        self._held = set() if everything else wanted
         for numbers, change in (
             (wanted - self._paused, self._consumer.pause),
             ((self._paused & known) - wanted, self._consumer.resume),
@@ -218,8 +240,9 @@ class Worker:
     async def _consume(self, stop: asyncio.Event) -> None:
         last_commit = time.monotonic()
         while not stop.is_set():
-            room = self._settings.webhook_in_flight_max - len(self._running)
-            for message in await asyncio.to_thread(self._poll, max(0, room)):
+            if len(self._running) >= IN_HAND_MAX:
+                await asyncio.wait(self._running, timeout=FULL_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            for message in await asyncio.to_thread(self._poll, max(0, IN_HAND_MAX - len(self._running))):
                 self._take(message)
             if self._fatal is not None:
                 raise self._fatal
@@ -238,6 +261,8 @@ class Worker:
         with self._lock:
             partition = self._partitions.get(record.partition)
             begun = partition is not None and partition.watermark.begin(record.offset)
+            if partition is not None and begun:
+                partition.begun[record.offset] = utc_now()
         if partition is not None and begun:
             task = asyncio.create_task(self._handle(record, partition))
             self._running.add(task)
@@ -273,24 +298,42 @@ class Worker:
         with self._lock:
             if self._partitions.get(record.partition) is partition:
                 partition.watermark.finish(record.offset)
+                partition.begun.pop(record.offset, None)
 
     async def _deliver(self, record: Record, partition: Partition) -> bool:
         """Deliver a lead, however often it takes; False when the assignment ended first. Raises DependencyDown."""
         try:
-            event = self._decode(record)
+            event = await self._decode(record)
         except Undecodable as error:
             await park(self._publisher, self._codec, self._name, record, "undecodable", str(error))
             log.error("a record was parked", reason="undecodable", offset=record.offset, partition=record.partition)
             return True
         if not isinstance(event, Lead):
             return True  # A tombstone: the person was erased and must not be sent.
-        if event.id in await self._delivered(record, partition):
-            return True
-        return await self._attempt_until_done(event, record, partition)
-
-    def _decode(self, record: Record) -> Event | None:
+        while (first := partition.sending.get(event.id)) is not None:
+            await first.wait()  # The limiter wrote the lead twice, as it may after a crash.
+        partition.sending[event.id] = asyncio.Event()
         try:
-            return None if record.value is None else self._codec.decode(LEADS, record.value)
+            delivered = await self._delivered(record, partition)
+            if event.id in delivered:
+                return True
+            done = await self._attempt_until_done(event, record, partition)
+            if done:
+                delivered[event.id] = None
+                if len(delivered) > DELIVERED_MAX:
+                    del delivered[next(iter(delivered))]
+            return done
+        finally:
+            partition.sending.pop(event.id).set()
+
+    async def _decode(self, record: Record) -> Event | None:
+        if record.value is None:
+            return None
+        try:
+            if self._codec.knows(record.value):
+                return self._codec.decode(LEADS, record.value)
+            # The registry is asked in a thread: others' deadlines run meanwhile.
+            return await asyncio.to_thread(self._codec.decode, LEADS, record.value)
         except RegistryUnavailable as error:
             raise DependencyDown(str(error)) from error
 
@@ -298,8 +341,11 @@ class Worker:
         backoff, number, began = Backoff(first_s=0.5, longest_s=RETRY_LONGEST_S), 0, time.monotonic()
         while self._ours(record, partition):
             number += 1
-            attempt = await self._deliverer.attempt(lead, number)
-            dead = attempt.outcome == REFUSED and number >= DEAD_AFTER and self._last_success > began
+            # Only attempts take a place, so that leads which wait for their next one hold nobody up.
+            async with self._slots:
+                attempt = await self._deliverer.attempt(lead, number)
+            spent = number >= DEAD_AFTER if attempt.outcome == REFUSED else time.monotonic() - began > GIVE_UP_AFTER_S
+            dead = attempt.outcome != DELIVERED and spent and self._last_success > began
             await self._attempts.put_on_record(lead, record, number, attempt, dead=dead)
             if attempt.outcome == DELIVERED:
                 self._last_success = time.monotonic()
@@ -312,13 +358,11 @@ class Worker:
 
     # --- what was delivered before ------------------------------------------------------------------------------------
 
-    async def _delivered(self, record: Record, partition: Partition) -> set[UUID]:
-        """Return the leads of a partition that were delivered shortly before it was assigned; loaded once."""
+    async def _delivered(self, record: Record, partition: Partition) -> dict[UUID, None]:
+        """Return the leads of a partition that need no delivery, those from before its assignment loaded once."""
         if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
-            since = max(partition.counts_since, utc_now() - LOOK_BACK)
-            partition.delivered = asyncio.create_task(
-                asyncio.to_thread(self._attempts.delivered_since, record.partition, since)
-            )
+            loading = asyncio.to_thread(self._attempts.delivered_since, record.partition, partition.counts_since)
+            partition.delivered = asyncio.create_task(loading)
         return await asyncio.shield(partition.delivered)
 
     async def _end(self) -> None:
@@ -332,10 +376,6 @@ class Worker:
         await asyncio.to_thread(self._consumer.close)
         await self._publisher.close()
         await self._deliverer.close()
-
-
-def _metadata(counts_since: datetime) -> str:
-    return str(int(counts_since.timestamp() * 1000))
 
 
 def _counts_since(metadata: str | None) -> datetime:

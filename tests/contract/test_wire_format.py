@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import avro.io
 import avro.schema
+import httpx
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
@@ -154,6 +155,26 @@ def test_the_registry_refuses_a_schema_that_would_break_readers(stack: Stack, tm
 
     with pytest.raises(SchemaIncompatible):
         registry.register("nigredo.audit-value", broken)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [
+        ("JSON", '{"type": "object", "title": "Lead"}'),
+        ("PROTOBUF", 'syntax = "proto3"; message Lead { string id = 1; }'),
+    ],
+)
+def test_a_schema_that_is_no_avro_makes_a_record_undecodable(
+    stack: Stack, codec: Codec, kind: str, schema: str
+) -> None:
+    answer = httpx.post(
+        f"{stack.registry_url}/subjects/test-{uuid4()}-value/versions",
+        json={"schemaType": kind, "schema": schema},
+        timeout=10,
+    )
+
+    with pytest.raises(Undecodable):
+        codec.decode("nigredo.leads", PREFIX.pack(0, answer.json()["id"]) + b"x")
 
 
 def test_a_reader_resolves_a_version_with_a_further_field(stack: Stack, tmp_path: Path) -> None:

@@ -110,6 +110,37 @@ def test_a_failing_receiver_gets_the_same_body_and_id_again_until_it_takes_it(st
     assert len({str(hook["body"]) for hook in attempts()}) == 1
 
 
+def test_leads_that_the_receiver_cannot_take_hold_up_no_others(stack: Stack) -> None:
+    """More of them than may be under way at once (WEBHOOK_IN_FLIGHT_MAX, 16)."""
+    assert stack.nigredo("stop", "webhook-sender").code == 0
+    refused = [stack.post().json()["id"] for _ in range(40)]
+    httpx.put(f"{stack.fibonacci_url}/fault", json={"fail_ids": refused}, timeout=5).raise_for_status()
+    try:
+        assert stack.nigredo("start", "webhook-sender").code == 0
+        good = [stack.post().json()["id"] for _ in range(40)]
+
+        def delivered() -> set[str]:
+            return {hook["headers"]["webhook-id"] for hook in stack.received() if hook["status"] == 200}
+
+        eventually(lambda: set(good) <= delivered(), within_s=20, what="the leads that can be taken")
+    finally:
+        httpx.put(f"{stack.fibonacci_url}/fault", json={}, timeout=5).raise_for_status()
+    eventually(lambda: set(refused) <= delivered(), within_s=90, every_s=0.2, what="the others, once they can be taken")
+
+
+def test_a_restarted_limiter_and_sender_deliver_nothing_twice(stack: Stack) -> None:
+    taken = [stack.post().json()["id"] for _ in range(60)]
+    assert stack.nigredo("restart", "rate-limiter").code == 0
+    taken += [stack.post().json()["id"] for _ in range(60)]
+    assert stack.nigredo("restart", "webhook-sender").code == 0
+
+    def delivered() -> list[str]:
+        return [hook["headers"]["webhook-id"] for hook in stack.received() if hook["status"] == 200]
+
+    eventually(lambda: set(taken) <= set(delivered()), within_s=40, what="every delivery")
+    assert [lead_id for lead_id in taken if delivered().count(lead_id) > 1] == []
+
+
 def test_personal_data_is_in_no_log(stack: Stack) -> None:
     name = "Zenobia Quartz"
     lead_id = stack.post(name=name, email="zenobia.q@example.com", message="My secret wish").json()["id"]

@@ -73,7 +73,7 @@ def test_a_redirect_is_not_followed() -> None:
 def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
     assert attempt(saying(429, "Retry-After: 7\r\n")).retry_after_s == 7
     assert _retry_after_s("Tue, 24 Nov 2026 12:00:30 GMT", NOON) == 30
-    for nonsense in ("soon", "-5", "nan", "", "Tue, 99 Nov"):
+    for nonsense in ("soon", "-5", "nan", "", "Tue, 99 Nov", "Mon, 01 Jan 99999999999 00:00:00 GMT"):
         assert _retry_after_s(nonsense, NOON) == 0
     assert _retry_after_s("1e9", NOON) == 3600
 
@@ -91,11 +91,11 @@ def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
     assert time.monotonic() - began < 3
 
 
-def test_a_receiver_that_drips_its_answer_is_given_up_at_the_deadline() -> None:
+def test_a_receiver_that_drips_its_headers_is_given_up_at_the_deadline() -> None:
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _unused in range(1000):
-            writer.write(b"x")
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(1000):
+            writer.write(b"x-%d: y\r\n" % number)
             await writer.drain()
             await asyncio.sleep(0.02)
 
@@ -113,6 +113,25 @@ def test_an_endless_answer_is_cut_off_and_counts_by_its_status() -> None:
             await writer.drain()
 
     assert attempt(flood).outcome == DELIVERED
+
+
+def test_a_lead_that_was_taken_is_taken_even_when_the_answer_never_ends() -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+        await reader.read()
+
+    made = attempt(half, timeout_s=0.3)
+
+    assert (made.outcome, made.status_code, made.error_message) == (DELIVERED, 200, None)
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"\0" * 99])
+def test_an_answer_that_is_no_http_is_tried_again(answer: bytes) -> None:
+    async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+
+    assert attempt(nonsense).outcome == RETRY
 
 
 def test_a_connection_that_breaks_is_tried_again() -> None:

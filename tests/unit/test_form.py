@@ -107,6 +107,13 @@ def test_a_checkbox_group_is_one_field() -> None:
     assert form.contact.extra == {"topic": "a, b"}
 
 
+def test_a_body_of_very_many_values_is_refused_before_it_costs_anything() -> None:
+    with pytest.raises(FormRefused) as refused:
+        parse_form(URLENCODED, b"a&" * 400_000)
+
+    assert [problem.field for problem in refused.value.problems] == ["body"]
+
+
 def test_further_fields_are_kept_up_to_a_bound() -> None:
     most = {f"f{n}": "x" for n in range(EXTRA_FIELDS_MAX)}
 

@@ -57,8 +57,8 @@ class FakeApp:
     def assignment(self) -> set[TP]:
         return {TP(TOPIC, number) for number in range(self.partitions)}
 
-    async def seek(self, tp: TP, offset: int) -> None:
-        self.seeks.append((tp, offset))
+    async def seek_wait(self, offsets: dict[TP, int]) -> None:
+        self.seeks += offsets.items()
 
     async def _commit(self, offsets: dict[TP, int]) -> bool:
         self.commits.append(offsets)
@@ -77,6 +77,12 @@ class FakeLog:
 
     def committed(self, _: str, __: str, partitions: Sequence[int]) -> dict[int, int | None]:
         return dict.fromkeys(partitions, 0)
+
+    def partitions(self, _: str) -> list[int]:
+        return [0]
+
+    def watermarks(self, _: str, __: int) -> tuple[int, int]:
+        return (0, 100)
 
     def next_offset(self, _: str, __: int, offset: int, *, deadline_s: float) -> int:
         return next(n for n in range(offset, 101) if n not in self.holes)
@@ -121,7 +127,7 @@ class Recorder:
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         return self.start
 
-    def decode(self, record: Record) -> Event | None:
+    async def decode(self, record: Record) -> Event | None:
         if record.offset in self.undecodable:
             raise RecordRefused("undecodable", "no event")
         return None

@@ -68,5 +68,5 @@ def test_of_two_windows_the_one_that_read_further_counts_whoever_wrote_last() ->
 def test_an_empty_window_frees_the_network() -> None:
     rows = rows_of([at(RATE_LIMITS, STATE), at(RATE_LIMITS, replace(STATE, accepted=(), refused=0, input_offset=45))])
 
-    assert rows.freed == {"192.0.2.1"}
+    assert rows.freed == {"192.0.2.1": 45}
     assert rows.rate_limits == {}

@@ -48,5 +48,10 @@ def test_every_problem_is_told_at_once_without_the_value() -> None:
         )
 
     assert len(refused.value.problems) == 3
+    assert (
+        Settings.from_environment({"FIBONACCI_WEBHOOK_URL": "https://host/hook/"}).webhook_url == "https://host/hook/"
+    )
+    with pytest.raises(ConfigurationError):
+        Settings.from_environment({"FIBONACCI_WEBHOOK_URL": "https://me:s3cret@host/hook"})
     assert "RATE_LIMIT_PER_HOUR: must be from 1 to 200" in refused.value.problems
     assert "s3cret" not in str(refused.value)
