@@ -69,10 +69,16 @@ class Limiter:
                 f"partition {partition} of {RATE_LIMITS} tells of offset {furthest}, {topic} ends at {end}; "
                 "make both topics anew, or neither"
             )
-        self._windows[partition] = windows
         if committed is None:
             # `check_offsets` committed a start before the first member joined; without one, verdicts would be lost.
             raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
+        # What is still to be judged is no older than the newest verdict: windows over by then decide nothing.
+        newest = max((state.updated_at for state in windows.values()), default=None)
+        self._windows[partition] = {
+            network: state
+            for network, state in windows.items()
+            if newest is None or state.input_offset >= committed or not forgettable(state, newest)
+        }
         return committed
 
     def _load(self, partition: int) -> dict[str, RateLimitState]:
