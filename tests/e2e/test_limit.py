@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
+import httpx
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
@@ -11,7 +12,7 @@ from nigredo.kafka import producer_config
 from nigredo.log_reader import LogReader
 from nigredo.networks import client_network, parse_hop
 from nigredo.testing import Stack, any_client, eventually
-from schemas.codec import Codec
+from schemas.codec import PREFIX, Codec
 from schemas.events import Contact, Rejection, Submission
 from schemas.registry import Registry
 from schemas.topics import REJECTIONS, SUBMISSIONS
@@ -106,6 +107,7 @@ def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack
     event = submission(client)
     producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=10))
     producer.produce(SUBMISSIONS, key=event.client_network.encode(), value=b"no event")
+    producer.produce(SUBMISSIONS, key=event.client_network.encode(), value=PREFIX.pack(0, a_json_schema(stack)) + b"{}")
     assert producer.flush(15) == 0
 
     publish(stack, [event])
@@ -114,6 +116,16 @@ def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack
     reader = LogReader(stack.settings(), "test")
     parked = list(reader.read_to_end("nigredo.dead-letters", [0, 1, 2, 3], deadline_s=20))
     assert any(b"no event" in (message.value() or b"") for message in parked)
+    assert any(b"no Avro schema" in (message.value() or b"") for message in parked)
+
+
+def a_json_schema(stack: Stack) -> int:
+    answer = httpx.post(
+        f"{stack.registry_url}/subjects/test-{uuid4()}-value/versions",
+        json={"schemaType": "JSON", "schema": '{"$schema": "http://json-schema.org/draft-07/schema#"}'},
+        timeout=10,
+    )
+    return int(answer.json()["id"])
 
 
 def rejections(stack: Stack) -> dict[UUID, Rejection]:

@@ -119,6 +119,7 @@ class Recorder:
         self.start = 0
         self.poison: set[int] = set()
         self.undecodable: set[int] = set()
+        self.unforeseen: set[int] = set()
         self.before_work: Callable[[], Awaitable[None]] | None = None
 
     async def open(self) -> None:
@@ -128,6 +129,8 @@ class Recorder:
         return self.start
 
     async def decode(self, record: Record) -> Event | None:
+        if record.offset in self.unforeseen:
+            raise KeyError("what nobody thought of")
         if record.offset in self.undecodable:
             raise RecordRefused("undecodable", "no event")
         return None
@@ -184,6 +187,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_order.Backoff, "next_wait_s", lambda _: 0.001)
+    monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
 
 
 def handled(rig: Rig) -> list[int]:
@@ -278,6 +282,43 @@ def test_a_record_that_cannot_be_decoded_is_parked_at_once() -> None:
     rig = asyncio.run(scenario())
     assert rig.handler.parked == [(0, "undecodable")]
     assert handled(rig) == [1]
+
+
+def test_a_record_that_breaks_the_decoder_itself_stops_nothing() -> None:
+    async def scenario() -> Rig:
+        rig = Rig()
+        rig.handler.unforeseen = {1}
+        rig.deliver(0, 1, 2)
+        await rig.finish()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert rig.handler.parked == [(1, "failed")]
+    assert handled(rig) == [0, 2]
+    assert rig.app.committed() == 3
+
+
+def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() -> None:
+    async def scenario() -> Rig:
+        rig = Rig()
+        begun = asyncio.Event()
+
+        async def slow() -> None:
+            begun.set()
+            await asyncio.sleep(0.05)
+
+        rig.handler.before_work = slow
+        rig.deliver(0, 1)
+        rig.stream.queue.put_nowait(None)
+        working = asyncio.ensure_future(rig.app.agent_function(rig.stream))
+        await begun.wait()
+        await rig.app.on_partitions_revoked.send()
+        await working
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == [0, 1]
+    assert rig.app.committed() == 2
 
 
 def test_a_rebalance_in_the_middle_of_a_batch_drops_it_whole() -> None:
