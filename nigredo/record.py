@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import cast
 
@@ -14,15 +14,23 @@ from nigredo.clock import from_ms
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record and its place. `timestamp` is the topic's own clock: the append time, or the producer's."""
+    """A record and its place. `timestamp` is the topic's own clock: the append time, or the producer's.
+
+    Its text form tells the place alone: what a person wrote must not slip into a log with an exception.
+    """
 
     topic: str
     partition: int
     offset: int
     timestamp: datetime
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
+    key: bytes | None = field(repr=False)
+    value: bytes | None = field(repr=False)
+    headers: Sequence[tuple[str, bytes | None]] = field(repr=False)
+
+    @property
+    def next_offset(self) -> int:
+        """What is committed once this record is done."""
+        return self.offset + 1
 
 
 def record_of(message: Message) -> Record:

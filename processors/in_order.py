@@ -37,6 +37,8 @@ COMMIT_EVERY_S = 0.5
 COMMIT_TIMEOUT_S = 5.0
 PARK_AFTER = 3
 """A record that failed this often alone, for no reason that could pass, is parked."""
+FAILED_IN_A_ROW_MAX = 20
+"""Records parked one after another for no known reason; then a release is broken, and parking would hide it."""
 NEXT_OFFSET_DEADLINE_S = 10.0
 SEEK_TIMEOUT_S = 10.0
 SOUGHT_FOR_S = 5.0
@@ -112,6 +114,7 @@ class InOrder:
         self._topics = topics
         self._idle = asyncio.Event()
         self._idle.set()
+        self._failed_in_a_row = 0
         self._failures = Backoff(longest_s=10.0)
         self._sought: dict[TP, tuple[int, float]] = {}
         self._probe: asyncio.Task[None] | None = None
@@ -332,7 +335,7 @@ class InOrder:
                     self._health.waiting(str(error))
                 except Exception as error:
                     failures += 1
-                    if isinstance(error, RecordRefused) or failures >= PARK_AFTER:
+                    if self._may_be_parked(error, failures):
                         await self._park(record, error, still_ours)
                         break
                 await asyncio.sleep(backoff.next_wait_s())
@@ -348,6 +351,7 @@ class InOrder:
                 raise Stale
             try:
                 await self._handler.work(records, still_ours)
+                self._failed_in_a_row = 0
                 self._tell_ready()
                 return
             except Stale:
@@ -361,11 +365,23 @@ class InOrder:
                         await self._until_done([record], still_ours)
                     return
                 failures += 1
-                if isinstance(error, RecordRefused) or failures >= PARK_AFTER:
+                if self._may_be_parked(error, failures):
                     await self._park(records[0][0], error, still_ours)
                     return
                 log.warning("a record failed", error=_name(error), **_place(records[0][0]))
             await asyncio.sleep(backoff.next_wait_s())
+
+    def _may_be_parked(self, error: Exception, failures: int) -> bool:
+        """Say whether a record is to blame for its failure; many in a row for no known reason blame the program."""
+        if isinstance(error, RecordRefused):
+            return True
+        if failures < PARK_AFTER:
+            return False
+        if self._failed_in_a_row >= FAILED_IN_A_ROW_MAX:
+            self._health.waiting(f"{FAILED_IN_A_ROW_MAX} records in a row failed with {_name(error)}: a person")
+            return False
+        self._failed_in_a_row += 1
+        return True
 
     async def _park(self, record: Record, error: Exception, still_ours: Callable[[], bool]) -> None:
         refused = error if isinstance(error, RecordRefused) else RecordRefused("failed", type(error).__name__)

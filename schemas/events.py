@@ -9,19 +9,19 @@ an event says so; every other event is keyed by the lead id.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """Everything personal about a lead, in one place so that it can be left out as a whole."""
+    """Everything personal about a lead, in one place so that it can be left out as a whole: of its text form too."""
 
-    name: str
-    email: str
-    message: str
-    extra: Mapping[str, str]
+    name: str = field(repr=False)
+    email: str = field(repr=False)
+    message: str = field(repr=False)
+    extra: Mapping[str, str] = field(repr=False)
 
 
 # --- nigredo.submissions (key: client network) -----------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Persister:
         """Store a batch in one transaction. Raises Stale when the database does not stand where it began."""
         ends: dict[tuple[str, int], int] = {}
         for record, _ in records:
-            ends[record.topic, record.partition] = record.offset + 1
+            ends[record.topic, record.partition] = record.next_offset
         progress = [
             Progress(self._topic_ids[topic], partition, topic, self._stored[topic, partition], end)
             for (topic, partition), end in ends.items()

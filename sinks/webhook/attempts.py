@@ -19,8 +19,9 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Lead, WebhookDead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD
-from sinks.webhook.delivery import DELIVERED, REFUSED, Attempt
+from sinks.webhook.delivery import Attempt
 from sinks.webhook.endpoint import COMPONENT, ENDPOINT
+from sinks.webhook.retry import DELIVERED, REFUSED
 
 log = get_logger()
 

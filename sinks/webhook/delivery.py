@@ -17,15 +17,11 @@ from httpx_aiohttp import AiohttpTransport
 from nigredo.clock import utc_now
 from schemas.events import Lead
 from sinks.webhook.request import body_of, headers_of
+from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
 
 ANSWER_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 3600.0
 RETRYABLE = frozenset({408, 425, 429})
-
-DELIVERED = "delivered"
-RETRY = "retry"
-REFUSED = "refused"
-"""The receiver says that it will never take it: the lead's fault, or that of a secret or a route gone wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,10 @@ from schemas.events import Event, Lead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD
 from sinks.webhook.attempts import AttemptLog
-from sinks.webhook.delivery import DELIVERED, REFUSED, Deliverer
+from sinks.webhook.delivery import Deliverer
 from sinks.webhook.endpoint import COMPONENT, ensure_begun
 from sinks.webhook.request import read_secrets
+from sinks.webhook.retry import after
 from sinks.webhook.watermark import Watermark
 
 log = get_logger()
@@ -49,10 +50,6 @@ WINDOW_MAX = 5000
 CLOCKS_DIFFER = timedelta(minutes=1)
 DELIVERED_MAX = 50_000
 STOP_GRACE_S = 7.0
-DEAD_AFTER = 3
-"""A refused lead is given up after this many attempts, and only when the endpoint took another one meanwhile."""
-GIVE_UP_AFTER_S = 24 * 3600.0
-"""A lead that fails for so long is given up too, again only when the endpoint took another one meanwhile."""
 RETRY_LONGEST_S = 60.0
 PUBLISH_MAX = 5000
 START_DEADLINE_S = 60.0
@@ -344,16 +341,22 @@ class Worker:
             # Only attempts take a place, so that leads which wait for their next one hold nobody up.
             async with self._slots:
                 attempt = await self._deliverer.attempt(lead, number)
-            spent = number >= DEAD_AFTER if attempt.outcome == REFUSED else time.monotonic() - began > GIVE_UP_AFTER_S
-            dead = attempt.outcome != DELIVERED and spent and self._last_success > began
-            await self._attempts.put_on_record(lead, record, number, attempt, dead=dead)
-            if attempt.outcome == DELIVERED:
+            following = after(
+                attempt.outcome,
+                backoff,
+                number=number,
+                failing_for_s=time.monotonic() - began,
+                others_succeed=self._last_success > began,
+                retry_after_s=attempt.retry_after_s,
+            )
+            await self._attempts.put_on_record(lead, record, number, attempt, dead=following.dead)
+            if following.done:
                 self._last_success = time.monotonic()
                 return True
-            if dead:
+            if following.dead:
                 await self._attempts.bury(lead, record, number, attempt)
                 return True
-            await self._wait(max(backoff.next_wait_s(), attempt.retry_after_s), record, partition)
+            await self._wait(following.retry_in_s, record, partition)
         return False
 
     # --- what was delivered before ------------------------------------------------------------------------------------

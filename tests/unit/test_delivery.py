@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 
 from schemas.events import Contact, Lead
-from sinks.webhook.delivery import ANSWER_MAX_BYTES, DELIVERED, REFUSED, RETRY, Attempt, Deliverer, _retry_after_s
+from sinks.webhook.delivery import ANSWER_MAX_BYTES, Attempt, Deliverer, _retry_after_s
+from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(

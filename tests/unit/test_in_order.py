@@ -298,6 +298,24 @@ def test_a_record_that_breaks_the_decoder_itself_stops_nothing() -> None:
     assert rig.app.committed() == 3
 
 
+def test_a_broken_release_parks_a_few_records_and_then_waits_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "FAILED_IN_A_ROW_MAX", 3)
+
+    async def scenario() -> Rig:
+        rig = Rig()
+        rig.handler.unforeseen = set(range(10))
+        rig.deliver(*range(10))
+        working = asyncio.ensure_future(rig.app.agent_function(rig.stream))
+        await until(lambda: "a person" in (rig.health.waiting_for or ""))
+        working.cancel()
+        await asyncio.wait({working})
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert [offset for offset, _ in rig.handler.parked] == [0, 1, 2]
+    assert rig.app.commits == []
+
+
 def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() -> None:
     async def scenario() -> Rig:
         rig = Rig()

@@ -35,6 +35,15 @@ def test_a_lead_is_a_lead_and_an_accepted_submission() -> None:
     assert rows.form_submissions[LEAD.id]["submission_offset"] == 42
 
 
+def test_the_text_form_of_events_and_records_holds_nothing_personal() -> None:
+    record, _ = at(LEADS, LEAD)
+
+    told = f"{LEAD!r} {REJECTION!r} {replace(record, value=b'ana@example.com', key=b'k')!r}"
+
+    assert str(LEAD.id) in told
+    assert not [word for word in ("Ana", "ana@example.com", "Oi") if word in told]
+
+
 def test_a_released_lead_says_so_and_beats_its_rejection_in_either_order() -> None:
     released = replace(LEAD, released=True)
 
