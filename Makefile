@@ -39,8 +39,11 @@ format: setup ## let ruff rewrite what `make check` would complain of
 	$(BIN)/ruff format .
 
 lock: ## resolve the dependencies anew into requirements.lock and artifacts.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --group dev pyproject.toml -o requirements.lock
+	$(RESOLVE) --group dev pyproject.toml -o requirements.lock
+	$(RESOLVE) --group bench -c requirements.lock -o bench/requirements.lock
+	$(RESOLVE) bench/references/quix.in -o bench/references/quix.lock
 	$(BIN)/python -m nigredo.stack.artifacts
+lock: RESOLVE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 clean: ## stop a stack left running here and remove what was generated, its data too (asks first)
 	@if [ -d .nigredo ]; then \

@@ -1,0 +1,289 @@
+"""The place where things are measured: a stack of its own, and the processes that are started on it one by one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from nigredo.kafka import client_config
+from nigredo.settings import Settings
+from nigredo.stack.home import Home
+from nigredo.testing import free_port_base, run_nigredo
+from schemas.codec import Codec
+from schemas.registry import Registry
+from schemas.topics import TOPICS
+
+READY_DEADLINE_S = 60.0
+WATCH_EVERY_S = 0.05
+PARTITIONS = 4
+REFERENCES = Path(__file__).parent / "references"
+OURS = ("ingest", "rate-limiter", "persister", "webhook-sender", "fibonacci")
+
+
+class LabError(Exception):
+    """A measurement could not be made; the text says why."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A process that is being measured."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    out: Path
+    ready_s: float = 0.0
+    url: str = ""
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds it and its children have used."""
+        return cpu_s(self.process.pid)
+
+    def rss_bytes(self) -> int:
+        """Return the resident memory of it and its children."""
+        return sum(found.memory_info().rss for found in _family(self.process.pid))
+
+    def stop(self) -> None:
+        """End it as an operator would; if it does not listen, for good."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+
+
+@dataclass(slots=True)
+class Lab:
+    """A running Kafka, registry and PostgreSQL with all our topics and tables, and none of our processes."""
+
+    home: Home
+    slow: str | None = None
+    """Which of our parts is made twice as slow on purpose; see `bench/slowed.py`."""
+    starts: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from the start of each process to its readiness."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The broker."""
+        return f"127.0.0.1:{self.home.port('kafka')}"
+
+    def settings(self) -> Settings:
+        """Return the settings of a process on this stack."""
+        return Settings.from_environment(self.home.part_environment({}, "bench"))
+
+    def codec(self) -> Codec:
+        """Return a codec for every topic."""
+        codec = Codec(Registry(self.settings().schema_registry_url, self.home.dir / "state" / "schemas"))
+        codec.prepare(TOPICS)
+        return codec
+
+    @contextmanager
+    def database(self) -> Iterator[psycopg.Connection]:
+        """Open the database as its owner."""
+        with psycopg.connect(self.home.conninfo("admin"), autocommit=True, connect_timeout=5) as connection:
+            yield connection
+
+    @contextmanager
+    def ours(self, name: str, *, instance: str = "", **environment: str) -> Iterator[Running]:
+        """Run one of our processes and wait until it is ready."""
+        port = free_port()
+        settings = self.home.part_environment(os.environ, "bench") | {
+            "NIGREDO_STATE_DIR": str(self.home.dir / "state" / f"bench-{name}{instance}"),
+            "HEALTH_PORT": str(port),
+            "INGEST_PORT": str(port),
+        }
+        command = [sys.executable, "-m", "nigredo.cli", "run", name]
+        if self.slow:
+            command = [sys.executable, "-m", "bench.slowed", self.slow, name]
+        health = f"http://127.0.0.1:{port}/health/ready"
+        with self._process(name + instance, command, settings | environment, _answers(health)) as running:
+            running.url = f"http://127.0.0.1:{port}"
+            self.starts.setdefault(name, []).append(running.ready_s)
+            yield running
+
+    @contextmanager
+    def server(self, application: str, **environment: str) -> Iterator[str]:
+        """Serve a reference application as ingest is served; yield its base URL."""
+        port = free_port()
+        command = [sys.executable, "-m", "granian", "--interface", "asgi", "--factory", application]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--loop", "uvloop", "--http", "1"]
+        command += ["--no-ws", "--log-level", "warning"]
+        url = f"http://127.0.0.1:{port}"
+        settings = self.home.part_environment(os.environ, "bench") | environment
+        with self._process(application.rpartition(".")[2].partition(":")[0], command, settings, _answers(url)):
+            yield url
+
+    @contextmanager
+    def reference(self, name: str, *arguments: str, python: Path = Path(sys.executable)) -> Iterator[Running]:
+        """Run a reference that tells its progress on stdout, a JSON line at a time."""
+        command = [str(python), str(REFERENCES / f"{name}.py"), *arguments]
+        with self._process(name, command, os.environ, lambda: True) as running:
+            yield running
+
+    @contextmanager
+    def _process(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], bool]
+    ) -> Iterator[Running]:
+        log = self.home.dir / "logs" / f"bench-{name}.log"
+        out = self.home.dir / "run" / f"{name}-{secrets.token_hex(4)}.out"
+        began = time.monotonic()
+        with log.open("ab") as errors, out.open("wb") as output:
+            process = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=errors)
+        running = Running(name, process, log, out)
+        try:
+            while not ready():
+                if process.poll() is not None or time.monotonic() - began > READY_DEADLINE_S:
+                    raise LabError(f"{name} did not start:\n{tail(log)}")
+                time.sleep(0.02)
+            running.ready_s = time.monotonic() - began
+            yield running
+        finally:
+            running.stop()
+            out.unlink(missing_ok=True)
+
+    def watch(
+        self, count: Callable[[], int], total: int, *, running: Running, deadline_s: float = 180.0
+    ) -> list[tuple[float, int]]:
+        """Sample a growing count until it reaches `total`: (seconds, count), one sample each time it grew."""
+        samples: list[tuple[float, int]] = []
+        began = time.monotonic()
+        while True:
+            now, found = time.monotonic(), count()
+            if not samples or found > samples[-1][1]:
+                samples.append((now, found))
+            if found >= total:
+                return samples
+            if now - began > deadline_s:
+                raise LabError(f"{running.name} came to {found} of {total} in {deadline_s:g} s:\n{tail(running.log)}")
+            if running.process.poll() is not None:
+                raise LabError(f"{running.name} ended by itself:\n{tail(running.log)}")
+            time.sleep(WATCH_EVERY_S)
+
+    @contextmanager
+    def ends(self, *topics: str) -> Iterator[Callable[[], int]]:
+        """Yield a function that returns how many records were appended to topics by now, in all their partitions."""
+        consumer = Consumer(client_config(self.bootstrap_servers, "bench") | {"group.id": "bench"})
+        places = [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
+        try:
+            yield lambda: sum(consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
+        finally:
+            consumer.close()
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """Return the end of each partition."""
+        consumer = Consumer(client_config(self.bootstrap_servers, "bench") | {"group.id": "bench"})
+        try:
+            places = (TopicPartition(topic, number) for number in range(PARTITIONS))
+            return {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
+        finally:
+            consumer.close()
+
+    def create_topic(self, name: str, **config: str) -> None:
+        """Create a topic for a reference."""
+        admin = AdminClient(client_config(self.bootstrap_servers, "bench"))
+        new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=config)
+        admin.create_topics([new], request_timeout=10)[name].result(15)
+
+    def part_pid(self, part: str) -> int:
+        """Return the process id of an embedded part."""
+        return next(pid for name, pid in self._parts().items() if name == part)
+
+    def _parts(self) -> dict[str, int]:
+        import json
+
+        answer = run_nigredo("--home", str(self.home.dir), "status", "--json")
+        return {name: part["pid"] for name, part in json.loads(answer.out)["parts"].items() if part["pid"]}
+
+
+@contextmanager
+def open_lab(tell: Callable[[str], None], *, slow: str | None = None) -> Iterator[Lab]:
+    """Start a stack in a temporary home, without our own processes, and remove it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="nigredo-bench-"))
+    lab = Lab(Home.open(folder, free_port_base()), slow)
+
+    def nigredo(*arguments: str) -> float:
+        began = time.monotonic()
+        done = run_nigredo("--home", str(folder), *arguments)
+        if done.code != 0:
+            raise LabError(f"nigredo {' '.join(arguments)}: {done.err.strip()}")
+        return time.monotonic() - began
+
+    try:
+        tell("starting Kafka, the registry and PostgreSQL")
+        up = ("up", "--detach", "--port-base", str(lab.home.port_base))
+        lab.starts["stack, new home"] = [nigredo(*up)]
+        nigredo("down")
+        # Tells when a row became visible, on the server's own clock; the only setting that differs from a user's stack.
+        with (folder / "postgres" / "postgresql.conf").open("a", encoding="utf-8") as file:
+            file.write("track_commit_timestamp = on\n")
+        lab.starts["stack, again"] = [nigredo(*up)]
+        for part in OURS:
+            nigredo("stop", part)
+        yield lab
+    finally:
+        run_nigredo("--home", str(folder), "down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port that nobody uses at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds a process and its children have used."""
+    return sum(times.user + times.system for times in (found.cpu_times() for found in _family(pid)))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def disk_bytes(folder: Path, pattern: str = "*") -> int:
+    """Return the blocks that files below a folder take; preallocated ones count what is written only."""
+    total = 0
+    for file in folder.rglob(pattern):
+        try:
+            found = file.lstat()
+        except FileNotFoundError:
+            continue
+        total += found.st_blocks * 512
+    return total
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def ready() -> bool:
+        try:
+            # A reference without such a route answers 404: it is up.
+            return httpx.get(url, timeout=2).status_code < 500
+        except httpx.TransportError:
+            return False
+
+    return ready

@@ -1,0 +1,124 @@
+"""Measuring side by side: the contenders of a scenario take turns, and every ratio is one of the same round.
+
+Machines differ and change their mind within minutes; a ratio of two measurements that lie seconds apart says more
+than either of them. So nothing here compares figures of different runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Figures = Mapping[str, float]
+"""What one measurement found. `rate` (per second) is what ratios are made of; the rest is reported as it is."""
+
+ROUNDS = 5
+NOISY = 0.25
+"""A ratio whose middle half is wider than this share of its median is marked as noisy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something that is measured. `measure` is handed the number of the round; 0 is the warm-up."""
+
+    name: str
+    measure: Callable[[int], Figures]
+    floor: float | None = None
+    """The least share of `floor_of` that a fair reference reaches; below it, it was written badly."""
+    floor_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A subject's rate as a multiple of a reference's, over the rounds."""
+
+    subject: str
+    reference: str
+    median: float
+    lowest: float
+    highest: float
+    noisy: bool
+
+
+@dataclass(slots=True)
+class Result:
+    """What a scenario found; grows round by round, so that an interrupted run keeps what it measured."""
+
+    scenario: str
+    title: str
+    unit: str
+    settings: Mapping[str, float | str]
+    subject: str = ""
+    figures: dict[str, list[Figures]] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
+    """Tables and series that are no ratio: latency distributions, backlog over time, costs."""
+    unfair: list[str] = field(default_factory=list)
+
+    def rates(self, name: str) -> list[float]:
+        """Return a contender's rates, one a round."""
+        return [figures["rate"] for figures in self.figures.get(name, [])]
+
+    def ratios(self) -> list[Ratio]:
+        """Return the subject against every reference."""
+        return [compare(self, self.subject, name) for name in self.figures if name != self.subject and self.rates(name)]
+
+
+def alternate(
+    result: Result,
+    contenders: Sequence[Contender],
+    *,
+    rounds: int,
+    measured: Callable[[str, str, int, Figures], None],
+) -> None:
+    """Measure all contenders in turn, `rounds` times after a warm-up; the first one is the subject."""
+    result.subject = contenders[0].name
+    for number in range(rounds + 1):
+        for contender in contenders:
+            figures = contender.measure(number)
+            if number:
+                result.figures.setdefault(contender.name, []).append(figures)
+            measured(result.scenario, contender.name, number, figures)
+    result.unfair.extend(_unfair(result, contenders))
+
+
+def compare(result: Result, subject: str, reference: str) -> Ratio:
+    """Return the ratio of two contenders' rates, round by round."""
+    pairs = zip(result.rates(subject), result.rates(reference), strict=False)
+    found = sorted(ours / theirs for ours, theirs in pairs)
+    median = statistics.median(found)
+    return Ratio(subject, reference, median, found[0], found[-1], spread(found) > NOISY)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the width of the middle half of some values as a share of their median; 0 for fewer than three."""
+    if len(values) < 3:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / statistics.median(values)
+
+
+def _unfair(result: Result, contenders: Sequence[Contender]) -> list[str]:
+    """Return what is wrong with references that reached less than their like is known to reach."""
+    found = []
+    for contender in contenders:
+        if contender.floor is None or not result.rates(contender.name):
+            continue
+        share = compare(result, contender.name, contender.floor_of).median
+        if share < contender.floor:
+            found.append(
+                f"{contender.name} reached {share:.3f} of {contender.floor_of}; a fair one reaches {contender.floor:g}"
+            )
+    return found
+
+
+def pace(samples: Sequence[tuple[float, int]], total: int, *, after: float = 0.2) -> float:
+    """Return records per second from (seconds, records so far) samples, without the first `after` of them.
+
+    The start of a process, its joining of a group and its first fetches are not what is compared here.
+    """
+    begin = next(sample for sample in samples if sample[1] >= after * total)
+    end = next(sample for sample in samples if sample[1] >= total)
+    if end[0] <= begin[0]:
+        raise ValueError("too few samples to tell a pace: measure more records")
+    return (end[1] - begin[1]) / (end[0] - begin[0])

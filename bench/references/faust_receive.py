@@ -1,0 +1,32 @@
+"""The limit of Faust: an agent that receives records and does nothing. Arguments: broker, group, topics."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+import faust
+from progress import Progress
+
+broker, group, *topics = sys.argv[1:]
+progress = Progress()
+app = faust.App(
+    group,
+    broker=f"kafka://{broker}",
+    datadir=tempfile.mkdtemp(),
+    topic_allow_declare=False,
+    topic_disable_leader=True,
+    topic_partitions=4,
+    consumer_auto_offset_reset="earliest",
+)
+
+
+@app.agent(app.topic(*topics, value_serializer="raw", key_serializer="raw"))
+async def receive(stream: Any) -> None:
+    """Count."""
+    async for _ in stream:
+        progress.one_more()
+
+
+app.Worker(loglevel="error", quiet=True, web_enabled=False, redirect_stdouts=False).execute_from_commandline()

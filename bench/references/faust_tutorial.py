@@ -1,0 +1,36 @@
+"""Faust as its tutorial writes it: count in a table, send the result on. Arguments: broker, group, topic, output."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+import faust
+from progress import Progress
+
+broker, group, topic, output = sys.argv[1:]
+progress = Progress()
+app = faust.App(
+    group,
+    broker=f"kafka://{broker}",
+    datadir=tempfile.mkdtemp(),
+    store="memory://",
+    topic_disable_leader=True,
+    topic_partitions=4,
+    consumer_auto_offset_reset="earliest",
+)
+verdicts = app.topic(output, value_serializer="raw", key_serializer="raw")
+counts = app.Table("counts", default=int, partitions=4)
+
+
+@app.agent(app.topic(topic, value_serializer="raw", key_serializer="raw"))
+async def limit(stream: Any) -> None:
+    """Count each network's submissions and send every record on."""
+    async for key, value in stream.items():
+        counts[key.decode()] += 1
+        await verdicts.send(key=key, value=value)
+        progress.one_more()
+
+
+app.Worker(loglevel="error", quiet=True, web_enabled=False, redirect_stdouts=False).execute_from_commandline()

@@ -1,0 +1,74 @@
+"""Acknowledged POSTs: ingest beside a route that does nothing and beside the design it replaces."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from bench.lab import Lab
+from bench.load import CONNECTIONS, produce, submissions, wrk
+from bench.measure import Contender, Figures, Result, alternate
+from bench.references.synchronous import SCHEMA
+from bench.run import Run
+from schemas.topics import SUBMISSIONS
+
+SECONDS = 4.0
+IN_REQUEST_SECONDS = 3.0
+DELAYS_MS = (0, 20, 200)
+RECORDS = 40_000
+AT_CONNECTIONS = (1, 4, 16, 64, 128, 256)
+SWEEP_SECONDS = 2.0
+
+
+def run(bench: Run) -> list[Result]:
+    """Measure ingest, its references, and the broker alone."""
+    lab, effort = bench.lab, bench.effort
+    seconds = effort.seconds(SECONDS)
+    result = Result("ingest", f"POST acknowledged, {CONNECTIONS} connections", "POST/s", {"seconds": seconds})
+    with lab.database() as database:
+        database.execute(SCHEMA)
+    with ExitStack() as running:
+        receiver = running.enter_context(lab.server("bench.references.receiver:create"))
+        ingest = running.enter_context(lab.ours("ingest"))
+        ours = ingest.url
+        result.extra["first second after the start"] = dict(wrk(ours, seconds=1, salt=bench.salt()))
+        noop = running.enter_context(lab.server("bench.references.noop:create"))
+        synchronous = running.enter_context(lab.server("bench.references.synchronous:create"))
+        in_request = {
+            delay: running.enter_context(
+                lab.server("bench.references.synchronous:create", WEBHOOK=f"{receiver}/{delay}")
+            )
+            for delay in DELAYS_MS
+        }
+
+        def post(url: str, seconds: float) -> Figures:
+            return wrk(url, seconds=seconds, salt=bench.salt())
+
+        contenders = [
+            Contender("ingest", lambda _: post(ours, seconds)),
+            Contender("no-op route", lambda _: post(noop, seconds)),
+            Contender("synchronous", lambda _: post(synchronous, seconds), floor=0.03, floor_of="no-op route"),
+        ]
+        short = effort.seconds(IN_REQUEST_SECONDS)
+        contenders += [
+            Contender(f"synchronous, webhook of {delay} ms in the request", lambda _, url=url: post(url, short))
+            for delay, url in in_request.items()
+        ]
+        contenders.append(Contender("bare producer", lambda _: _bare_producer(bench, lab)))
+        alternate(result, contenders, rounds=effort.rounds, measured=bench.measured)
+        bench.save(result)
+        if effort.share >= 1:
+            result.extra["by connections"] = {
+                name: [
+                    {"connections": many, **wrk(url, seconds=SWEEP_SECONDS, connections=many, salt=bench.salt())}
+                    for many in AT_CONNECTIONS
+                ]
+                for name, url in (("ingest", ours), ("no-op route", noop), ("synchronous", synchronous))
+            }
+        result.extra["memory of ingest, MiB"] = round(ingest.rss_bytes() / 2**20)
+    bench.save(result)
+    return [result]
+
+
+def _bare_producer(bench: Run, lab: Lab) -> Figures:
+    records = submissions(lab.codec(), bench.effort.records(RECORDS), 20_000, salt=bench.salt())
+    return {"rate": len(records) / produce(lab, SUBMISSIONS, records)}

@@ -1,0 +1,124 @@
+"""Deliveries from a full topic, signed with two secrets and logged, beside bare client loops to the same receiver."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from contextlib import ExitStack
+
+from bench.lab import Lab, LabError
+from bench.load import accepted_leads, produce, wrk
+from bench.measure import Contender, Figures, Result, alternate, pace
+from bench.references.synchronous import SCHEMA
+from bench.run import Run
+from schemas.codec import Codec
+from schemas.topics import DELIVERIES, LEADS
+from sinks.webhook.request import body_of
+
+LEADS_COUNT = 12_000
+SLOW_MS = 50
+SLOW_IN_FLIGHT = 64
+IN_REQUEST_SECONDS = 3.0
+
+
+def run(bench: Run) -> list[Result]:
+    """Measure the sink against a receiver that answers at once, and against one that takes its time."""
+    lab = bench.lab
+    codec = lab.codec()
+    secrets = lab.home.dir / "secrets" / "bench-webhook"
+    secrets.write_text("".join(f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}\n" for n in (1, 2)))
+    with lab.database() as database:
+        database.execute(SCHEMA)
+    with ExitStack() as running:
+        receiver = running.enter_context(lab.server("bench.references.receiver:create"))
+        in_request = running.enter_context(
+            lab.server("bench.references.synchronous:create", WEBHOOK=f"{receiver}/0")
+        )
+        _catch_up(lab, receiver, str(secrets))
+        return [
+            _at_once(bench, codec, receiver, in_request, str(secrets)),
+            _slow(bench, codec, receiver, str(secrets)),
+        ]
+
+
+def _at_once(bench: Run, codec: Codec, receiver: str, in_request: str, secrets: str) -> Result:
+    count, in_flight = bench.effort.records(LEADS_COUNT), 16
+    settings = {"leads": count, "in flight": in_flight}
+    result = Result("webhook", "Deliveries to a receiver that answers at once", "deliveries/s", settings)
+    body = body_of(accepted_leads(codec, 1, salt=bench.salt()).events[0])
+
+    def loop(client: str) -> Figures:
+        command = [sys.executable, "-m", "bench.references.client_loop", client, f"{receiver}/0"]
+        done = subprocess.run(
+            [*command, str(in_flight), str(count)], input=body, capture_output=True, timeout=120, check=False
+        )
+        if done.returncode != 0:
+            raise LabError(f"{client} loop failed: {done.stderr.decode(errors='replace')[-500:]}")
+        return {"rate": float(done.stdout)}
+
+    seconds = bench.effort.seconds(IN_REQUEST_SECONDS)
+    contenders = [
+        Contender("sink", lambda _: _sink(bench, codec, f"{receiver}/0", secrets, in_flight, count, result)),
+        Contender("bare httpx-aiohttp loop", lambda _: loop("httpx-aiohttp")),
+        Contender("bare aiohttp loop", lambda _: loop("aiohttp")),
+        Contender("httpx in the request", lambda _: wrk(in_request, seconds=seconds, salt=bench.salt())),
+    ]
+    alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
+    bench.save(result)
+    return result
+
+
+def _slow(bench: Run, codec: Codec, receiver: str, secrets: str) -> Result:
+    count = bench.effort.records(6_000)
+    settings = {"leads": count, "in flight": SLOW_IN_FLIGHT}
+    result = Result("webhook, slow receiver", f"Deliveries to one that takes {SLOW_MS} ms", "deliveries/s", settings)
+    url = f"{receiver}/{SLOW_MS}"
+    contenders = [
+        Contender("sink", lambda _: _sink(bench, codec, url, secrets, SLOW_IN_FLIGHT, count, result)),
+        # No measurement: so many in flight can do no more.
+        Contender("in flight / 50 ms", lambda _: {"rate": min(1_000.0, SLOW_IN_FLIGHT / (SLOW_MS / 1000))}),
+    ]
+    alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
+    bench.save(result)
+    return result
+
+
+def _sink(
+    bench: Run, codec: Codec, url: str, secrets: str, in_flight: int, count: int, result: Result
+) -> Figures:
+    """Write leads, start the sink, and follow the attempts that it has on record."""
+    lab = bench.lab
+    produce(lab, LEADS, accepted_leads(codec, count, salt=bench.salt()).leads)
+    settings = {
+        "FIBONACCI_WEBHOOK_URL": url,
+        "WEBHOOK_SECRET_FILE": secrets,
+        "WEBHOOK_IN_FLIGHT_MAX": str(in_flight),
+    }
+    with ExitStack() as stack:
+        ends = stack.enter_context(lab.ends(DELIVERIES))
+        before = ends()
+        sink = stack.enter_context(lab.ours("webhook-sender", **settings))
+        samples = lab.watch(lambda: ends() - before, count, running=sink)
+        figures = {"rate": pace(samples, count), "rss_mib": sink.rss_bytes() / 2**20}
+    result.extra["backlog over time"] = [[round(at - samples[0][0], 3), count - done] for at, done in samples]
+    return figures
+
+
+def _catch_up(lab: Lab, receiver: str, secrets: str) -> None:
+    """Deliver what earlier scenarios left in the topic, so that every round counts only its own leads."""
+    import time
+
+    settings = {"FIBONACCI_WEBHOOK_URL": f"{receiver}/0", "WEBHOOK_SECRET_FILE": secrets}
+    group = lab.settings().function("webhook-sender")
+    from nigredo.log_reader import LogReader
+
+    reader = LogReader(lab.settings(), "bench")
+    goal = sum(lab.end_offsets(LEADS).values())
+    with lab.ours("webhook-sender", **settings) as sink:
+
+        def committed() -> int:
+            time.sleep(0.5)
+            return sum(offset or 0 for offset in reader.committed(group, LEADS, range(4)).values())
+
+        lab.watch(committed, goal, running=sink, deadline_s=300)
