@@ -11,10 +11,13 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup run test check format lock clean
+BENCH_READY := $(VENV)/.bench-ready
+QUIX := $(VENV)/quix
+
+.PHONY: help setup run test check bench bench-smoke bench-long format lock clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when all is there)
 
@@ -34,16 +37,25 @@ check: setup ## lint, formatting, types, import contracts, dead code, dependenci
 	$(BIN)/codespell $$(git ls-files 2>/dev/null || echo .)
 	$(BIN)/python -m pytest -q --no-header tests/contract/test_docs.py
 
+bench: $(BENCH_READY) ## measure everything beside what it is compared with (ONLY=ingest, SLOW=window, ARGS=--json)
+	@exec $(BIN)/python -m bench $(ONLY:%=--only %) $(SLOW:%=--slow %) $(ARGS)
+
+bench-smoke: setup ## one short round of most of it, in a minute: that it works, and no figures to quote
+	@exec $(BIN)/python -m bench --smoke $(ARGS)
+
+bench-long: $(BENCH_READY) ## how cost grows up to a million records; goes on where it was interrupted
+	@exec $(BIN)/python -m bench.long $(ARGS)
+
 format: setup ## let ruff rewrite what `make check` would complain of
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: RESOLVE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
 lock: ## resolve the dependencies anew into requirements.lock and artifacts.lock (needs uv)
 	$(RESOLVE) --group dev pyproject.toml -o requirements.lock
 	$(RESOLVE) --group bench -c requirements.lock -o bench/requirements.lock
 	$(RESOLVE) bench/references/quix.in -o bench/references/quix.lock
 	$(BIN)/python -m nigredo.stack.artifacts
-lock: RESOLVE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 clean: ## stop a stack left running here and remove what was generated, its data too (asks first)
 	@if [ -d .nigredo ]; then \
@@ -60,4 +72,12 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(BENCH_READY): $(READY) bench/requirements.lock bench/references/quix.lock
+	@command -v wrk >/dev/null || { echo "bench: needs the load generator wrk (Debian, Ubuntu: apt install wrk)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement bench/requirements.lock
+	@$(PYTHON) -m venv $(QUIX)
+	@$(QUIX)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement bench/references/quix.lock || { rm -rf $(QUIX); echo "Quix Streams cannot be installed here: left out"; }
 	@touch $@

@@ -16,68 +16,90 @@ from rich.console import Console
 from bench import report
 from bench.lab import LabError, open_lab
 from bench.measure import ROUNDS, Figures, Result
-from bench.run import SMOKE, Effort, Run, start
+from bench.run import SMOKE, Effort, Run
 from bench.slowed import TARGETS, slow_down
 
-SCENARIOS = ("hot_paths", "ingest", "limiter", "persister", "webhook", "end_to_end")
-RESULTS = Path(__file__).parent / "results"
+SCENARIOS = ("steps", "ingest", "limiter", "persister", "webhook", "end_to_end")
+HERE = Path(__file__).parent
 
 
 @click.command()
 @click.option("--only", type=click.Choice(SCENARIOS), multiple=True, help="Measure this scenario alone; repeatable")
-@click.option("--rounds", type=click.IntRange(1, 50), default=ROUNDS, show_default=True, help="Rounds after the warm-up")
-@click.option("--smoke", is_flag=True, help="One short round of everything, to see that it works: no figures to quote")
+@click.option(
+    "--rounds", type=click.IntRange(1, 50), default=ROUNDS, show_default=True, help="Rounds after the warm-up"
+)
+@click.option("--smoke", is_flag=True, help="One short round of most of it, to see that it works: no figures to quote")
 @click.option("--slow", type=click.Choice(sorted(TARGETS)), help="Make this part twice as slow, to see that it shows")
 @click.option("--results", type=click.Path(path_type=Path), help="Where the figures go [default: bench/results]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table")
 def main(
     only: tuple[str, ...], rounds: int, smoke: bool, slow: str | None, results: Path | None, as_json: bool
 ) -> None:
-    """Measure the product beside what it is compared with; figures, table and plots go to `bench/results`."""
+    """Measure the product beside what it is compared with."""
     if slow:
         slow_down(slow)
     effort = SMOKE if smoke else Effort(rounds=rounds)
-    session = Session(results or _results_folder(smoke=smoke, slow=slow), Console(stderr=True), smoke=smoke, slow=slow)
-    code = 0
+    # What was slowed down or hurried through never mixes with what is quoted.
+    usual = HERE / ("results-smoke" if smoke else f"results-slow-{slow}" if slow else "results")
+    session = Session(results or usual, quoted=not (smoke or slow))
+    session.tell("starting Kafka, the registry and PostgreSQL")
     try:
-        with session.console.status("") as status, open_lab(session.tell, slow=slow) as lab:
-            status.update("measuring; Ctrl-C keeps what was measured")
-            run = start(lab, effort, session.measured, session.save, session.tell)
+        with (
+            session.console.status("Ctrl-C keeps what was measured"),
+            open_lab(slow=slow, start_twice=not smoke) as lab,
+        ):
+            run = Run(lab, effort, session.measured, session.save, session.tell)
             for name in only or SCENARIOS:
                 session.scenario(name, run)
     except KeyboardInterrupt:
-        session.tell("stopped; what was measured is kept")
-        code = 130
+        session.failed("stopped; what was measured is kept", code=130)
     except LabError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        code = 1
-    if session.found and not smoke:
+        session.failed(str(error))
+    documents = [report.as_document(result) for result in session.found]
+    if documents and not smoke:
         report.draw(session.folder, session.found)
-    print(json.dumps(report.document(session.found)) if as_json else report.table(session.found))
-    unfair = [line for result in session.found for line in result.unfair]
-    for line in unfair:
-        print(f"bench: {line}", file=sys.stderr)
-    sys.exit(code or (1 if unfair and not smoke else 0))
-
-
-def _results_folder(*, smoke: bool, slow: str | None) -> Path:
-    """Return where figures go: what was slowed down or hurried through never mixes with what is quoted."""
-    return RESULTS.with_name("results-smoke" if smoke else f"results-slow-{slow}") if smoke or slow else RESULTS
+    if session.folder == HERE / "results" and not only and not session.code:
+        report.write_readme(report.load(session.folder))
+    print(json.dumps(documents) if as_json else report.table(documents))
+    for line in (line for result in session.found for line in result.unfair):
+        # In a hurried round nothing is warm.
+        session.failed(line, code=0 if smoke else 1)
+    sys.exit(session.code)
 
 
 class Session:
-    """Shows progress, and writes down every scenario as soon as it is measured."""
+    """Shows progress, and writes down every scenario while it is measured."""
 
-    def __init__(self, folder: Path, console: Console, *, smoke: bool, slow: str | None) -> None:
+    def __init__(self, folder: Path, *, quoted: bool) -> None:
         self.folder = folder
-        self.console = console
+        self.console = Console(stderr=True)
         self.found: list[Result] = []
+        self.code = 0
         self._began = time.monotonic()
-        self._machine: Mapping[str, object] = report.machine() | {"smoke": smoke, "slowed": slow}
+        self._about: Mapping[str, object] = {
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "quotable": quoted,
+            "machine": report.machine(),
+        }
+
+    def scenario(self, name: str, run: Run) -> None:
+        """Run one scenario. One that cannot be measured keeps none of the others from it."""
+        try:
+            run.lab.skip()
+            importlib.import_module(f"bench.scenarios.{name}").run(run)
+        except LabError as error:
+            self.failed(f"{name}: {error}")
 
     def tell(self, line: str) -> None:
         """Print a line of progress."""
-        self.console.print(f"{time.monotonic() - self._began:6.0f} s  {line}", highlight=False, markup=False)
+        self.console.print(
+            f"{time.monotonic() - self._began:6.0f} s  {line}", highlight=False, markup=False, soft_wrap=True
+        )
+
+    def failed(self, line: str, *, code: int = 1) -> None:
+        """Print what went wrong, and keep it as the exit code."""
+        self.code = self.code or code
+        print(f"bench: {line}", file=sys.stderr)
 
     def measured(self, scenario: str, contender: str, number: int, figures: Figures) -> None:
         """Print a measurement."""
@@ -88,18 +110,7 @@ class Session:
         """Write a scenario's findings, those of an earlier run replaced."""
         if result not in self.found:
             self.found.append(result)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        document = {
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": self._machine,
-            **report.as_document(result),
-        }
-        file = self.folder / f"{result.scenario.replace(':', '').replace(',', '').replace(' ', '-')}.json"
-        file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-    def scenario(self, name: str, run: Run) -> None:
-        """Run one scenario; what it measured before it was interrupted is written down by `alternate`'s caller."""
-        importlib.import_module(f"bench.scenarios.{name}").run(run)
+        report.write(self.folder, {**self._about, **report.as_document(result)})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import aiohttp
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from bench.lab import Lab, LabError
 from bench.measure import Figures
@@ -35,7 +35,8 @@ from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, SUBMISSIONS
 WRK_SCRIPT = Path(__file__).with_name("post.lua")
 CONNECTIONS = 64
 MESSAGE = "Olá! We would like to hear more about your offer, and when somebody could call us back. " * 2
-Records = Sequence[tuple[bytes, bytes]]
+Record = tuple[bytes, bytes]
+"""Key and value."""
 
 
 def wrk(url: str, *, seconds: float, connections: int = CONNECTIONS, salt: int = 0) -> Figures:
@@ -67,10 +68,9 @@ def contact(number: int) -> Contact:
     return Contact(f"Ana {number}", f"ana{number}@example.com", MESSAGE, {"company": "Example Ltda"})
 
 
-def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Records:
-    """Return encoded submissions with their keys, spread at random over networks that no other salt uses."""
+def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Iterator[Record]:
+    """Yield encoded submissions with their keys, spread at random over networks that no other salt uses."""
     chosen, now = random.Random(salt), utc_now()
-    found = []
     for number in range(count):
         network = f"10.{salt % 256}.{(which := chosen.randrange(networks)) // 256 % 256}.{which % 256}"
         if networks > 65_536:
@@ -89,17 +89,16 @@ def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Record
             exempt=False,
             edge_verdict=None,
         )
-        found.append((network.encode(), codec.encode(SUBMISSIONS, event)))
-    return found
+        yield network.encode(), codec.encode(SUBMISSIONS, event)
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """Leads with what else the persister stores of them."""
 
-    leads: Records
-    states: Records
-    attempts: Records
+    leads: Sequence[Record]
+    states: Sequence[Record]
+    attempts: Sequence[Record]
     events: Sequence[Lead]
 
     @property
@@ -109,7 +108,10 @@ class Accepted:
 
 
 def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
-    """Return leads of `count` networks, one each, with the window and the delivery attempt of each."""
+    """Return leads of `count` networks, one each, with the window and the delivery attempt of each.
+
+    The windows say that they come from offset 0: the limiter refuses windows of submissions that there never were.
+    """
     now = utc_now()
     leads, states, attempts, events = [], [], [], []
     for number in range(count):
@@ -128,7 +130,7 @@ def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
             submission_partition=number % 4,
             submission_offset=number,
         )
-        state = RateLimitState(network, 10, 3600, (Acceptance(lead.id, now),), 0, now, salt * 10_000_000 + number)
+        state = RateLimitState(network, 10, 3600, (Acceptance(lead.id, now),), 0, now, 0)
         attempt = DeliveryAttempt(
             id=uuid4(),
             lead_id=lead.id,
@@ -151,14 +153,19 @@ def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
     return Accepted(leads, states, attempts, events)
 
 
-def produce(lab: Lab, topic: str, records: Records) -> float:
+def produce(lab: Lab, topic: str, records: Iterable[Record]) -> float:
     """Put records on a topic with a bare producer loop, all acknowledged; return the seconds it took."""
     failed: list[str] = []
     config = producer_config(lab.bootstrap_servers, "bench", delivery_timeout_s=60)
     producer = Producer(config | {"queue.buffering.max.messages": 2_000_000, "queue.buffering.max.kbytes": 2_000_000})
     began = time.perf_counter()
+
+    def delivered(error: KafkaError | None, _: object) -> None:
+        if error is not None:
+            failed.append(error.name())
+
     for key, value in records:
-        producer.produce(topic, key=key, value=value, on_delivery=lambda error, _: error and failed.append(str(error)))
+        producer.produce(topic, key=key, value=value, on_delivery=delivered)
         producer.poll(0)
     left = producer.flush(120)
     if left or failed:

@@ -69,17 +69,25 @@ def alternate(
     contenders: Sequence[Contender],
     *,
     rounds: int,
+    warm_up: bool = True,
     measured: Callable[[str, str, int, Figures], None],
+    save: Callable[[Result], None],
 ) -> None:
-    """Measure all contenders in turn, `rounds` times after a warm-up; the first one is the subject."""
+    """Measure all contenders in turn, `rounds` times after a warm-up; the first one is the subject.
+
+    What was found is saved after every round, so that an interrupted run keeps it.
+    """
     result.subject = contenders[0].name
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for contender in contenders:
             figures = contender.measure(number)
             if number:
                 result.figures.setdefault(contender.name, []).append(figures)
             measured(result.scenario, contender.name, number, figures)
+        if number:
+            save(result)
     result.unfair.extend(_unfair(result, contenders))
+    save(result)
 
 
 def compare(result: Result, subject: str, reference: str) -> Ratio:

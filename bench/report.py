@@ -6,17 +6,21 @@ import json
 import os
 import platform
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.measure import Ratio, Result
+from bench.measure import Result
 
 PACKAGES = ("falcon", "granian", "confluent-kafka", "faust-streaming", "aiokafka", "fastavro", "psycopg", "httpx")
 README = Path(__file__).parents[1] / "README.md"
+Document = Mapping[str, Any]
+"""What one scenario found, as JSON."""
 BETWEEN = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -39,56 +43,80 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def as_document(result: Result) -> dict[str, Any]:
+def as_document(result: Result) -> Document:
     """Return one scenario's findings as JSON."""
+    ratios = result.ratios() if result.rates(result.subject) else []
     return {
         "scenario": result.scenario,
         "title": result.title,
         "unit": result.unit,
         "settings": dict(result.settings),
         "figures": {name: [dict(one) for one in rounds] for name, rounds in result.figures.items()},
-        "ratios": [_ratio(ratio) for ratio in _ratios(result)],
+        "ratios": [asdict(ratio) for ratio in ratios],
         "unfair": result.unfair,
         **result.extra,
     }
 
 
-def document(found: Iterable[Result]) -> list[dict[str, Any]]:
-    """Return all findings as JSON."""
-    return [as_document(result) for result in found]
+def write(folder: Path, document: Document) -> None:
+    """Write one scenario's findings into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z]+", "-", str(document["scenario"]))
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _ratio(ratio: Ratio) -> dict[str, object]:
-    return {
-        "subject": ratio.subject,
-        "reference": ratio.reference,
-        "median": round(ratio.median, 3),
-        "lowest": round(ratio.lowest, 3),
-        "highest": round(ratio.highest, 3),
-        "noisy": ratio.noisy,
-    }
+def load(folder: Path) -> list[Document]:
+    """Return the findings kept in a folder."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
-def _ratios(result: Result) -> Sequence[Ratio]:
-    return result.ratios() if result.subject and result.rates(result.subject) else []
-
-
-def table(found: Iterable[Result]) -> str:
-    """Return the ratios as a Markdown table."""
-    lines = ["| what | per second | against | ratio | lowest to highest |", "|---|---|---|---|---|"]
-    for result in found:
-        for ratio in _ratios(result):
-            ours = sorted(result.rates(ratio.subject))[len(result.rates(ratio.subject)) // 2]
-            noisy = ", noisy" if ratio.noisy else ""
-            spread = f"{_short(ratio.lowest)} to {_short(ratio.highest)}{noisy}"
-            lines.append(
-                f"| {result.title} | {ours:,.0f} | {ratio.reference} | **{_short(ratio.median)}** | {spread} |"
-            )
+def table(documents: Sequence[Document]) -> str:
+    """Return ratios and latencies as Markdown."""
+    ratios = [
+        (document["title"], _per_second(document, ratio["subject"]), ratio)
+        for document in documents
+        for ratio in document["ratios"]
+    ]
+    latencies = [
+        (rate, kind, points)
+        for document in documents
+        for rate, kinds in document.get("latency, ms", {}).items()
+        for kind, points in kinds.items()
+    ]
+    lines: list[str] = []
+    if ratios:
+        lines += ["| what | per second | against | ratio | lowest to highest |", "|---|--:|---|--:|--:|"]
+    for title, ours, ratio in ratios:
+        between = f"{_short(ratio['lowest'])} to {_short(ratio['highest'])}{', noisy' if ratio['noisy'] else ''}"
+        lines.append(f"| {title} | {ours:,.0f} | {ratio['reference']} | **{_short(ratio['median'])}** | {between} |")
+    if latencies:
+        names = list(latencies[0][2])
+        lines += ["", f"| POSTs | from POST to, in ms | {' | '.join(names)} |", f"|---|---|{'--:|' * len(names)}"]
+    for rate, kind, points in latencies:
+        lines.append(f"| {rate} | {kind} | {' | '.join(f'{value:,.0f}' for value in points.values())} |")
     return "\n".join(lines)
+
+
+def _per_second(document: Document, name: str) -> float:
+    rates: list[float] = [figures["rate"] for figures in document["figures"][name]]
+    return statistics.median(rates)
 
 
 def _short(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.1f}" if ratio >= 5 else f"{ratio:.2f}"
+
+
+def quoted(documents: Sequence[Document]) -> str:
+    """Return what the README quotes of some findings."""
+    about: Mapping[str, Any] = documents[0]["machine"]
+    where = f"Measured by `make bench` on {about['cores']} cores ({about['cpu']}, {about['memory_gib']:.0f} GiB)"
+    return f"{where}, {str(documents[0]['measured_at'])[:10]}, everything on the one machine.\n\n{table(documents)}\n"
+
+
+def write_readme(documents: Sequence[Document]) -> None:
+    """Put findings where the README quotes them."""
+    text = README.read_text(encoding="utf-8")
+    README.write_text(BETWEEN.sub(lambda found: found[1] + quoted(documents) + found[2], text), encoding="utf-8")
 
 
 def draw(folder: Path, found: Iterable[Result]) -> None:
@@ -98,7 +126,7 @@ def draw(folder: Path, found: Iterable[Result]) -> None:
 
     mpl.use("svg")
     # The same figures give the same file, so that a diff shows a change.
-    mpl.rcParams |= {"svg.hashsalt": "nigredo", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    mpl.rcParams.update({"svg.hashsalt": "nigredo", "axes.spines.top": False, "axes.spines.right": False})
     for result in found:
         if "by connections" in result.extra:
             _draw_connections(folder, result.extra["by connections"])
@@ -141,7 +169,7 @@ def _draw_backlog(folder: Path, result: Result) -> None:
     series: Any = result.extra["backlog over time"]
     axes.plot([at for at, _ in series], [left for _, left in series])
     axes.set_ylim(bottom=0)
-    _save(figure, folder / f"backlog-{result.scenario.split(',')[0].replace(' ', '-')}.svg")
+    _save(figure, folder / f"backlog-{re.sub(r'[^a-z]+', '-', result.scenario)}.svg")
 
 
 def _draw_latencies(folder: Path, by_rate: Mapping[str, Mapping[str, Mapping[str, float]]] | Any) -> None:
@@ -154,8 +182,3 @@ def _draw_latencies(folder: Path, by_rate: Mapping[str, Mapping[str, Mapping[str
     axes.set_yscale("log")
     axes.legend(frameon=False, ncols=3)
     _save(figure, folder / "latency.svg")
-
-
-def load(folder: Path) -> list[Mapping[str, Any]]:
-    """Return the findings kept in a folder."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]

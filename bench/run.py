@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 
 from bench.lab import Lab
-from bench.measure import ROUNDS, Figures, Result
+from bench.measure import ROUNDS, Contender, Figures, Result, alternate
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,11 @@ class Effort:
 
     rounds: int = ROUNDS
     share: float = 1.0
+
+    @property
+    def hurried(self) -> bool:
+        """Whether this is to see that everything works, and not to be quoted."""
+        return self.share < 1
 
     def records(self, count: int) -> int:
         """Return a number of records, at least enough to tell a pace."""
@@ -26,8 +31,7 @@ class Effort:
         return max(1.0, seconds * self.share)
 
 
-THOROUGH = Effort()
-SMOKE = Effort(rounds=1, share=0.2)
+SMOKE = Effort(rounds=1, share=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +44,19 @@ class Run:
     """Told of every measurement: scenario, contender, round (0 is the warm-up), figures."""
     save: Callable[[Result], None]
     tell: Callable[[str], None]
-    _salts: count[int]
+    _salts: Iterator[int] = field(default_factory=count)
 
     def salt(self) -> int:
         """Return a number that no other call of this run got: for client networks and groups of one's own."""
         return next(self._salts)
 
-
-def start(
-    lab: Lab,
-    effort: Effort,
-    measured: Callable[[str, str, int, Figures], None],
-    save: Callable[[Result], None],
-    tell: Callable[[str], None],
-) -> Run:
-    """Return a run that has measured nothing yet."""
-    return Run(lab, effort, measured, save, tell, count())
+    def alternate(self, result: Result, contenders: Sequence[Contender]) -> None:
+        """Measure contenders in turn, as thoroughly as this run is; a hurried one warms nothing up."""
+        alternate(
+            result,
+            contenders,
+            rounds=self.effort.rounds,
+            warm_up=not self.effort.hurried,
+            measured=self.measured,
+            save=self.save,
+        )

@@ -54,7 +54,7 @@ async def paced(post: Callable[[], Awaitable[None]], in_flight: int, count: int)
 def main() -> None:
     """Run with the arguments of the command line."""
     client, url, in_flight, count = sys.argv[1:]
-    print(asyncio.run(run(client, url, int(in_flight), int(count), sys.stdin.buffer.read())))  # noqa: T201
+    print(asyncio.run(run(client, url, int(in_flight), int(count), sys.stdin.buffer.read())))
 
 
 if __name__ == "__main__":

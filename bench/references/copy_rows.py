@@ -55,7 +55,7 @@ def main() -> None:
             for lead_id in ids:
                 copy.write_row((uuid4(), lead_id, "fibonacci", url, 1, 200, True, now, 12))
         database.commit()
-        print(3 * count / (time.perf_counter() - began))  # noqa: T201
+        print(3 * count / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":

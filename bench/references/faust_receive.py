@@ -7,7 +7,8 @@ import tempfile
 from typing import Any
 
 import faust
-from progress import Progress
+
+from bench.references.progress import Progress
 
 broker, group, *topics = sys.argv[1:]
 progress = Progress()
@@ -17,6 +18,7 @@ app = faust.App(
     datadir=tempfile.mkdtemp(),
     topic_allow_declare=False,
     topic_disable_leader=True,
+    web_enabled=False,
     topic_partitions=4,
     consumer_auto_offset_reset="earliest",
 )
@@ -29,4 +31,4 @@ async def receive(stream: Any) -> None:
         progress.one_more()
 
 
-app.Worker(loglevel="error", quiet=True, web_enabled=False, redirect_stdouts=False).execute_from_commandline()
+app.Worker(loglevel="error", quiet=True, redirect_stdouts=False).execute_from_commandline()

@@ -21,4 +21,4 @@ class Progress:
         # The clock is asked every 50 records only: a reference must not be slow on our account.
         if self._count % 50 == 0 and (now := time.monotonic()) - self._told > EVERY_S:
             self._told = now
-            print(json.dumps([now, self._count]), flush=True)  # noqa: T201
+            print(json.dumps([now, self._count]), flush=True)

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import fastavro
-from progress import Progress  # run as a script: its own folder is on the path, our packages are not
 from quixstreams import Application
+
+from bench.references.progress import Progress
 
 broker, group, source, output, schemas, folder = sys.argv[1:]
 SUBMISSION = fastavro.parse_schema(json.loads((Path(schemas) / "submissions.v1.avsc").read_text(encoding="utf-8")))

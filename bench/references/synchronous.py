@@ -1,4 +1,4 @@
-"""The design that this product replaces, written as well as it can be: limit, two inserts and the webhook in the request.
+"""The design that this product replaces, written as well as it can be: limit, inserts and webhook in the request.
 
 A pool of ten connections with prepared statements, one transaction a request, and, where `WEBHOOK` names a receiver,
 the delivery by a pooled httpx client before the answer. Validation is ingest's own.
@@ -81,9 +81,7 @@ class Leads:
                 return False
             lead = [lead_id, contact.name, contact.email, contact.message, Jsonb(dict(contact.extra))]
             await connection.execute(INSERT_LEAD, [*lead, form.source, form.form_id, network, agent])
-            await connection.execute(
-                INSERT_SUBMISSION, [lead_id, lead_id, network, agent, form.source, form.form_id]
-            )
+            await connection.execute(INSERT_SUBMISSION, [lead_id, lead_id, network, agent, form.source, form.form_id])
         return True
 
     async def _deliver(self, url: str, lead_id: str, form: Form) -> None:

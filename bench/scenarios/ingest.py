@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from bench.lab import Lab
 from bench.load import CONNECTIONS, produce, submissions, wrk
-from bench.measure import Contender, Figures, Result, alternate
+from bench.measure import Contender, Figures, Result
 from bench.references.synchronous import SCHEMA
 from bench.run import Run
 from schemas.topics import SUBMISSIONS
@@ -19,7 +20,7 @@ AT_CONNECTIONS = (1, 4, 16, 64, 128, 256)
 SWEEP_SECONDS = 2.0
 
 
-def run(bench: Run) -> list[Result]:
+def run(bench: Run) -> None:
     """Measure ingest, its references, and the broker alone."""
     lab, effort = bench.lab, bench.effort
     seconds = effort.seconds(SECONDS)
@@ -37,26 +38,25 @@ def run(bench: Run) -> list[Result]:
             delay: running.enter_context(
                 lab.server("bench.references.synchronous:create", WEBHOOK=f"{receiver}/{delay}")
             )
-            for delay in DELAYS_MS
+            for delay in (DELAYS_MS[:1] if effort.hurried else DELAYS_MS)
         }
 
-        def post(url: str, seconds: float) -> Figures:
-            return wrk(url, seconds=seconds, salt=bench.salt())
+        def posting(url: str, seconds: float) -> Callable[[int], Figures]:
+            return lambda _: wrk(url, seconds=seconds, salt=bench.salt())
 
         contenders = [
-            Contender("ingest", lambda _: post(ours, seconds)),
-            Contender("no-op route", lambda _: post(noop, seconds)),
-            Contender("synchronous", lambda _: post(synchronous, seconds), floor=0.03, floor_of="no-op route"),
+            Contender("ingest", posting(ours, seconds)),
+            Contender("no-op route", posting(noop, seconds)),
+            Contender("synchronous", posting(synchronous, seconds), floor=0.03, floor_of="no-op route"),
         ]
         short = effort.seconds(IN_REQUEST_SECONDS)
         contenders += [
-            Contender(f"synchronous, webhook of {delay} ms in the request", lambda _, url=url: post(url, short))
+            Contender(f"synchronous, webhook of {delay} ms in the request", posting(url, short))
             for delay, url in in_request.items()
         ]
         contenders.append(Contender("bare producer", lambda _: _bare_producer(bench, lab)))
-        alternate(result, contenders, rounds=effort.rounds, measured=bench.measured)
-        bench.save(result)
-        if effort.share >= 1:
+        bench.alternate(result, contenders)
+        if not effort.hurried:
             result.extra["by connections"] = {
                 name: [
                     {"connections": many, **wrk(url, seconds=SWEEP_SECONDS, connections=many, salt=bench.salt())}
@@ -66,9 +66,8 @@ def run(bench: Run) -> list[Result]:
             }
         result.extra["memory of ingest, MiB"] = round(ingest.rss_bytes() / 2**20)
     bench.save(result)
-    return [result]
 
 
 def _bare_producer(bench: Run, lab: Lab) -> Figures:
-    records = submissions(lab.codec(), bench.effort.records(RECORDS), 20_000, salt=bench.salt())
+    records = list(submissions(lab.codec(), bench.effort.records(RECORDS), 20_000, salt=bench.salt()))
     return {"rate": len(records) / produce(lab, SUBMISSIONS, records)}

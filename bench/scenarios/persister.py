@@ -8,30 +8,30 @@ import sys
 from contextlib import ExitStack
 
 from bench.lab import Lab, LabError
-from bench.load import accepted_leads, produce
-from bench.measure import Contender, Figures, Result, alternate, pace
+from bench.load import accepted_leads, produce, submissions
+from bench.measure import Contender, Figures, Result, pace
 from bench.run import Run
 from bench.scenarios.limiter import told
 from nigredo.groups import commit_offsets
-from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS
+from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, SUBMISSIONS
 
 LEADS_COUNT = 12_000
 TOPICS = (LEADS, RATE_LIMITS, DELIVERIES)
 
 
-def run(bench: Run) -> list[Result]:
+def run(bench: Run) -> None:
     """Measure the persister's stage: every lead with its window and its delivery attempt, as rows."""
     count = bench.effort.records(LEADS_COUNT)
     result = Result("persister", "Persister over full topics", "records/s", {"leads": count, "records": 3 * count})
     topics = Backlog(bench, count)
+    # So that there is an offset 0 that the windows can be of.
+    produce(bench.lab, SUBMISSIONS, submissions(bench.lab.codec(), 100, 100, salt=bench.salt()))
     contenders = [
         Contender("persister", lambda number: _persister(bench.lab, topics, result, number)),
         Contender("Faust, receiving only", lambda number: topics.by_faust(number)),
         Contender("COPY, one process", lambda number: _copy(bench, count)),
     ]
-    alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
-    bench.save(result)
-    return [result]
+    bench.alternate(result, contenders)
 
 
 class Backlog:
@@ -68,8 +68,6 @@ class Backlog:
 
 
 def _persister(lab: Lab, topics: Backlog, result: Result, number: int) -> Figures:
-    if number == 0:
-        _catch_up(lab)
     topics.write(number)
     with ExitStack() as stack:
         database = stack.enter_context(lab.database())
@@ -86,17 +84,6 @@ def _persister(lab: Lab, topics: Backlog, result: Result, number: int) -> Figure
     return figures
 
 
-def _catch_up(lab: Lab) -> None:
-    """Store what earlier scenarios left in the topics, so that every round counts only its own records."""
-    with lab.ends(*TOPICS, "nigredo.rejections") as ends, lab.database() as database, lab.ours("persister") as running:
-
-        def behind() -> int:
-            row = database.execute("SELECT coalesce(sum(next_offset), 0) FROM nigredo.stream_offsets").fetchone()
-            return int(row[0]) if row else 0
-
-        lab.watch(behind, ends(), running=running)
-
-
 def _copy(bench: Run, count: int) -> Figures:
     """COPY rows of the same shape into the same tables, in a process of its own, as a loader would."""
     environment = bench.lab.home.part_environment(os.environ, "bench", role="admin")
@@ -105,5 +92,3 @@ def _copy(bench: Run, count: int) -> Figures:
     if done.returncode != 0:
         raise LabError(f"copy_rows failed: {done.stderr.strip()}")
     return {"rate": float(done.stdout)}
-
-

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
-from bench.lab import Lab, LabError
+from bench.lab import LabError
 from bench.load import accepted_leads, produce, wrk
-from bench.measure import Contender, Figures, Result, alternate, pace
+from bench.measure import Contender, Figures, Result, pace
 from bench.references.synchronous import SCHEMA
 from bench.run import Run
 from schemas.codec import Codec
@@ -22,7 +22,7 @@ SLOW_IN_FLIGHT = 64
 IN_REQUEST_SECONDS = 3.0
 
 
-def run(bench: Run) -> list[Result]:
+def run(bench: Run) -> None:
     """Measure the sink against a receiver that answers at once, and against one that takes its time."""
     lab = bench.lab
     codec = lab.codec()
@@ -32,17 +32,13 @@ def run(bench: Run) -> list[Result]:
         database.execute(SCHEMA)
     with ExitStack() as running:
         receiver = running.enter_context(lab.server("bench.references.receiver:create"))
-        in_request = running.enter_context(
-            lab.server("bench.references.synchronous:create", WEBHOOK=f"{receiver}/0")
-        )
-        _catch_up(lab, receiver, str(secrets))
-        return [
-            _at_once(bench, codec, receiver, in_request, str(secrets)),
-            _slow(bench, codec, receiver, str(secrets)),
-        ]
+        in_request = running.enter_context(lab.server("bench.references.synchronous:create", WEBHOOK=f"{receiver}/0"))
+        _at_once(bench, codec, receiver, in_request, str(secrets))
+        if not bench.effort.hurried:
+            _slow(bench, codec, receiver, str(secrets))
 
 
-def _at_once(bench: Run, codec: Codec, receiver: str, in_request: str, secrets: str) -> Result:
+def _at_once(bench: Run, codec: Codec, receiver: str, in_request: str, secrets: str) -> None:
     count, in_flight = bench.effort.records(LEADS_COUNT), 16
     settings = {"leads": count, "in flight": in_flight}
     result = Result("webhook", "Deliveries to a receiver that answers at once", "deliveries/s", settings)
@@ -64,12 +60,10 @@ def _at_once(bench: Run, codec: Codec, receiver: str, in_request: str, secrets: 
         Contender("bare aiohttp loop", lambda _: loop("aiohttp")),
         Contender("httpx in the request", lambda _: wrk(in_request, seconds=seconds, salt=bench.salt())),
     ]
-    alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
-    bench.save(result)
-    return result
+    bench.alternate(result, contenders)
 
 
-def _slow(bench: Run, codec: Codec, receiver: str, secrets: str) -> Result:
+def _slow(bench: Run, codec: Codec, receiver: str, secrets: str) -> None:
     count = bench.effort.records(6_000)
     settings = {"leads": count, "in flight": SLOW_IN_FLIGHT}
     result = Result("webhook, slow receiver", f"Deliveries to one that takes {SLOW_MS} ms", "deliveries/s", settings)
@@ -79,14 +73,10 @@ def _slow(bench: Run, codec: Codec, receiver: str, secrets: str) -> Result:
         # No measurement: so many in flight can do no more.
         Contender("in flight / 50 ms", lambda _: {"rate": min(1_000.0, SLOW_IN_FLIGHT / (SLOW_MS / 1000))}),
     ]
-    alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
-    bench.save(result)
-    return result
+    bench.alternate(result, contenders)
 
 
-def _sink(
-    bench: Run, codec: Codec, url: str, secrets: str, in_flight: int, count: int, result: Result
-) -> Figures:
+def _sink(bench: Run, codec: Codec, url: str, secrets: str, in_flight: int, count: int, result: Result) -> Figures:
     """Write leads, start the sink, and follow the attempts that it has on record."""
     lab = bench.lab
     produce(lab, LEADS, accepted_leads(codec, count, salt=bench.salt()).leads)
@@ -103,22 +93,3 @@ def _sink(
         figures = {"rate": pace(samples, count), "rss_mib": sink.rss_bytes() / 2**20}
     result.extra["backlog over time"] = [[round(at - samples[0][0], 3), count - done] for at, done in samples]
     return figures
-
-
-def _catch_up(lab: Lab, receiver: str, secrets: str) -> None:
-    """Deliver what earlier scenarios left in the topic, so that every round counts only its own leads."""
-    import time
-
-    settings = {"FIBONACCI_WEBHOOK_URL": f"{receiver}/0", "WEBHOOK_SECRET_FILE": secrets}
-    group = lab.settings().function("webhook-sender")
-    from nigredo.log_reader import LogReader
-
-    reader = LogReader(lab.settings(), "bench")
-    goal = sum(lab.end_offsets(LEADS).values())
-    with lab.ours("webhook-sender", **settings) as sink:
-
-        def committed() -> int:
-            time.sleep(0.5)
-            return sum(offset or 0 for offset in reader.committed(group, LEADS, range(4)).values())
-
-        lab.watch(committed, goal, running=sink, deadline_s=300)

@@ -17,7 +17,7 @@ from uuid import uuid4
 import fastavro
 
 from bench.load import contact
-from bench.measure import Contender, Figures, Result, alternate
+from bench.measure import Contender, Figures, Result
 from bench.run import Run
 from nigredo import window
 from nigredo.clock import utc_now
@@ -42,26 +42,22 @@ class _OneSchema:
         return load_schema("submissions")
 
 
-def run(bench: Run) -> list[Result]:
+def run(bench: Run) -> None:
     """Measure encoder, decoder, window and signing."""
     calls = bench.effort.records(CALLS)
     now = utc_now()
     submission = Submission(
         uuid4(), "192.0.2.1", "192.0.2.1", "Mozilla/5.0", "contact", "site", contact(1), now, 10, 3600, False, None
     )
-    found = []
     for name, title, subject, bare in (
         ("encoder", "Submission to bytes", *_encoders(submission)),
         ("decoder", "Bytes to submission", *_decoders(submission)),
         ("window", "Verdict of one submission", *_windows(submission)),
         ("signing", "Body and two signatures of one delivery", *_signers(submission)),
     ):
-        result = Result(f"hot path: {name}", title, "calls/s", {"calls": calls})
+        result = Result(f"step: {name}", title, "calls/s", {"calls": calls})
         contenders = [Contender("ours", _timed(subject, calls)), Contender("bare", _timed(bare, calls))]
-        alternate(result, contenders, rounds=bench.effort.rounds, measured=bench.measured)
-        bench.save(result)
-        found.append(result)
-    return found
+        bench.alternate(result, contenders)
 
 
 def _timed(call: Callable[[], object], calls: int) -> Callable[[int], Figures]:
