@@ -63,7 +63,11 @@ class Running:
 
     def rss_bytes(self) -> int:
         """Return the resident memory of it and its children."""
-        return sum(found.memory_info().rss for found in _family(self.process.pid))
+        return rss_bytes(self.process.pid)
+
+    def peak_bytes(self) -> int:
+        """Return the most resident memory it and its children ever had, each on its own."""
+        return sum(_peak_bytes(found.pid) for found in _family(self.process.pid))
 
     def stop(self) -> None:
         """End it as an operator would; if it does not listen, for good."""
@@ -224,11 +228,14 @@ class Lab:
         new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=config)
         admin.create_topics([new], request_timeout=10)[name].result(15)
 
-    def part_pid(self, part: str) -> int:
-        """Return the process id of an embedded part."""
+    def parts(self) -> Mapping[str, int]:
+        """Return the process id of each embedded part."""
         answer = run_nigredo("--home", str(self.home.dir), "status", "--json")
-        pid: int = json.loads(answer.out)["parts"][part]["pid"]
-        return pid
+        return {name: part["pid"] for name, part in json.loads(answer.out)["parts"].items() if part["pid"]}
+
+    def parts_mib(self) -> Mapping[str, float]:
+        """Return the resident memory of each embedded part and its children."""
+        return {name: round(rss_bytes(pid) / 2**20, 1) for name, pid in self.parts().items()}
 
 
 @contextmanager
@@ -276,6 +283,16 @@ def free_port() -> int:
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds a process and its children have used."""
     return sum(times.user + times.system for times in (found.cpu_times() for found in _family(pid)))
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process and its children, what they share counted once for each."""
+    return sum(found.memory_info().rss for found in _family(pid))
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _family(pid: int) -> list[psutil.Process]:

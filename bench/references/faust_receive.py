@@ -28,7 +28,7 @@ app = faust.App(
 async def receive(stream: Any) -> None:
     """Count."""
     async for _ in stream:
-        progress.one_more()
+        progress.count += 1
 
 
 app.Worker(loglevel="error", quiet=True, redirect_stdouts=False).execute_from_commandline()

@@ -32,7 +32,7 @@ async def limit(stream: Any) -> None:
     async for key, value in stream.items():
         counts[key.decode()] += 1
         await verdicts.send(key=key, value=value)
-        progress.one_more()
+        progress.count += 1
 
 
 app.Worker(loglevel="error", quiet=True, redirect_stdouts=False).execute_from_commandline()

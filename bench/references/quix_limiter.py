@@ -41,7 +41,7 @@ def judge(value, key, timestamp, headers, state):
         fastavro.schemaless_writer(out, LEAD, event | {"released": False})
     else:
         fastavro.schemaless_writer(out, REJECTION, event | {"reason": "rate_limited", "retry_at": None})
-    progress.one_more()
+    progress.count += 1
     return out.getvalue()
 
 

@@ -91,7 +91,7 @@ def _distribution(seconds: Sequence[float]) -> Mapping[str, float]:
 
 def _spent(lab: Lab, running: Sequence[Running]) -> Mapping[str, float]:
     spent = {f"CPU s, {process.name}": process.cpu_s() for process in running}
-    spent |= {f"CPU s, {part}": cpu_s(lab.part_pid(part)) for part in ("kafka", "registry", "postgres")}
+    spent |= {f"CPU s, {part}": cpu_s(pid) for part, pid in lab.parts().items()}
     with lab.database() as database:
         row = database.execute("SELECT pg_database_size(current_database())").fetchone()
     spent["KiB on disk, Kafka"] = disk_bytes(lab.home.dir / "kafka", "*.log") / 1024

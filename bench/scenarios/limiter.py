@@ -81,8 +81,8 @@ class Backlog:
         self.begin(group)
         total = int(self.count * share)
         with self._lab.reference(name, self._lab.bootstrap_servers, group, SUBMISSIONS, *more) as running:
-            samples = told(self._lab, running, total - 1_000)
-        return {"rate": pace(samples, total - 1_000)}
+            samples = told(self._lab, running, total)
+        return {"rate": pace(samples, total)}
 
 
 def told(lab: Lab, running: Running, total: int) -> list[tuple[float, int]]:
@@ -128,5 +128,5 @@ def _quix(lab: Lab, topic: Backlog, number: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (lab.bootstrap_servers, group, SUBMISSIONS, output, str(schemas), folder)
         with lab.reference("quix_limiter", *arguments, python=QUIX) as running:
-            samples = told(lab, running, topic.count - 1_000)
-    return {"rate": pace(samples, topic.count - 1_000)}
+            samples = told(lab, running, topic.count)
+    return {"rate": pace(samples, topic.count)}

@@ -63,8 +63,8 @@ class Backlog:
         for topic, offsets in self._starts.items():
             commit_offsets(self._lab.settings(), group, topic, offsets)
         with self._lab.reference("faust_receive", self._lab.bootstrap_servers, group, *TOPICS) as running:
-            samples = told(self._lab, running, self.count - 1_000)
-        return {"rate": pace(samples, self.count - 1_000)}
+            samples = told(self._lab, running, self.count)
+        return {"rate": pace(samples, self.count)}
 
 
 def _persister(lab: Lab, topics: Backlog, result: Result, number: int) -> Figures:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import BETWEEN, load, quoted
 from nigredo.cli import load_commands, nigredo
 from nigredo.settings import Settings
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)")
-ROOTS = ("ingest", "processors", "sinks", "schemas", "nigredo", "tests", "docs", "deploy")
+ROOTS = ("ingest", "processors", "sinks", "schemas", "nigredo", "tests", "docs", "deploy", "bench")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -36,9 +37,9 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_that_is_named_exists(document: Path) -> None:
     load_commands()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = document.read_text()
-    for target in re.findall(r"^make (\w+)|`make (\w+)", text, re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, re.MULTILINE):
         assert "".join(target) in targets, target
     for command in re.findall(r"(?:^|`|bin/)nigredo (?:--home \S+ )?([a-z]+)\b", text, re.MULTILINE):
         assert command in nigredo.commands, command
@@ -52,3 +53,10 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
         r"\b((?:NIGREDO|WEBHOOK|KAFKA|INGEST|RATE|DB|TOPIC|SCHEMA)_[A-Z_]+)\b", document.read_text()
     ):
         assert name in known | {"DB_ENDPOINT", "DB_USERNAME", "KAFKA_BOOTSTRAP_SERVERS"}, name
+
+
+def test_the_figures_in_the_readme_are_the_results_that_are_kept() -> None:
+    found = BETWEEN.search((ROOT / "README.md").read_text())
+
+    assert found is not None
+    assert found[0] == found[1] + quoted(load(ROOT / "bench" / "results")) + found[2]

@@ -1,0 +1,208 @@
+"""`make bench-long`: how cost and memory grow with records and networks; goes on where it was interrupted.
+
+Every step has a stack of its own, so that its memory is its own. A step that this version of the code has already
+measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench import report
+from bench.lab import ROOT, Lab, LabError, Running, disk_bytes, open_lab
+from bench.load import Record, accepted_leads, produce, submissions, wrk
+from schemas.codec import Codec
+from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
+
+SIZES = (10_000, 100_000, 1_000_000)
+FEW, MANY = 100, 1_000_000
+DEADLINE_S = 1_200.0
+AT_A_TIME = 20_000
+RESULTS = Path(__file__).parent / "results" / "long"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One amount of work for one stage."""
+
+    stage: str
+    records: int
+    networks: int
+
+    @property
+    def file(self) -> Path:
+        """Where its findings are kept."""
+        return RESULTS / f"{self.stage}-{self.records}-{self.networks}.json"
+
+
+STEPS = [
+    *(Step("ingest", size, size) for size in SIZES),
+    *(Step("limiter", size, networks) for networks in (FEW, MANY) for size in SIZES),
+    *(Step("persister", size, size // 3) for size in SIZES),
+    *(Step("webhook", size, size) for size in SIZES[:2]),
+]
+
+
+@click.command()
+@click.option("--largest", type=int, default=SIZES[-1], show_default=True, help="Leave out what is larger")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table")
+def main(largest: int, as_json: bool) -> None:
+    """Measure how cost and memory grow with records and networks."""
+    console, began, code = Console(stderr=True), time.monotonic(), 0
+    version, steps = _version(), [step for step in STEPS if step.records <= largest]
+    try:
+        for number, step in enumerate(steps, 1):
+            name = f"{number} of {len(steps)}: {step.stage}, {step.records:,} records, {step.networks:,} networks"
+            if _kept(step, version):
+                console.print(f"{time.monotonic() - began:6.0f} s  {name}: kept", highlight=False)
+                continue
+            console.print(f"{time.monotonic() - began:6.0f} s  {name}", highlight=False)
+            with console.status("Ctrl-C keeps the steps before this one"), open_lab() as lab:
+                found = _STAGES[step.stage](lab, step)
+            document = {"version": version, "machine": report.machine(), **asdict(step), **found}
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            step.file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        code = 130
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        code = 1
+    documents = [kept for step in steps if (kept := _kept(step, version))]
+    print(json.dumps(documents) if as_json else table(documents))
+    sys.exit(code)
+
+
+def _version() -> str:
+    """Return the code's version; what is measured is part of it, the findings themselves are not."""
+    command = ["git", "log", "-1", "--format=%h", "--", ".", ":!bench/results", ":!*.md"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def _kept(step: Step, version: str) -> report.Document | None:
+    if not step.file.exists():
+        return None
+    found: report.Document = json.loads(step.file.read_text(encoding="utf-8"))
+    return found if found["version"] == version else None
+
+
+def table(documents: list[report.Document]) -> str:
+    """Return the findings as Markdown; `growth` is the CPU time a record took, against the smallest step's."""
+    lines = [
+        "| stage | records | networks | records/s | CPU s per 1,000 | growth | memory, MiB | at most, MiB | disk, KiB per 1,000 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    smallest: dict[tuple[str, bool], float] = {}
+    for one in documents:
+        cost = smallest.setdefault((one["stage"], one["networks"] == FEW), one["cpu_s_per_1000"])
+        lines.append(
+            f"| {one['stage']} | {one['records']:,} | {one['networks']:,} | {one['rate']:,.0f} "
+            f"| {one['cpu_s_per_1000']:.3f} | {one['cpu_s_per_1000'] / cost:.2f} | {one['memory_mib']:,.0f} "
+            f"| {one['peak_mib']:,.0f} | {one['disk_kib_per_1000']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _costs(lab: Lab, step: Step, running: Running, found: dict[str, object]) -> Iterator[None]:
+    """Fill `found` with what the work inside cost the process and the disk."""
+    cpu, disk, began = running.cpu_s(), _disk(lab), time.monotonic()
+    yield
+    took = time.monotonic() - began
+    thousands = step.records / 1000
+    found |= {
+        "rate": step.records / took,
+        "seconds": took,
+        "cpu_s_per_1000": (running.cpu_s() - cpu) / thousands,
+        "memory_mib": running.rss_bytes() / 2**20,
+        "peak_mib": running.peak_bytes() / 2**20,
+        "disk_kib_per_1000": (_disk(lab) - disk) / 1024 / thousands,
+        "memory_of_parts_mib": lab.parts_mib(),
+    }
+
+
+def _disk(lab: Lab) -> int:
+    return disk_bytes(lab.home.dir / "kafka", "*.log") + disk_bytes(lab.home.dir / "postgres")
+
+
+def _ingest(lab: Lab, step: Step) -> Mapping[str, object]:
+    found: dict[str, object] = {}
+    with lab.ours("ingest") as ingest, lab.ends(SUBMISSIONS) as ends:
+        # The machine has to become warm first; the load generator counts seconds, not requests.
+        warm = wrk(ingest.url, seconds=2)
+        salts, before = count(1), ends()
+        with _costs(lab, step, ingest, found):
+            while (left := step.records - (ends() - before)) > 0:
+                # A salt has room for 16 million addresses; a generator begins at the first one of its salt.
+                wrk(ingest.url, seconds=min(600.0, max(1.0, left / warm["rate"])), salt=next(salts))
+        found["taken"] = ends() - before
+    return found
+
+
+def _limiter(lab: Lab, step: Step) -> Mapping[str, object]:
+    produce(lab, SUBMISSIONS, submissions(lab.codec(), step.records, step.networks, salt=0))
+    found: dict[str, object] = {}
+    with lab.ends(LEADS, REJECTIONS) as ends, lab.ours("rate-limiter") as limiter, _costs(lab, step, limiter, found):
+        lab.watch(ends, step.records, running=limiter, deadline_s=DEADLINE_S)
+    return found
+
+
+def _persister(lab: Lab, step: Step) -> Mapping[str, object]:
+    codec, leads, found = lab.codec(), step.records // 3, dict[str, object]()
+    produce(lab, SUBMISSIONS, submissions(codec, 100, 100, salt=0))
+    for salt, done in enumerate(range(0, leads, AT_A_TIME)):
+        accepted = accepted_leads(codec, min(AT_A_TIME, leads - done), salt=salt)
+        for topic, records in (
+            (LEADS, accepted.leads),
+            (RATE_LIMITS, accepted.states),
+            (DELIVERIES, accepted.attempts),
+        ):
+            produce(lab, topic, records)
+    with lab.database() as database, lab.ours("persister") as persister, _costs(lab, step, persister, found):
+
+        def stored() -> int:
+            row = database.execute("SELECT coalesce(sum(next_offset), 0) FROM nigredo.stream_offsets").fetchone()
+            return int(row[0]) if row else 0
+
+        lab.watch(stored, 3 * leads, running=persister, deadline_s=DEADLINE_S)
+    return found
+
+
+def _webhook(lab: Lab, step: Step) -> Mapping[str, object]:
+    produce(lab, LEADS, _leads(lab.codec(), step.records))
+    found: dict[str, object] = {}
+    with (
+        lab.ends(DELIVERIES) as ends,
+        lab.server("bench.references.receiver:create") as receiver,
+        lab.ours("webhook-sender", FIBONACCI_WEBHOOK_URL=f"{receiver}/0") as sink,
+        _costs(lab, step, sink, found),
+    ):
+        lab.watch(ends, step.records, running=sink, deadline_s=DEADLINE_S)
+    return found
+
+
+def _leads(codec: Codec, records: int) -> Iterator[Record]:
+    for salt, done in enumerate(range(0, records, AT_A_TIME)):
+        yield from accepted_leads(codec, min(AT_A_TIME, records - done), salt=salt).leads
+
+
+_STAGES: Mapping[str, Callable[[Lab, Step], Mapping[str, object]]] = {
+    "ingest": _ingest,
+    "limiter": _limiter,
+    "persister": _persister,
+    "webhook": _webhook,
+}
+
+
+if __name__ == "__main__":
+    main()
