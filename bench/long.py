@@ -99,7 +99,7 @@ def _kept(step: Step, version: str) -> report.Document | None:
 def table(documents: list[report.Document]) -> str:
     """Return the findings as Markdown; `growth` is the CPU time a record took, against the smallest step's."""
     lines = [
-        "| stage | records | networks | records/s | CPU s per 1,000 | growth | memory, MiB | at most, MiB | disk, KiB per 1,000 |",
+        "| stage | records | networks | records/s | CPU s per 1,000 | growth | MiB | at most | KiB on disk per 1,000 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     smallest: dict[tuple[str, bool], float] = {}

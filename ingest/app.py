@@ -64,17 +64,14 @@ class Leads:
         most = self._settings.body_max_bytes
         if (request.content_length or 0) > most:
             raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
-        chunks, size = [], 0
         try:
             async with asyncio.timeout(BODY_DEADLINE_S):
-                async for chunk in request.bounded_stream:
-                    size += len(chunk)
-                    if size > most:
-                        raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
-                    chunks.append(chunk)
+                body: bytes = await request.bounded_stream.read(most + 1)
         except TimeoutError:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
-        return b"".join(chunks)
+        if len(body) > most:
+            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
+        return body
 
 
 class Page:
@@ -155,7 +152,7 @@ class Lifecycle:
 
 def prefers_html(request: Request) -> bool:
     """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
-    return request.client_prefers(("text/html", "application/json")) == "text/html" and "html" in request.accept
+    return "html" in request.accept and request.client_prefers(("text/html", "application/json")) == "text/html"
 
 
 def answer_problem(request: Request, response: Response, problem: Problem) -> None:

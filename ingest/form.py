@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -30,6 +31,8 @@ URLENCODED = "application/x-www-form-urlencoded"
 
 # C0 controls but tab and line breaks, DEL, and C1: nothing a person types, and PostgreSQL refuses the first of them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# A local part as nearly everybody has one: a dot-atom in lower case, of a length that fits any domain.
+_PLAIN_LOCAL = re.compile(r"(?=.{1,64}\Z)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*")
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029]")
 
 
@@ -119,6 +122,9 @@ def _validate(fields: Mapping[str, Any]) -> Form:
     def text(name: str, most: int, *, lines: bool = False, needed: bool = True) -> str | None:
         value = fields.get(name)
         if isinstance(value, str):
+            if value.isprintable() and 0 < len(value.strip()) <= most:
+                # What nearly everybody types: no control, no line break, no half of a surrogate pair.
+                return value.strip()
             value = _LINE_BREAKS.sub("\n", value).strip()
         if value is None or value == "":
             if needed:
@@ -143,11 +149,33 @@ def _validate(fields: Mapping[str, Any]) -> Form:
 
 
 def _email(address: str, problems: list[FieldProblem]) -> str | None:
+    normal = normal_email(address)
+    if normal is None:
+        problems.append(FieldProblem("email", "is not an e-mail address"))
+    return normal
+
+
+def normal_email(address: str) -> str | None:
+    """Return an e-mail address in its normal form; None when it is none. `email_validator` is the judge."""
+    local, _, domain = address.rpartition("@")
+    if not (_PLAIN_LOCAL.fullmatch(local) and domain.isascii()):
+        return _judged(address)
+    # The library leaves such a local part as it is, and domains come again and again: its judgement is remembered.
+    normal = _normal_domain(domain)
+    return None if normal is None else f"{local}@{normal}"
+
+
+@lru_cache(maxsize=4096)
+def _normal_domain(domain: str) -> str | None:
+    address = _judged(f"a@{domain}")
+    return None if address is None else address[2:]
+
+
+def _judged(address: str) -> str | None:
     try:
         return str(validate_email(address, check_deliverability=False).normalized)
     except EmailNotValidError:
         # Its own text quotes the address.
-        problems.append(FieldProblem("email", "is not an e-mail address"))
         return None
 
 

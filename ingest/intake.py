@@ -53,7 +53,11 @@ class Intake:
             self._function,
             delivery_timeout_s=self._settings.ingest_ack_timeout_s,
         )
-        self._publisher = Publisher(config, in_flight_max=self._settings.ingest_in_flight_max)
+        self._publisher = Publisher(
+            config,
+            in_flight_max=self._settings.ingest_in_flight_max,
+            answer_within_s=self._settings.ingest_ack_timeout_s + GRACE_S,
+        )
         backoff = Backoff(longest_s=2.0)
         while True:
             try:
@@ -98,10 +102,7 @@ class Intake:
             value=self._codec.encode(SUBMISSIONS, submission),
             headers=cloud_event("lead.submitted", submission.id, self._function, submission.taken_at),
         )
-        try:
-            await asyncio.wait_for(acknowledged, self._settings.ingest_ack_timeout_s + GRACE_S)
-        except TimeoutError:
-            raise DependencyDown("Kafka did not acknowledge in time") from None
+        await acknowledged
         self._last_ack = time.monotonic()
         return submission.id
 

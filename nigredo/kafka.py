@@ -17,6 +17,7 @@ from nigredo.telemetry import get_logger
 log = get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
+SWEEP_EVERY_S = 0.1
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
 
@@ -72,7 +73,8 @@ class Publisher:
     it was made in; `publish` is called there. Always `await close()`.
     """
 
-    def __init__(self, config: dict[str, Any], *, in_flight_max: int) -> None:
+    def __init__(self, config: dict[str, Any], *, in_flight_max: int, answer_within_s: float | None = None) -> None:
+        """answer_within_s: a future fails after this long whatever librdkafka does; longer than its own timeout."""
         self._config = config | {"error_cb": self._failed}
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
@@ -80,7 +82,10 @@ class Publisher:
         self._fatal: KafkaError | None = None
         self._producer = Producer(self._config)
         self._arrived: list[tuple[asyncio.Future[Position], Position | Exception]] = []
-        self._pending: set[asyncio.Future[Position]] = set()
+        self._answer_within_s = answer_within_s
+        # In the order of publishing, with the time by which each is answered.
+        self._pending: dict[asyncio.Future[Position], float] = {}
+        self._sweep: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-acks", daemon=True)
         self._poller.start()
@@ -118,7 +123,9 @@ class Publisher:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
             raise _as_ours(error.args[0]) from error
-        self._pending.add(future)
+        self._pending[future] = self._loop.time() + (self._answer_within_s or 0.0)
+        if self._sweep is None and self._answer_within_s is not None:
+            self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue)
         return future
 
     def probe(self, topic: str, timeout_s: float) -> None:
@@ -137,6 +144,8 @@ class Publisher:
                 await asyncio.wait(set(self._pending), timeout=deadline_s)
         finally:
             self._stopping.set()
+        if self._sweep is not None:
+            self._sweep.cancel()
         await asyncio.to_thread(self._poller.join, 2.0)
         left = [future for future in self._pending if not future.done()]
         for future in left:
@@ -144,6 +153,17 @@ class Publisher:
             future.exception()  # Marks it as retrieved: nobody may be waiting any more.
         self._pending.clear()
         return len(left)
+
+    def _fail_overdue(self) -> None:
+        """Fail what should have been answered by now. One timer for all is cheaper than one for each."""
+        now = self._loop.time()
+        # What is over stays counted until librdkafka lets go of it: the bound is on what it holds.
+        for future, due in self._pending.items():
+            if due > now:
+                break
+            if not future.done():
+                future.set_exception(DependencyDown("Kafka did not acknowledge in time"))
+        self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue) if self._pending else None
 
     def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
         """Collect one acknowledgement; called by librdkafka in the polling thread."""
@@ -193,7 +213,7 @@ class Publisher:
 
     def _resolve(self, arrived: list[tuple[asyncio.Future[Position], Position | Exception]]) -> None:
         for future, outcome in arrived:
-            self._pending.discard(future)
+            self._pending.pop(future, None)
             if future.done():
                 continue
             if isinstance(outcome, Exception):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from nigredo.settings import Network
 
 Address = IPv4Address | IPv6Address
+
+HOP_MAX = 100
 
 
 def client_network(address: Address) -> str:
@@ -36,6 +39,12 @@ def within(address: Address, networks: Sequence[Network]) -> bool:
 
 def parse_hop(text: str) -> Address | None:
     """Return the address of one hop as proxies write it: bare, `v4:port`, `[v6]`, `[v6]:port`, quoted; else None."""
+    return _parse_hop(text) if len(text) <= HOP_MAX else None
+
+
+# The hops of proxies come with every request, and making an address costs as much as a hundred look-ups.
+@lru_cache(maxsize=4096)
+def _parse_hop(text: str) -> Address | None:
     text = text.strip().strip('"').strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -6,6 +6,7 @@ keys. Personal data is never a key and never in a message.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any
@@ -26,6 +27,8 @@ def configure_logging(function: str) -> None:
             **event,
         }
 
+    # One encoder for all lines: `json.dumps` would make one for each.
+    encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -34,11 +37,11 @@ def configure_logging(function: str) -> None:
     render: list[Any] = [
         structlog.processors.format_exc_info,
         name_fields,
-        structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+        structlog.processors.JSONRenderer(serializer=lambda event, **_: encode(event)),
     ]
     structlog.configure(
         processors=[*shared, *render],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )

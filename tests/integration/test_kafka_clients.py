@@ -62,6 +62,20 @@ def test_without_a_broker_the_answer_is_an_error_within_the_deadline() -> None:
     assert asyncio.run(scenario()) < 4
 
 
+def test_an_answer_comes_in_time_even_when_librdkafka_goes_on_trying() -> None:
+    async def scenario() -> float:
+        config = producer_config(nobody(), "test", delivery_timeout_s=60)
+        publisher = Publisher(config, in_flight_max=10, answer_within_s=0.5)
+        began = time.monotonic()
+        with pytest.raises(DependencyDown, match="in time"):
+            await asyncio.wait_for(publisher.publish("t", key=b"k", value=b"v"), 10)
+        took = time.monotonic() - began
+        await publisher.close(deadline_s=0.1)
+        return took
+
+    assert asyncio.run(scenario()) < 3
+
+
 def test_more_than_allowed_in_flight_is_refused_at_once() -> None:
     async def scenario() -> None:
         publisher = publisher_of(nobody(), timeout_s=1, in_flight_max=2)

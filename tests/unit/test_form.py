@@ -6,10 +6,11 @@ import json
 from urllib.parse import urlencode
 
 import pytest
+from email_validator import EmailNotValidError, validate_email
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.form import EXTRA_FIELDS_MAX, JSON, URLENCODED, Form, FormRefused, parse_form
+from ingest.form import EXTRA_FIELDS_MAX, JSON, URLENCODED, Form, FormRefused, normal_email, parse_form
 
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 
@@ -34,6 +35,22 @@ def test_json_and_urlencoded_bodies_of_one_form_are_the_same(name: str, message:
     assert as_json == as_form
     assert as_json.contact.name == name
     assert as_json.contact.message == message
+
+
+domains = st.sampled_from(["example.com", "Example.COM", "a.b.de", "localhost", "x.test", "-a.de", "a..de", "[1.2]"])
+locals_ = st.text("abcXYZ019._+-!\"' é@", max_size=70) | st.sampled_from(["Info", "info", "a" * 65, "a.b", ".a"])
+
+
+@given(st.builds("{}@{}".format, locals_, domains) | st.emails() | st.text(max_size=30))
+def test_an_address_is_judged_as_the_library_judges_it(address: str) -> None:
+    try:
+        judged = validate_email(address, check_deliverability=False).normalized
+    except EmailNotValidError:
+        judged = None
+
+    assert normal_email(address) == judged
+    # What was remembered is the same.
+    assert normal_email(address) == judged
 
 
 @given(st.binary(max_size=300), st.sampled_from([JSON, URLENCODED, "text/plain", "", None]))
