@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import time
@@ -14,7 +15,7 @@ import falcon
 import falcon.asgi
 
 from ingest.form import FormRefused, parse_form
-from ingest.intake import USER_AGENT_MAX, Intake
+from ingest.intake import Allowance, Intake, RateLimited
 from ingest.page import FORM, THANKS
 from ingest.problems import PROBLEM_JSON, Problem
 from nigredo.errors import DependencyDown, RecordRefused
@@ -30,6 +31,8 @@ Response = falcon.asgi.Response
 
 BODY_DEADLINE_S = 10.0
 RETRY_AFTER_S = 5
+MAINTENANCE_RETRY_AFTER_S = 300
+USER_AGENT_MAX = 512
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -42,23 +45,23 @@ class Leads:
 
     async def on_post(self, request: Request, response: Response) -> None:
         """Take a form: 202 once Kafka has it, or 303 for a browser."""
+        settings = self._intake.control.settings
+        if settings.maintenance_mode:
+            raise falcon.HTTPServiceUnavailable(
+                description=settings.maintenance_text, retry_after=MAINTENANCE_RETRY_AFTER_S
+            )
         form = parse_form(request.content_type, await self._body(request))
-        address = client_address(
-            request.remote_addr,
-            request.get_header("X-Forwarded-For"),
-            request.get_header("Forwarded"),
-            self._settings.trusted_proxies,
-        )
         agent = _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
-        lead_id = await self._intake.take(form, address, agent)
-        request.context.lead_id = str(lead_id)
+        taken = await self._intake.take(form, request.context.address, agent)
+        lead_id = request.context.lead_id = str(taken.lead_id)
+        tell_allowance(response, taken.allowance)
         if prefers_html(request):
             response.status = falcon.HTTP_303
             response.location = "/thanks"
             return
         response.status = falcon.HTTP_202
         response.location = f"/api/leads/{lead_id}"
-        response.media = {"id": str(lead_id), "status": "accepted"}
+        response.media = {"id": lead_id, "status": "accepted"}
 
     async def _body(self, request: Request) -> bytes:
         most = self._settings.body_max_bytes
@@ -112,7 +115,8 @@ class LiveRoute:
 class Lifecycle:
     """Opens and closes the intake with the worker, and writes one line a request."""
 
-    def __init__(self, intake: Intake, function_of: Callable[[str], str]) -> None:
+    def __init__(self, settings: Settings, intake: Intake, function_of: Callable[[str], str]) -> None:
+        self._trusted_proxies = settings.trusted_proxies
         self._intake = intake
         self._function_of = function_of
 
@@ -125,12 +129,20 @@ class Lifecycle:
         await self._intake.close()
 
     async def process_request(self, request: Request, response: Response) -> None:
-        """Give the request its id and its start."""
+        """Give the request its id and its client's address; refuse a blocked one before its body is read."""
         request.context.began = time.perf_counter()
         request.context.request_id = str(uuid4())
         request.context.lead_id = None
         response.set_header("X-Request-Id", request.context.request_id)
         response.set_header("X-Content-Type-Options", "nosniff")
+        address = request.context.address = client_address(
+            request.remote_addr,
+            request.get_header("X-Forwarded-For"),
+            request.get_header("Forwarded"),
+            self._trusted_proxies,
+        )
+        if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
+            raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
 
     async def process_response(self, request: Request, response: Response, _: Any, succeeded: bool) -> None:
         """Write the canonical line; health probes are not news."""
@@ -148,6 +160,12 @@ class Lifecycle:
             duration_ms=round((time.perf_counter() - request.context.began) * 1000, 1),
             lead_id=request.context.lead_id,
         )
+
+
+def tell_allowance(response: Response, allowance: Allowance) -> None:
+    """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
+    response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
+    response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
 
 
 def prefers_html(request: Request) -> bool:
@@ -174,6 +192,20 @@ def _request_id(request: Request) -> str:
 async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
     fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
     answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
+
+
+async def _rate_limited(request: Request, response: Response, error: RateLimited, _: Any) -> None:
+    log.info(
+        "rate limit exceeded",
+        request_id=_request_id(request),
+        ip_address=str(request.context.address),
+        user_agent=request.user_agent,
+    )
+    tell_allowance(response, error.allowance)
+    response.set_header("Retry-After", str(error.retry_after_s))
+    minutes = -(-error.retry_after_s // 60)
+    detail = f"You have sent us several messages already. Please try again in {minutes} min."
+    answer_problem(request, response, Problem(429, detail, _request_id(request)))
 
 
 async def _dependency_down(request: Request, response: Response, error: DependencyDown, _: Any) -> None:
@@ -203,10 +235,11 @@ async def _unexpected(request: Request, response: Response, error: Exception, _:
 def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     """Return the application. The intake is opened and closed with it."""
     create, read = settings.function("create-lead"), settings.function("list-leads")
-    app = falcon.asgi.App(middleware=[Lifecycle(intake, lambda method: create if method == "POST" else read)])
+    app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, lambda method: create if method == "POST" else read)])
     app.add_error_handler(Exception, _unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler(FormRefused, _form_refused)
+    app.add_error_handler(RateLimited, _rate_limited)
     app.add_error_handler(DependencyDown, _dependency_down)
     app.add_error_handler(RecordRefused, _record_refused)
     app.add_route("/api/leads", Leads(settings, intake))
@@ -223,4 +256,8 @@ def create() -> falcon.asgi.App[Any, Any]:
     """Return the application of a server's worker process, set up from the environment."""
     settings = Settings.from_environment(os.environ)
     configure_logging(settings.function("create-lead"))
+    # What was imported stays for good, and a request makes hardly any cycles: looking for them at Python's own pace
+    # takes an eighth of the time and doubles the 99th percentile.
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
     return make_app(settings, Intake(settings, Health(settings.function("create-lead"))))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
+from ingest.edge import Edge
 from ingest.form import Form
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
-from nigredo.errors import DependencyDown
+from nigredo.control import Control, ControlKeeper
+from nigredo.errors import DependencyDown, NigredoError
 from nigredo.headers import cloud_event
 from nigredo.health import Health
-from nigredo.kafka import Publisher, producer_config
+from nigredo.kafka import Position, Publisher, producer_config
 from nigredo.networks import Address, client_network, within
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
+from nigredo.view import TopicView
+from nigredo.window import RATE_LIMITED, REPEATED, Verdict
 from schemas.codec import Codec
-from schemas.events import Submission
-from schemas.topics import SUBMISSIONS
+from schemas.events import RefusalCount, Submission
+from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
 
 log = get_logger()
 
@@ -27,7 +33,45 @@ GRACE_S = 1.0
 """A request waits this much longer than the producer tries: whoever is told of a failure is told the truth."""
 RECENT_ACK_S = 5.0
 PROBE_TIMEOUT_S = 1.0
-USER_AGENT_MAX = 512
+LOAD_EVERY_S = 1.0
+TELL_REFUSALS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What the limit leaves a client network: how many more within the window, and when the next one comes free."""
+
+    limit: int
+    window_s: int
+    remaining: int
+    reset_s: int
+    """Seconds until the oldest counted submission counts no more; 0 when none counts."""
+
+    @classmethod
+    def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
+        """Return what a verdict leaves."""
+        counted = verdict.state.accepted
+        reset = counted[0].at + timedelta(seconds=submission.window_s) - at if counted else timedelta()
+        # Whole seconds, rounded up: who comes back a second early is refused again.
+        seconds = max(0, -int(-reset.total_seconds() // 1))
+        return cls(submission.limit, submission.window_s, max(0, submission.limit - len(counted)), seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A form that Kafka has."""
+
+    lead_id: UUID
+    allowance: Allowance
+
+
+class RateLimited(NigredoError):
+    """The client's network has had its submissions of this window."""
+
+    def __init__(self, allowance: Allowance, retry_after_s: int) -> None:
+        super().__init__("rate limit exceeded")
+        self.allowance = allowance
+        self.retry_after_s = retry_after_s
 
 
 class Intake:
@@ -39,13 +83,21 @@ class Intake:
         self._clock = clock
         self._function = settings.function("create-lead")
         self._codec: Codec | None = None
+        self._edge: Edge | None = None
+        self._control: ControlKeeper | None = None
+        self._views: list[TopicView] = []
         self._publisher: Publisher | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._last_ack = 0.0
+
+    @property
+    def control(self) -> Control:
+        """What operators let hold at present; the start values until the control topic was read."""
+        return self._control.current if self._control is not None else Control(self._settings)
 
     def open(self) -> None:
         """Begin to connect; the server answers meanwhile, and is not ready until it is done."""
-        self._opening = asyncio.create_task(self._open())
+        self._tasks = [asyncio.create_task(self._open()), asyncio.create_task(self._tell_refusals())]
 
     async def _open(self) -> None:
         config = producer_config(
@@ -61,7 +113,7 @@ class Intake:
         backoff = Backoff(longest_s=2.0)
         while True:
             try:
-                self._codec = await ready_codec(self._settings, [SUBMISSIONS])
+                codec = await ready_codec(self._settings, [SUBMISSIONS])
                 break
             except DependencyDown as error:
                 self._health.waiting(str(error))
@@ -71,40 +123,105 @@ class Intake:
                 self._health.waiting(type(error).__name__)
                 log.error("not ready", error=type(error).__name__)
             await asyncio.sleep(backoff.next_wait_s())
+        self._control = ControlKeeper(self._settings, codec)
+        self._edge = Edge(
+            codec, window_s=self._settings.rate_limit_window_s, networks_max=self._settings.edge_networks_max
+        )
+        self._views = [
+            TopicView(self._settings, "create-lead", CONTROL, self._control),
+            TopicView(self._settings, "create-lead", RATE_LIMITS, self._edge),
+        ]
+        for view in self._views:
+            view.open()
+        for view, topic in zip(self._views, (CONTROL, RATE_LIMITS), strict=True):
+            while not await asyncio.to_thread(view.wait_loaded, LOAD_EVERY_S):
+                self._health.waiting(f"{topic} to be read")
+        self._codec = codec
         await self.check()
 
-    async def take(self, form: Form, address: Address, user_agent: str | None) -> UUID:
+    async def take(self, form: Form, address: Address, user_agent: str | None) -> Taken:
         """Put a form on the log and return its lead id once Kafka acknowledged it.
 
-        Raises DependencyDown when Kafka did not within the deadline: the form may have been taken all the same, so
-        nothing but a repeat of the whole form is safe. Raises RecordRefused when it is too large for the broker.
+        Raises RateLimited when the client's network has had its share; then nothing waits for Kafka. Raises
+        DependencyDown when Kafka did not acknowledge within the deadline: the form may have been taken all the same,
+        so nothing but a repeat of the whole form is safe. Raises RecordRefused when it is too large for the broker.
         """
-        if self._publisher is None or self._codec is None:
+        publisher, edge = self._publisher, self._edge
+        if publisher is None or edge is None or self._codec is None:
             raise DependencyDown("not ready yet")
-        network = client_network(address)
+        settings = self.control.settings
         submission = Submission(
             id=uuid4(),
-            client_network=network,
+            client_network=client_network(address),
             ip_address=str(address),
             user_agent=user_agent,
             form_id=form.form_id,
             source=form.source,
             contact=form.contact,
             taken_at=self._clock(),
-            limit=self._settings.rate_limit_per_hour,
-            window_s=self._settings.rate_limit_window_s,
-            exempt=within(address, self._settings.rate_limit_exempt),
+            limit=settings.rate_limit_per_hour,
+            window_s=settings.rate_limit_window_s,
+            exempt=within(address, settings.rate_limit_exempt),
             edge_verdict=None,
         )
-        acknowledged = self._publisher.publish(
-            SUBMISSIONS,
-            key=network.encode(),
-            value=self._codec.encode(SUBMISSIONS, submission),
-            headers=cloud_event("lead.submitted", submission.id, self._function, submission.taken_at),
-        )
-        await acknowledged
+        verdict = edge.judge(submission, submission.taken_at)
+        allowance = Allowance.of(verdict, submission, submission.taken_at)
+        if verdict.outcome == RATE_LIMITED:
+            self._refuse(publisher, edge, submission)
+            retry_at = verdict.retry_at or submission.taken_at
+            retry_after_s = max(1, -int(-(retry_at - submission.taken_at).total_seconds() // 1))
+            raise RateLimited(allowance, retry_after_s)
+        counts = not submission.exempt and verdict.outcome != REPEATED
+        own = edge.accepted(submission, submission.taken_at) if counts else None
+        try:
+            position = await self._publish(publisher, submission)
+        except BaseException:
+            if own is not None:
+                edge.undo(submission, own)
+            raise
+        if own is not None:
+            own.offset = position.offset
         self._last_ack = time.monotonic()
-        return submission.id
+        return Taken(submission.id, allowance)
+
+    def _publish(self, publisher: Publisher, submission: Submission) -> asyncio.Future[Position]:
+        return self._publish_event(publisher, submission, submission.id, "lead.submitted", submission.taken_at)
+
+    def _publish_event(
+        self, publisher: Publisher, event: Submission | RefusalCount, event_id: UUID, kind: str, at: datetime
+    ) -> asyncio.Future[Position]:
+        if self._codec is None:
+            raise DependencyDown("not ready yet")
+        return publisher.publish(
+            SUBMISSIONS,
+            key=event.client_network.encode(),
+            value=self._codec.encode(SUBMISSIONS, event),
+            headers=cloud_event(kind, event_id, self._function, at),
+        )
+
+    def _refuse(self, publisher: Publisher, edge: Edge, submission: Submission) -> None:
+        """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
+        if not edge.refused(submission, submission.taken_at):
+            return
+        try:
+            kept = self._publish(publisher, replace(submission, edge_verdict=RATE_LIMITED))
+        except NigredoError as error:
+            log.warning("a refused submission is not kept", error=str(error))
+            return
+        kept.add_done_callback(_refusal_kept)
+
+    async def _tell_refusals(self) -> None:
+        """Publish now and then how many refusals there were whose contents are not kept."""
+        while True:
+            await asyncio.sleep(TELL_REFUSALS_EVERY_S)
+            if self._edge is None or self._publisher is None:
+                continue
+            now = self._clock()
+            for count in self._edge.untold(now):
+                try:
+                    await self._publish_event(self._publisher, count, uuid4(), "lead.refused", now)
+                except NigredoError as error:
+                    log.warning("refusals are not counted", refused=count.count, error=str(error))
 
     async def check(self) -> str | None:
         """Return what keeps this process from taking forms; None when nothing does."""
@@ -121,9 +238,16 @@ class Intake:
 
     async def close(self) -> None:
         """Wait until what was published is acknowledged, within a few seconds."""
-        if self._opening is not None:
-            self._opening.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for view in self._views:
+            await asyncio.to_thread(view.close)
         if self._publisher is not None:
             left = await self._publisher.close(deadline_s=self._settings.ingest_ack_timeout_s + GRACE_S)
             if left:
                 log.error("submissions were not acknowledged at the end", records=left)
+
+
+def _refusal_kept(future: asyncio.Future[Position]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.warning("a refused submission is not kept", error=str(error))

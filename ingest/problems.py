@@ -14,12 +14,14 @@ from ingest.page import page
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: "The request cannot be read",
+    403: "Not allowed",
     404: "There is nothing here",
     405: "Not allowed here",
     408: "The request took too long",
     413: "The request is too large",
     415: "Content type not supported",
     422: "The form cannot be accepted",
+    429: "Too many requests",
     500: "Something went wrong",
     503: "Not taken for now",
 }
@@ -36,13 +38,16 @@ class Problem:
 
     def as_json(self) -> bytes:
         """Return the body for programs."""
-        document = {
+        document: dict[str, object] = {
             "type": "about:blank",
             "title": TITLES.get(self.status, "Error"),
             "status": self.status,
             "detail": self.detail,
             "request_id": self.request_id,
         }
+        if self.status == 429:
+            # The member that clients of the system before this one look at.
+            document["error"] = TITLES[429]
         if self.errors:
             document["errors"] = [{"field": error.field, "detail": error.detail} for error in self.errors]
         return json.dumps(document).encode()

@@ -7,7 +7,7 @@ an operator corrects a file once and not once a start.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -78,9 +78,12 @@ def _path(value: str) -> Path:
     return Path(_text(value)).absolute()
 
 
-def _from(name: str, parse: Callable[[str], Any], default: str | None) -> Any:
-    """Declare a setting: its environment variable, its parser, and its default in the form a person would write."""
-    return field(metadata={"name": name, "parse": parse, "default": default})
+def _from(name: str, parse: Callable[[str], Any], default: str | None, *, live: bool = False) -> Any:
+    """Declare a setting: its environment variable, its parser, and its default in the form a person would write.
+
+    live: `nigredo config set` changes it while the product runs; the environment gives the start value.
+    """
+    return field(metadata={"name": name, "parse": parse, "default": default, "live": live})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +118,15 @@ class Settings:
     """Submissions that may wait for Kafka's ack at once in one worker; past it POST answers 503."""
     body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "65536")
     trusted_proxies: tuple[Network, ...] = _from("TRUSTED_PROXIES", _networks, "")
-    rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10")
+    rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10", live=True)
     rate_limit_window_s: int = _from("RATE_LIMIT_WINDOW_SECONDS", _integer(1, 86_400), "3600")
-    rate_limit_exempt: tuple[Network, ...] = _from("RATE_LIMIT_EXEMPT", _networks, "")
+    rate_limit_exempt: tuple[Network, ...] = _from("RATE_LIMIT_EXEMPT", _networks, "", live=True)
+    edge_networks_max: int = _from("EDGE_NETWORKS_MAX", _integer(1000, 10_000_000), "200000")
+    """Client networks that an ingest worker remembers for its 429; the oldest are let go past it."""
+    maintenance_mode: bool = _from("MAINTENANCE_MODE", _flag, "false", live=True)
+    maintenance_text: str = _from(
+        "MAINTENANCE_TEXT", _text, "We are working on our systems. Please send your message again later.", live=True
+    )
 
     webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true")
     webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")
@@ -136,17 +145,42 @@ class Settings:
         problems: list[str] = []
         for setting in fields(cls):
             name = setting.metadata["name"]
-            text = environment.get(name) or setting.metadata["default"]
             try:
-                values[setting.name] = setting.metadata["parse"](text)
-            except _Wrong as error:
-                problems.append(f"{name}: {error}")
-            except ValueError:
-                # A library's text repeats the value, which may be a secret put into the wrong variable.
-                problems.append(f"{name}: cannot be read as what it should be")
+                values[setting.name] = cls.parse(name, environment.get(name) or "")
+            except ConfigurationError as error:
+                problems.extend(error.problems)
         if problems:
             raise ConfigurationError(*problems)
         return cls(**values)
+
+    @classmethod
+    def live_names(cls) -> tuple[str, ...]:
+        """Return the names of the settings that may change while the product runs."""
+        return tuple(setting.metadata["name"] for setting in fields(cls) if setting.metadata["live"])
+
+    @classmethod
+    def default(cls, name: str) -> str:
+        """Return a setting's default in the form a person would write."""
+        return next(str(setting.metadata["default"]) for setting in fields(cls) if setting.metadata["name"] == name)
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Any:
+        """Return one setting's value. Raises ConfigurationError, which names the setting and not the value."""
+        setting = next((setting for setting in fields(cls) if setting.metadata["name"] == name), None)
+        if setting is None:
+            raise ConfigurationError(f"{name}: there is no such setting")
+        try:
+            return setting.metadata["parse"](text or setting.metadata["default"])
+        except _Wrong as error:
+            raise ConfigurationError(f"{name}: {error}") from None
+        except ValueError:
+            # A library's text repeats the value, which may be a secret put into the wrong variable.
+            raise ConfigurationError(f"{name}: cannot be read as what it should be") from None
+
+    def overlaid(self, values: Mapping[str, str]) -> Self:
+        """Return the settings with some live ones, by their names, changed. Raises ConfigurationError."""
+        names = {setting.metadata["name"]: setting.name for setting in fields(self) if setting.metadata["live"]}
+        return replace(self, **{names[name]: self.parse(name, text) for name, text in values.items() if name in names})
 
     def function(self, component: str) -> str:
         """Return a component's full name, such as `nigredo-rate-limiter-dev`: log field `function`, consumer group."""

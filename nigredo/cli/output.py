@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -33,10 +33,12 @@ class Context:
 
     def settings(self, part: str, *, role: str) -> Settings:
         """Return the settings of a command: those of the stack in this home, or, without one, the environment's."""
+        return Settings.from_environment(self.environment(part, role=role))
+
+    def environment(self, part: str, *, role: str) -> Mapping[str, str]:
+        """Return the environment of a command: that of the stack in this home, or, without one, its own."""
         home = self.stack()
-        return Settings.from_environment(
-            home.part_environment(os.environ, part, role=role) if home.exists else os.environ
-        )
+        return home.part_environment(os.environ, part, role=role) if home.exists else os.environ
 
     def result(self, document: Any, text: str) -> None:
         """Print a command's result once, as a document or as text."""

@@ -1,0 +1,184 @@
+"""The limit's early word: the 429 that a client gets at once, by the limiter's own function.
+
+Knows what the limiter last wrote about each network (`nigredo.rate-limits`) and what this node accepted since. So two
+nodes agree as soon as the limiter has judged, and a node that was restarted remembers. The limiter stays the authority:
+what is forgotten here, past a bound, it refuses all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from nigredo.errors import DependencyDown
+from nigredo.telemetry import get_logger
+from nigredo.view import Row
+from nigredo.window import Verdict, judge
+from schemas.codec import Codec, Undecodable
+from schemas.events import Acceptance, RateLimitState, RefusalCount, Submission
+from schemas.registry import RegistryUnavailable
+from schemas.topics import RATE_LIMITS
+
+log = get_logger()
+
+KEPT_LONGER = timedelta(minutes=1)
+"""Past the window, for clocks that differ."""
+LET_GO_AT_ONCE = 1000
+TOLD_IN_FULL = 10
+"""Refusals whose contents are kept, as a multiple of the limit; of what comes after only the number is."""
+
+
+@dataclass(slots=True)
+class Own:
+    """A submission this node accepted. `offset` is where it stands, as soon as Kafka said so."""
+
+    id: UUID
+    at: datetime
+    offset: int | None = None
+
+
+@dataclass(slots=True)
+class _Refused:
+    since: datetime
+    count: int = 0
+    untold: int = 0
+    untold_since: datetime | None = None
+
+
+class Edge:
+    """What a node knows of every client network's window. A `TopicView` fills it from its thread, the loop asks it."""
+
+    def __init__(self, codec: Codec, *, window_s: int, networks_max: int) -> None:
+        self._codec = codec
+        self._window = timedelta(seconds=window_s)
+        self._networks_max = networks_max
+        # Undecoded, and in the order of their last change: most are never asked for, and the oldest go first.
+        self._states: dict[bytes, tuple[int, bytes]] = {}
+        self._coming = self._states
+        self._own: dict[bytes, list[Own]] = {}
+        self._refused: dict[bytes, _Refused] = {}
+
+    # --- what the limiter wrote: the view's thread --------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start afresh; what was known stands meanwhile."""
+        self._coming = {}
+
+    def apply(self, rows: Sequence[Row]) -> None:
+        """Take the limiter's states."""
+        states = self._coming
+        for row in rows:
+            if row.key is None:
+                continue
+            states.pop(row.key, None)
+            if row.value is not None and self._readable(row.value):
+                states[row.key] = (row.timestamp_ms, row.value)
+        oldest_ms = int((time.time() - (self._window + KEPT_LONGER).total_seconds()) * 1000)
+        for key in self._first(states, LET_GO_AT_ONCE + len(rows)):
+            if states[key][0] >= oldest_ms and len(states) <= self._networks_max:
+                break
+            del states[key]
+
+    def _readable(self, value: bytes) -> bool:
+        """Learn a schema here that is not known yet: the loop must not wait for the registry."""
+        if not self._codec.knows(value):
+            try:
+                self._codec.decode(RATE_LIMITS, value)
+            except Undecodable as error:
+                log.error("a rate limit cannot be read", error=str(error))
+                return False
+            except RegistryUnavailable as error:
+                raise DependencyDown(str(error)) from error
+        return True
+
+    def loaded(self) -> None:
+        """Make what came since `begin` hold."""
+        self._states = self._coming
+
+    @staticmethod
+    def _first(states: Mapping[bytes, object], count: int) -> list[bytes]:
+        return [key for _, key in zip(range(count), states, strict=False)]
+
+    # --- what this node does: the event loop --------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> int:
+        """How many networks are remembered."""
+        return len(self._states) + len(self._own)
+
+    def judge(self, submission: Submission, at: datetime) -> Verdict:
+        """Return what the limiter will most likely say of a submission that is taken now."""
+        key = submission.client_network.encode()
+        state = self._state(key)
+        own = self._own.get(key, ())
+        known = -1 if state is None else state.input_offset
+        # The limiter has judged all up to its offset; only what came after it is ours to add.
+        since = [Acceptance(one.id, one.at) for one in own if one.offset is None or one.offset > known]
+        if state is None and since:
+            state = RateLimitState(submission.client_network, submission.limit, submission.window_s, (), 0, at, -1)
+        if state is not None and since:
+            state = replace(state, accepted=(*state.accepted, *since))
+        return judge(state, submission, at=at, offset=known + 1)
+
+    def accepted(self, submission: Submission, at: datetime) -> Own:
+        """Remember that a submission is on its way; tell the offset when it is known, or `undo` when it failed."""
+        key, own = submission.client_network.encode(), Own(submission.id, at)
+        kept = [one for one in self._own.pop(key, ()) if at - one.at < self._window]
+        self._own[key] = [*kept, own]
+        # Each new one lets go of up to two old ones, so that there are never more than counted within the window.
+        for oldest in self._first(self._own, 2):
+            if at - self._own[oldest][-1].at < self._window and len(self._own) <= self._networks_max:
+                break
+            del self._own[oldest]
+        return own
+
+    def undo(self, submission: Submission, own: Own) -> None:
+        """Forget a submission that Kafka did not acknowledge."""
+        key = submission.client_network.encode()
+        left = [one for one in self._own.get(key, ()) if one is not own]
+        if left:
+            self._own[key] = left
+        else:
+            self._own.pop(key, None)
+
+    def refused(self, submission: Submission, at: datetime) -> bool:
+        """Count a refusal; return whether its contents are still to be kept."""
+        key = submission.client_network.encode()
+        known = self._refused.pop(key, None)
+        if known is None or at - known.since >= self._window:
+            known = _Refused(at)
+        self._refused[key] = known
+        known.count += 1
+        for oldest in self._first(self._refused, 2):
+            if len(self._refused) <= self._networks_max:
+                break
+            del self._refused[oldest]
+        if known.count <= TOLD_IN_FULL * submission.limit:
+            return True
+        known.untold += 1
+        known.untold_since = known.untold_since or at
+        return False
+
+    def untold(self, at: datetime) -> list[RefusalCount]:
+        """Return, once, the refusals that only their number tells of."""
+        found = []
+        for key, known in list(self._refused.items()):
+            if known.untold and known.untold_since is not None:
+                found.append(RefusalCount(key.decode(), known.untold, since=known.untold_since, until=at))
+                known.untold, known.untold_since = 0, None
+            if at - known.since >= self._window:
+                del self._refused[key]
+        return found
+
+    def _state(self, key: bytes) -> RateLimitState | None:
+        found = self._states.get(key)
+        if found is None:
+            return None
+        try:
+            state = self._codec.decode(RATE_LIMITS, found[1])
+        except Undecodable:
+            return None
+        return state if isinstance(state, RateLimitState) else None

@@ -1,0 +1,148 @@
+"""What operators change while the product runs: `nigredo.control`, kept in memory by every process that obeys it.
+
+Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable) and
+`ip-block` (a network in CIDR form); other kinds belong to whoever reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from ipaddress import ip_network
+
+from nigredo.clock import Clock, utc_now
+from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.networks import Address, unmapped
+from nigredo.settings import Network, Settings
+from nigredo.telemetry import get_logger
+from nigredo.view import Row
+from schemas.codec import Codec, Undecodable
+from schemas.events import ControlEntry
+from schemas.registry import RegistryUnavailable
+from schemas.topics import CONTROL
+
+log = get_logger()
+
+SETTING = "setting"
+IP_BLOCK = "ip-block"
+
+_BITS = {4: 32, 6: 128}
+
+
+class Networks:
+    """Networks to look an address up in; a look-up costs as many steps as there are lengths of prefix, not networks."""
+
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
+        self._by_length: dict[tuple[int, int], set[int]] = {}
+        for network in networks:
+            shift = _BITS[network.version] - network.prefixlen
+            found = self._by_length.setdefault((network.version, shift), set())
+            found.add(int(network.network_address) >> shift)
+
+    def cover(self, address: Address) -> bool:
+        """Say whether an address lies in one of them; an IPv4-mapped IPv6 address is the IPv4 address."""
+        if not self._by_length:
+            return False
+        address = unmapped(address)
+        number, version = int(address), address.version
+        return any(v == version and number >> shift in found for (v, shift), found in self._by_length.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What holds at present. Replaced as a whole, never changed."""
+
+    settings: Settings
+    blocked: Networks = field(default_factory=Networks)
+
+
+class ControlKeeper:
+    """Keeps `current` true for a `TopicView` of `nigredo.control`; read it from any thread."""
+
+    def __init__(self, settings: Settings, codec: Codec, clock: Clock = utc_now) -> None:
+        self.current = Control(settings)
+        self._settings = settings
+        self._codec = codec
+        self._clock = clock
+        self._entries: dict[bytes, ControlEntry] = {}
+        self._loaded = False
+        self._next_expiry: datetime | None = None
+
+    def begin(self) -> None:
+        """Start afresh; `current` stands meanwhile."""
+        self._entries, self._loaded = {}, False
+
+    def apply(self, rows: Sequence[Row]) -> None:
+        """Take changes. Raises DependencyDown while a schema cannot be fetched."""
+        for row in rows:
+            self._take(row)
+        due = self._next_expiry is not None and self._clock() >= self._next_expiry
+        if self._loaded and (rows or due):
+            self._refresh()
+
+    def loaded(self) -> None:
+        """Make what came since `begin` hold."""
+        self._loaded = True
+        self._refresh()
+
+    def _take(self, row: Row) -> None:
+        if row.key is None:
+            return
+        if row.value is None:
+            self._entries.pop(row.key, None)
+            return
+        entry = decode_entry(self._codec, row.key, row.value)
+        if entry is not None:
+            self._entries[row.key] = entry
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        holding = [entry for entry in self._entries.values() if entry.expires_at is None or now < entry.expires_at]
+        self._next_expiry = min((entry.expires_at for entry in holding if entry.expires_at), default=None)
+        self.current = control_of(self._settings, holding)
+
+
+def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
+    """Return what holds by some entries; one that cannot be understood changes nothing, and is logged."""
+    blocked: list[Network] = []
+    for entry in entries:
+        try:
+            if entry.kind == SETTING:
+                settings = settings.overlaid({entry.name: entry.value["value"]})
+            elif entry.kind == IP_BLOCK:
+                blocked.append(ip_network(entry.name))
+        except (ConfigurationError, KeyError, ValueError) as error:
+            log.error("a control entry is not understood", kind=entry.kind, error=type(error).__name__)
+    return Control(settings, Networks(blocked))
+
+
+def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:
+    """Return an entry; None for one that nobody can read, which is logged: what was there before stands.
+
+    Raises DependencyDown while its schema cannot be fetched.
+    """
+    try:
+        entry = codec.decode(CONTROL, value)
+    except RegistryUnavailable as error:
+        raise DependencyDown(str(error)) from error
+    except Undecodable as error:
+        log.error("a control entry cannot be read", key=key.decode("utf-8", "replace")[:100], error=str(error))
+        return None
+    return entry if isinstance(entry, ControlEntry) else None
+
+
+def key_of(kind: str, name: str) -> bytes:
+    """Return the record's key."""
+    return f"{kind}:{name}".encode()
+
+
+def setting_entry(name: str, text: str) -> Mapping[str, str]:
+    """Return a live setting's value as it is kept. Raises ConfigurationError for what could not work."""
+    if name not in Settings.live_names():
+        Settings.parse(name, "")  # Tells of a name that there is not.
+        raise ConfigurationError(
+            f"{name} is read at the start only; what may change while it runs: {', '.join(Settings.live_names())}"
+        )
+    Settings.parse(name, text)
+    return {"value": text}

@@ -1,0 +1,171 @@
+"""A compacted topic kept in memory: read to its recorded end, then followed, by a consumer without a group.
+
+One thread reads; whoever keeps what it says (`Keeper`) is called from that thread alone. Kafka may be away for any
+time: what is known stands meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from nigredo.backoff import Backoff
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.settings import Settings
+from nigredo.telemetry import get_logger
+
+log = get_logger()
+
+BATCH_MAX = 5000
+POLL_S = 0.1
+CALL_TIMEOUT_S = 3.0
+PARTITIONS_EVERY_S = 30.0
+
+
+class Row(NamedTuple):
+    """One record. A tuple and not a dataclass: hundreds of thousands are made while a topic is loaded."""
+
+    key: bytes | None
+    value: bytes | None
+    """None is a tombstone: the key is gone."""
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class Keeper(Protocol):
+    """Keeps what a topic says. What it raises makes the view load the topic again after a while, from `begin` on."""
+
+    def begin(self) -> None:
+        """Start afresh: every record comes again. What was known stands until `loaded`."""
+
+    def apply(self, rows: Sequence[Row]) -> None:
+        """Take the next records, in order within a partition, at most `BATCH_MAX`.
+
+        Called every `POLL_S` seconds at least, then perhaps without a row: for what time alone changes.
+        """
+
+    def loaded(self) -> None:
+        """Take over what came since `begin`: it is all that the topic held when it was begun."""
+
+
+class TopicView:
+    """Reads all of one topic for a keeper, from `open` to `close`."""
+
+    def __init__(self, settings: Settings, component: str, topic: str, keeper: Keeper) -> None:
+        self._topic = topic
+        self._keeper = keeper
+        self._config = client_config(settings.kafka_bootstrap_servers, settings.function(component)) | {
+            "group.id": f"{settings.function(component)}-view",  # Required by the client; never joined.
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # An offset that is gone means that records were missed: told, so that all is loaded again.
+            "auto.offset.reset": "error",
+            "queued.max.messages.kbytes": 16_384,
+        }
+        self._loaded = threading.Event()
+        self._stopping = threading.Event()
+        self._backoff = Backoff(longest_s=2.0)
+        self._thread = threading.Thread(target=self._run, name=f"view-{topic}", daemon=True)
+
+    def open(self) -> None:
+        """Begin to read; returns at once."""
+        self._thread.start()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the keeper has had the whole topic once. Stays so: what it knew stands while it is loaded again."""
+        return self._loaded.is_set()
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait until loaded, for at most `timeout_s`; return whether it is. Blocks: for a command or a thread."""
+        return self._loaded.wait(timeout_s)
+
+    def close(self, *, deadline_s: float = 5.0) -> None:
+        """End the thread. Blocks until it has ended, for at most `deadline_s`; may be called again."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(deadline_s)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._read()
+            except (DependencyDown, KafkaException) as error:
+                reason = str(error) if isinstance(error, DependencyDown) else f"Kafka: {error.args[0].name()}"
+                log.warning("a topic is loaded again", topic=self._topic, reason=reason)
+            except Exception as error:
+                # Nobody else would notice that what it keeps no longer changes.
+                log.error("a topic is loaded again", topic=self._topic, reason=type(error).__name__)
+            self._stopping.wait(self._backoff.next_wait_s())
+
+    def _read(self) -> None:
+        """Load and follow until closed. Raises DependencyDown or what the keeper raised: then all is to be loaded."""
+        consumer = Consumer(self._config)
+        try:
+            partitions = self._partitions(consumer)
+            ends = self._begin(consumer, partitions)
+            while ends:
+                self._hand_over(consumer)
+                # By position: compaction and transaction markers leave gaps, so the last offset may never be seen.
+                for at in consumer.position([TopicPartition(self._topic, partition) for partition in ends]):
+                    if at.offset >= ends[at.partition]:
+                        del ends[at.partition]
+                if self._stopping.is_set():
+                    return
+            self._keeper.loaded()
+            self._loaded.set()
+            self._backoff.reset()
+            asked_at = time.monotonic()
+            while not self._stopping.is_set():
+                self._hand_over(consumer)
+                if time.monotonic() - asked_at > PARTITIONS_EVERY_S:
+                    asked_at = time.monotonic()
+                    if self._grown(consumer, partitions):
+                        raise DependencyDown("partitions were added")
+        finally:
+            consumer.close()
+
+    def _begin(self, consumer: Consumer, partitions: Sequence[int]) -> dict[int, int]:
+        """Start to read every partition at its beginning; return the ends of those that hold anything."""
+        marks: dict[int, tuple[int, int]] = {}
+        for partition in partitions:
+            found = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=CALL_TIMEOUT_S)
+            if found is None:
+                raise DependencyDown(f"Kafka did not tell where {self._topic} ends")
+            marks[partition] = found
+        self._keeper.begin()
+        consumer.assign([TopicPartition(self._topic, partition, low) for partition, (low, _) in marks.items()])
+        return {partition: end for partition, (low, end) in marks.items() if low < end}
+
+    def _partitions(self, consumer: Consumer) -> list[int]:
+        found = consumer.list_topics(self._topic, timeout=CALL_TIMEOUT_S).topics.get(self._topic)
+        if found is None or found.error is not None or not found.partitions:
+            raise DependencyDown(f"there is no topic {self._topic} yet")
+        return sorted(found.partitions)
+
+    def _grown(self, consumer: Consumer, partitions: Sequence[int]) -> bool:
+        try:
+            return self._partitions(consumer) != partitions
+        except (DependencyDown, KafkaException):
+            # Kafka is away: what is known stands.
+            return False
+
+    def _hand_over(self, consumer: Consumer) -> None:
+        """Give the keeper what is there, after waiting at most `POLL_S` for something."""
+        first = consumer.poll(POLL_S)
+        # Whatever else has arrived comes without a further wait: a single change is told at once, many together.
+        messages: list[Message] = [] if first is None else [first, *consumer.consume(BATCH_MAX - 1, 0)]
+        good = [message for message in messages if message.error() is None]
+        self._keeper.apply(
+            [Row(m.key(), m.value(), m.partition() or 0, m.offset() or 0, m.timestamp()[1]) for m in good]
+        )
+        for message in messages:
+            if (error := message.error()) is not None:
+                # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
+                raise DependencyDown(f"Kafka: {error.name()}")

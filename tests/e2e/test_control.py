@@ -1,0 +1,142 @@
+"""Switches an operator uses while the product runs: every node obeys within a second, and after a restart too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from nigredo.testing import Stack, eventually
+
+FORM = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
+
+
+def post(stack: Stack, address: str) -> httpx.Response:
+    return httpx.post(f"{stack.url}/api/leads", json=FORM, headers={"X-Forwarded-For": address}, timeout=10)
+
+
+def nigredo(stack: Stack, *arguments: str) -> str:
+    done = stack.nigredo(*arguments)
+    assert done.code == 0, done.err
+    return done.out
+
+
+def an_address() -> str:
+    number = uuid4().int
+    return f"198.18.{number % 256}.{number // 256 % 256}"
+
+
+@contextmanager
+def changed(stack: Stack, assignment: str) -> Iterator[None]:
+    nigredo(stack, "config", "set", assignment)
+    try:
+        yield
+    finally:
+        nigredo(stack, "config", "unset", assignment.partition("=")[0])
+
+
+def test_the_limit_changes_while_it_runs_and_says_where_it_comes_from(stack: Stack) -> None:
+    address = an_address()
+    with changed(stack, "RATE_LIMIT_PER_HOUR=2"):
+        eventually(
+            lambda: "q=2;" in post(stack, an_address()).headers["RateLimit-Policy"], within_s=5, what="the new limit"
+        )
+        assert "set by" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
+
+        assert [post(stack, address).status_code for _ in range(3)] == [202, 202, 429]
+
+    eventually(lambda: post(stack, address).status_code == 202, within_s=5, what="the old limit")
+    assert "(default)" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
+
+
+def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None:
+    address = an_address()
+    answers = [post(stack, address) for _ in range(11)]
+
+    assert [answer.status_code for answer in answers] == [202] * 10 + [429]
+    assert [int(answer.headers["RateLimit"].split("r=")[1].split(";")[0]) for answer in answers] == [
+        *range(9, -1, -1),
+        0,
+    ]
+    refused = answers[-1]
+    assert refused.json()["title"] == refused.json()["error"] == "Too many requests"
+    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
+
+    # The refusal is kept with its reason, and counts; nothing else came of it.
+    def stored() -> list[tuple[str, int]]:
+        with stack.database() as database:
+            statement = "SELECT verdict, count(*) FROM nigredo.form_submissions WHERE ip_address = %s GROUP BY 1"
+            return database.execute(statement, [address]).fetchall()
+
+    eventually(
+        lambda: sorted(stored()) == [("accepted", 10), ("rate_limited", 1)], within_s=20, what="ten leads, one refusal"
+    )
+
+
+def test_a_restarted_node_remembers_and_another_learns(stack: Stack) -> None:
+    address = an_address()
+    assert [post(stack, address).status_code for _ in range(10)] == [202] * 10
+
+    nigredo(stack, "restart", "ingest")
+
+    assert post(stack, address).status_code == 429
+
+
+def test_a_blocked_network_gets_403_whatever_it_asks_for_and_nobody_else_does(stack: Stack) -> None:
+    nigredo(stack, "ip", "block", "203.0.113.0/24", "2001:db8:bad::/48", "--reason", "test", "--for", "10m")
+    try:
+        eventually(lambda: post(stack, "203.0.113.9").status_code == 403, within_s=5, what="a block")
+        assert post(stack, "2001:db8:bad::7").status_code == 403
+        assert post(stack, "203.0.112.9").status_code == 202
+        assert httpx.get(stack.url, headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 403
+        health = httpx.get(f"{stack.url}/health", headers={"X-Forwarded-For": "203.0.113.9"})
+        assert health.status_code == 200
+        assert "203.0.113.0/24" in nigredo(stack, "ip", "list")
+    finally:
+        nigredo(stack, "ip", "unblock", "203.0.113.0/24", "2001:db8:bad::/48")
+    eventually(lambda: post(stack, "203.0.113.9").status_code == 202, within_s=5, what="the end of a block")
+    assert "203.0.113.0/24" not in nigredo(stack, "ip", "list")
+
+
+def test_a_block_for_a_time_ends_by_itself(stack: Stack) -> None:
+    nigredo(stack, "ip", "block", "203.0.113.66", "--for", "8s")
+    eventually(lambda: post(stack, "203.0.113.66").status_code == 403, within_s=5, what="a block")
+
+    eventually(lambda: post(stack, "203.0.113.66").status_code == 202, within_s=15, what="the end of a block")
+
+
+def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
+    nigredo(stack, "maintenance", "on", "--text", "Back at noon.")
+    try:
+        eventually(lambda: post(stack, an_address()).status_code == 503, within_s=5, what="maintenance")
+        answer = post(stack, an_address())
+        assert answer.json()["detail"] == "Back at noon."
+        assert int(answer.headers["Retry-After"]) > 0
+        assert httpx.get(stack.url).status_code == 200
+        assert httpx.get(f"{stack.url}/health").status_code == 200
+    finally:
+        nigredo(stack, "maintenance", "off")
+    eventually(lambda: post(stack, an_address()).status_code == 202, within_s=5, what="the end of maintenance")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("config", "set", "RATE_LIMIT_PER_HOUR"), "NAME=VALUE"),
+        (("config", "set", "RATE_LIMIT_PER_HOUR=0"), "from 1 to 200"),
+        (("config", "set", "DATABASE_URL=x"), "at the start only"),
+        (("config", "get", "NO_SUCH"), "NO_SUCH"),
+        (("ip", "block", "0.0.0.0/0"), "--force"),
+        (("ip", "block", "nowhere"), "CIDR"),
+        (("ip", "block", "192.0.2.1", "--for", "soon"), "10m"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(stack: Stack, arguments: tuple[str, ...], said: str) -> None:
+    done = stack.nigredo(*arguments)
+
+    assert done.code != 0
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1

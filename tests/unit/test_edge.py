@@ -1,0 +1,193 @@
+"""The early 429: what a node knows of a network adds up to what the limiter will say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.edge import TOLD_IN_FULL, Edge
+from nigredo.view import Row
+from nigredo.window import ACCEPTED, RATE_LIMITED, judge
+from schemas.codec import Codec
+from schemas.events import Acceptance, Contact, RateLimitState, Submission
+from schemas.topics import RATE_LIMITS, load_schema
+
+LIMIT, WINDOW_S = 3, 3600
+
+
+class OneSchema:
+    """A registry that knows one schema."""
+
+    def id_of(self, *_: object) -> int:
+        return 1
+
+    def schema_of(self, _: int) -> Any:
+        return load_schema("rate-limits")
+
+
+def codec() -> Codec:
+    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec.prepare([RATE_LIMITS])
+    return codec
+
+
+CODEC = codec()
+
+
+def now() -> datetime:
+    # States carry milliseconds, and are let go of by the wall clock.
+    at = datetime.now(UTC)
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def edge(networks_max: int = 1000) -> Edge:
+    return Edge(CODEC, window_s=WINDOW_S, networks_max=networks_max)
+
+
+def submission(network: str = "192.0.2.1", **changes: Any) -> Submission:
+    contact = Contact("Ana", "ana@example.com", "Oi", {})
+    whole = Submission(
+        uuid4(), network, network, None, None, None, contact, now(), LIMIT, WINDOW_S, exempt=False, edge_verdict=None
+    )
+    return replace(whole, **changes)
+
+
+def row(state: RateLimitState, at: datetime | None = None) -> Row:
+    timestamp_ms = int((at or now()).timestamp() * 1000)
+    return Row(state.client_network.encode(), CODEC.encode(RATE_LIMITS, state), 0, state.input_offset, timestamp_ms)
+
+
+def state(accepted: int, *, offset: int, network: str = "192.0.2.1") -> RateLimitState:
+    at = now()
+    times = tuple(Acceptance(uuid4(), at - timedelta(seconds=n)) for n in reversed(range(accepted)))
+    return RateLimitState(network, LIMIT, WINDOW_S, times, 0, at, offset)
+
+
+def test_what_this_node_took_counts_at_once() -> None:
+    node = edge()
+    for offset in range(LIMIT):
+        one = submission()
+        assert node.judge(one, one.taken_at).outcome == ACCEPTED
+        node.accepted(one, one.taken_at).offset = offset
+
+    verdict = node.judge(submission(), now())
+
+    assert verdict.outcome == RATE_LIMITED
+    assert verdict.retry_at is not None
+    assert verdict.retry_at > now() + timedelta(seconds=WINDOW_S - 60)
+
+
+def test_what_the_limiter_judged_is_not_counted_twice() -> None:
+    node, one = edge(), submission()
+    node.accepted(one, one.taken_at).offset = 7
+    judged = judge(None, one, at=one.taken_at, offset=7).state
+
+    node.apply([row(judged)])
+
+    assert len(node.judge(submission(), now()).state.accepted) == 2
+
+
+def test_what_is_on_its_way_counts_on_top_of_what_the_limiter_judged() -> None:
+    node, one = edge(), submission()
+    node.apply([row(state(LIMIT - 1, offset=7))])
+    node.accepted(one, one.taken_at).offset = 8
+
+    assert node.judge(submission(), now()).outcome == RATE_LIMITED
+
+
+def test_what_kafka_did_not_take_counts_no_more() -> None:
+    node = edge()
+    for _ in range(LIMIT):
+        one = submission()
+        node.undo(one, node.accepted(one, one.taken_at))
+
+    assert node.judge(submission(), now()).outcome == ACCEPTED
+    assert node.networks == 0
+
+
+def test_a_network_that_was_freed_is_free_here() -> None:
+    node = edge()
+    for offset in range(LIMIT):
+        one = submission()
+        node.accepted(one, one.taken_at).offset = offset
+    node.apply([row(state(0, offset=LIMIT))])
+
+    assert node.judge(submission(), now()).outcome == ACCEPTED
+
+
+def test_another_node_learns_from_the_topic_and_a_tombstone_frees() -> None:
+    node, full = edge(), state(LIMIT, offset=7)
+    node.apply([row(full)])
+    assert node.judge(submission(), now()).outcome == RATE_LIMITED
+
+    node.apply([Row(full.client_network.encode(), None, 0, 8, row(full).timestamp_ms)])
+    assert node.judge(submission(), now()).outcome == ACCEPTED
+
+
+def test_loading_again_forgets_nothing_until_it_is_done() -> None:
+    node, full = edge(), state(LIMIT, offset=7)
+    node.begin()
+    node.apply([row(full)])
+    node.loaded()
+
+    node.begin()
+    assert node.judge(submission(), now()).outcome == RATE_LIMITED
+    node.loaded()
+    assert node.judge(submission(), now()).outcome == ACCEPTED
+
+
+def test_memory_is_bounded_and_what_is_over_is_let_go() -> None:
+    node, long_ago = edge(networks_max=100), now() - timedelta(seconds=WINDOW_S + 120)
+    node.apply([row(state(1, offset=n, network=f"10.0.{n // 256}.{n % 256}"), long_ago) for n in range(50)])
+    assert node.networks == 0
+
+    node.apply([row(state(1, offset=n, network=f"10.0.{n // 256}.{n % 256}")) for n in range(500)])
+    assert node.networks == 100
+    for n in range(500):
+        one = submission(f"10.1.{n // 256}.{n % 256}")
+        node.accepted(one, one.taken_at)
+    assert node.networks == 200
+
+
+def test_past_a_bound_refusals_are_only_counted_and_each_number_is_told_once() -> None:
+    node = edge()
+    kept = [node.refused(submission(), now()) for _ in range(TOLD_IN_FULL * LIMIT + 4)]
+
+    assert kept == [True] * TOLD_IN_FULL * LIMIT + [False] * 4
+    assert [(told.client_network, told.count) for told in node.untold(now())] == [("192.0.2.1", 4)]
+    assert node.untold(now()) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["post", "judged", "other node"]), max_size=30))
+def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allowed(steps: list[str]) -> None:
+    """Against the limiter itself: its log is what the nodes published, and it says what it judged now or later."""
+    node, log = edge(), list[Submission]()
+    judged: RateLimitState | None = None
+    taken = 0
+    for step in steps:
+        one = submission()
+        if step == "judged":
+            for offset in range(0 if judged is None else judged.input_offset + 1, len(log)):
+                judged = judge(judged, log[offset], at=log[offset].taken_at, offset=offset).state
+            if judged is not None:
+                node.apply([row(judged)])
+        elif step == "other node":
+            log.append(one)
+        elif node.judge(one, one.taken_at).outcome == ACCEPTED:
+            node.accepted(one, one.taken_at).offset = len(log)
+            log.append(one)
+            taken += 1
+    final: RateLimitState | None = None
+    for offset, one in enumerate(log):
+        final = judge(final, one, at=one.taken_at, offset=offset).state
+
+    assert taken <= LIMIT
+    # Nobody who had something left was turned away.
+    if steps.count("other node") == 0:
+        assert taken == min(LIMIT, steps.count("post"))
