@@ -14,10 +14,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BENCH_READY := $(VENV)/.bench-ready
 QUIX := $(VENV)/quix
 
-.PHONY: help setup run test check bench bench-smoke bench-long format lock clean
+.PHONY: help setup run test check bench bench-smoke bench-profile bench-long format lock clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when all is there)
 
@@ -42,6 +42,9 @@ bench: $(BENCH_READY) ## measure everything beside what it is compared with (ONL
 
 bench-smoke: setup ## one short round of most of it, in a minute: that it works, and no figures to quote
 	@exec $(BIN)/python -m bench --smoke $(ARGS)
+
+bench-profile: $(BENCH_READY) ## which functions the time of each stage goes to, by sampling it under load
+	@exec $(BIN)/python -m bench.profiled $(ARGS)
 
 bench-long: $(BENCH_READY) ## how cost grows up to a million records; goes on where it was interrupted
 	@exec $(BIN)/python -m bench.long $(ARGS)

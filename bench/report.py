@@ -21,7 +21,6 @@ PACKAGES = ("falcon", "granian", "confluent-kafka", "faust-streaming", "aiokafka
 README = Path(__file__).parents[1] / "README.md"
 Document = Mapping[str, Any]
 """What one scenario found, as JSON."""
-BETWEEN = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def machine() -> dict[str, object]:
@@ -113,10 +112,15 @@ def quoted(documents: Sequence[Document]) -> str:
     return f"{where}, {str(documents[0]['measured_at'])[:10]}, everything on the one machine.\n\n{table(documents)}\n"
 
 
-def write_readme(documents: Sequence[Document]) -> None:
-    """Put findings where the README quotes them."""
-    text = README.read_text(encoding="utf-8")
-    README.write_text(BETWEEN.sub(lambda found: found[1] + quoted(documents) + found[2], text), encoding="utf-8")
+def put(document: Path, mark: str, text: str) -> None:
+    """Put what was found between the marks of a document that quotes it."""
+    whole = document.read_text(encoding="utf-8")
+    document.write_text(between(mark).sub(lambda found: found[1] + text + found[3], whole), encoding="utf-8")
+
+
+def between(mark: str) -> re.Pattern[str]:
+    """Return a pattern for what stands between two marks: the mark before it, the text, the mark after it."""
+    return re.compile(rf"(<!-- {mark} -->\n)(.*?)(<!-- /{mark} -->)", re.DOTALL)
 
 
 def draw(folder: Path, found: Iterable[Result]) -> None:

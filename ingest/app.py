@@ -7,17 +7,21 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import falcon
 import falcon.asgi
 
-from ingest.form import FormRefused, parse_form
-from ingest.intake import Allowance, Intake, RateLimited
-from ingest.page import FORM, THANKS
+from ingest.body import parse_form
+from ingest.form import Form, FormRefused, label
+from ingest.intake import Allowance, Intake, NotAcknowledged, RateLimited
+from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
+from ingest.repeats import KEY_HEADER
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
 from nigredo.networks import client_address
@@ -32,6 +36,9 @@ Response = falcon.asgi.Response
 BODY_DEADLINE_S = 10.0
 RETRY_AFTER_S = 5
 MAINTENANCE_RETRY_AFTER_S = 300
+CORS_EXPOSED = "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
+CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
+CORS_MAX_AGE_S = 600
 USER_AGENT_MAX = 512
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
@@ -52,12 +59,15 @@ class Leads:
             )
         form = parse_form(request.content_type, await self._body(request))
         agent = _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
-        taken = await self._intake.take(form, request.context.address, agent)
+        form = replace(form, source=form.source or source_of(request))
+        taken = await self._intake.take(
+            form, request.context.address, agent, key=request.get_header(KEY_HEADER), by_hand=from_browser(request)
+        )
         lead_id = request.context.lead_id = str(taken.lead_id)
         tell_allowance(response, taken.allowance)
         if prefers_html(request):
             response.status = falcon.HTTP_303
-            response.location = "/thanks"
+            response.location = next_of(form, settings)
             return
         response.status = falcon.HTTP_202
         response.location = f"/api/leads/{lead_id}"
@@ -77,16 +87,34 @@ class Leads:
         return body
 
 
-class Page:
-    """A page that never changes."""
+class PageRoute:
+    """A page, in the language the client asks for; a cache asks each time whether it still holds."""
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        self._pages = pages
+
+    async def on_get(self, request: Request, response: Response) -> None:
+        """Send the page, or 304 to who has it."""
+        page = self._pages[language_of(request.get_header("Accept-Language"))]
+        response.set_header("Vary", "Accept-Language")
+        response.set_header("Cache-Control", "no-cache")
+        # Compared as a whole: there is one tag, and no weak ones.
+        response.set_header("ETag", page.etag)
+        if request.get_header("If-None-Match") == page.etag:
+            response.status = falcon.HTTP_304
+            return
+        response.content_type = falcon.MEDIA_HTML
+        response.data = page.content
+
+
+class ScriptRoute:
+    """The form's script; its name changes with its content."""
 
     async def on_get(self, _: Request, response: Response) -> None:
-        """Send the page."""
-        response.content_type = falcon.MEDIA_HTML
-        response.data = self._content
+        """Send it, for good."""
+        response.set_header("Cache-Control", "public, max-age=31536000, immutable")
+        response.content_type = falcon.MEDIA_JS
+        response.data = SCRIPT
 
 
 class HealthRoute:
@@ -144,8 +172,24 @@ class Lifecycle:
         if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
 
+    def _answer_cors(self, request: Request, response: Response) -> None:
+        """Let scripts of allowed sites read the answer, an error's too (the Fetch standard's CORS protocol)."""
+        origin = request.get_header("Origin")
+        if not origin or not request.path.startswith("/api/"):
+            return
+        response.append_header("Vary", "Origin")
+        if origin.lower() not in self._intake.control.settings.cors_allowed_origins:
+            return
+        response.set_header("Access-Control-Allow-Origin", origin)
+        response.set_header("Access-Control-Expose-Headers", CORS_EXPOSED)
+        if request.method == "OPTIONS" and request.get_header("Access-Control-Request-Method"):
+            response.set_header("Access-Control-Allow-Methods", response.get_header("Allow") or "")
+            response.set_header("Access-Control-Allow-Headers", CORS_REQUEST_HEADERS)
+            response.set_header("Access-Control-Max-Age", str(CORS_MAX_AGE_S))
+
     async def process_response(self, request: Request, response: Response, _: Any, succeeded: bool) -> None:
         """Write the canonical line; health probes are not news."""
+        self._answer_cors(request, response)
         if request.path.startswith("/health"):
             return
         status = int(str(response.status).split()[0])
@@ -162,10 +206,38 @@ class Lifecycle:
         )
 
 
+def next_of(form: Form, settings: Settings) -> str:
+    """Return where a browser goes after the form: where the form says, if its origin is allowed."""
+    if form.next_url is not None and form.next_url.isascii() and form.next_url.isprintable():
+        parts = urlsplit(form.next_url)
+        if f"{parts.scheme}://{parts.netloc}".lower() in settings.redirect_allowed_origins:
+            return form.next_url
+    return "/thanks"
+
+
+def source_of(request: Request) -> str | None:
+    """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
+    if campaign := request.get_param("utm_source"):
+        return label(campaign)
+    if not request.referer:
+        return None
+    try:
+        parts = urlsplit(request.referer)
+        campaigns = parse_qs(parts.query).get("utm_source") or [parts.hostname or ""]
+    except ValueError:
+        return None
+    return label(campaigns[0])
+
+
 def tell_allowance(response: Response, allowance: Allowance) -> None:
     """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
     response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
     response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
+
+
+def from_browser(request: Request) -> bool:
+    """Say whether a browser sent this, by itself or for a script: all of them send Fetch Metadata, or want HTML."""
+    return request.get_header("Sec-Fetch-Mode") is not None or prefers_html(request)
 
 
 def prefers_html(request: Request) -> bool:
@@ -179,7 +251,7 @@ def answer_problem(request: Request, response: Response, problem: Problem) -> No
     response.set_header("Vary", "Accept")
     if prefers_html(request):
         response.content_type = falcon.MEDIA_HTML
-        response.data = problem.as_page()
+        response.data = problem.as_page(language_of(request.get_header("Accept-Language")))
     else:
         response.content_type = PROBLEM_JSON
         response.data = problem.as_json()
@@ -190,6 +262,13 @@ def _request_id(request: Request) -> str:
 
 
 async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
+    if error.typed is not None and prefers_html(request):
+        # The form again, with what was typed: nobody writes a message twice.
+        response.status = falcon.code_to_http_status(error.status)
+        response.set_header("Vary", "Accept, Accept-Language")
+        response.content_type = falcon.MEDIA_HTML
+        response.data = form_page(language_of(request.get_header("Accept-Language")), error.typed, error.problems)
+        return
     fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
     answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
 
@@ -212,7 +291,8 @@ async def _dependency_down(request: Request, response: Response, error: Dependen
     log.error("submission not taken", error=str(error), request_id=_request_id(request))
     response.set_header("Retry-After", str(RETRY_AFTER_S))
     detail = "Your message could not be taken just now. Please send it again in a moment."
-    answer_problem(request, response, Problem(503, detail, _request_id(request)))
+    lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
+    answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
 
 
 async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
@@ -247,8 +327,9 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     app.add_route("/health", health)
     app.add_route("/health/ready", health)
     app.add_route("/health/live", LiveRoute())
-    app.add_route("/", Page(FORM))
-    app.add_route("/thanks", Page(THANKS))
+    app.add_route("/", PageRoute(FORMS))
+    app.add_route("/thanks", PageRoute(THANKS))
+    app.add_route(SCRIPT_PATH, ScriptRoute())
     return app
 
 

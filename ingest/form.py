@@ -1,17 +1,16 @@
-"""A request's body to a validated form: the one place where what people typed is judged.
+"""The fields of a request to a validated form: the one place where what people typed is judged.
 
 Every problem names its field, so that a page can show it where it belongs.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from email_validator import EmailNotValidError, validate_email
 
@@ -22,12 +21,9 @@ EMAIL_MAX = 254
 MESSAGE_MAX = 10_000
 LABEL_MAX = 100
 EXTRA_FIELDS_MAX = 50
-PAIRS_MAX = 500
+SHOWN = ("name", "email", "message")
 EXTRA_NAME_MAX = 100
 EXTRA_VALUE_MAX = 2_000
-
-JSON = "application/json"
-URLENCODED = "application/x-www-form-urlencoded"
 
 # C0 controls but tab and line breaks, DEL, and C1: nothing a person types, and PostgreSQL refuses the first of them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -47,10 +43,12 @@ class FieldProblem:
 class FormRefused(Exception):
     """The body is no acceptable form. `status` is the HTTP status: 400, 415 or 422."""
 
-    def __init__(self, status: int, *problems: FieldProblem) -> None:
+    def __init__(self, status: int, *problems: FieldProblem, typed: Mapping[str, str] | None = None) -> None:
+        """typed: what the fields of the page held, so that it can show them again."""
         super().__init__(", ".join(problem.field for problem in problems))
         self.status = status
         self.problems = problems
+        self.typed = typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,63 +58,16 @@ class Form:
     contact: Contact
     form_id: str | None
     source: str | None
+    next_url: str | None = None
+    """Where a browser is to go afterwards, as the form says; whether it may is for others to judge."""
+    trapped: bool = False
+    """Whether the field that people do not see was filled in."""
+    took_s: float | None = None
+    """How long it took to fill the form in, where the page's script said so."""
 
 
-def parse_form(content_type: str | None, body: bytes) -> Form:
-    """Return the form in a request's body. Raises FormRefused naming every field that is wrong."""
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind not in (JSON, URLENCODED):
-        raise FormRefused(415, FieldProblem("Content-Type", f"must be {JSON} or {URLENCODED}"))
-    if not body.strip():
-        raise FormRefused(400, FieldProblem("body", "is empty"))
-    return _validate(_json_fields(body) if kind == JSON else _urlencoded_fields(body))
-
-
-def _json_fields(body: bytes) -> Mapping[str, Any]:
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        raise FormRefused(400, FieldProblem("body", "is not UTF-8")) from None
-    try:
-        fields = json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
-    except ValueError:
-        raise FormRefused(400, FieldProblem("body", "is not JSON")) from None
-    if not isinstance(fields, dict):
-        raise FormRefused(422, FieldProblem("body", "must be a JSON object"))
-    return fields
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
-    """Return the fields; one given several times, as checkboxes are, is a list."""
-    given: dict[str, list[str]] = {}
-    problems = []
-    pairs = [pair for pair in body.split(b"&") if pair.strip()]
-    if len(pairs) > PAIRS_MAX:
-        raise FormRefused(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
-    for pair in pairs:
-        raw_name, _, raw_value = pair.partition(b"=")
-        try:
-            name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise FormRefused(400, FieldProblem("body", "has a field name that is not UTF-8")) from None
-        try:
-            value = unquote_to_bytes(raw_value.replace(b"+", b" ")).decode("utf-8")
-        except UnicodeDecodeError:
-            problems.append(FieldProblem(_shown(name), "is not UTF-8"))
-            continue
-        given.setdefault(name, []).append(value)
-    if problems:
-        raise FormRefused(400, *problems)
-    return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
-
-
-def _validate(fields: Mapping[str, Any]) -> Form:
+def form_of(fields: Mapping[str, Any]) -> Form:
+    """Return the form that some fields make. Raises FormRefused naming every field that is wrong."""
     problems: list[FieldProblem] = []
 
     def text(name: str, most: int, *, lines: bool = False, needed: bool = True) -> str | None:
@@ -144,8 +95,36 @@ def _validate(fields: Mapping[str, Any]) -> Form:
     email = _email(address, problems) if address is not None else None
     extra = _extra(fields, problems)
     if problems or name is None or email is None or message is None:
-        raise FormRefused(422, *problems)
-    return Form(Contact(name, email, message, extra), form_id, source)
+        typed = {name: value for name in SHOWN if isinstance(value := fields.get(name), str)}
+        raise FormRefused(422, *problems, typed=typed)
+    return Form(
+        Contact(name, email, message, extra),
+        form_id,
+        source or _utm_source(fields),
+        next_url=str(fields["_next"]) if fields.get("_next") else None,
+        trapped=bool(fields.get("_gotcha")),
+        took_s=_seconds(fields.get("_seconds")),
+    )
+
+
+def _utm_source(fields: Mapping[str, Any]) -> str | None:
+    """Return the campaign a hidden field names, where it is fit for a label."""
+    value = fields.get("utm_source")
+    return label(value) if isinstance(value, str) else None
+
+
+def label(text: str) -> str | None:
+    """Return a text that came along by itself as a label; None when it is not fit for one, which is nobody's fault."""
+    text = text.strip()
+    return text if 0 < len(text) <= LABEL_MAX and text.isprintable() else None
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _email(address: str, problems: list[FieldProblem]) -> str | None:
@@ -192,7 +171,7 @@ def _extra(fields: Mapping[str, Any], problems: list[FieldProblem]) -> dict[str,
         value = _as_text(fields[name])
         wrong = wrong or _what_is_wrong(value, EXTRA_VALUE_MAX, lines=True)
         if wrong:
-            problems.append(FieldProblem(_shown(name), wrong))
+            problems.append(FieldProblem(shown(name), wrong))
         else:
             extra[name] = _LINE_BREAKS.sub("\n", value)
     return extra
@@ -229,7 +208,7 @@ def _what_is_wrong(value: Any, most: int, *, lines: bool = False) -> str | None:
     return None
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Return a field name that came from outside in a form that can be sent back."""
     cut = name[:EXTRA_NAME_MAX]
     return _CONTROLS.sub("?", cut).encode("utf-8", "replace").decode("utf-8") or "body"

@@ -6,14 +6,16 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 from ingest.edge import Edge
 from ingest.form import Form
+from ingest.repeats import Repeats
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
 from nigredo.control import Control, ControlKeeper
-from nigredo.errors import DependencyDown, NigredoError
+from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.headers import cloud_event
 from nigredo.health import Health
 from nigredo.kafka import Position, Publisher, producer_config
@@ -22,7 +24,7 @@ from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
 from nigredo.view import TopicView
-from nigredo.window import RATE_LIMITED, REPEATED, Verdict
+from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, SPAM, Verdict
 from schemas.codec import Codec
 from schemas.events import RefusalCount, Submission
 from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
@@ -35,6 +37,7 @@ RECENT_ACK_S = 5.0
 PROBE_TIMEOUT_S = 1.0
 LOAD_EVERY_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
+SECRET_LEAST = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,14 @@ class RateLimited(NigredoError):
         self.retry_after_s = retry_after_s
 
 
+class NotAcknowledged(DependencyDown):
+    """Kafka did not say in time that it has a form; it may have it all the same, under this id."""
+
+    def __init__(self, text: str, lead_id: UUID) -> None:
+        super().__init__(text)
+        self.lead_id = lead_id
+
+
 class Intake:
     """Publishes submissions. One a process; opened and closed with the server."""
 
@@ -85,6 +96,7 @@ class Intake:
         self._codec: Codec | None = None
         self._edge: Edge | None = None
         self._control: ControlKeeper | None = None
+        self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
         self._views: list[TopicView] = []
         self._publisher: Publisher | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,20 +151,24 @@ class Intake:
         self._codec = codec
         await self.check()
 
-    async def take(self, form: Form, address: Address, user_agent: str | None) -> Taken:
+    async def take(
+        self, form: Form, address: Address, user_agent: str | None, *, key: str | None = None, by_hand: bool = False
+    ) -> Taken:
         """Put a form on the log and return its lead id once Kafka acknowledged it.
 
-        Raises RateLimited when the client's network has had its share; then nothing waits for Kafka. Raises
-        DependencyDown when Kafka did not acknowledge within the deadline: the form may have been taken all the same,
-        so nothing but a repeat of the whole form is safe. Raises RecordRefused when it is too large for the broker.
+        key: the client's `Idempotency-Key`. by_hand: whether a person sent it, whose same form within seconds is a
+        double click; a program that sends the same twice means it, or uses a key. Raises FormRefused for a key that
+        cannot be used. Raises RateLimited when the client's network has had its share; then nothing waits for Kafka.
+        Raises NotAcknowledged when Kafka did not answer within the deadline: the form may have been taken all the
+        same, and sent again under its key it is taken once. Raises RecordRefused when it is too large for the broker.
         """
-        publisher, edge = self._publisher, self._edge
+        publisher, edge, repeats = self._publisher, self._edge, self._repeats
         if publisher is None or edge is None or self._codec is None:
             raise DependencyDown("not ready yet")
-        settings = self.control.settings
+        settings, network = self.control.settings, client_network(address)
         submission = Submission(
-            id=uuid4(),
-            client_network=client_network(address),
+            id=uuid4() if key is None else repeats.lead_id(network, key, form),
+            client_network=network,
             ip_address=str(address),
             user_agent=user_agent,
             form_id=form.form_id,
@@ -162,8 +178,14 @@ class Intake:
             limit=settings.rate_limit_per_hour,
             window_s=settings.rate_limit_window_s,
             exempt=within(address, settings.rate_limit_exempt),
-            edge_verdict=None,
+            edge_verdict=SPAM if _is_spam(form, settings) else None,
         )
+        if by_hand and key is None and (first := repeats.first(network, form)) is not None:
+            submission = replace(submission, edge_verdict=DUPLICATE)
+            allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
+            self._keep(publisher, submission)
+            await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
+            return Taken(first.lead_id, allowance)
         verdict = edge.judge(submission, submission.taken_at)
         allowance = Allowance.of(verdict, submission, submission.taken_at)
         if verdict.outcome == RATE_LIMITED:
@@ -171,18 +193,30 @@ class Intake:
             retry_at = verdict.retry_at or submission.taken_at
             retry_after_s = max(1, -int(-(retry_at - submission.taken_at).total_seconds() // 1))
             raise RateLimited(allowance, retry_after_s)
-        counts = not submission.exempt and verdict.outcome != REPEATED
+        if verdict.outcome == SPAM and not edge.refused(submission, submission.taken_at):
+            # So much of it came from there that only the number is kept; the program is not told.
+            return Taken(submission.id, allowance)
+        counts = verdict.outcome == ACCEPTED and not submission.exempt
         own = edge.accepted(submission, submission.taken_at) if counts else None
         try:
-            position = await self._publish(publisher, submission)
+            acknowledged = self._publish(publisher, submission)
+            repeats.sent(network, form, submission.id, acknowledged)
+            position = await self._acknowledged(submission.id, acknowledged)
         except BaseException:
             if own is not None:
                 edge.undo(submission, own)
             raise
         if own is not None:
             own.offset = position.offset
-        self._last_ack = time.monotonic()
         return Taken(submission.id, allowance)
+
+    async def _acknowledged(self, lead_id: UUID, acknowledged: asyncio.Future[Position]) -> Position:
+        try:
+            position = await acknowledged
+        except DependencyDown as error:
+            raise NotAcknowledged(str(error), lead_id) from error
+        self._last_ack = time.monotonic()
+        return position
 
     def _publish(self, publisher: Publisher, submission: Submission) -> asyncio.Future[Position]:
         return self._publish_event(publisher, submission, submission.id, "lead.submitted", submission.taken_at)
@@ -201,10 +235,12 @@ class Intake:
 
     def _refuse(self, publisher: Publisher, edge: Edge, submission: Submission) -> None:
         """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
-        if not edge.refused(submission, submission.taken_at):
-            return
+        if edge.refused(submission, submission.taken_at):
+            self._keep(publisher, replace(submission, edge_verdict=RATE_LIMITED))
+
+    def _keep(self, publisher: Publisher, refused: Submission) -> None:
         try:
-            kept = self._publish(publisher, replace(submission, edge_verdict=RATE_LIMITED))
+            kept = self._publish(publisher, refused)
         except NigredoError as error:
             log.warning("a refused submission is not kept", error=str(error))
             return
@@ -246,6 +282,22 @@ class Intake:
             left = await self._publisher.close(deadline_s=self._settings.ingest_ack_timeout_s + GRACE_S)
             if left:
                 log.error("submissions were not acknowledged at the end", records=left)
+
+
+def read_secret(file: Path) -> bytes:
+    """Return what lead ids are derived with. Raises ConfigurationError."""
+    try:
+        secret = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: cannot be read ({error.strerror})") from None
+    if len(secret) < SECRET_LEAST:
+        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: must hold at least {SECRET_LEAST} random characters")
+    return secret
+
+
+def _is_spam(form: Form, settings: Settings) -> bool:
+    """Say whether a program filled the form in: a field that nobody sees, or faster than anybody types."""
+    return form.trapped or (form.took_s is not None and form.took_s < settings.form_min_s)
 
 
 def _refusal_kept(future: asyncio.Future[Position]) -> None:

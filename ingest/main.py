@@ -9,7 +9,7 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
 from ingest.app import BODY_DEADLINE_S
-from ingest.intake import GRACE_S
+from ingest.intake import GRACE_S, read_secret
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 
@@ -20,6 +20,7 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> None:
+    read_secret(settings.idempotency_secret_file)  # Told here, once, rather than by every worker.
     Granian(
         "ingest.app:create",
         factory=True,

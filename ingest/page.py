@@ -1,14 +1,23 @@
-"""The pages people see: the form, the thanks, an error. Plain HTML that works without JavaScript."""
+"""The pages people see: the form, the thanks, an error. Plain HTML in two languages that works without JavaScript.
+
+What differs between the languages is in `TEXTS`. The style is inline, the script a file of its own whose name changes
+with its content, so that it may be cached for good.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 
-from ingest.form import EMAIL_MAX, MESSAGE_MAX, NAME_MAX
+from ingest.form import EMAIL_MAX, MESSAGE_MAX, NAME_MAX, FieldProblem
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --paper: #f7f6f3; --line: #c9c5bb; --mark: #8a3b12 }
-@media (prefers-color-scheme: dark) { :root { --ink: #eceae4; --paper: #16181d; --line: #4a4e58; --mark: #f0a67a } }
+:root { color-scheme: light dark; --ink: #1c2330; --paper: #f7f6f3; --line: #8b8678; --mark: #8a3b12 }
+@media (prefers-color-scheme: dark) { :root { --ink: #eceae4; --paper: #16181d; --line: #7d8290; --mark: #f0a67a } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 1.0625rem/1.6 system-ui, sans-serif }
 main { max-width: 34rem; margin: 0 auto; padding: 4rem 1.25rem }
@@ -17,39 +26,171 @@ label { display: block; font-weight: 600; margin: 1.5rem 0 .35rem }
 input, textarea { width: 100%; font: inherit; color: inherit; background: transparent; padding: .65rem .75rem;
   border: 1px solid var(--line); border-radius: .4rem }
 textarea { min-height: 9rem; resize: vertical }
+[aria-invalid=true] { border: 2px solid var(--mark) }
+.wrong { color: var(--mark); margin: .35rem 0 0 }
+.trap { position: absolute; left: -100vw; width: 1px; height: 1px; overflow: hidden }
 :is(input, textarea, button, a):focus-visible { outline: 3px solid var(--mark); outline-offset: 2px }
 button { margin-top: 1.75rem; font: inherit; font-weight: 600; padding: .7rem 1.5rem; cursor: pointer;
   color: var(--paper); background: var(--ink); border: 0; border-radius: .4rem }
 a { color: var(--mark) }
 """
+SCRIPT = resources.files("ingest").joinpath("form.js").read_bytes()
+SCRIPT_PATH = f"/static/form-{hashlib.sha256(SCRIPT).hexdigest()[:12]}.js"
+
+FALLBACK = "en"
+LANGUAGES = ("en", "pt")
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "form": "Write to us",
+        "lead-in": "Leave your name and address and we will answer you.",
+        "name": "Name",
+        "email": "E-mail",
+        "message": "Message",
+        "send": "Send",
+        "trap": "Leave this empty",
+        "thanks": "Thank you",
+        "taken": "We have your message and will answer you soon.",
+        "another": "Write another one",
+        "back": "Back to the form",
+        "wrong": "Please look at these fields again:",
+    },
+    "pt": {
+        "form": "Fale conosco",
+        "lead-in": "Deixe seu nome e e-mail e responderemos a você.",
+        "name": "Nome",
+        "email": "E-mail",
+        "message": "Mensagem",
+        "send": "Enviar",
+        "trap": "Deixe em branco",
+        "thanks": "Obrigado",
+        "taken": "Recebemos sua mensagem e responderemos em breve.",
+        "another": "Escrever outra",
+        "back": "Voltar ao formulário",
+        "wrong": "Por favor, verifique estes campos:",
+    },
+}
+PORTUGUESE: Sequence[tuple[str, str]] = (
+    (r"is missing", "precisa ser preenchido"),
+    (r"is not an e-mail address", "não é um endereço de e-mail"),
+    (r"is longer than (\d+) characters", r"tem mais de \1 caracteres"),
+    (r"is given more than once", "foi enviado mais de uma vez"),
+    (r"has a control character", "tem um caractere inválido"),
+    (r"has a line break or a tab", "tem uma quebra de linha ou tabulação"),
+    (r"is a file, and files are not taken", "é um arquivo, e arquivos não são aceitos"),
+)
+"""What may be wrong with a field, as `ingest.form` says it, in Portuguese; anything else stays as it is."""
 
 
-def page(title: str, content: str) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page that is the same for everybody, and its tag for caches."""
+
+    content: bytes
+    etag: str
+
+
+def language_of(accepted: str | None) -> str:
+    """Return the language to answer in, by the client's `Accept-Language` (RFC 9110, 12.5.4)."""
+    best, weight_of_best = FALLBACK, 0.0
+    for part in (accepted or "").split(","):
+        tag, _, weight_text = part.partition(";q=")
+        language = tag.strip().lower().partition("-")[0]
+        try:
+            weight = float(weight_text) if weight_text else 1.0
+        except ValueError:
+            continue
+        if language in LANGUAGES and weight > weight_of_best:
+            best, weight_of_best = language, weight
+    return best
+
+
+def page(language: str, title: str, content: str, *, script: bool = False) -> bytes:
     """Return a whole page. `content` is HTML; `title` is text."""
+    tag = f'<script src="{SCRIPT_PATH}" defer></script>\n' if script else ""
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{tag}</head>\n"
         f"<body>\n<main>\n{content}\n</main>\n</body>\n</html>\n"
-    ).encode()
+        # Half of a surrogate pair, which nobody types, is no reason for an error of ours.
+    ).encode("utf-8", "replace")
 
 
-FORM = page(
-    "Write to us",
-    f"""<h1>Write to us</h1>
-<p>Leave your name and address and we will answer you.</p>
-<form action="/api/leads" method="post">
-<label for="name">Name</label>
-<input id="name" name="name" autocomplete="name" required maxlength="{NAME_MAX}">
-<label for="email">E-mail</label>
-<input id="email" name="email" type="email" autocomplete="email" required maxlength="{EMAIL_MAX}">
-<label for="message">Message</label>
-<textarea id="message" name="message" required maxlength="{MESSAGE_MAX}"></textarea>
-<button type="submit">Send</button>
-</form>""",
-)
-THANKS = page(
-    "Thank you",
-    '<h1>Thank you</h1>\n<p role="status">We have your message and will answer you soon.</p>\n'
-    '<p><a href="/">Write another one</a></p>',
-)
+def form_page(language: str, typed: Mapping[str, str] | None = None, problems: Sequence[FieldProblem] = ()) -> bytes:
+    """Return the form: empty, or with what was typed and what is wrong with it, each beside its field."""
+    text, typed = TEXTS[language], typed or {}
+    wrong = {problem.field: _told(language, problem.detail) for problem in problems}
+    alert = ""
+    if wrong:
+        items = "".join(f"<li>{_link(language, field)} {html.escape(detail)}</li>" for field, detail in wrong.items())
+        alert = f'<div role="alert" class="wrong" tabindex="-1"><p>{text["wrong"]}</p><ul>{items}</ul></div>\n'
+
+    def field(name: str, most: int, *, kind: str = "", complete: str = "") -> str:
+        attributes = f'id="{name}" name="{name}" required maxlength="{most}"{complete}{kind}'
+        note = ""
+        if name in wrong:
+            attributes += f' aria-invalid="true" aria-describedby="{name}-wrong"'
+            note = f'<p class="wrong" id="{name}-wrong">{html.escape(wrong[name])}</p>\n'
+        value = html.escape(typed.get(name, ""))
+        # The first line break within a textarea is the page's own, and not shown.
+        box = (
+            f"<textarea {attributes}>\n{value}</textarea>"
+            if name == "message"
+            else f'<input {attributes} value="{value}">'
+        )
+        return f'<label for="{name}">{text[name]}</label>\n{box}\n{note}'
+
+    content = (
+        f"<h1>{text['form']}</h1>\n<p>{text['lead-in']}</p>\n{alert}"
+        '<form action="/api/leads" method="post">\n'
+        + field("name", NAME_MAX, complete=' autocomplete="name"')
+        + field("email", EMAIL_MAX, kind=' type="email"', complete=' autocomplete="email"')
+        + field("message", MESSAGE_MAX)
+        + f'<div class="trap" aria-hidden="true"><label for="_gotcha">{text["trap"]}</label>'
+        '<input id="_gotcha" name="_gotcha" tabindex="-1" autocomplete="off"></div>\n'
+        f'<button type="submit">{text["send"]}</button>\n</form>'
+    )
+    return page(language, text["form"], content, script=True)
+
+
+def thanks_page(language: str) -> bytes:
+    """Return what a person sees once the message is taken."""
+    text = TEXTS[language]
+    content = (
+        f'<h1>{text["thanks"]}</h1>\n<p role="status">{text["taken"]}</p>\n<p><a href="/">{text["another"]}</a></p>'
+    )
+    return page(language, text["thanks"], content)
+
+
+def error_page(language: str, title: str, detail: str, problems: Sequence[FieldProblem]) -> bytes:
+    """Return what went wrong, and the way back."""
+    items = "".join(
+        f"<li><b>{html.escape(p.field)}</b> {html.escape(_told(language, p.detail))}</li>" for p in problems
+    )
+    content = (
+        f'<h1>{html.escape(title)}</h1><p role="alert">{html.escape(detail)}</p>'
+        f'{f"<ul>{items}</ul>" if items else ""}<p><a href="/">{TEXTS[language]["back"]}</a></p>'
+    )
+    return page(language, title, content)
+
+
+def cached(content: bytes) -> Page:
+    """Return a page with the tag that a cache asks for it by."""
+    return Page(content, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+
+
+def _link(language: str, field: str) -> str:
+    name = TEXTS[language].get(field)
+    return f'<a href="#{field}">{name}</a>' if name else html.escape(field)
+
+
+def _told(language: str, detail: str) -> str:
+    if language == "pt":
+        for pattern, translated in PORTUGUESE:
+            if re.fullmatch(pattern, detail):
+                return re.sub(pattern, translated, detail)
+    return detail
+
+
+FORMS = {language: cached(form_page(language)) for language in LANGUAGES}
+THANKS = {language: cached(thanks_page(language)) for language in LANGUAGES}

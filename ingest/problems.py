@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import Template
 
 from ingest.form import FieldProblem
-from ingest.page import page
+from ingest.page import error_page
 
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
@@ -25,6 +23,15 @@ TITLES = {
     500: "Something went wrong",
     503: "Not taken for now",
 }
+IN_PORTUGUESE = {
+    404: ("Não há nada aqui", "O endereço não existe."),
+    413: ("A mensagem é grande demais", "Por favor, envie um texto menor."),
+    422: ("O formulário não pôde ser aceito", "Por favor, verifique os campos."),
+    429: ("Mensagens demais", "Você já nos enviou várias mensagens. Por favor, tente novamente mais tarde."),
+    500: ("Algo deu errado", "Por favor, tente novamente em instantes."),
+    503: ("Indisponível no momento", "Não pudemos receber sua mensagem agora. Por favor, envie de novo em instantes."),
+}
+"""Title and detail of what people meet in a browser; an operator's own maintenance text is in his language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +42,19 @@ class Problem:
     detail: str
     request_id: str
     errors: Sequence[FieldProblem] = ()
+    lead_id: str | None = None
+    """Of a form that may or may not have been taken."""
+
+    @property
+    def title(self) -> str:
+        """What the status means here."""
+        return TITLES.get(self.status, "Error")
 
     def as_json(self) -> bytes:
         """Return the body for programs."""
         document: dict[str, object] = {
             "type": "about:blank",
-            "title": TITLES.get(self.status, "Error"),
+            "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "request_id": self.request_id,
@@ -48,18 +62,16 @@ class Problem:
         if self.status == 429:
             # The member that clients of the system before this one look at.
             document["error"] = TITLES[429]
+        if self.lead_id is not None:
+            document["id"] = self.lead_id
         if self.errors:
             document["errors"] = [{"field": error.field, "detail": error.detail} for error in self.errors]
         return json.dumps(document).encode()
 
-    def as_page(self) -> bytes:
+    def as_page(self, language: str) -> bytes:
         """Return the body for people."""
-        items = "".join(f"<li><b>{html.escape(e.field)}</b> {html.escape(e.detail)}</li>" for e in self.errors)
-        content = Template(
-            '<h1>$title</h1><p role="alert">$detail</p>$items<p><a href="/">Back to the form</a></p>'
-        ).substitute(
-            title=html.escape(TITLES.get(self.status, "Error")),
-            detail=html.escape(self.detail),
-            items=f"<ul>{items}</ul>" if items else "",
-        )
-        return page(TITLES.get(self.status, "Error"), content)
+        if language == "pt" and self.status in IN_PORTUGUESE:
+            title, detail = IN_PORTUGUESE[self.status]
+            return error_page(language, title, detail, self.errors)
+        # What is wrong with each field says it all; the detail would only repeat it.
+        return error_page(language, self.title, "" if self.errors else self.detail, self.errors)

@@ -78,6 +78,19 @@ def _path(value: str) -> Path:
     return Path(_text(value)).absolute()
 
 
+def _origins(value: str) -> tuple[str, ...]:
+    """Parse web origins as browsers send them: scheme, host and port, nothing more."""
+    found = []
+    for part in value.split(","):
+        if not (text := part.strip().rstrip("/").lower()):
+            continue
+        parts = urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or text != f"{parts.scheme}://{parts.netloc}":
+            raise _Wrong("must be origins such as https://www.example.com, separated by commas")
+        found.append(text)
+    return tuple(found)
+
+
 def _from(name: str, parse: Callable[[str], Any], default: str | None, *, live: bool = False) -> Any:
     """Declare a setting: its environment variable, its parser, and its default in the form a person would write.
 
@@ -116,6 +129,14 @@ class Settings:
     """How long the producer tries before a submission is answered 503."""
     ingest_in_flight_max: int = _from("INGEST_IN_FLIGHT_MAX", _integer(1, 100_000), "2000")
     """Submissions that may wait for Kafka's ack at once in one worker; past it POST answers 503."""
+    cors_allowed_origins: tuple[str, ...] = _from("CORS_ALLOWED_ORIGINS", _origins, "", live=True)
+    """Sites whose pages may post by script and read the answer."""
+    redirect_allowed_origins: tuple[str, ...] = _from("REDIRECT_ALLOWED_ORIGINS", _origins, "", live=True)
+    """Where a form's `_next` may lead."""
+    form_min_s: float = _from("FORM_MIN_SECONDS", _seconds(0, 60), "2", live=True)
+    """A form that was filled in faster, as its page's script says, is a program's; 0 for no such check."""
+    idempotency_secret_file: Path = _from("IDEMPOTENCY_SECRET_FILE", _path, ".nigredo/secrets/idempotency")
+    """What lead ids are derived with from an `Idempotency-Key`: the same text at every node."""
     body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "65536")
     trusted_proxies: tuple[Network, ...] = _from("TRUSTED_PROXIES", _networks, "")
     rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10", live=True)

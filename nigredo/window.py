@@ -14,6 +14,7 @@ from schemas.events import Acceptance, LimitReset, RateLimitState, RefusalCount,
 ACCEPTED = "accepted"
 RATE_LIMITED = "rate_limited"
 DUPLICATE = "duplicate"
+SPAM = "spam"
 REPEATED = "repeated"
 """The same lead id once more while its acceptance still counts: done already, nothing to write."""
 

@@ -16,7 +16,8 @@ import httpx
 import psycopg_pool
 from psycopg.types.json import Jsonb
 
-from ingest.form import Form, parse_form
+from ingest.body import parse_form
+from ingest.form import Form
 from nigredo.networks import client_address, client_network
 from nigredo.settings import Settings
 

@@ -8,6 +8,7 @@ umask 022
 make_secret() { [ -s "secrets/$1" ] || printf '%s%s\n' "$2" "$(head -c 32 /dev/urandom | base64 -w 0)" > "secrets/$1"; }
 for role in bootstrap admin nigredo_app apicurio; do make_secret "database-$role" ""; done
 make_secret webhook-fibonacci whsec_
+make_secret idempotency ""
 for role in admin nigredo_app; do
     printf 'postgres:5432:fibonacci:%s:%s\n' "$role" "$(cat "secrets/database-$role")" > "secrets/pgpass-$role"
 done

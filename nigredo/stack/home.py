@@ -67,6 +67,7 @@ class Home:
             self._create_secret(f"database-{role}", base64.b64encode(secrets.token_bytes(24)).decode())
         # Standard Webhooks: a secret is 24 to 64 random bytes in base64 after `whsec_`.
         self._create_secret("webhook-fibonacci", "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+        self._create_secret("idempotency", base64.b64encode(secrets.token_bytes(32)).decode())
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
@@ -110,6 +111,7 @@ class Home:
             "INGEST_PORT": str(self.port("ingest")),
             "FIBONACCI_WEBHOOK_URL": self.url("fibonacci") + "/public/nigredo-event",
             "WEBHOOK_SECRET_FILE": str(self.dir / "secrets" / "webhook-fibonacci"),
+            "IDEMPOTENCY_SECRET_FILE": str(self.dir / "secrets" / "idempotency"),
             "HEALTH_HOST": "127.0.0.1",
             "HEALTH_PORT": str(self.port(part)) if part in PORTS else "0",
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from bench.report import BETWEEN, load, quoted
+from bench import long, profiled
+from bench.report import Document, between, load, quoted
 from nigredo.cli import load_commands, nigredo
 from nigredo.settings import Settings
 
@@ -55,8 +57,18 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
         assert name in known | {"DB_ENDPOINT", "DB_USERNAME", "KAFKA_BOOTSTRAP_SERVERS"}, name
 
 
-def test_the_figures_in_the_readme_are_the_results_that_are_kept() -> None:
-    found = BETWEEN.search((ROOT / "README.md").read_text())
+@pytest.mark.parametrize(
+    ("document", "mark", "folder", "shown"),
+    [
+        ("README.md", "bench", "results", quoted),
+        ("docs/PERFORMANCE.md", "profile", "results/profile", profiled.table),
+        ("docs/PERFORMANCE.md", "long", "results/long", lambda found: long.table(found) + "\n"),
+    ],
+)
+def test_the_figures_in_the_documents_are_the_results_that_are_kept(
+    document: str, mark: str, folder: str, shown: Callable[[Sequence[Document]], str]
+) -> None:
+    found = between(mark).search((ROOT / document).read_text())
 
     assert found is not None
-    assert found[0] == found[1] + quoted(load(ROOT / "bench" / "results")) + found[2]
+    assert found[2] == shown(load(ROOT / "bench" / folder))

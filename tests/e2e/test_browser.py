@@ -1,9 +1,15 @@
-"""The form as a person meets it: a real browser, with JavaScript switched off."""
+"""The form as a person meets it: a real browser, without JavaScript and with it, on our page and on somebody else's."""
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -12,18 +18,104 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from nigredo.testing import Stack, eventually
 
+ALLOWED = "Access-Control-Allow-Origin"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "FORMS.md"
 
-@pytest.fixture
-def browser(tool: Callable[[str], str]) -> Iterator[webdriver.Chrome]:
+
+@contextmanager
+def chromium(tool: Callable[[str], str], *, javascript: bool) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = tool("chromium")
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-proxy-server"):
         options.add_argument(argument)
-    options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
+    if not javascript:
+        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
     driver = webdriver.Chrome(options=options, service=Service(tool("chromedriver")))
     driver.set_page_load_timeout(20)
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def browser(tool: Callable[[str], str]) -> Iterator[webdriver.Chrome]:
+    with chromium(tool, javascript=False) as driver:
+        yield driver
+
+
+@pytest.fixture
+def scripted(tool: Callable[[str], str]) -> Iterator[webdriver.Chrome]:
+    with chromium(tool, javascript=True) as driver:
+        yield driver
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Somebody else's site: another origin, that serves one page at any path."""
+    site = Site()
+    yield site
+    site.close()
+
+
+class Site:
+    def __init__(self) -> None:
+        self.page = ""
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = site.page.encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # A name and not an address: `crypto.randomUUID` is for secure contexts, of which localhost is one.
+        self.url = f"http://localhost:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+def snippet(name: str, stack: Stack, site: Site) -> str:
+    """Return a snippet of the document for site owners, as an owner would paste it."""
+    found = re.search(rf"<!-- snippet: {name} -->\n```html\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1].replace("NIGREDO_URL", stack.url).replace("SITE_URL", site.url)
+
+
+def fill(driver: webdriver.Chrome, **fields: str) -> None:
+    for name, value in fields.items():
+        driver.find_element(By.NAME, name).send_keys(value)
+    driver.find_element(By.CSS_SELECTOR, "button").click()
+
+
+@contextmanager
+def allowed(stack: Stack, site: Site) -> Iterator[None]:
+    """Let a site redirect to itself and post by script; yields once ingest obeys."""
+    for name in ("REDIRECT_ALLOWED_ORIGINS", "CORS_ALLOWED_ORIGINS"):
+        assert stack.nigredo("config", "set", f"{name}={site.url}").code == 0
+    try:
+        # The second one was set last.
+        eventually(
+            lambda: httpx.options(f"{stack.url}/api/leads", headers={"Origin": site.url}).headers.get(ALLOWED),
+            within_s=5,
+            what="the permission",
+        )
+        yield
+    finally:
+        for name in ("REDIRECT_ALLOWED_ORIGINS", "CORS_ALLOWED_ORIGINS"):
+            assert stack.nigredo("config", "unset", name).code == 0
 
 
 def test_the_form_works_without_javascript_and_the_lead_is_delivered(stack: Stack, browser: webdriver.Chrome) -> None:
@@ -47,14 +139,66 @@ def test_the_form_works_without_javascript_and_the_lead_is_delivered(stack: Stac
     )
 
 
-def test_a_refused_form_is_a_page_that_leads_back(stack: Stack, browser: webdriver.Chrome) -> None:
+def test_a_refused_form_comes_back_with_what_was_typed(stack: Stack, browser: webdriver.Chrome) -> None:
     browser.get(stack.url)
-    browser.find_element(By.NAME, "name").send_keys("Maria")
-    browser.find_element(By.NAME, "email").send_keys("maria@localhost")  # Fine for the browser, not for us.
-    browser.find_element(By.NAME, "message").send_keys("Olá")
-    browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    # Fine for the browser, not for us.
+    fill(browser, name="Maria", email="maria@localhost", message="Olá")
 
     alert = WebDriverWait(browser, 10).until(lambda driver: driver.find_element(By.CSS_SELECTOR, "[role=alert]"))
 
-    assert "email" in alert.text
-    assert browser.find_element(By.LINK_TEXT, "Back to the form").get_attribute("href") == f"{stack.url}/"
+    assert "E-mail" in alert.text
+    email = browser.find_element(By.NAME, "email")
+    assert email.get_attribute("aria-invalid") == "true"
+    assert browser.find_element(By.ID, str(email.get_attribute("aria-describedby"))).is_displayed()
+    assert browser.find_element(By.NAME, "message").get_attribute("value") == "Olá"
+    assert not browser.find_element(By.NAME, "_gotcha").rect["x"] > 0
+
+
+def test_with_javascript_the_form_is_sent_under_a_key_and_errors_appear_in_place(
+    stack: Stack, scripted: webdriver.Chrome
+) -> None:
+    scripted.get(stack.url)
+    fill(scripted, name="Maria Script", email="maria@localhost", message="Olá")
+    WebDriverWait(scripted, 10).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "[role=alert]"))
+    assert scripted.current_url == f"{stack.url}/"
+
+    scripted.get(stack.url)
+    # A person takes longer than a program.
+    WebDriverWait(scripted, 10).until(lambda driver: driver.execute_script("return performance.now()") > 2_100)
+    fill(scripted, name="Maria Script", email="maria@example.com", message="Olá")
+    WebDriverWait(scripted, 10).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
+
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = 'Maria Script'"
+    eventually(lambda: stack.rows(query) == [(1,)], within_s=10, what="the lead's row")
+
+
+def test_the_snippet_without_a_script_works_on_another_site(
+    stack: Stack, browser: webdriver.Chrome, site: Site
+) -> None:
+    site.page = snippet("html", stack, site)
+    with allowed(stack, site):
+        browser.get(f"{site.url}/contact?utm_source=letter")
+        fill(browser, name="Maria Site", email="maria@example.com", message="Olá")
+        WebDriverWait(browser, 10).until(lambda driver: driver.current_url == f"{site.url}/thanks.html")
+
+    query = "SELECT form_id, source FROM nigredo.leads WHERE name = 'Maria Site'"
+    # Browsers tell another site the origin alone.
+    assert eventually(lambda: stack.rows(query), within_s=10, what="the lead's row") == [("contact", "localhost")]
+
+
+def test_the_snippet_with_a_script_works_on_a_site_that_is_allowed_and_only_there(
+    stack: Stack, scripted: webdriver.Chrome, site: Site
+) -> None:
+    site.page = snippet("fetch", stack, site)
+    with allowed(stack, site):
+        scripted.get(site.url)
+        fill(scripted, name="Maria Fetch", email="maria@localhost", message="Olá")
+        status = scripted.find_element(By.CSS_SELECTOR, "[role=status]")
+        WebDriverWait(scripted, 10).until(lambda _: "email" in status.text)
+
+        scripted.find_element(By.NAME, "email").clear()
+        fill(scripted, email="maria@example.com")
+        WebDriverWait(scripted, 10).until(lambda _: status.text == "Thank you.")
+
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = 'Maria Fetch'"
+    eventually(lambda: stack.rows(query) == [(1,)], within_s=10, what="the lead's row")

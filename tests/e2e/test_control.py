@@ -67,9 +67,8 @@ def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None
 
     # The refusal is kept with its reason, and counts; nothing else came of it.
     def stored() -> list[tuple[str, int]]:
-        with stack.database() as database:
-            statement = "SELECT verdict, count(*) FROM nigredo.form_submissions WHERE ip_address = %s GROUP BY 1"
-            return database.execute(statement, [address]).fetchall()
+        statement = "SELECT verdict, count(*) FROM nigredo.form_submissions WHERE ip_address = %s GROUP BY 1"
+        return stack.rows(statement, address)
 
     eventually(
         lambda: sorted(stored()) == [("accepted", 10), ("rate_limited", 1)], within_s=20, what="ten leads, one refusal"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from urllib.parse import urlencode
 
+import httpx
 import pytest
 from email_validator import EmailNotValidError, validate_email
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.form import EXTRA_FIELDS_MAX, JSON, URLENCODED, Form, FormRefused, normal_email, parse_form
+from ingest.body import JSON, MULTIPART, URLENCODED, parse_form
+from ingest.form import EXTRA_FIELDS_MAX, Form, FormRefused, normal_email
 
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 
@@ -51,6 +53,65 @@ def test_an_address_is_judged_as_the_library_judges_it(address: str) -> None:
     assert normal_email(address) == judged
     # What was remembered is the same.
     assert normal_email(address) == judged
+
+
+# A quotation mark or a backslash in a multipart field's own name is written differently by every client.
+simple_names = plain.filter(lambda name: not name.startswith("_") and not set(name) & set('"\\'))
+
+
+@given(plain, plain, st.dictionaries(simple_names, plain, max_size=5))
+def test_a_multipart_body_of_the_form_is_the_same_too(name: str, message: str, extra: dict[str, str]) -> None:
+    fields = {**extra, "name": name, "email": "ana@example.com", "message": message}
+    request = httpx.Request("POST", "http://x", files=[(key, (None, value)) for key, value in fields.items()])
+
+    as_multipart = parse_form(request.headers["Content-Type"], request.read())
+
+    assert as_multipart == parse_form(JSON, json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(("name", "content", "taken"), [("", b"", True), ("cv.pdf", b"%PDF", False), ("", b"x", False)])
+def test_a_file_is_refused_by_its_field_and_an_empty_choice_is_none(name: str, content: bytes, taken: bool) -> None:
+    files = [*((key, (None, value)) for key, value in GOOD.items()), ("cv", (name, content))]
+    request = httpx.Request("POST", "http://x", files=files)  # type: ignore[arg-type]
+    body = request.read()
+    if not name:
+        # What a browser sends for a file field that was left alone; httpx leaves an empty name out.
+        body = body.replace(b'name="cv"\r\n', b'name="cv"; filename=""\r\n')
+
+    try:
+        form = parse_form(request.headers["Content-Type"], body)
+    except FormRefused as refused:
+        assert not taken
+        assert [(refused.status, problem.field) for problem in refused.problems] == [(422, "cv")]
+    else:
+        assert taken
+        assert form == parse_form(JSON, json.dumps(GOOD).encode())
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_called_multipart_are_a_form_or_refused(body: bytes) -> None:
+    with pytest.raises(FormRefused):
+        parse_form(f"{MULTIPART}; boundary=x", b"--x\r\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (None, False, None)),
+        ({"_gotcha": ""}, (None, False, None)),
+        ({"_gotcha": "x"}, (None, True, None)),
+        ({"_next": "https://example.com/x"}, ("https://example.com/x", False, None)),
+        ({"_seconds": "1.5"}, (None, False, 1.5)),
+        ({"_seconds": "soon"}, (None, False, None)),
+        ({"_seconds": "nan"}, (None, False, None)),
+        ({"_seconds": [1]}, (None, False, None)),
+    ],
+)
+def test_what_a_form_says_about_itself_is_understood_and_not_kept(fields: dict[str, object], expected: object) -> None:
+    form = parse(GOOD | fields)
+
+    assert (form.next_url, form.trapped, form.took_s) == expected
+    assert form.contact.extra == {}
 
 
 @given(st.binary(max_size=300), st.sampled_from([JSON, URLENCODED, "text/plain", "", None]))
