@@ -7,7 +7,7 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,9 +19,13 @@ import falcon.asgi
 from ingest.body import parse_form
 from ingest.form import Form, FormRefused, label
 from ingest.intake import Allowance, Intake, NotAcknowledged, RateLimited
+from ingest.leads import LeadRoute, Recent, answer_page, authorize
 from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
+from ingest.reads import Reads, ReadsDown
 from ingest.repeats import KEY_HEADER
+from nigredo.api_keys import LEADS_READ
+from nigredo.db import Pool, make_pool
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
 from nigredo.networks import client_address
@@ -36,6 +40,7 @@ Response = falcon.asgi.Response
 BODY_DEADLINE_S = 10.0
 RETRY_AFTER_S = 5
 MAINTENANCE_RETRY_AFTER_S = 300
+POOL_CLOSE_S = 2.0
 CORS_EXPOSED = "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
 CORS_MAX_AGE_S = 600
@@ -44,11 +49,18 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
 class Leads:
-    """`POST /api/leads`."""
+    """`/api/leads`: POST takes a form, GET reads what was stored."""
 
-    def __init__(self, settings: Settings, intake: Intake) -> None:
+    def __init__(self, settings: Settings, intake: Intake, reads: Reads, recent: Recent) -> None:
         self._settings = settings
         self._intake = intake
+        self._reads = reads
+        self._recent = recent
+
+    async def on_get(self, request: Request, response: Response) -> None:
+        """Answer with a page of leads, newest first."""
+        authorize(request, self._intake, LEADS_READ)
+        await answer_page(request, response, self._reads)
 
     async def on_post(self, request: Request, response: Response) -> None:
         """Take a form: 202 once Kafka has it, or 303 for a browser."""
@@ -63,6 +75,7 @@ class Leads:
         taken = await self._intake.take(
             form, request.context.address, agent, key=request.get_header(KEY_HEADER), by_hand=from_browser(request)
         )
+        self._recent.add(taken.lead_id)
         lead_id = request.context.lead_id = str(taken.lead_id)
         tell_allowance(response, taken.allowance)
         if prefers_html(request):
@@ -141,20 +154,29 @@ class LiveRoute:
 
 
 class Lifecycle:
-    """Opens and closes the intake with the worker, and writes one line a request."""
+    """Opens and closes with the worker what it needs, and writes one line a request."""
 
-    def __init__(self, settings: Settings, intake: Intake, function_of: Callable[[str], str]) -> None:
+    def __init__(self, settings: Settings, intake: Intake, pool: Pool) -> None:
         self._trusted_proxies = settings.trusted_proxies
         self._intake = intake
-        self._function_of = function_of
+        self._pool = pool
+        self._create = settings.function("create-lead")
+        self._list, self._get = settings.function("list-leads"), settings.function("get-lead")
 
     async def process_startup(self, *_: Any) -> None:
         """Begin to connect."""
         self._intake.open()
+        await self._pool.open()
 
     async def process_shutdown(self, *_: Any) -> None:
         """Finish what was begun."""
         await self._intake.close()
+        await self._pool.close(timeout=POOL_CLOSE_S)
+
+    def _function_of(self, request: Request) -> str:
+        if request.method == "POST":
+            return self._create
+        return self._get if str(request.uri_template or "").startswith("/api/leads/") else self._list
 
     async def process_request(self, request: Request, response: Response) -> None:
         """Give the request its id and its client's address; refuse a blocked one before its body is read."""
@@ -196,7 +218,7 @@ class Lifecycle:
         write = log.error if status >= 500 and not succeeded else log.info
         write(
             "request",
-            function=self._function_of(request.method),
+            function=self._function_of(request),
             request_id=request.context.request_id,
             method=request.method,
             route=request.uri_template or "unknown",
@@ -295,6 +317,13 @@ async def _dependency_down(request: Request, response: Response, error: Dependen
     answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
 
 
+async def _reads_down(request: Request, response: Response, error: ReadsDown, _: Any) -> None:
+    log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Leads cannot be read just now; forms are taken all the same."
+    answer_problem(request, response, Problem(503, detail, _request_id(request)))
+
+
 async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
     log.error("submission refused by Kafka", error=str(error), request_id=_request_id(request))
     answer_problem(request, response, Problem(413, "The form is too large to be stored.", _request_id(request)))
@@ -314,16 +343,21 @@ async def _unexpected(request: Request, response: Response, error: Exception, _:
 
 def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     """Return the application. The intake is opened and closed with it."""
-    create, read = settings.function("create-lead"), settings.function("list-leads")
-    app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, lambda method: create if method == "POST" else read)])
+    pool, recent = make_pool(settings, "create-lead"), Recent()
+    reads = Reads(pool)
+    app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, pool)])
     app.add_error_handler(Exception, _unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler(FormRefused, _form_refused)
     app.add_error_handler(RateLimited, _rate_limited)
     app.add_error_handler(DependencyDown, _dependency_down)
+    app.add_error_handler(ReadsDown, _reads_down)
     app.add_error_handler(RecordRefused, _record_refused)
-    app.add_route("/api/leads", Leads(settings, intake))
-    health = HealthRoute(create, intake)
+    app.add_route("/api/leads", Leads(settings, intake, reads, recent))
+    one = LeadRoute(intake, reads, recent)
+    app.add_route("/api/leads/{lead_id}", one)
+    app.add_route("/api/leads/{lead_id}/trail", one, suffix="trail")
+    health = HealthRoute(settings.function("create-lead"), intake)
     app.add_route("/health", health)
     app.add_route("/health/ready", health)
     app.add_route("/health/live", LiveRoute())

@@ -8,6 +8,7 @@ what is forgotten here, past a bound, it refuses all the same.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -56,16 +57,17 @@ class Edge:
         self._window = timedelta(seconds=window_s)
         self._networks_max = networks_max
         # Undecoded, and in the order of their last change: most are never asked for, and the oldest go first.
-        self._states: dict[bytes, tuple[int, bytes]] = {}
+        # Ordered dictionaries, since a plain one takes ever longer to find its first key the more of them were deleted.
+        self._states: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
         self._coming = self._states
-        self._own: dict[bytes, list[Own]] = {}
-        self._refused: dict[bytes, _Refused] = {}
+        self._own: OrderedDict[bytes, list[Own]] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
     # --- what the limiter wrote: the view's thread --------------------------------------------------------------------
 
     def begin(self) -> None:
         """Start afresh; what was known stands meanwhile."""
-        self._coming = {}
+        self._coming = OrderedDict()
 
     def apply(self, rows: Sequence[Row]) -> None:
         """Take the limiter's states."""

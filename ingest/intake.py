@@ -107,6 +107,11 @@ class Intake:
         """What operators let hold at present; the start values until the control topic was read."""
         return self._control.current if self._control is not None else Control(self._settings)
 
+    @property
+    def control_known(self) -> bool:
+        """Whether `control` is what stands, and not only the start values."""
+        return bool(self._views) and self._views[0].loaded
+
     def open(self) -> None:
         """Begin to connect; the server answers meanwhile, and is not ready until it is done."""
         self._tasks = [asyncio.create_task(self._open()), asyncio.create_task(self._tell_refusals())]

@@ -12,6 +12,7 @@ from ingest.page import error_page
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: "The request cannot be read",
+    401: "Not known",
     403: "Not allowed",
     404: "There is nothing here",
     405: "Not allowed here",

@@ -18,6 +18,8 @@ from schemas.events import AuditEntry, ControlEntry
 from schemas.topics import AUDIT, CONTROL
 
 READ_DEADLINE_S = 30.0
+SECRETLY = ("sha256",)
+"""What the audit has no use for."""
 DELIVERY_TIMEOUT_S = 10.0
 
 
@@ -56,7 +58,9 @@ class Changes:
     def put(self, kind: str, name: str, value: Mapping[str, str], *, expires_at: datetime | None = None) -> None:
         """Set an entry; done when Kafka has it and its audit."""
         entry = ControlEntry(kind, name, value, set_by=self._actor, set_at=utc_now(), expires_at=expires_at)
-        details = dict(value) | ({"expires_at": expires_at.isoformat()} if expires_at else {})
+        details = {field: text for field, text in value.items() if field not in SECRETLY}
+        if expires_at is not None:
+            details["expires_at"] = expires_at.isoformat()
         self._write(kind, name, entry, "set", details)
 
     def remove(self, kind: str, name: str) -> bool:

@@ -1,7 +1,7 @@
 """What operators change while the product runs: `nigredo.control`, kept in memory by every process that obeys it.
 
-Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable) and
-`ip-block` (a network in CIDR form); other kinds belong to whoever reads them.
+Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable), `ip-block`
+(a network in CIDR form) and `api-key` (by its id); other kinds belong to whoever reads them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import ip_network
 
+from nigredo.api_keys import ApiKey, from_value
 from nigredo.clock import Clock, utc_now
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.networks import Address, unmapped
@@ -26,6 +27,7 @@ log = get_logger()
 
 SETTING = "setting"
 IP_BLOCK = "ip-block"
+API_KEY = "api-key"
 
 _BITS = {4: 32, 6: 128}
 
@@ -55,6 +57,8 @@ class Control:
 
     settings: Settings
     blocked: Networks = field(default_factory=Networks)
+    api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    """By their ids."""
 
 
 class ControlKeeper:
@@ -106,15 +110,18 @@ class ControlKeeper:
 def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
     """Return what holds by some entries; one that cannot be understood changes nothing, and is logged."""
     blocked: list[Network] = []
+    keys: dict[str, ApiKey] = {}
     for entry in entries:
         try:
             if entry.kind == SETTING:
                 settings = settings.overlaid({entry.name: entry.value["value"]})
             elif entry.kind == IP_BLOCK:
                 blocked.append(ip_network(entry.name))
+            elif entry.kind == API_KEY:
+                keys[entry.name] = from_value(entry.name, entry.value)
         except (ConfigurationError, KeyError, ValueError) as error:
             log.error("a control entry is not understood", kind=entry.kind, error=type(error).__name__)
-    return Control(settings, Networks(blocked))
+    return Control(settings, Networks(blocked), keys)
 
 
 def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:

@@ -1,4 +1,4 @@
-"""`nigredo config`, `ip`, `maintenance`: what may change while the product runs."""
+"""`nigredo config`, `ip`, `maintenance`, `keys`: what may change while the product runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nigredo.cli.output import Context, with_context
 
 if TYPE_CHECKING:
     from nigredo.changes import Changes
+    from schemas.events import ControlEntry
 
 PART = "control"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -239,4 +240,103 @@ def off(context: Context) -> None:
     context.result({"maintenance": False}, "forms are taken")
 
 
-COMMANDS = (config, ip, maintenance)
+# --- API keys ---------------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def keys() -> None:
+    """API keys for reading leads over HTTP; only their hashes are kept."""
+
+
+@keys.command(name="create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, default=("leads:read",), show_default=True, help="Repeatable")
+@lasts
+@with_context
+def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
+    """Create a key and print it, once: nobody can show it again. NAME says whose it is."""
+    from nigredo.api_keys import SCOPES, as_value, create
+    from nigredo.control import API_KEY
+    from nigredo.errors import ConfigurationError
+
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise ConfigurationError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
+    text, key = create(name, frozenset(scopes))
+    _changes(context).put(API_KEY, key.id, as_value(key), expires_at=_until(lasts))
+    context.result({"id": key.id, "name": name, "key": text, "scopes": sorted(key.scopes)}, text)
+
+
+@keys.command(name="list")
+@with_context
+def list_keys(context: Context) -> None:
+    """Show which keys there are, what they may do, and until when."""
+    found = sorted(_standing_keys(_changes(context)).values(), key=lambda entry: entry.set_at)
+    document = [
+        {
+            "id": entry.name,
+            "name": entry.value.get("name", ""),
+            "scopes": entry.value.get("scopes", "").split(),
+            "by": entry.set_by,
+            "since": entry.set_at.isoformat(),
+            "until": entry.expires_at and entry.expires_at.isoformat(),
+        }
+        for entry in found
+    ]
+    lines = [
+        f"{entry.name}  {entry.value.get('name', '')}  {entry.value.get('scopes', '')}  "
+        f"since {entry.set_at:%Y-%m-%d %H:%M} UTC by {entry.set_by}{_shown_until(entry.expires_at)}"
+        for entry in found
+    ]
+    context.result(document, "\n".join(lines) or "there are no keys")
+
+
+@keys.command(name="rotate")
+@click.argument("key_id", metavar="ID")
+@click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old one still works")
+@with_context
+def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
+    """Create a key like an old one, print it, and let the old one end after the overlap."""
+    from nigredo.api_keys import as_value, create, from_value
+    from nigredo.control import API_KEY
+
+    changes = _changes(context)
+    old = from_value(key_id, _standing_key(changes, key_id).value)
+    text, key = create(old.name, old.scopes)
+    until = _until(overlap)
+    changes.put(API_KEY, key.id, as_value(key))
+    changes.put(API_KEY, old.id, as_value(old), expires_at=until)
+    document = {"id": key.id, "name": key.name, "key": text, "old": old.id, "old_until": until and until.isoformat()}
+    context.result(document, text)
+
+
+@keys.command(name="revoke")
+@click.argument("key_id", metavar="ID")
+@with_context
+def revoke_key(context: Context, key_id: str) -> None:
+    """End a key, at every node within a second."""
+    from nigredo.control import API_KEY
+
+    changes = _changes(context)
+    _standing_key(changes, key_id)
+    changes.remove(API_KEY, key_id)
+    context.result({"id": key_id, "revoked": True}, f"{key_id} is known no more")
+
+
+def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:
+    from nigredo.clock import utc_now
+    from nigredo.control import API_KEY
+
+    entries = (stands.entry for stands in changes.standing().values() if stands.entry.kind == API_KEY)
+    return {entry.name: entry for entry in entries if entry.expires_at is None or utc_now() < entry.expires_at}
+
+
+def _standing_key(changes: Changes, key_id: str) -> ControlEntry:
+    from nigredo.errors import ConfigurationError
+
+    found = _standing_keys(changes).get(key_id)
+    if found is None:
+        raise ConfigurationError(f"there is no key {key_id}; see `nigredo keys list`")
+    return found
+
+
+COMMANDS = (config, ip, maintenance, keys)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nigredo import topics
+from nigredo.api_keys import SCOPES, as_value, kept
+from nigredo.changes import Changes
+from nigredo.control import API_KEY
 from nigredo.errors import DependencyDown, NigredoError
 from nigredo.migrate import migrate
 from nigredo.settings import Settings
@@ -65,9 +68,20 @@ def steps(
         Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
         Step("schemas", lambda: topics.ensure_schemas(as_admin), needs=("registry",)),
+        Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("topics", "schemas")),
         # They wait for the schemas by themselves; meanwhile they load.
         *(Step(name, own_part(home, name, environment), needs=("tables", "topics")) for name in PROCESSES),
     ]
+
+
+def _ensure_api_key(settings: Settings, home: Home) -> None:
+    """Let the key that `nigredo env` prints be known, unless somebody revoked or rotated it."""
+    known = home.dir / "secrets" / "api-key.known"
+    if known.exists():
+        return
+    key = kept(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
+    Changes(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
+    known.touch()
 
 
 def _wait_for(part: Part) -> None:

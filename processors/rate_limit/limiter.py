@@ -7,6 +7,7 @@ same window and gets the same verdict. That is all there is to recovery.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -44,7 +45,7 @@ class Limiter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reader = LogReader(settings, COMPONENT)
-        self._windows: dict[int, dict[str, RateLimitState]] = {}
+        self._windows: dict[int, OrderedDict[str, RateLimitState]] = {}
         self._codec: Codec
         self._publisher: Publisher
 
@@ -74,11 +75,11 @@ class Limiter:
             raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
         # What is still to be judged is no older than the newest verdict: windows over by then decide nothing.
         newest = max((state.updated_at for state in windows.values()), default=None)
-        self._windows[partition] = {
-            network: state
+        self._windows[partition] = OrderedDict(
+            (network, state)
             for network, state in windows.items()
             if newest is None or state.input_offset >= committed or not forgettable(state, newest)
-        }
+        )
         return committed
 
     def _load(self, partition: int) -> dict[str, RateLimitState]:
@@ -167,10 +168,11 @@ class Limiter:
         for partition, now in clocks.items():
             windows = self._windows[partition]
             for network in list(islice(windows, at_once)):
-                state = windows.pop(network)
-                if not forgettable(state, now):
-                    # Back in at the end, so that all get their turn.
-                    windows[network] = state
+                if forgettable(windows[network], now):
+                    del windows[network]
+                else:
+                    # To the end, so that all get their turn; a plain dictionary would slow down with every such move.
+                    windows.move_to_end(network)
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Put a record that can never be judged aside. Raises DependencyDown."""

@@ -1,0 +1,64 @@
+"""API keys: `ngd_{id}_{secret}`. Only the secret's hash is kept, in the control topic, so no database is asked.
+
+The secret is 32 random bytes, so a plain SHA-256 of it tells nothing; a slow hash would only slow the requests down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PREFIX = "ngd"
+LEADS_READ = "leads:read"
+SCOPES = (LEADS_READ,)
+_KEY = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key."""
+
+    id: str
+    name: str
+    sha256: str
+    scopes: frozenset[str]
+
+
+def create(name: str, scopes: frozenset[str]) -> tuple[str, ApiKey]:
+    """Return a new key's text, which is shown once, and what is kept of it."""
+    text = f"{PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+    return text, kept(text, name, scopes)
+
+
+def kept(text: str, name: str, scopes: frozenset[str]) -> ApiKey:
+    """Return what is kept of a key's text. Raises ValueError when it is none."""
+    found = _KEY.fullmatch(text)
+    if found is None:
+        raise ValueError("no API key")
+    return ApiKey(found[1], name, _hash(found[2]), scopes)
+
+
+def as_value(key: ApiKey) -> Mapping[str, str]:
+    """Return a key as the control topic keeps it."""
+    return {"name": key.name, "sha256": key.sha256, "scopes": " ".join(sorted(key.scopes))}
+
+
+def from_value(key_id: str, value: Mapping[str, str]) -> ApiKey:
+    """Return a key as the control topic kept it. Raises KeyError when something is missing."""
+    return ApiKey(key_id, value["name"], value["sha256"], frozenset(value["scopes"].split()))
+
+
+def known(text: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
+    """Return the key that a text is, if it is one of these."""
+    found = _KEY.fullmatch(text)
+    if found is None or (key := keys.get(found[1])) is None:
+        return None
+    return key if hmac.compare_digest(_hash(found[2]), key.sha256) else None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
