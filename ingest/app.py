@@ -20,6 +20,7 @@ from ingest.body import parse_form
 from ingest.form import Form, FormRefused, label
 from ingest.intake import Allowance, Intake, NotAcknowledged, RateLimited
 from ingest.leads import LeadRoute, Recent, answer_page, authorize
+from ingest.openapi import DOCUMENT
 from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
 from ingest.reads import Reads, ReadsDown
@@ -118,6 +119,15 @@ class PageRoute:
             return
         response.content_type = falcon.MEDIA_HTML
         response.data = page.content
+
+
+class OpenApiRoute:
+    """`/openapi.json`."""
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Send the description of this interface."""
+        response.set_header("Cache-Control", "no-cache")
+        response.media = DOCUMENT
 
 
 class ScriptRoute:
@@ -363,6 +373,7 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     app.add_route("/health/live", LiveRoute())
     app.add_route("/", PageRoute(FORMS))
     app.add_route("/thanks", PageRoute(THANKS))
+    app.add_route("/openapi.json", OpenApiRoute())
     app.add_route(SCRIPT_PATH, ScriptRoute())
     return app
 

@@ -80,7 +80,8 @@ async def answer_page(request: Request, response: Response, reads: Reads) -> Non
     chosen: dict[str, str | None] = {}
     for name in ("limit", "cursor", "status", "source"):
         values = request.get_param_as_list(name) or []
-        chosen[name] = values[0] if values else None
+        # An empty one, as a form that was not filled in sends it, asks for nothing.
+        chosen[name] = (values[0] or None) if values else None
         if len(values) > 1:
             problems.append(FieldProblem(name, "is given more than once"))
     labels = [name for name in ("status", "source") if chosen[name] is not None]

@@ -1,0 +1,277 @@
+"""The HTTP interface as an OpenAPI 3.1 document, served at `/openapi.json`: every status, header and kind of answer."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from ingest.body import JSON, MULTIPART, URLENCODED
+from ingest.form import EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
+from ingest.problems import PROBLEM_JSON, TITLES
+from ingest.reads import LIMIT_MAX
+from ingest.repeats import KEY_HEADER, KEY_MAX
+from nigredo.api_keys import LEADS_READ
+
+Document = dict[str, Any]
+
+UUID = {"type": "string", "format": "uuid"}
+TIME = {"type": "string", "format": "date-time"}
+NULLABLE_TEXT = {"type": ["string", "null"]}
+HTML = {"schema": {"type": "string"}}
+
+
+def _object(properties: Document, *, required: tuple[str, ...] | None = None, closed: bool = True) -> Document:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties if required is None else required),
+        "additionalProperties": not closed,
+    }
+
+
+def _ref(kind: str, name: str) -> Document:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _problem(status: int, *headers: str, html: bool = True, others: Document | None = None) -> Document:
+    content = {PROBLEM_JSON: {"schema": _ref("schemas", "Problem")}} | ({"text/html": HTML} if html else {})
+    named = {name: _ref("headers", name) for name in ("X-Request-Id", *headers)}
+    return {"description": TITLES[status], "headers": named | (others or {}), "content": content}
+
+
+def _problems(*statuses: int) -> Document:
+    headers: dict[int, tuple[str, ...]] = {
+        401: ("WWW-Authenticate",),
+        404: ("Retry-After",),
+        429: ("Retry-After", "RateLimit", "RateLimit-Policy"),
+        503: ("Retry-After",),
+    }
+    return {str(status): _problem(status, *headers.get(status, ())) for status in statuses}
+
+
+FORM = _object(
+    {
+        "name": {"type": "string", "minLength": 1, "maxLength": NAME_MAX},
+        "email": {"type": "string", "format": "email", "maxLength": EMAIL_MAX},
+        "message": {"type": "string", "minLength": 1, "maxLength": MESSAGE_MAX},
+        "form_id": {"type": "string", "maxLength": LABEL_MAX, "description": "Which form it was."},
+        "source": {"type": "string", "maxLength": LABEL_MAX, "description": "Where the person came from."},
+        "_next": {"type": "string", "description": "Where a browser goes afterwards; its origin must be allowed."},
+        "_gotcha": {"type": "string", "description": "Filled in by programs only."},
+        "_seconds": {"type": ["string", "number"], "description": "How long it took to fill the form in."},
+    },
+    required=("name", "email", "message"),
+    closed=False,
+) | {
+    "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are kept with the lead. "
+    "Control characters are refused.",
+}
+LEAD = _object(
+    {
+        "id": UUID,
+        "name": {"type": "string"},
+        "email": {"type": "string"},
+        "message": {"type": "string"},
+        "extra": {"type": "object", "additionalProperties": {"type": "string"}},
+        "status": {"type": "string"},
+        "source": NULLABLE_TEXT,
+        "form_id": NULLABLE_TEXT,
+        "created_at": TIME,
+    }
+)
+TRAIL = _object(
+    {
+        "id": UUID,
+        "submission": {
+            "oneOf": [
+                {"type": "null"},
+                _object(
+                    {
+                        "verdict": {"enum": ["accepted", "released", "rate_limited", "spam", "duplicate"]},
+                        "reason": NULLABLE_TEXT,
+                        "submitted_at": TIME,
+                        "submission_partition": {"type": "integer"},
+                        "submission_offset": {"type": "integer"},
+                    }
+                ),
+            ]
+        },
+        "lead": {
+            "oneOf": [
+                {"type": "null"},
+                _object(
+                    {
+                        "created_at": TIME,
+                        "stored_at": TIME,
+                        "status": {"type": "string"},
+                        "lead_partition": {"type": "integer"},
+                        "lead_offset": {"type": "integer"},
+                    }
+                ),
+            ]
+        },
+        "deliveries": {
+            "type": "array",
+            "items": _object(
+                {
+                    "endpoint": {"type": "string"},
+                    "attempt": {"type": "integer", "minimum": 1},
+                    "sent_at": TIME,
+                    "success": {"type": "boolean"},
+                    "status_code": {"type": ["integer", "null"]},
+                    "error_message": NULLABLE_TEXT,
+                    "duration_ms": {"type": "integer"},
+                }
+            ),
+        },
+    }
+)
+PROBLEM = _object(
+    {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string"},
+        "id": UUID | {"description": "Of a 503: the lead's id, should the form have been taken all the same."},
+        "error": {"type": "string", "description": "Of a 429: `Too many requests`."},
+        "errors": {
+            "type": "array",
+            "items": _object({"field": {"type": "string"}, "detail": {"type": "string"}}),
+        },
+    },
+    required=("type", "title", "status", "detail", "request_id"),
+)
+HEALTH = _object({"status": {"enum": ["ok", "waiting"]}, "function": {"type": "string"}, "waiting_for": NULLABLE_TEXT})
+HEADERS: Document = {
+    "X-Request-Id": {"description": "This request in our logs.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
+    "RateLimit": {
+        "description": 'What the limit leaves: `"submissions";r=9;t=3600` (draft-ietf-httpapi-ratelimit-headers).',
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {"description": 'The limit: `"submissions";q=10;w=3600`.', "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to say who asks.", "schema": {"type": "string"}},
+    "ETag": {"description": "For If-None-Match.", "schema": {"type": "string"}},
+}
+
+
+def _json(schema: Document, *headers: str) -> Document:
+    return {
+        "description": "It is here.",
+        "headers": {name: _ref("headers", name) for name in ("X-Request-Id", *headers)},
+        "content": {JSON: {"schema": schema}},
+    }
+
+
+def _cached(schema: Document) -> Document:
+    return {"200": _json(schema, "ETag"), "304": {"description": "Not changed since."}}
+
+
+def _query(name: str, schema: Document, description: str) -> Document:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+LEAD_ID = {"name": "lead_id", "in": "path", "required": True, "schema": UUID}
+READ = {"security": [{"key": [LEADS_READ]}]}
+LABEL = {"type": "string", "minLength": 1, "maxLength": LABEL_MAX}
+
+POST_LEAD: Document = {
+    "operationId": "createLead",
+    "summary": "Take a form",
+    "description": "202 once Kafka has it, durably; 303 for a client that prefers HTML. The limit has the last word "
+    "behind the topic.",
+    "security": [],
+    "parameters": [
+        {
+            "name": KEY_HEADER,
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": KEY_MAX, "pattern": "^[!-~]+$"},
+            "description": "The same form under the same key is taken once.",
+        },
+        _query("utm_source", {"type": "string"}, "Where the person came from, as the page's address says."),
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": _ref("schemas", "Form")} for kind in (JSON, URLENCODED, MULTIPART)},
+    },
+    "responses": {
+        "202": {
+            "description": "Taken.",
+            "headers": {name: _ref("headers", name) for name in ("X-Request-Id", "RateLimit", "RateLimit-Policy")}
+            | {"Location": {"schema": {"type": "string"}}},
+            "content": {JSON: {"schema": _object({"id": UUID, "status": {"const": "accepted"}})}},
+        },
+        "303": {"description": "Taken.", "headers": {"Location": {"schema": {"type": "string"}}}},
+        **_problems(400, 403, 408, 413, 415, 422, 429, 500, 503),
+    },
+}
+PATHS: Document = {
+    "/api/leads": {
+        "post": POST_LEAD,
+        "get": {
+            "operationId": "listLeads",
+            "summary": "Leads, newest first",
+            **READ,
+            "parameters": [
+                _query("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": 20}, "How many."),
+                _query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
+                _query("status", LABEL, "Only those with this status."),
+                _query("source", LABEL, "Only those from there."),
+            ],
+            "responses": _cached(
+                _object({"items": {"type": "array", "items": _ref("schemas", "Lead")}, "next_cursor": NULLABLE_TEXT})
+            )
+            | _problems(401, 403, 422, 500, 503),
+        },
+    },
+    "/api/leads/{lead_id}": {
+        "get": {
+            "operationId": "getLead",
+            "summary": "One lead",
+            **READ,
+            "parameters": [LEAD_ID],
+            "responses": _cached(_ref("schemas", "Lead")) | _problems(401, 403, 404, 500, 503),
+        }
+    },
+    "/api/leads/{lead_id}/trail": {
+        "get": {
+            "operationId": "getTrail",
+            "summary": "What became of a submission",
+            **READ,
+            "parameters": [LEAD_ID],
+            "responses": _cached(_ref("schemas", "Trail")) | _problems(401, 403, 404, 500, 503),
+        }
+    },
+    "/health": {
+        "get": {
+            "operationId": "health",
+            "summary": "Whether forms can be taken now; `/health/ready` is the same",
+            "security": [],
+            "responses": {"200": _json(HEALTH), "503": _json(HEALTH)},
+        }
+    },
+    "/health/live": {
+        "get": {
+            "operationId": "alive",
+            "summary": "Whether the process answers, whatever Kafka does",
+            "security": [],
+            "responses": {"200": _json(_object({"status": {"const": "ok"}}))},
+        }
+    },
+}
+DOCUMENT: Document = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Nigredo",
+        "version": version("nigredo"),
+        "summary": "Captures leads and loses none",
+        "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    },
+    "paths": PATHS,
+    "components": {
+        "schemas": {"Form": FORM, "Lead": LEAD, "Trail": TRAIL, "Problem": PROBLEM},
+        "headers": HEADERS,
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "`nigredo keys create`"}},
+    },
+}
