@@ -71,7 +71,7 @@ class Leads:
                 description=settings.maintenance_text, retry_after=MAINTENANCE_RETRY_AFTER_S
             )
         form = parse_form(request.content_type, await self._body(request))
-        agent = _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
+        agent = user_agent(request)
         form = replace(form, source=form.source or source_of(request))
         taken = await self._intake.take(
             form, request.context.address, agent, key=request.get_header(KEY_HEADER), by_hand=from_browser(request)
@@ -267,6 +267,11 @@ def tell_allowance(response: Response, allowance: Allowance) -> None:
     response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
 
 
+def user_agent(request: Request) -> str | None:
+    """Return what the client says it is, without what cannot be stored, and cut."""
+    return _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
+
+
 def from_browser(request: Request) -> bool:
     """Say whether a browser sent this, by itself or for a script: all of them send Fetch Metadata, or want HTML."""
     return request.get_header("Sec-Fetch-Mode") is not None or prefers_html(request)
@@ -310,7 +315,7 @@ async def _rate_limited(request: Request, response: Response, error: RateLimited
         "rate limit exceeded",
         request_id=_request_id(request),
         ip_address=str(request.context.address),
-        user_agent=request.user_agent,
+        user_agent=user_agent(request),
     )
     tell_allowance(response, error.allowance)
     response.set_header("Retry-After", str(error.retry_after_s))

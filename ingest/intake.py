@@ -261,8 +261,9 @@ class Intake:
             for count in self._edge.untold(now):
                 try:
                     await self._publish_event(self._publisher, count, uuid4(), "lead.refused", now)
-                except NigredoError as error:
-                    log.warning("refusals are not counted", refused=count.count, error=str(error))
+                except Exception as error:
+                    # This task is the only one that tells of them: it does not end while the process lives.
+                    log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)
 
     async def check(self) -> str | None:
         """Return what keeps this process from taking forms; None when nothing does."""
