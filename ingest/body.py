@@ -71,7 +71,7 @@ def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
     for pair in pairs:
         raw_name, _, raw_value = pair.partition(b"=")
         try:
-            name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8").strip()
+            name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8")
         except UnicodeDecodeError:
             raise FormRefused(400, FieldProblem("body", "has a field name that is not UTF-8")) from None
         try:
@@ -91,7 +91,7 @@ def _multipart_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
     problems = []
     try:
         for part in _multipart.deserialize(io.BytesIO(body), content_type, len(body)):
-            name, data = (part.name or "").strip(), part.get_data()
+            name, data = part.name or "", part.get_data()
             if part.filename is not None:
                 if part.filename or data:
                     problems.append(FieldProblem(shown(name), "is a file, and files are not taken"))

@@ -76,7 +76,9 @@ def form_of(fields: Mapping[str, Any]) -> Form:
             if value.isprintable() and 0 < len(value.strip()) <= most:
                 # What nearly everybody types: no control, no line break, no half of a surrogate pair.
                 return value.strip()
-            value = _LINE_BREAKS.sub("\n", value).strip()
+            # A control character is one at the ends too, where it would be cut off.
+            value = _LINE_BREAKS.sub("\n", value)
+            value = value if _CONTROLS.search(value) else value.strip()
         if value is None or value == "":
             if needed:
                 problems.append(FieldProblem(name, "is missing"))

@@ -12,7 +12,7 @@ from uuid import UUID
 import falcon
 import falcon.asgi
 
-from ingest.form import FieldProblem, FormRefused, label
+from ingest.form import LABEL_MAX, FieldProblem, FormRefused, label
 from ingest.intake import Intake
 from ingest.reads import LIMIT_MAX, BadCursor, Reads, ReadsDown, lead_id_of
 from nigredo.api_keys import LEADS_READ, known
@@ -80,15 +80,19 @@ async def answer_page(request: Request, response: Response, reads: Reads) -> Non
     chosen: dict[str, str | None] = {}
     for name in ("limit", "cursor", "status", "source"):
         values = request.get_param_as_list(name) or []
-        # An empty one, as a form that was not filled in sends it, asks for nothing.
-        chosen[name] = (values[0] or None) if values else None
+        # An empty one, as a form that was not filled in sends it, asks for nothing; an empty number is none.
+        chosen[name] = (values[0] or (None if name != "limit" else "")) if values else None
         if len(values) > 1:
             problems.append(FieldProblem(name, "is given more than once"))
-    labels = [name for name in ("status", "source") if chosen[name] is not None]
-    problems += [FieldProblem(name, "is no label") for name in labels if label(chosen[name] or "") is None]
+    labels = {name: text for name in ("status", "source") if (text := chosen[name])}
+    problems += [FieldProblem(name, "is too long") for name, text in labels.items() if len(text) > LABEL_MAX]
     limit = _limit(chosen["limit"], problems)
     if problems:
         raise FormRefused(422, *problems)
+    if any(label(text) is None for text in labels.values()):
+        # No lead has such a label, and the database could not even be asked for one with a NUL in it.
+        answer_cached(request, response, {"items": [], "next_cursor": None})
+        return
     try:
         items, more = await reads.page(
             limit=limit, cursor=chosen["cursor"], status=chosen["status"], source=chosen["source"]

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ingest.body import JSON, MULTIPART, URLENCODED
-from ingest.form import EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
+from ingest.form import EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_NAME_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
 from ingest.problems import PROBLEM_JSON, TITLES
 from ingest.reads import LIMIT_MAX
 from ingest.repeats import KEY_HEADER, KEY_MAX
@@ -49,20 +49,40 @@ def _problems(*statuses: int) -> Document:
     return {str(status): _problem(status, *headers.get(status, ())) for status in statuses}
 
 
+CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f"
+BREAKS = r"\t\n\r\u2028\u2029"
+SPACES = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What is cut off at both ends of a field."""
+TEXT = {"type": "string", "pattern": f"^[^{CONTROLS}]*$"}
+LINE = {"type": "string", "pattern": f"^[{SPACES}]*[^{CONTROLS}{BREAKS}]*[{SPACES}]*$"}
+NEEDED_TEXT = {"type": "string", "pattern": f"^[^{CONTROLS}]*[^{CONTROLS}{SPACES}][^{CONTROLS}]*$"}
+NEEDED_LINE = {
+    "type": "string",
+    "pattern": f"^[{SPACES}]*[^{CONTROLS}{SPACES}][^{CONTROLS}{BREAKS}]*[{SPACES}]*$",
+}
 FORM = _object(
     {
-        "name": {"type": "string", "minLength": 1, "maxLength": NAME_MAX},
+        "name": NEEDED_LINE | {"maxLength": NAME_MAX},
         "email": {"type": "string", "format": "email", "maxLength": EMAIL_MAX},
-        "message": {"type": "string", "minLength": 1, "maxLength": MESSAGE_MAX},
-        "form_id": {"type": "string", "maxLength": LABEL_MAX, "description": "Which form it was."},
-        "source": {"type": "string", "maxLength": LABEL_MAX, "description": "Where the person came from."},
-        "_next": {"type": "string", "description": "Where a browser goes afterwards; its origin must be allowed."},
-        "_gotcha": {"type": "string", "description": "Filled in by programs only."},
-        "_seconds": {"type": ["string", "number"], "description": "How long it took to fill the form in."},
+        "message": NEEDED_TEXT | {"maxLength": MESSAGE_MAX},
+        "form_id": LINE | {"type": ["string", "null"], "maxLength": LABEL_MAX, "description": "Which form it was."},
+        "source": LINE
+        | {"type": ["string", "null"], "maxLength": LABEL_MAX, "description": "Where the person came from."},
+        "_next": {"description": "Where a browser goes afterwards; its origin must be allowed."},
+        "_gotcha": {"description": "Filled in by programs only."},
+        "_seconds": {"description": "How long it took to fill the form in; what is no number counts for nothing."},
     },
     required=("name", "email", "message"),
     closed=False,
 ) | {
+    "propertyNames": {"minLength": 1, "maxLength": EXTRA_NAME_MAX} | LINE,
+    "additionalProperties": {
+        "anyOf": [
+            {"maxLength": EXTRA_VALUE_MAX} | TEXT,
+            {"type": ["number", "boolean", "null"]},
+            {"type": "array", "items": TEXT},
+        ]
+    },
     "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are kept with the lead. "
     "Control characters are refused.",
 }
@@ -174,7 +194,7 @@ def _query(name: str, schema: Document, description: str) -> Document:
 
 LEAD_ID = {"name": "lead_id", "in": "path", "required": True, "schema": UUID}
 READ = {"security": [{"key": [LEADS_READ]}]}
-LABEL = {"type": "string", "minLength": 1, "maxLength": LABEL_MAX}
+LABEL = NULLABLE_TEXT | {"maxLength": LABEL_MAX}
 
 POST_LEAD: Document = {
     "operationId": "createLead",
@@ -186,7 +206,7 @@ POST_LEAD: Document = {
         {
             "name": KEY_HEADER,
             "in": "header",
-            "schema": {"type": "string", "minLength": 1, "maxLength": KEY_MAX, "pattern": "^[!-~]+$"},
+            "schema": {"type": "string", "minLength": 1, "maxLength": KEY_MAX, "pattern": "^[ -~]*[!-~][ -~]*$"},
             "description": "The same form under the same key is taken once.",
         },
         _query("utm_source", {"type": "string"}, "Where the person came from, as the page's address says."),
@@ -215,9 +235,9 @@ PATHS: Document = {
             **READ,
             "parameters": [
                 _query("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": 20}, "How many."),
-                _query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
-                _query("status", LABEL, "Only those with this status."),
-                _query("source", LABEL, "Only those from there."),
+                _query("cursor", NULLABLE_TEXT, "`next_cursor` of the page before; empty for the first."),
+                _query("status", LABEL, "Only those with this status; empty for all."),
+                _query("source", LABEL, "Only those from there; empty for all."),
             ],
             "responses": _cached(
                 _object({"items": {"type": "array", "items": _ref("schemas", "Lead")}, "next_cursor": NULLABLE_TEXT})

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,7 +116,8 @@ class Stack:
 
 def any_client() -> str:
     """Return an address in an IPv6 network that no other test uses (RFC 3849: for documentation)."""
-    return f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"
+    # In the form in which it is stored: without leading zeros.
+    return str(ip_address(f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"))
 
 
 def run_nigredo(*arguments: str, environment: Mapping[str, str] | None = None) -> Command:

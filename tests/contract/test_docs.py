@@ -50,7 +50,15 @@ def test_every_command_that_is_named_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_that_is_named_exists(document: Path) -> None:
     known = {field.metadata["name"] for field in fields(Settings)}
-    known |= {"NIGREDO_HOME", "NIGREDO_URL", "NIGREDO_CACHE", "NIGREDO_TEST_HOME", "NIGREDO_TEST_STACK", "NIGREDO_PORT"}
+    known |= {
+        "NIGREDO_HOME",
+        "NIGREDO_URL",
+        "NIGREDO_TOKEN",
+        "NIGREDO_CACHE",
+        "NIGREDO_TEST_HOME",
+        "NIGREDO_TEST_STACK",
+        "NIGREDO_PORT",
+    }
     for name in re.findall(
         r"\b((?:NIGREDO|WEBHOOK|KAFKA|INGEST|RATE|DB|TOPIC|SCHEMA)_[A-Z_]+)\b", document.read_text()
     ):

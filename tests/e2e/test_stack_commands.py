@@ -56,12 +56,20 @@ def test_env_makes_psql_work_without_a_password_in_sight(stack: Stack) -> None:
 
 
 def test_secrets_are_in_no_argument_list_and_no_log(stack: Stack) -> None:
-    secrets = [path.read_text().strip() for path in (stack.home.dir / "secrets").iterdir() if path.name != "pgpass"]
+    names = (
+        "api-key",
+        "database-admin",
+        "database-apicurio",
+        "database-nigredo_app",
+        "idempotency",
+        "webhook-fibonacci",
+    )
+    secrets = [stack.home.secret(name) for name in names]
     supervisor = psutil.Process(int((stack.home.dir / "run" / "owner").read_text()))
     arguments = [" ".join(process.cmdline()) for process in [supervisor, *supervisor.children(recursive=True)]]
     logs = [log.read_text(errors="replace") for log in (stack.home.dir / "logs").glob("*.log")]
 
-    assert len(secrets) == 4
+    assert all(secrets)
     assert not [text for text in arguments + logs for secret in secrets if secret in text]
     for path in (stack.home.dir / "secrets").iterdir():
         assert path.stat().st_mode & 0o077 == 0
