@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from nigredo import metrics
+from nigredo.telemetry import get_logger
+
+log = get_logger()
 
 
 class Health:
@@ -34,12 +42,16 @@ class Health:
 
 
 class HealthServer:
-    """Serves `/health`, `/health/live` and `/health/ready` from a thread, beside whatever the process does.
+    """Serves `/health`, `/health/live`, `/health/ready` and `/metrics` from a thread, beside what the process does.
 
     A thread and not the event loop: a loop that hangs must not take the answer about it away.
     """
 
-    def __init__(self, health: Health, host: str, port: int) -> None:
+    def __init__(
+        self, health: Health, host: str, port: int, exposition: Callable[[], bytes] = metrics.exposition
+    ) -> None:
+        """exposition: returns what `/metrics` tells; this process's own numbers unless others are to be told."""
+
         class Handler(BaseHTTPRequestHandler):
             timeout = 5
 
@@ -51,13 +63,22 @@ class HealthServer:
                     status = "ok" if reason is None else "waiting"
                     body = {"status": status, "function": health.function, "waiting_for": reason}
                     self._answer(200 if reason is None else 503, body)
+                elif self.path == "/metrics":
+                    try:
+                        self._send(200, CONTENT_TYPE_PLAIN_0_0_4, exposition())
+                    except Exception as error:
+                        # Else the scraper sees a broken connection, and nobody why.
+                        log.error("the metrics cannot be told", error=type(error).__name__)
+                        self._answer(500, {"status": "the metrics cannot be told"})
                 else:
                     self._answer(404, {"status": "unknown path"})
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:
-                content = json.dumps(body).encode()
+                self._send(status, "application/json", json.dumps(body).encode())
+
+            def _send(self, status: int, content_type: str, content: bytes) -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
