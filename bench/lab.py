@@ -116,7 +116,8 @@ class Lab:
         port = free_port()
         settings = self.home.part_environment(os.environ, "bench") | {
             "NIGREDO_STATE_DIR": str(self.home.dir / "state" / f"bench-{name}{instance}"),
-            "HEALTH_PORT": str(port),
+            # Ingest tells of its health where it takes forms, and of its metrics elsewhere.
+            "HEALTH_PORT": str(free_port() if name == "ingest" else port),
             "INGEST_PORT": str(port),
         }
         command = [sys.executable, "-m", "nigredo.cli", "run", name]

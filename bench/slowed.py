@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nigredo.cli import main as nigredo
+from nigredo.cli import load_commands, nigredo
 
 TARGETS: Mapping[str, tuple[str, str, str]] = {
     "encoder": ("schemas.codec", "Codec", "encode"),
@@ -37,7 +37,9 @@ def _twice(function: Callable[..., Any]) -> Callable[..., Any]:
     return twice
 
 
-if __name__ == "__main__":
+# A worker of ingest begins as a new program, which runs this file under the second name first.
+if __name__ in ("__main__", "__mp_main__"):
     slow_down(sys.argv[1])
-    sys.argv = ["nigredo", "run", sys.argv[2]]
-    nigredo()
+if __name__ == "__main__":
+    load_commands()
+    sys.exit(nigredo(["run", sys.argv[2]], standalone_mode=False))

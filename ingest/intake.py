@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from ingest.edge import Edge
 from ingest.form import Form
 from ingest.repeats import Repeats
+from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
 from nigredo.control import Control, ControlKeeper
@@ -37,6 +38,7 @@ RECENT_ACK_S = 5.0
 PROBE_TIMEOUT_S = 1.0
 LOAD_EVERY_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
+MEASURE_EVERY_S = 1.0
 SECRET_LEAST = 24
 
 
@@ -66,6 +68,8 @@ class Taken:
 
     lead_id: UUID
     allowance: Allowance
+    outcome: str
+    """What the limiter will most likely say of it; one that is never accepted looks to its sender as if it were."""
 
 
 class RateLimited(NigredoError):
@@ -114,7 +118,7 @@ class Intake:
 
     def open(self) -> None:
         """Begin to connect; the server answers meanwhile, and is not ready until it is done."""
-        self._tasks = [asyncio.create_task(self._open()), asyncio.create_task(self._tell_refusals())]
+        self._tasks = [asyncio.create_task(task) for task in (self._open(), self._tell_refusals(), self._measure())]
 
     async def _open(self) -> None:
         config = producer_config(
@@ -190,7 +194,7 @@ class Intake:
             allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
             self._keep(publisher, submission)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
-            return Taken(first.lead_id, allowance)
+            return Taken(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)
         allowance = Allowance.of(verdict, submission, submission.taken_at)
         if verdict.outcome == RATE_LIMITED:
@@ -200,7 +204,7 @@ class Intake:
             raise RateLimited(allowance, retry_after_s)
         if verdict.outcome == SPAM and not edge.refused(submission, submission.taken_at):
             # So much of it came from there that only the number is kept; the program is not told.
-            return Taken(submission.id, allowance)
+            return Taken(submission.id, allowance, verdict.outcome)
         counts = verdict.outcome == ACCEPTED and not submission.exempt
         own = edge.accepted(submission, submission.taken_at) if counts else None
         try:
@@ -213,7 +217,7 @@ class Intake:
             raise
         if own is not None:
             own.offset = position.offset
-        return Taken(submission.id, allowance)
+        return Taken(submission.id, allowance, verdict.outcome)
 
     async def _acknowledged(self, lead_id: UUID, acknowledged: asyncio.Future[Position]) -> Position:
         try:
@@ -264,6 +268,13 @@ class Intake:
                 except Exception as error:
                     # This task is the only one that tells of them: it does not end while the process lives.
                     log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)
+
+    async def _measure(self) -> None:
+        """Tell now and then what a request would only slow down to tell."""
+        while True:
+            metrics.INGEST_IN_FLIGHT.of().set(0 if self._publisher is None else self._publisher.in_flight)
+            metrics.EDGE_NETWORKS.of().set(0 if self._edge is None else self._edge.networks)
+            await asyncio.sleep(MEASURE_EVERY_S)
 
     async def check(self) -> str | None:
         """Return what keeps this process from taking forms; None when nothing does."""

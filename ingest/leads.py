@@ -15,6 +15,7 @@ import falcon.asgi
 from ingest.form import LABEL_MAX, FieldProblem, FormRefused, label
 from ingest.intake import Intake
 from ingest.reads import LIMIT_MAX, BadCursor, Reads, ReadsDown, lead_id_of
+from nigredo import metrics
 from nigredo.api_keys import LEADS_READ, known
 
 Request = falcon.asgi.Request
@@ -51,6 +52,7 @@ def authorize(request: Request, intake: Intake, scope: str) -> None:
     scheme, _, text = (request.get_header("Authorization") or "").partition(" ")
     key = known(text.strip(), intake.control.api_keys) if scheme.lower() == "bearer" else None
     if key is None:
+        metrics.AUTH_FAILURES.of().inc()
         raise falcon.HTTPUnauthorized(description="Send an API key: Authorization: Bearer ngd_…", challenges=CHALLENGE)
     if scope not in key.scopes:
         raise falcon.HTTPForbidden(description=f"This key does not have the scope {scope}.")

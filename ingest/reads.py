@@ -14,7 +14,7 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import dict_row
 
-from nigredo.db import Pool, describe
+from nigredo.db import Pool, count_failure, describe
 from nigredo.errors import DependencyDown
 
 DEADLINE_S = 5.0
@@ -92,8 +92,10 @@ class Reads:
                     found.append(await cursor.fetchall())
                 return found
         except TimeoutError as error:
+            count_failure(self._pool, error)
             raise ReadsDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed) as error:
+            count_failure(self._pool, error)
             raise ReadsDown(describe(error)) from error
 
 

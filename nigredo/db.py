@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from nigredo import metrics
 from nigredo.settings import Settings
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 STATEMENT_TIMEOUT_S = 30.0
 """No statement of the product's own takes this long; one that does holds locks that others wait for."""
+
+LOST = ("080", "57P")
+"""How the SQLSTATEs begin of a connection that broke, and of a server that stops, crashed or does not let one in."""
+
+
+class _Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection whose failed attempts are counted: the pool tries again by itself and tells nobody."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """Connect as psycopg does."""
+        try:
+            return await super().connect(conninfo, **options)
+        except psycopg.OperationalError:
+            metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
+            raise
 
 
 def make_pool(settings: Settings, component: str, *, size_max: int | None = None) -> Pool:
@@ -22,6 +41,7 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
     """
     return AsyncConnectionPool(
         settings.database_url,
+        connection_class=_Connection,
         kwargs={
             "application_name": settings.function(component),
             "connect_timeout": max(1, round(settings.db_pool_timeout_s)),
@@ -40,6 +60,14 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
         check=AsyncConnectionPool.check_connection,
         open=False,
     )
+
+
+def count_failure(pool: Pool, error: Exception) -> None:
+    """Count what went wrong with a connection of the pool, or with getting one; a statement's own errors are not."""
+    lost = isinstance(error, psycopg.OperationalError) and (error.sqlstate is None or error.sqlstate[:3] in LOST)
+    if lost or isinstance(error, TimeoutError):
+        options = pool.kwargs if isinstance(pool.kwargs, dict) else {}
+        metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
 
 
 def describe(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.errors import RecordRefused
 from nigredo.kafka import Publisher
@@ -41,3 +42,4 @@ async def park(publisher: Publisher, codec: Codec, function: str, record: Record
         told = f"{letter.error} (a value of {len(record.value or b'')} bytes is left out: too large)"
         small = replace(letter, error=told, value=None, headers=())
         await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, small))
+    metrics.RECORDS_PARKED.of(reason).inc()

@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from nigredo import metrics
+from nigredo.errors import ConfigurationError
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -48,18 +49,22 @@ class HealthServer:
     """
 
     def __init__(
-        self, health: Health, host: str, port: int, exposition: Callable[[], bytes] = metrics.exposition
+        self, health: Health | None, host: str, port: int, exposition: Callable[[], bytes] = metrics.exposition
     ) -> None:
-        """exposition: returns what `/metrics` tells; this process's own numbers unless others are to be told."""
+        """health: None where another listener tells whether the process is ready.
+
+        exposition: returns what `/metrics` tells; this process's own numbers unless others are to be told.
+        Raises ConfigurationError when nothing can listen there.
+        """
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 5
 
             def do_GET(self) -> None:
-                reason = health.waiting_for
                 if self.path == "/health/live":
                     self._answer(200, {"status": "ok"})
-                elif self.path in ("/health", "/health/ready"):
+                elif self.path in ("/health", "/health/ready") and health is not None:
+                    reason = health.waiting_for
                     status = "ok" if reason is None else "waiting"
                     body = {"status": status, "function": health.function, "waiting_for": reason}
                     self._answer(200 if reason is None else 503, body)
@@ -86,7 +91,10 @@ class HealthServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Stay silent: a probe every second is not news."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise ConfigurationError(f"HEALTH_PORT: {port} cannot be listened on ({error.strerror})") from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 

@@ -128,6 +128,11 @@ class Publisher:
             self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue)
         return future
 
+    @property
+    def in_flight(self) -> int:
+        """How many records wait for their acknowledgement."""
+        return len(self._pending)
+
     def probe(self, topic: str, timeout_s: float) -> None:
         """Ask the broker about a topic; blocks, for a thread. Raises DependencyDown when it does not answer."""
         try:

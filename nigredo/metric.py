@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import product
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -97,6 +97,12 @@ class Metric(Generic[Kind]):
         if self._metric is not None and self._first is None:
             for child in product(*(sorted(k) if at != position else [value] for at, k in enumerate(self._known))):
                 self.of(*child)
+
+    def keep(self, children: Collection[Child]) -> None:
+        """Leave out all other children: those of what this process has nothing to do with any more."""
+        for child in set(self._children) - set(children):
+            del self._children[child]
+            self._made().remove(*child)
 
     def _made(self) -> Kind:
         with self._making:

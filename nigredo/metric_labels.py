@@ -32,7 +32,8 @@ STATUSES = (
     *("200", "202", "303", "304", "400", "401", "403", "404", "405", "408", "409", "413", "415", "422", "429"),
     *("500", "503", MAINTENANCE),
 )
-DB_COMPONENTS: Mapping[str, Sequence[str]] = {INGEST: (CREATE, LIST, GET), PERSISTER: (PERSISTER,)}
+POOLS: Mapping[str, str] = {INGEST: CREATE, PERSISTER: PERSISTER}
+"""Whose name a process's connections to PostgreSQL have."""
 FIRST_STATUSES: Mapping[tuple[str, str], Sequence[str]] = {
     ("/api/leads", "POST"): ("202", "303", "403", "422", "429", "500", "503", MAINTENANCE),
     ("/api/leads", "GET"): ("200", "401", "500", "503"),
@@ -79,8 +80,8 @@ def first_of(**processes: Sequence[str]) -> Callable[[str, Settings], Iterable[C
 
 
 def first_db_errors(process: str, settings: Settings) -> Iterable[Child]:
-    """Return the functions whose connections are a process's own."""
-    return ((settings.function(component),) for component in DB_COMPONENTS[process])
+    """Return the name of a process's connections."""
+    return [(settings.function(POOLS[process]),)]
 
 
 def endpoints(_: Settings) -> Sequence[str]:

@@ -64,7 +64,7 @@ LEAD_SUBMISSIONS = Metric(
     processes=[known.INGEST],
     labels={
         "source": lambda settings: (*settings.metric_sources, known.NONE, OTHER),
-        "outcome": ("accepted", "duplicate", "spam", "rate_limited", "failed"),
+        "outcome": ("accepted", "repeated", "duplicate", "spam", "rate_limited", "failed"),
     },
 )
 RATE_LIMIT_HITS = Metric(
@@ -142,7 +142,7 @@ DB_CONNECTION_ERRORS = Metric(
     unit="errors",
     answers="Is the database away, or the pool too small?",
     processes=[known.INGEST, known.PERSISTER],
-    labels={"function": known.functions(known.CREATE, known.LIST, known.GET, known.PERSISTER)},
+    labels={"function": known.functions(*known.POOLS.values())},
     first=known.first_db_errors,
 )
 VERDICTS = Metric(

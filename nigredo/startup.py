@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.settings import Settings
@@ -30,6 +31,7 @@ def run_process(component: str, serve: Callable[[Settings], None]) -> int:
         print(f"nigredo: {error}", file=sys.stderr)  # noqa: T201 - nothing is logged before this
         return 2
     configure_logging(settings.function(component))
+    metrics.start(component, settings)
     try:
         serve(settings)
     except NigredoError as error:

@@ -25,6 +25,7 @@ from nigredo.health import Health
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.telemetry import get_logger
+from processors.measuring import count_batch, tell_lag
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event
 from schemas.registry import RegistryUnavailable
@@ -164,6 +165,7 @@ class InOrder:
             try:
                 await asyncio.to_thread(self._reader.partitions, self._topics[0])
                 await self._seek_again()
+                tell_lag(self._app.consumer, self._next)
                 if away:
                     away = False
                     self._tell_ready()
@@ -293,6 +295,7 @@ class InOrder:
             if ours:
                 decoded = await self._decode([_record(event) for event in ours], lambda: epoch == self._epoch)
                 await self._until_done(decoded, lambda: epoch == self._epoch)
+                count_batch([event.message.topic for event in ours])
                 for event in ours:
                     self._to_commit[event.message.tp] = event.message.offset + 1
                 await self._commit_soon()

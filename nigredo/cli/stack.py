@@ -17,7 +17,7 @@ from nigredo.cli.output import Context, download_progress, with_context
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
 from nigredo.stack import control
-from nigredo.stack.home import Home, postgres_bin
+from nigredo.stack.home import PORTS, Home, postgres_bin
 
 CONTROL_DEADLINE_S = 5.0
 ACTION_DEADLINE_S = 150.0
@@ -25,7 +25,7 @@ ACTION_DEADLINE_S = 150.0
 
 @click.command()
 @click.option("--detach", is_flag=True, help="Return once everything is ready, and leave it running")
-@click.option("--port-base", type=int, default=None, help="First of ten ports that follow each other [8080]")
+@click.option("--port-base", type=int, default=None, help=f"First of {len(PORTS)} ports that follow each other [8080]")
 @click.option("--sample", is_flag=True, help="Once ready, submit a sample lead and show its way")
 @click.option(
     "--external", default="", help="Parts that you run yourself at this stack's ports: kafka,registry,postgres"

@@ -43,7 +43,7 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
         [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "run", name],
         home.part_environment(environment, name),
         lambda: http_waiting_for(port, "/health/ready"),
-        ports=(port,),
+        ports=tuple({port, home.health_port(name) or port}),
         url=home.url(name) if name in ("ingest", "fibonacci") else None,
         grace_s=OWN_GRACE_S,
     )

@@ -28,6 +28,7 @@ PORTS = (
     "rate-limiter",
     "persister",
     "webhook-sender",
+    "ingest-metrics",
 )
 """A stack's ports follow each other in this order, beginning with the port base."""
 DATABASE = "fibonacci"
@@ -80,6 +81,14 @@ class Home:
         """Return the port of a part."""
         return self.port_base + PORTS.index(name)
 
+    def health_port(self, part: str) -> int | None:
+        """Return where a process tells of its health and its metrics; None where it does not.
+
+        Ingest's own port is for everybody and tells its health there; its metrics are on another one.
+        """
+        name = f"{part}-metrics" if f"{part}-metrics" in PORTS else part
+        return self.port(name) if name in PORTS else None
+
     def secret(self, name: str) -> str:
         """Return a secret's text."""
         return (self.dir / "secrets" / name).read_text(encoding="utf-8").strip()
@@ -116,7 +125,7 @@ class Home:
             "WEBHOOK_SECRET_FILE": str(self.dir / "secrets" / "webhook-fibonacci"),
             "IDEMPOTENCY_SECRET_FILE": str(self.dir / "secrets" / "idempotency"),
             "HEALTH_HOST": "127.0.0.1",
-            "HEALTH_PORT": str(self.port(part)) if part in PORTS else "0",
+            "HEALTH_PORT": str(self.health_port(part) or 0),
         }
 
     def user_environment(self) -> dict[str, str]:
@@ -124,6 +133,7 @@ class Home:
         return {
             "NIGREDO_HOME": str(self.dir),
             "NIGREDO_URL": self.url("ingest"),
+            "NIGREDO_METRICS": self.url("ingest-metrics") + "/metrics",
             "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
             "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
             "DATABASE_URL": self.conninfo("admin"),

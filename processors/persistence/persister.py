@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from nigredo import metrics
+from nigredo.clock import utc_now
 from nigredo.db import Pool, make_pool
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
@@ -20,7 +22,7 @@ from processors.in_order import Decoded, Stale, decode
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
 from schemas.codec import Codec
-from schemas.events import Event
+from schemas.events import Event, Lead
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS
 
 COMPONENT = "persister"
@@ -100,6 +102,10 @@ class Persister:
         if not still_ours():
             raise Stale
         self._stored.update(ends)
+        now = utc_now()
+        for _, event in records:
+            if isinstance(event, Lead):
+                metrics.END_TO_END.of("persisted").observe((now - event.taken_at).total_seconds())
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Put a record that can never be stored aside. Raises DependencyDown."""

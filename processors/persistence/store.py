@@ -12,7 +12,7 @@ import psycopg
 import psycopg_pool
 from psycopg.types.json import Jsonb
 
-from nigredo.db import STATEMENT_TIMEOUT_S, Pool, describe
+from nigredo.db import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
 from nigredo.errors import DependencyDown, RecordRefused
 from processors.in_order import Stale
 from processors.persistence.rows import Row, Rows
@@ -65,8 +65,10 @@ class Store:
                 row = await cursor.fetchone()
                 return None if row is None else int(row[0])
         except TimeoutError as error:
+            count_failure(self._pool, error)
             raise DependencyDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
+            count_failure(self._pool, error)
             raise DependencyDown(describe(error)) from error
 
     async def write(self, rows: Rows, progress: Sequence[Progress]) -> None:
@@ -91,10 +93,12 @@ class Store:
                 if attempt == TRANSACTION_TRIES:
                     raise DependencyDown(describe(error)) from error
             except TimeoutError as error:
+                count_failure(self._pool, error)
                 raise DependencyDown("Connection timeout: the database does not answer") from error
             except NEVER as error:
                 raise RecordRefused("refused_by_database", describe(error)) from None
             except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
+                count_failure(self._pool, error)
                 raise DependencyDown(describe(error)) from error
 
     async def _move(self, connection: psycopg.AsyncConnection[Any], step: Progress) -> None:

@@ -13,6 +13,8 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+from nigredo import metrics
+from nigredo.clock import utc_now
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown, RecordRefused, StartRefused
 from nigredo.groups import commit_offsets
@@ -23,7 +25,7 @@ from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
-from nigredo.window import ACCEPTED, REPEATED, Verdict, count_refusals, forgettable, judge, reset
+from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, Verdict, count_refusals, forgettable, judge, reset
 from processors.in_order import Decoded, Stale, decode
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event, Lead, LimitReset, RateLimitState, RefusalCount, Rejection, Submission
@@ -115,6 +117,7 @@ class Limiter:
         """Judge a batch and return once leads, rejections and windows are in Kafka."""
         changed: dict[tuple[int, str], RateLimitState] = {}
         outputs: list[tuple[str, Lead | Rejection]] = []
+        judged: list[tuple[Event, Lead | Rejection | None]] = []
         for record, event in records:
             if not isinstance(event, Submission | LimitReset | RefusalCount):
                 continue
@@ -123,6 +126,7 @@ class Limiter:
             if state is not None and record.offset <= state.input_offset:
                 continue
             after, output = _decide(state, event, record)
+            judged.append((event, output))
             if after is not None:
                 changed[key] = after
             if output is not None:
@@ -133,6 +137,22 @@ class Limiter:
         for (partition, network), state in changed.items():
             self._windows[partition][network] = state
         self._forget({record.partition: record.timestamp for record, _ in records}, max(FORGET_MIN, 2 * len(records)))
+        self._count(judged)
+
+    def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
+        now = utc_now()
+        for event, output in judged:
+            if isinstance(event, LimitReset):
+                metrics.LIMIT_RESETS.of().inc()
+            if not isinstance(event, Submission):
+                continue
+            outcome = REPEATED if output is None else ACCEPTED if isinstance(output, Lead) else output.reason
+            metrics.VERDICTS.of(outcome).inc()
+            metrics.END_TO_END.of("judged").observe((now - event.taken_at).total_seconds())
+            if outcome == RATE_LIMITED and event.edge_verdict is None:
+                # The edge counted those that it refused itself.
+                metrics.RATE_LIMIT_HITS.of().inc()
+        metrics.LIMITER_NETWORKS.of().set(sum(map(len, self._windows.values())))
 
     def _publish_output(self, topic: str, event: Lead | Rejection) -> asyncio.Future[Position]:
         kind = "lead.created" if isinstance(event, Lead) else "lead.rejected"

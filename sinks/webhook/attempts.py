@@ -7,6 +7,7 @@ from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
+from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
@@ -19,6 +20,7 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Lead, WebhookDead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD
+from sinks.webhook.counting import count_attempt
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.endpoint import COMPONENT, ENDPOINT
 from sinks.webhook.retry import DELIVERED, REFUSED
@@ -68,6 +70,7 @@ class AttemptLog:
             partition=record.partition,
             offset=record.offset,
         )
+        count_attempt(ENDPOINT, lead, attempt)
         await self._publish(DELIVERIES, told, partition=record.partition)
 
     async def bury(self, lead: Lead, record: Record, number: int, attempt: Attempt) -> None:
@@ -83,6 +86,7 @@ class AttemptLog:
             lead_partition=record.partition,
             lead_offset=record.offset,
         )
+        metrics.WEBHOOK_DEAD_LEADS.of(ENDPOINT, dead.reason).inc()
         await self._publish(WEBHOOK_DEAD, dead)
 
     def delivered_since(self, partition: int, since: datetime) -> dict[UUID, None]:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import from_ms, utc_now
 from nigredo.dead_letters import park
@@ -295,6 +296,7 @@ class Worker:
         with self._lock:
             if self._partitions.get(record.partition) is partition:
                 partition.watermark.finish(record.offset)
+                metrics.RECORDS_HANDLED.of(LEADS).inc()
                 partition.begun.pop(record.offset, None)
 
     async def _deliver(self, record: Record, partition: Partition) -> bool:
