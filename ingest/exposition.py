@@ -32,17 +32,28 @@ def shared_folder(parent: Path) -> Iterator[Path]:
     its lock is free.
     """
     parent.mkdir(parents=True, exist_ok=True)
+    at_work = os.open(parent, os.O_RDONLY)
+    try:
+        # One at a time: a folder is not locked yet when it was just made.
+        fcntl.flock(at_work, fcntl.LOCK_EX)
+        _remove_left(parent)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        lock = (folder / LOCK).open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(at_work)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _remove_left(parent: Path) -> None:
     for left in parent.iterdir():
         with suppress(OSError), (left / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        with (folder / LOCK).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Exposition:
@@ -95,12 +106,14 @@ class _Processes:
         resident = virtual = files = files_max = 0
         for process in (own, *own.children()):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                memory, times = process.memory_info(), process.cpu_times()
+                if process.pid != os.getpid():
+                    # First: one that ended, and was not waited for yet, still tells this much.
+                    times = process.cpu_times()
+                    cpu_s += times.user + times.system
+                memory = process.memory_info()
                 opened, most = process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[0]
                 resident, virtual = resident + memory.rss, virtual + memory.vms
                 files, files_max = files + opened, files_max + most
-                if process.pid != os.getpid():
-                    cpu_s += times.user + times.system
         yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time spent in seconds.", cpu_s)
         yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size in bytes.", resident)
         yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size in bytes.", virtual)

@@ -289,7 +289,7 @@ WEBHOOK_DEAD_LEADS = Metric(
 WEBHOOK_OLDEST_UNDELIVERED_AGE = Metric(
     prometheus.Gauge,
     "nigredo_webhook_oldest_undelivered_age_seconds",
-    "Age of the oldest lead in hand that the receiver does not have; 0 when there is none",
+    "Time since the oldest lead that the receiver does not have was taken in hand; 0 when there is none",
     unit="seconds",
     answers="Since when does the receiver not get its leads? Stays up while the breaker makes failures stop.",
     processes=[known.SENDER],

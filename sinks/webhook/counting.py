@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
+from confluent_kafka import Consumer, TopicPartition
+
 from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.metric import OTHER
 from schemas.events import Lead
+from schemas.topics import LEADS
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.retry import DELIVERED
 
@@ -18,6 +24,20 @@ def count_attempt(endpoint: str, lead: Lead, attempt: Attempt) -> None:
         metrics.END_TO_END.of("delivered").observe((utc_now() - lead.taken_at).total_seconds())
     else:
         metrics.WEBHOOK_FAILURE.of(endpoint, reason_of(attempt)).inc()
+
+
+def tell_open(consumer: Consumer, following: Mapping[int, int], endpoint: str, oldest: datetime | None) -> None:
+    """Tell what is left to do: by partition, by what the last fetch saw of its end, and since when.
+
+    following: the first offset of each assigned partition that is not done. oldest: since when the oldest is in hand.
+    """
+    metrics.CONSUMER_LAG.keep([(LEADS, str(partition)) for partition in following])
+    for partition, offset in following.items():
+        marks = consumer.get_watermark_offsets(TopicPartition(LEADS, partition), cached=True)
+        if marks is not None and marks[1] >= 0:
+            metrics.CONSUMER_LAG.of(LEADS, str(partition)).set(max(0, marks[1] - offset))
+    age_s = 0.0 if oldest is None else (utc_now() - oldest).total_seconds()
+    metrics.WEBHOOK_OLDEST_UNDELIVERED_AGE.of(endpoint).set(age_s)
 
 
 def reason_of(attempt: Attempt) -> str:

@@ -32,8 +32,9 @@ from schemas.events import Event, Lead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD
 from sinks.webhook.attempts import AttemptLog
+from sinks.webhook.counting import tell_open
 from sinks.webhook.delivery import Deliverer
-from sinks.webhook.endpoint import COMPONENT, ensure_begun
+from sinks.webhook.endpoint import COMPONENT, ENDPOINT, ensure_begun
 from sinks.webhook.request import read_secrets
 from sinks.webhook.retry import after
 from sinks.webhook.watermark import Watermark
@@ -247,6 +248,10 @@ class Worker:
             if time.monotonic() - last_commit >= COMMIT_EVERY_S:
                 last_commit = time.monotonic()
                 await asyncio.to_thread(self._commit, self._consumer)
+                with self._lock:
+                    following = {number: at.watermark.next_offset for number, at in self._partitions.items()}
+                    begun = [since for at in self._partitions.values() for since in list(at.begun.values())[:1]]
+                tell_open(self._consumer, following, ENDPOINT, min(begun, default=None))
 
     def _take(self, message: Message) -> None:
         error = message.error()
