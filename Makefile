@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BENCH_READY := $(VENV)/.bench-ready
 QUIX := $(VENV)/quix
 
-.PHONY: help setup run test check bench bench-smoke bench-profile bench-long format lock clean
+.PHONY: help setup run test chaos check bench bench-smoke bench-profile bench-long format lock clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 
 test: setup ## run every test against real Kafka, registry and Postgres
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SEED)
+	@exec $(BIN)/python -m tests.chaos $(KILLS:%=--kills %) $(SUBMISSIONS:%=--submissions %) $(NETWORKS:%=--networks %) \
+		$(TARGETS:%=--targets %) $(ACTIONS:%=--actions %) $(SEED:%=--seed %) $(ARGS)
 
 check: setup ## lint, formatting, types, import contracts, dead code, dependencies, spelling, documents
 	$(BIN)/ruff check .
