@@ -23,6 +23,8 @@ from tests.chaos.load import Answers
 
 READ_DEADLINE_S = 60.0
 CALL_TIMEOUT_S = 10.0
+LimitRow = tuple[int, datetime, int, int]
+"""A row of the rate limits: count, start of the window, and the partition and offset up to which it is true."""
 READERS: Mapping[str, Sequence[str]] = {
     "rate-limiter": (SUBMISSIONS,),
     "persister": (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES),
@@ -58,16 +60,6 @@ class LeadRow:
     email: str
     message: str
     ip_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRow:
-    """A row of the rate limits."""
-
-    submission_count: int
-    window_start: datetime
-    input_partition: int
-    input_offset: int
 
 
 @dataclass(slots=True)
@@ -109,7 +101,7 @@ def collect(stack: Stack, answers: Answers) -> Evidence:
     found.lead_rows = {row[0]: LeadRow(*row[1:]) for row in rows}
     found.verdict_rows = dict(stack.rows("SELECT id::text, verdict FROM nigredo.form_submissions"))
     limits = "SELECT ip_address, submission_count, window_start, input_partition, input_offset FROM nigredo.rate_limits"
-    found.limit_rows = {row[0]: LimitRow(*row[1:]) for row in stack.rows(limits)}
+    found.limit_rows = {row[0]: row[1:] for row in stack.rows(limits)}
     found.attempt_rows = {row[0] for row in stack.rows("SELECT id FROM nigredo.webhook_logs")}
     found.received = [Receipt(got["headers"]["webhook-id"], got["status"], got["body"]) for got in stack.received()]
     return found

@@ -114,7 +114,7 @@ def _move(window: _Window, at: datetime) -> None:
 def _note(window: _Window, placed: Placed) -> None:
     count = len(window.accepted) + window.refused
     start = window.accepted[0][1] if window.accepted else window.now
-    window.row = LimitRow(count, start, placed.partition, placed.offset) if count else None
+    window.row = (count, start, placed.partition, placed.offset) if count else None
 
 
 def _judge_intake(evidence: Evidence, findings: Findings) -> None:

@@ -13,6 +13,7 @@ from bench import long, profiled
 from bench.report import Document, between, load, quoted
 from nigredo.cli import load_commands, nigredo
 from nigredo.settings import Settings
+from tests.chaos import report as chaos_report
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -80,3 +81,10 @@ def test_the_figures_in_the_documents_are_the_results_that_are_kept(
 
     assert found is not None
     assert found[2] == shown(load(ROOT / "bench" / folder))
+
+
+def test_the_faults_in_the_document_are_the_runs_that_are_kept() -> None:
+    found = between(chaos_report.MARK).search(chaos_report.PAGE.read_text())
+
+    assert found is not None
+    assert found[2] == chaos_report.table(chaos_report.load())
