@@ -160,25 +160,31 @@ def _judge_rows(evidence: Evidence, verdicts: set[Verdict], accepted: set[str], 
     findings.lost += findings.wrong("accepted leads have no row", accepted - rows.keys())
     wrongly = findings.wrong("rows are of no accepted lead", rows.keys() - accepted)
     submitted = {str(one.event.id): one.event for one in evidence.submissions if isinstance(one.event, Submission)}
+    garbled = set()
     for lead_id in rows.keys() & submitted.keys():
         row, contact = rows[lead_id], submitted[lead_id].contact
         if (row.name, row.email, row.message) != (contact.name, contact.email, contact.message):
-            wrongly += findings.wrong("row does not say what was sent", [lead_id])
-    for lead_id, number in evidence.answers.taken.items():
-        form = evidence.answers.forms[number]
-        if lead_id in rows and (rows[lead_id].email, rows[lead_id].ip_address) != (form.fields["email"], form.client):
-            wrongly += findings.wrong("row is of another form than the client was told", [lead_id])
+            garbled.add(lead_id)
+    wrongly += findings.wrong("rows do not say what was sent", garbled)
+    others = set()
+    for lead_id in evidence.answers.taken.keys() & rows.keys():
+        form = evidence.answers.forms[evidence.answers.taken[lead_id]]
+        if (rows[lead_id].email, rows[lead_id].ip_address) != (form.fields["email"], form.client):
+            others.add(lead_id)
+    wrongly += findings.wrong("rows are of another form than the client was told", others)
     expected = defaultdict(set)
     for verdict, lead_id, _, _ in verdicts:
         expected[lead_id].add(verdict)
     told = evidence.verdict_rows
     wrongly += findings.wrong("submissions have no row", expected.keys() - told.keys())
     wrongly += findings.wrong("rows are of no submission", told.keys() - expected.keys())
+    differing = set()
     for lead_id in told.keys() & expected.keys():
         # A lead beats a rejection of the same id; of several rejections any may be told.
         allowed = {"accepted"} if "accepted" in expected[lead_id] else expected[lead_id]
         if told[lead_id] not in allowed:
-            wrongly += findings.wrong(f"row says {told[lead_id]}, the log {sorted(allowed)}", [lead_id])
+            differing.add(lead_id)
+    wrongly += findings.wrong("rows tell another verdict than the log", differing)
     on_record = {attempt.id for attempt in evidence.attempts}
     wrongly += findings.wrong("attempts and their rows differ", on_record ^ evidence.attempt_rows)
     findings.stored_wrongly = wrongly
