@@ -27,9 +27,9 @@ run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 test: setup ## run every test against real Kafka, registry and Postgres
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SEED)
+chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SECOND, SEED)
 	@exec $(BIN)/python -m tests.chaos $(KILLS:%=--kills %) $(SUBMISSIONS:%=--submissions %) $(NETWORKS:%=--networks %) \
-		$(TARGETS:%=--targets %) $(ACTIONS:%=--actions %) $(SEED:%=--seed %) $(ARGS)
+		$(TARGETS:%=--targets %) $(ACTIONS:%=--actions %) $(SECOND:%=--second %) $(SEED:%=--seed %) $(ARGS)
 
 check: setup ## lint, formatting, types, import contracts, dead code, dependencies, spelling, documents
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nigredo.errors import NigredoError
 from nigredo.stack.processes import PROCESSES
 from tests.chaos import report
-from tests.chaos.campaign import Campaign, ChaosError, run
+from tests.chaos.campaign import SECOND, Campaign, ChaosError, run
 from tests.chaos.faults import ACTIONS, KILL
 
 PARTS = ("kafka", "registry", "postgres", *PROCESSES)
@@ -79,7 +79,7 @@ class Progressing:
 )
 @click.option(
     "--second",
-    default="rate-limiter,ingest",
+    default=",".join(SECOND),
     show_default=True,
     callback=lambda _, __, value: _listed(PROCESSES, value) if value else (),
     help="What runs twice; may be empty",

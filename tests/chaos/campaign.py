@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import psycopg
 from confluent_kafka import KafkaException
 
 from nigredo.errors import NigredoError
@@ -25,6 +26,9 @@ QUIET_LOOKS = 3
 SHOW_EVERY_S = 1.0
 
 
+SECOND = ("rate-limiter", "ingest")
+
+
 class ChaosError(Exception):
     """The run came to no judgement; the text says why."""
 
@@ -39,7 +43,7 @@ class Campaign:
     networks: int
     targets: Sequence[str]
     actions: Sequence[str] = (KILL,)
-    second: Sequence[str] = ("rate-limiter", "ingest")
+    second: Sequence[str] = SECOND
     """Parts that run twice, so that there are groups of several, and nodes that do not know what the other took."""
     rate: float = 100.0
     """Forms a second."""
@@ -119,8 +123,15 @@ async def _run(stack: Stack, campaign: Campaign, show: Show) -> tuple[Answers, D
     except TimeoutError:
         raise ChaosError(f"not done within {campaign.deadline_s:g} s") from None
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        raise _first(errors) from None
     return clients.answers, saboteur.damage
+
+
+def _first(error: Exception) -> Exception:
+    """Return the error that ended the others."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _configure(stack: Stack, assignment: str) -> None:
@@ -147,5 +158,10 @@ async def _until_quiet(offsets: Offsets) -> None:
     """Wait until no group is behind any more; if one stays behind, the judgement says so."""
     give_up, quiet = time.monotonic() + QUIET_DEADLINE_S, 0
     while quiet < QUIET_LOOKS and time.monotonic() < give_up:
-        quiet = quiet + 1 if not any((await asyncio.to_thread(offsets.lag)).values()) else 0
+        try:
+            lag = await asyncio.to_thread(offsets.lag)
+        except (KafkaException, psycopg.Error):
+            quiet = 0
+        else:
+            quiet = quiet + 1 if not any(lag.values()) else 0
         await asyncio.sleep(0.5)

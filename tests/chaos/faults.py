@@ -79,7 +79,7 @@ class Saboteur:
         self._gate = gate
         self._faults = faults
         self._tell = tell
-        self._watching: set[asyncio.Task[None]] = set()
+        self._watching: dict[str, asyncio.Task[None]] = {}
         self._killed: set[int] = set()
         self.damage = Damage()
 
@@ -90,9 +90,9 @@ class Saboteur:
                 await self._gate.reached(fault.at)
                 await self._do(fault)
                 await self._gate.fault_done()
-            await asyncio.gather(*self._watching)
+            await asyncio.gather(*self._watching.values())
         finally:
-            for task in self._watching:
+            for task in self._watching.values():
                 task.cancel()
 
     async def _do(self, fault: Fault) -> None:
@@ -134,13 +134,14 @@ class Saboteur:
             self.damage.problems.append(f"{process.part} ended by itself")
             return False
         self._tell(f"killed {process.part} ({before})")
-        task = asyncio.create_task(self._see_back(process.part, before))
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+        if (earlier := self._watching.pop(process.part, None)) is not None:
+            # How long it would have taken without this one, nobody will know.
+            earlier.cancel()
+        self._watching[process.part] = asyncio.create_task(self._see_back(process.part, before))
         return True
 
     async def _see_back(self, part: str, killed: int) -> None:
-        """Note when as many processes of the part are ready as there are."""
+        """Note how long it takes until every process of the part does its work again."""
         took = await self._processes.seconds_until(
             lambda now: (
                 any(one.part == part for one in now)

@@ -25,7 +25,7 @@ class Findings:
 
     submissions: int = 0
     accepted: int = 0
-    lost: int = 0
+    lost: set[str] = field(default_factory=set)
     """Ids answered with 2xx that are not in the log, accepted leads without a row, leads never delivered."""
     stored_wrongly: int = 0
     wrong_verdicts: int = 0
@@ -41,6 +41,11 @@ class Findings:
         if found:
             self.broken.append(f"{len(found)} {what}: {', '.join(found[:SHOWN])}{' …' if len(found) > SHOWN else ''}")
         return len(found)
+
+    def lose(self, what: str, ids: set[str]) -> None:
+        """Note ids that are lost somewhere."""
+        self.lost |= ids
+        self.wrong(what, ids)
 
 
 @dataclass(slots=True)
@@ -120,7 +125,7 @@ def _note(window: _Window, placed: Placed) -> None:
 def _judge_intake(evidence: Evidence, findings: Findings) -> None:
     logged = {str(one.event.id) for one in evidence.submissions if isinstance(one.event, Submission)}
     missing = evidence.answers.taken.keys() - logged
-    findings.lost += findings.wrong("ids that were answered 202 are not in the log", missing)
+    findings.lose("ids that were answered 202 are not in the log", missing)
 
 
 def _judge_verdicts(evidence: Evidence, expected: set[Verdict], findings: Findings) -> None:
@@ -157,7 +162,7 @@ def _judge_limit(evidence: Evidence, findings: Findings) -> None:
 
 def _judge_rows(evidence: Evidence, verdicts: set[Verdict], accepted: set[str], findings: Findings) -> None:
     rows = evidence.lead_rows
-    findings.lost += findings.wrong("accepted leads have no row", accepted - rows.keys())
+    findings.lose("accepted leads have no row", accepted - rows.keys())
     wrongly = findings.wrong("rows are of no accepted lead", rows.keys() - accepted)
     submitted = {str(one.event.id): one.event for one in evidence.submissions if isinstance(one.event, Submission)}
     garbled = set()
@@ -202,7 +207,7 @@ def _judge_windows(evidence: Evidence, expected: dict[str, LimitRow | None], fin
 
 def _judge_deliveries(evidence: Evidence, accepted: set[str], again_max: int, findings: Findings) -> None:
     delivered = Counter(one.webhook_id for one in evidence.received if 200 <= one.status < 300)
-    findings.lost += findings.wrong("leads were never delivered", accepted - delivered.keys())
+    findings.lose("leads were never delivered", accepted - delivered.keys())
     findings.wrong("webhooks are of no accepted lead", {one.webhook_id for one in evidence.received} - accepted)
     bodies = defaultdict(set)
     for one in evidence.received:

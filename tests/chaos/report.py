@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import machine, put
-from tests.chaos.campaign import Campaign, Outcome
+from tests.chaos.campaign import SECOND, Campaign, Outcome
 from tests.chaos.faults import KILL
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,7 @@ def command(campaign: Campaign) -> str:
         f"NETWORKS={campaign.networks}",
         f"TARGETS={','.join(campaign.targets)}",
         *([f"ACTIONS={','.join(campaign.actions)}"] if tuple(campaign.actions) != (KILL,) else []),
+        *([f"SECOND={','.join(campaign.second)}"] if tuple(campaign.second) != SECOND else []),
         f"SEED={campaign.seed}",
     ]
     return " ".join(words)
@@ -49,7 +50,7 @@ def as_document(outcome: Outcome) -> Document:
         "unanswered without a key": answers.unanswered,
         "submissions in the log": findings.submissions,
         "accepted": findings.accepted,
-        "lost": findings.lost,
+        "lost": len(findings.lost),
         "wrong verdicts": findings.wrong_verdicts,
         "networks over the limit": findings.over_the_limit,
         "stored wrongly": findings.stored_wrongly,

@@ -22,7 +22,6 @@ def test_kills_of_any_process_at_any_moment_lose_nothing_and_change_no_verdict()
         submissions=3000,
         networks=100,
         targets=TARGETS,
-        second=("rate-limiter", "ingest"),
         deadline_s=150,
     )
     # On stderr, where pytest keeps it for whoever looks at a failure.
