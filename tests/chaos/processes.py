@@ -81,9 +81,9 @@ class Processes:
         self._stack = stack
         self._extras = extras
 
-    async def of(self, part: str) -> list[Process]:
-        """Return the running processes of a part."""
-        return [process for process in await self.all() if process.part == part]
+    def wanted(self, part: str) -> int:
+        """Return how many processes a part has when all of them run."""
+        return 1 + sum(extra.part == part for extra in self._extras)
 
     async def all(self) -> list[Process]:
         """Return every running process."""
