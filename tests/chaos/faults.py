@@ -142,11 +142,9 @@ class Saboteur:
 
     async def _see_back(self, part: str, killed: int) -> None:
         """Note how long it takes until every process of the part does its work again."""
+        wanted = self._processes.wanted(part)
         took = await self._processes.seconds_until(
-            lambda now: (
-                any(one.part == part for one in now)
-                and all(one.ready and one.pid != killed for one in now if one.part == part)
-            ),
+            lambda now: sum(one.part == part and one.ready and one.pid != killed for one in now) == wanted,
             within_s=BACK_WITHIN_S,
         )
         if took is None:
