@@ -22,7 +22,7 @@ DEPENDENCIES = ("postgres", "kafka", "fibonacci")
 FROZEN_S = 9.0
 """Longer than the group waits for a member, and looks for such, so that it wakes up as a zombie."""
 OUTAGE_S = 5.0
-BACK_WITHIN_S = 60.0
+BACK_WITHIN_S = 90.0
 """How long a process that was killed may take to be ready again."""
 
 

@@ -15,7 +15,7 @@ from nigredo.backoff import Backoff
 
 CONNECTIONS = 32
 ANSWER_TIMEOUT_S = 10.0
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 """How long a form that has a key is sent again; longer than any part needs to come back."""
 EXEMPT = "198.19.0.0/16"
 """These client networks have no limit."""

@@ -22,7 +22,7 @@ def test_kills_of_any_process_at_any_moment_lose_nothing_and_change_no_verdict()
         submissions=3000,
         networks=100,
         targets=TARGETS,
-        deadline_s=150,
+        deadline_s=130,
     )
     # On stderr, where pytest keeps it for whoever looks at a failure.
     show = Progressing(campaign.submissions, campaign.faults)
