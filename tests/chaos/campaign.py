@@ -86,8 +86,8 @@ def run(campaign: Campaign, show: Show) -> Outcome:
             evidence = collect(stack, answers)
         except (NigredoError, KafkaException) as error:
             raise ChaosError(f"what was left cannot be read: {error}") from error
-        # Who kills the receiver breaks off what is in flight to it, too.
-        crashes = damage.of("webhook-sender", "fibonacci")
+        # What is in flight breaks off with the receiver too, and with Kafka goes what would tell that it arrived.
+        crashes = damage.of("webhook-sender", "fibonacci", "kafka")
         again_max = crashes * (campaign.again_per_crash or settings.webhook_in_flight_max)
         findings = judge(evidence, again_max=again_max)
         findings.broken += damage.problems
