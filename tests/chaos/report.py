@@ -98,7 +98,9 @@ def table(documents: Sequence[Document]) -> str:
             ", ".join(ready) or "none",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    for document in documents:
+        lines += ["", *(f"Not kept in `{document['command']}`: {line}." for line in document["broken"])]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def load() -> list[Document]:
