@@ -98,9 +98,10 @@ def table(documents: Sequence[Document]) -> str:
             ", ".join(ready) or "none",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    for document in documents:
-        lines += ["", *(f"Not kept in `{document['command']}`: {line}." for line in document["broken"])]
-    return "\n".join(lines).rstrip() + "\n"
+    kept_not = [
+        f"\nNot kept in `{document['command']}`: {line}." for document in documents for line in document["broken"]
+    ]
+    return "\n".join([*lines, *kept_not]) + "\n"
 
 
 def load() -> list[Document]:
