@@ -97,6 +97,7 @@ class Saboteur:
 
     async def _do(self, fault: Fault) -> None:
         if fault.action == OUTAGE:
+            self._watch_no_more(*self._watching)
             self._tell(f"{fault.target} is away for {OUTAGE_S:g} s")
             await self._processes.change("stop", fault.target)
             await asyncio.sleep(OUTAGE_S)
@@ -134,11 +135,15 @@ class Saboteur:
             self.damage.problems.append(f"{process.part} ended by itself")
             return False
         self._tell(f"killed {process.part} ({before})")
-        if (earlier := self._watching.pop(process.part, None)) is not None:
-            # How long it would have taken without this one, nobody will know.
-            earlier.cancel()
+        self._watch_no_more(process.part)
         self._watching[process.part] = asyncio.create_task(self._see_back(process.part, before))
         return True
+
+    def _watch_no_more(self, *parts: str) -> None:
+        """End a watch that another fault meddles with. Whether everything comes back is seen at the end all the same."""
+        for part in parts:
+            if (watch := self._watching.pop(part, None)) is not None:
+                watch.cancel()
 
     async def _see_back(self, part: str, killed: int) -> None:
         """Note how long it takes until every process of the part does its work again."""
