@@ -140,7 +140,7 @@ class Saboteur:
         return True
 
     def _watch_no_more(self, *parts: str) -> None:
-        """End a watch that another fault meddles with. Whether everything comes back is seen at the end all the same."""
+        """End watches that another fault meddles with; that everything comes back is seen at the end all the same."""
         for part in parts:
             if (watch := self._watching.pop(part, None)) is not None:
                 watch.cancel()
