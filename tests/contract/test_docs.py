@@ -55,6 +55,7 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
         "NIGREDO_HOME",
         "NIGREDO_URL",
         "NIGREDO_TOKEN",
+        "NIGREDO_METRICS",
         "NIGREDO_CACHE",
         "NIGREDO_TEST_HOME",
         "NIGREDO_TEST_STACK",
