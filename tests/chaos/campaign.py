@@ -80,7 +80,7 @@ def run(campaign: Campaign, show: Show) -> Outcome:
     show.tell("starting a stack")
     with running_stack() as stack:
         settings = stack.settings()
-        answers, damage = asyncio.run(_run(stack, campaign, show))
+        answers, damage = asyncio.run(_run(stack, campaign, show, began + campaign.deadline_s))
         show.tell("reading everything and judging it")
         try:
             evidence = collect(stack, answers)
@@ -94,12 +94,12 @@ def run(campaign: Campaign, show: Show) -> Outcome:
         return Outcome(campaign, answers, damage, findings, again_max, time.monotonic() - began)
 
 
-async def _run(stack: Stack, campaign: Campaign, show: Show) -> tuple[Answers, Damage]:
+async def _run(stack: Stack, campaign: Campaign, show: Show, give_up: float) -> tuple[Answers, Damage]:
     processes = Processes(stack, extras := [Extra(stack, part) for part in campaign.second])
     nodes = [stack.url, *(f"http://127.0.0.1:{extra.port}" for extra in extras if extra.part == "ingest")]
     faults = plan_faults(campaign.seed, campaign.faults, campaign.submissions, campaign.targets, campaign.actions)
     try:
-        async with asyncio.timeout(campaign.deadline_s), processes.further():
+        async with asyncio.timeout(give_up - time.monotonic()), processes.further():
             await _until_ready(processes, START_DEADLINE_S)
             await asyncio.to_thread(_configure, stack, f"RATE_LIMIT_EXEMPT={EXEMPT}")
             gate = Gate(campaign.submissions, campaign.rate, [fault.at for fault in faults])
