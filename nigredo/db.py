@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import psycopg
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from nigredo import metrics
+from nigredo.errors import DependencyDown
 from nigredo.settings import Settings
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
@@ -68,6 +72,36 @@ def count_failure(pool: Pool, error: Exception) -> None:
     if lost or isinstance(error, TimeoutError):
         options = pool.kwargs if isinstance(pool.kwargs, dict) else {}
         metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
+
+
+@contextmanager
+def connected(settings: Settings, component: str) -> Iterator[psycopg.Connection]:
+    """Lend a command one connection of its own. Raises DependencyDown."""
+    try:
+        with psycopg.connect(
+            settings.database_url,
+            application_name=settings.function(component),
+            connect_timeout=max(1, round(settings.db_pool_timeout_s)),
+            options=f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}",
+            autocommit=True,
+        ) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise DependencyDown(describe(error)) from error
+
+
+@asynccontextmanager
+async def transaction(pool: Pool, *, deadline_s: float) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    """Lend a connection for one transaction that is over, either way, within the deadline. Raises DependencyDown."""
+    try:
+        async with asyncio.timeout(deadline_s), pool.connection() as connection, connection.transaction():
+            yield connection
+    except TimeoutError as error:
+        count_failure(pool, error)
+        raise DependencyDown("Connection timeout: the database does not answer") from error
+    except (psycopg.Error, PoolTimeout) as error:
+        count_failure(pool, error)
+        raise DependencyDown(describe(error)) from error
 
 
 def describe(error: Exception) -> str:

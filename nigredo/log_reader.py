@@ -7,7 +7,7 @@ transaction markers leave gaps, so the last offset may never be seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -21,6 +21,10 @@ CALL_TIMEOUT_S = 5.0
 POLL_S = 0.2
 
 
+class EndNotReached(DependencyDown):
+    """The end of a topic was not reached within the deadline: Kafka is slow or away, or there is too much to read."""
+
+
 class LogReader:
     """Plain reads of one cluster. Every call opens its own consumer, so it may be used from several threads."""
 
@@ -29,19 +33,30 @@ class LogReader:
         self._component = component
 
     def read_to_end(
-        self, topic: str, partitions: Sequence[int], *, deadline_s: float, since: datetime | None = None
+        self,
+        topic: str,
+        partitions: Sequence[int],
+        *,
+        deadline_s: float,
+        since: datetime | None = None,
+        offsets: Mapping[int, int] | None = None,
     ) -> Iterator[Message]:
         """Yield every record of the partitions up to their present ends, oldest first within a partition.
 
         since: leaves out what is older by the records' own timestamps.
-        Raises DependencyDown when Kafka does not answer or the end is not reached within the deadline.
+        offsets: where to begin in some of the partitions, instead of at their beginning.
+        Raises DependencyDown when Kafka does not answer, EndNotReached when the end is not reached in time.
         """
         deadline = time.monotonic() + deadline_s
+        offsets = offsets or {}
         with self._consumer() as consumer:
             marks = {p: self._watermarks(consumer, topic, p) for p in partitions}
             ends = {p: end for p, (_, end) in marks.items()}
-            open_partitions = {p for p, (start, end) in marks.items() if start < end}
-            starts = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in open_partitions]
+            open_partitions = {p for p, (start, end) in marks.items() if max(start, offsets.get(p, 0)) < end}
+            starts = [
+                TopicPartition(topic, p, max(marks[p][0], offsets[p]) if p in offsets else OFFSET_BEGINNING)
+                for p in open_partitions
+            ]
             if since is not None and starts:
                 asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
                 found = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
@@ -51,7 +66,7 @@ class LogReader:
             consumer.assign(starts)
             while open_partitions:
                 if time.monotonic() > deadline:
-                    raise DependencyDown(f"the end of {topic} was not reached within {deadline_s:g} s")
+                    raise EndNotReached(f"the end of {topic} was not reached within {deadline_s:g} s")
                 for message in consumer.consume(1000, POLL_S):
                     if message.error() is None and (message.offset() or 0) < ends[message.partition() or 0]:
                         yield message

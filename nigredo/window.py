@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from schemas.events import Acceptance, LimitReset, RateLimitState, RefusalCount, Submission
+from schemas.events import Acceptance, LimitReset, RateLimitState, RefusalCount, RejectionRelease, Submission
 
 ACCEPTED = "accepted"
 RATE_LIMITED = "rate_limited"
@@ -67,6 +67,15 @@ def count_refusals(
         return None
     before = _advanced(state, refusals.client_network, state.limit, state.window_s, at, offset)
     return replace(before, refused=before.refused + refusals.count)
+
+
+def pass_release(
+    state: RateLimitState | None, command: RejectionRelease, *, at: datetime, offset: int
+) -> RateLimitState | None:
+    """Let a release by: it is outside the limit and counts for nothing. None when the network's window is unknown."""
+    if state is None:
+        return None
+    return _advanced(state, command.client_network, state.limit, state.window_s, at, offset)
 
 
 def forgettable(state: RateLimitState, now: datetime) -> bool:

@@ -58,12 +58,15 @@ class LimitReset:
 
 @dataclass(frozen=True, slots=True)
 class RejectionRelease:
-    """Puts a refused submission through, outside the limit."""
+    """Puts a refused submission through, outside the limit, once: the rejection is gone afterwards."""
 
     lead_id: UUID
     client_network: str
     requested_by: str
     requested_at: datetime
+    rejection_partition: int | None = None
+    """Where in `nigredo.rejections` the refused submission was found; a release without its place is void."""
+    rejection_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

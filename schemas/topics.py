@@ -91,7 +91,7 @@ TOPICS: Mapping[str, TopicSpec] = {
 }
 
 NEWEST_VERSION: Mapping[str, int] = {
-    "submissions": 1,
+    "submissions": 2,
     "leads": 1,
     "rejections": 1,
     "rate-limits": 1,

@@ -96,12 +96,18 @@ def get(context: Context, name: str | None) -> None:
 @with_context
 def set_(context: Context, assignment: str, lasts: timedelta | None) -> None:
     """Change one setting in every process; the others stay as they are."""
-    from nigredo.control import SETTING, setting_entry
     from nigredo.errors import ConfigurationError
 
     name, given, text = assignment.partition("=")
     if not given:
         raise ConfigurationError("must be NAME=VALUE, such as RATE_LIMIT_PER_HOUR=20")
+    change_setting(context, name, text, lasts)
+
+
+def change_setting(context: Context, name: str, text: str, lasts: timedelta | None) -> None:
+    """Change a setting in every process, and say so. Raises ConfigurationError, DependencyDown."""
+    from nigredo.control import SETTING, setting_entry
+
     until = _until(lasts)
     _changes(context).put(SETTING, name, setting_entry(name, text), expires_at=until)
     context.result(

@@ -44,6 +44,11 @@ class Context:
         """Print a command's result once, as a document or as text."""
         print(json.dumps(document) if self.as_json else text)
 
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask, unless the answer was given with the command; anything but yes ends the command."""
+        if not yes:
+            click.confirm(question, abort=True, err=True)
+
     def tell(self, line: str) -> None:
         """Print a step of something long; on stderr when stdout is for a document."""
         print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)

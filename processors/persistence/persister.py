@@ -19,16 +19,19 @@ from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from processors.in_order import Decoded, Stale, decode
+from processors.persistence.chores import Chores
+from processors.persistence.cleanup import CleanUp
+from processors.persistence.resets import ResetRelay
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
 from schemas.codec import Codec
 from schemas.events import Event, Lead
-from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS
+from schemas.topics import AUDIT, DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
 COMPONENT = "persister"
 TOPICS = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
-POOL_MAX = 2
-"""One for the writing, one for a partition that is begun meanwhile."""
+POOL_MAX = 4
+"""One for the writing, one for a partition that is begun meanwhile, one for each of the chores."""
 IN_FLIGHT_MAX = 1000
 CALL_TIMEOUT_S = 5.0
 
@@ -45,11 +48,13 @@ class Persister:
         self._publisher: Publisher
         self._pool: Pool
         self._store: Store
+        self._resets: ResetRelay
+        self._chores: Chores
 
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
         settings = self._settings
-        self._codec = await ready_codec(settings, [DEAD_LETTERS])
+        self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT])
         config = producer_config(
             settings.kafka_bootstrap_servers, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S
         )
@@ -57,6 +62,8 @@ class Persister:
         self._pool = make_pool(settings, COMPONENT, size_max=POOL_MAX)
         await self._pool.open()
         self._store = Store(self._pool)
+        self._resets = ResetRelay(settings, self._pool, self._codec)
+        self._chores = Chores(self._resets, CleanUp(self._pool))
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         """Return where the database says that the partition goes on; the start of the log if it never saw it."""
@@ -113,5 +120,7 @@ class Persister:
 
     async def close(self) -> None:
         """Release the connections, within a few seconds."""
+        await self._chores.close()
+        await self._resets.close()
         await self._publisher.close()
         await self._pool.close(timeout=5.0)

@@ -59,6 +59,11 @@ ON CONFLICT (ip_address) DO UPDATE SET
     updated_at = excluded.updated_at, input_partition = excluded.input_partition, input_offset = excluded.input_offset
 WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset;
 
+-- :name bookkeeping
+-- What this transaction deletes frees nobody: it follows the stream, or tidies up. Without it a deleted row of
+-- `rate_limits` is an operator's wish (migration 0003).
+SELECT set_config('nigredo.bookkeeping', 'on', true);
+
 -- :name delete_rate_limits
 -- A freed window that is written late never removes a newer one.
 DELETE FROM nigredo.rate_limits AS present
@@ -74,3 +79,30 @@ FROM jsonb_to_recordset(%(rows)s) AS row (
     error_message text, sent_at timestamptz, duration_ms integer
 )
 ON CONFLICT (id) DO NOTHING;
+
+-- :name take_resets
+-- Locked until the transaction ends: several persisters share the work, and none waits for another.
+SELECT id, ip_address, requested_by, requested_at FROM nigredo.rate_limit_resets
+ORDER BY id LIMIT %(count)s FOR UPDATE SKIP LOCKED;
+
+-- :name delete_resets
+DELETE FROM nigredo.rate_limit_resets WHERE id = ANY(%(ids)s);
+
+-- The clean-up takes what is over, some rows at a time, and passes by what somebody else is writing.
+
+-- :name clean_rate_limits
+DELETE FROM nigredo.rate_limits WHERE ip_address IN (
+    SELECT ip_address FROM nigredo.rate_limits WHERE window_start < %(before)s LIMIT %(count)s FOR UPDATE SKIP LOCKED
+);
+
+-- :name clean_form_submissions
+DELETE FROM nigredo.form_submissions WHERE id IN (
+    SELECT id FROM nigredo.form_submissions
+    WHERE submitted_at < %(before)s AND verdict NOT IN ('accepted', 'released')
+    LIMIT %(count)s FOR UPDATE SKIP LOCKED
+);
+
+-- :name clean_webhook_logs
+DELETE FROM nigredo.webhook_logs WHERE id IN (
+    SELECT id FROM nigredo.webhook_logs WHERE sent_at < %(before)s LIMIT %(count)s FOR UPDATE SKIP LOCKED
+);

@@ -128,4 +128,5 @@ class Store:
             await connection.execute(self._sql["delete_form_submissions"], {"ids": list(rows.erased)})
         if rows.freed:
             freed = [{"ip_address": network, "input_offset": offset} for network, offset in rows.freed.items()]
+            await connection.execute(self._sql["bookkeeping"])
             await connection.execute(self._sql["delete_rate_limits"], {"rows": Jsonb(freed)})

@@ -25,10 +25,30 @@ from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
-from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, Verdict, count_refusals, forgettable, judge, reset
+from nigredo.window import (
+    ACCEPTED,
+    RATE_LIMITED,
+    REPEATED,
+    Verdict,
+    count_refusals,
+    forgettable,
+    judge,
+    pass_release,
+    reset,
+)
 from processors.in_order import Decoded, Stale, decode
+from processors.rate_limit.release import find_quarantined
 from schemas.codec import Codec, Undecodable
-from schemas.events import Event, Lead, LimitReset, RateLimitState, RefusalCount, Rejection, Submission
+from schemas.events import (
+    Event,
+    Lead,
+    LimitReset,
+    RateLimitState,
+    RefusalCount,
+    Rejection,
+    RejectionRelease,
+    Submission,
+)
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
@@ -36,6 +56,7 @@ log = get_logger()
 
 COMPONENT = "rate-limiter"
 IN_FLIGHT_MAX = 10_000
+Judged = Submission | LimitReset | RefusalCount | RejectionRelease
 LOAD_DEADLINE_S = 120.0
 FORGET_MIN = 100
 ACK_PATIENCE_S = 10.0
@@ -109,7 +130,7 @@ class Limiter:
     async def decode(self, record: Record) -> Event:
         """Return the submission event. Raises RecordRefused, DependencyDown."""
         event = await decode(self._codec, record)
-        if not isinstance(event, Submission | LimitReset | RefusalCount):
+        if not isinstance(event, Judged):
             raise RecordRefused("unsupported", f"{type(event).__name__} is not handled by this release")
         return event
 
@@ -117,21 +138,35 @@ class Limiter:
         """Judge a batch and return once leads, rejections and windows are in Kafka."""
         changed: dict[tuple[int, str], RateLimitState] = {}
         outputs: list[tuple[str, Lead | Rejection]] = []
+        quarantined = await find_quarantined(
+            self._reader, self._codec, [event for _, event in records if isinstance(event, RejectionRelease)]
+        )
+        if not still_ours():
+            # The windows may be gone by now, with the partition.
+            raise Stale
+        released = []
         judged: list[tuple[Event, Lead | Rejection | None]] = []
         for record, event in records:
-            if not isinstance(event, Submission | LimitReset | RefusalCount):
+            if not isinstance(event, Judged):
                 continue
             key = (record.partition, event.client_network)
             state = changed.get(key) or self._windows[record.partition].get(event.client_network)
             if state is not None and record.offset <= state.input_offset:
                 continue
             after, output = _decide(state, event, record)
+            if isinstance(event, RejectionRelease) and (kept := quarantined.pop(event.lead_id, None)) is not None:
+                output = kept.lead()
+                released.append(kept)
             judged.append((event, output))
             if after is not None:
                 changed[key] = after
             if output is not None:
                 outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
         await self._deliver([self._publish_output(topic, event) for topic, event in outputs], still_ours)
+        if released:
+            # Only now: a tombstone without its lead would lose the person.
+            gone = [self._publisher.publish(REJECTIONS, key=k.key, value=None, partition=k.partition) for k in released]
+            await self._deliver(gone, still_ours)
         states = [self._publish_state(partition, state) for (partition, _), state in changed.items()]
         await self._deliver(states, still_ours)
         for (partition, network), state in changed.items():
@@ -204,7 +239,7 @@ class Limiter:
 
 
 def _decide(
-    state: RateLimitState | None, event: Submission | LimitReset | RefusalCount, record: Record
+    state: RateLimitState | None, event: Judged, record: Record
 ) -> tuple[RateLimitState | None, Lead | Rejection | None]:
     """Return the network's window after a record, and what is to be published about it."""
     at, offset = record.timestamp, record.offset
@@ -213,6 +248,8 @@ def _decide(
             return reset(state, event, at=at, offset=offset), None
         case RefusalCount():
             return count_refusals(state, event, at=at, offset=offset), None
+        case RejectionRelease():
+            return pass_release(state, event, at=at, offset=offset), None
         case Submission():
             verdict = judge(state, event, at=at, offset=offset)
             return verdict.state, _output(verdict, event, record)

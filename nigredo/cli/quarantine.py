@@ -1,0 +1,155 @@
+"""`nigredo quarantine`: refused submissions, and putting one through after all."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Collection
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from nigredo.cli.control import PART, Duration
+from nigredo.cli.output import Context, with_context
+
+if TYPE_CHECKING:
+    from nigredo.quarantine import Quarantine
+    from schemas.events import Rejection
+
+RELEASE_DEADLINE_S = 60.0
+SETTLED = "SELECT id FROM nigredo.form_submissions WHERE id = ANY(%s) AND verdict IN ('accepted', 'released')"
+
+
+def _quarantine(context: Context) -> Quarantine:
+    from nigredo.limiter import LimiterCommands
+    from nigredo.quarantine import Quarantine
+
+    return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), getpass.getuser()))
+
+
+def _described(rejection: Rejection) -> dict[str, Any]:
+    return {
+        "id": str(rejection.id),
+        "submitted_at": rejection.submitted_at.isoformat(),
+        "client_network": rejection.client_network,
+        "reason": rejection.reason,
+        "source": rejection.source,
+    }
+
+
+def _printable(text: str | None) -> str:
+    """Return what a form said in a way that cannot do anything to the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text or "")
+
+
+@click.group()
+def quarantine() -> None:
+    """Refused submissions: over the limit, spam, double clicks. Kept for 30 days, and can be put through."""
+
+
+@quarantine.command(name="list")
+@click.option("--reason", type=click.Choice(["rate_limited", "spam", "duplicate"]), help="Only these")
+@click.option("--last", type=Duration(), default="24h", show_default=True, help="How far back, such as 7d")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many, newest first")
+@with_context
+def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> None:
+    """Show what was refused, newest first; nothing of what people wrote."""
+    from nigredo.clock import utc_now
+
+    kept = _quarantine(context).kept(since=utc_now() - last).values()
+    found = [one.rejection for one in kept if reason in (None, one.rejection.reason)]
+    found.sort(key=lambda rejection: rejection.submitted_at, reverse=True)
+    lines = [
+        f"{each.id}  {each.submitted_at:%Y-%m-%d %H:%M:%S} UTC  {each.client_network}  {each.reason}  "
+        f"{_printable(each.source)}".rstrip()
+        for each in found[:limit]
+    ]
+    if len(found) > limit:
+        lines.append(f"and {len(found) - limit} more: --limit")
+    context.result([_described(each) for each in found[:limit]], "\n".join(lines) or "nothing was refused")
+
+
+@quarantine.command()
+@click.argument("lead_id", type=click.UUID, metavar="ID")
+@click.option("--content", is_flag=True, help="Also what the person wrote; on a terminal only")
+@with_context
+def show(context: Context, lead_id: UUID, content: bool) -> None:
+    """Show one refused submission, and with --content the person's name, e-mail and message."""
+    from nigredo.errors import ConfigurationError
+
+    if content and not sys.stdout.isatty():
+        raise ConfigurationError("--content shows a person's data, and so only on a terminal")
+    kept = _quarantine(context).kept(ids=[lead_id]).get(lead_id)
+    if kept is None:
+        raise ConfigurationError(f"{lead_id} is not in quarantine: put through, erased, past its 30 days, or never was")
+    rejection = kept.rejection
+    document = _described(rejection) | {
+        "ip_address": rejection.ip_address,
+        "user_agent": rejection.user_agent,
+        "form_id": rejection.form_id,
+        "taken_at": rejection.taken_at.isoformat(),
+        "retry_at": rejection.retry_at and rejection.retry_at.isoformat(),
+        "partition": kept.partition,
+        "offset": kept.offset,
+    }
+    if content:
+        contact = rejection.contact
+        document |= {"name": contact.name, "email": contact.email, "message": contact.message}
+        document["extra"] = dict(contact.extra)
+    lines = [f"{name}: {_printable(str(value))}" for name, value in document.items() if value not in (None, {})]
+    context.result(document, "\n".join(lines))
+
+
+@quarantine.command()
+@click.argument("lead_ids", nargs=-1, required=True, type=click.UUID, metavar="ID…")
+@click.option("--yes", is_flag=True, help="Do not ask")
+@with_context
+def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
+    """Put refused submissions through, outside the limit: stored and delivered as any lead.
+
+    Once, however often it is repeated.
+    """
+    from nigredo.errors import ConfigurationError, NigredoError
+
+    quarantine, wanted = _quarantine(context), list(dict.fromkeys(lead_ids))
+    kept = quarantine.kept(ids=wanted)
+    gone = [each for each in wanted if each not in kept]
+    unknown = set(gone) - _settled(context, gone)
+    if unknown:
+        raise ConfigurationError(
+            f"{', '.join(sorted(map(str, unknown)))}: not in quarantine, and no lead either; nothing was put through"
+        )
+    answers: dict[UUID, tuple[int, int]] = {}
+    if kept:
+        context.confirm(f"Put {len(kept)} refused submissions through? They are sent to the receiver.", yes=yes)
+        answers |= quarantine.release(kept.values(), deadline_s=RELEASE_DEADLINE_S)
+        left = quarantine.kept(ids=[each for each in kept if each not in answers]) if len(answers) < len(kept) else {}
+        if left:
+            raise NigredoError(f"{', '.join(map(str, left))}: the rate limiter did not put them through; see its log")
+    document = [
+        {"id": str(each), "released": each in answers, "partition": place and place[0], "offset": place and place[1]}
+        for each in wanted
+        for place in [answers.get(each)]
+    ]
+    lines = [
+        f"{each} is a lead now (nigredo.leads, partition {answers[each][0]}, offset {answers[each][1]})"
+        if each in answers
+        else f"{each} was put through before"
+        for each in wanted
+    ]
+    context.result(document, "\n".join(lines))
+
+
+def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:
+    """Return which of these are leads by now, as the database has it."""
+    from nigredo.db import connected
+
+    if not lead_ids:
+        return set()
+    with connected(context.settings(PART, role="nigredo_app"), PART) as connection:
+        return {row[0] for row in connection.execute(SETTLED, [list(lead_ids)]).fetchall()}
+
+
+COMMANDS = (quarantine,)

@@ -1,0 +1,163 @@
+"""`nigredo ratelimit`: who is at the limit, and what to do about it."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
+
+import click
+
+from nigredo.cli.control import PART, change_setting, lasts
+from nigredo.cli.output import Context, with_context
+
+if TYPE_CHECKING:
+    from nigredo.limiter import LimiterCommands
+
+APPLY_DEADLINE_S = 20.0
+SIMULATED_MAX = 10_000
+TOP = """
+SELECT ip_address, submission_count, window_start
+FROM nigredo.rate_limits
+WHERE window_start > NOW() - INTERVAL '1 hour'
+ORDER BY submission_count DESC
+LIMIT %s
+"""
+"""The operations runbook's own statement."""
+
+
+class Clients(click.ParamType):
+    """An address, or a network of them; an IPv4 address in IPv6 clothes is the IPv4 address."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        """Return the network; fails with what is expected."""
+        try:
+            network = ip_network(str(value), strict=False)
+        except ValueError:
+            self.fail(f"{value!r} is no address and no network, such as 192.0.2.7 or 2001:db8::/64", param, ctx)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        return network if mapped is None else ip_network((mapped, max(0, network.prefixlen - 96)))
+
+
+def _commands(context: Context) -> LimiterCommands:
+    from nigredo.limiter import LimiterCommands
+
+    return LimiterCommands(context.settings(PART, role="nigredo_app"), getpass.getuser())
+
+
+def _one_client(network: IPv4Network | IPv6Network) -> str | None:
+    """Return the client network that all these addresses count for; None when there are several."""
+    from nigredo.networks import client_network
+
+    if network.prefixlen < (32 if network.version == 4 else 64):
+        return None
+    return client_network(network.network_address)
+
+
+@click.group()
+def ratelimit() -> None:
+    """Client networks at the limit: an IPv4 address, or the /64 of an IPv6 address."""
+
+
+@ratelimit.command(name="list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many")
+@with_context
+def list_(context: Context, limit: int) -> None:
+    """Show who sent the most in the last hour, refused submissions too."""
+    from nigredo.db import connected
+
+    with connected(context.settings(PART, role="nigredo_app"), PART) as connection:
+        rows = connection.execute(TOP, [limit]).fetchall()
+    document = [
+        {"ip_address": network, "submission_count": count, "window_start": start.isoformat()}
+        for network, count, start in rows
+    ]
+    lines = [f"{network}  {count}  since {start:%Y-%m-%d %H:%M:%S} UTC" for network, count, start in rows]
+    context.result(document, "\n".join(lines) or "nobody sent anything in the last hour")
+
+
+@ratelimit.command()
+@click.argument("clients", nargs=-1, required=True, type=Clients(), metavar="ADDRESS…")
+@click.option("--yes", is_flag=True, help="Do not ask before freeing all of a large network")
+@with_context
+def reset(context: Context, clients: tuple[IPv4Network | IPv6Network, ...], yes: bool) -> None:
+    """Free clients: what they sent until now counts no more, at every node.
+
+    ADDRESS is any address or network. An IPv6 address frees its /64, since that is what counts; of a larger network
+    everybody is freed who is counted at present.
+    """
+    single = {str(each): client for each in clients if (client := _one_client(each)) is not None}
+    large = [each for each in clients if str(each) not in single]
+    commands, networks = _commands(context), set(single.values())
+    if large:
+        networks |= set(commands.windows(lambda key: _lies_in(key, large)))
+        context.confirm(f"Free {len(networks)} client networks?", yes=yes)
+    commands.wait_handled(commands.reset(sorted(networks)), deadline_s=APPLY_DEADLINE_S)
+    lines = [f"{network} is free" for network in sorted(networks)]
+    context.result({"freed": sorted(networks)}, "\n".join(lines) or "nobody there is counted")
+
+
+def _lies_in(key: str, networks: list[IPv4Network | IPv6Network]) -> bool:
+    try:
+        client = ip_network(key)
+    except ValueError:
+        return False
+    return any(client.version == network.version and client.network_address in network for network in networks)
+
+
+@ratelimit.command(name="set-limit")
+@click.argument("number", type=int, metavar="N")
+@lasts
+@with_context
+def set_limit(context: Context, number: int, lasts: timedelta | None) -> None:
+    """Allow N submissions an hour, from the next one on; the same as `nigredo config set RATE_LIMIT_PER_HOUR=N`."""
+    change_setting(context, "RATE_LIMIT_PER_HOUR", str(number), lasts)
+
+
+@ratelimit.command()
+@click.argument("client", type=Clients(), metavar="ADDRESS")
+@click.argument("count", type=click.IntRange(1, SIMULATED_MAX), metavar="COUNT")
+@with_context
+def simulate(context: Context, client: IPv4Network | IPv6Network, count: int) -> None:
+    """Tell what would happen if ADDRESS posted COUNT more forms now. Nothing is sent and nothing changes.
+
+    Computed by the limiter's own function from the window that it last wrote about that client.
+    """
+    from nigredo.changes import Changes
+    from nigredo.clock import utc_now
+    from nigredo.control import control_of
+    from nigredo.errors import ConfigurationError
+    from nigredo.simulation import simulated
+
+    network = _one_client(client)
+    if network is None:
+        raise ConfigurationError(f"{client} is many clients; name one address, or the /64 of an IPv6 one")
+    settings, now = context.settings(PART, role="nigredo_app"), utc_now()
+    standing = [stands.entry for stands in Changes(settings, getpass.getuser()).standing().values()]
+    control = control_of(settings, [entry for entry in standing if entry.expires_at is None or now < entry.expires_at])
+    state = _commands(context).windows(lambda key: key == network).get(network)
+    told = simulated(state, client.network_address, network, count, control, at=now)
+    document = {
+        "client_network": network,
+        "limit": control.settings.rate_limit_per_hour,
+        "counted": told.counted,
+        "verdicts": told.verdicts,
+        "next_accepted_at": told.next_at and told.next_at.isoformat(),
+    }
+    lines = [f"{network}: {told.counted} of {control.settings.rate_limit_per_hour} are counted; nothing is sent"]
+    lines += [f"{number:>5}  {verdict}" for number, verdict in enumerate(told.verdicts, 1)]
+    if told.next_at is None:
+        lines.append("no time can be told from which the next one would be accepted")
+    else:
+        ahead_s = round((told.next_at - now).total_seconds())
+        when = "at once" if ahead_s <= 0 else f"at {told.next_at:%Y-%m-%d %H:%M:%S} UTC, in {ahead_s} s"
+        lines.append(f"the next one would be accepted {when}")
+    context.result(document, "\n".join(lines))
+
+
+COMMANDS = (ratelimit,)
