@@ -43,7 +43,17 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
     Limits are the operations runbook's: at most 10 connections a process, 30 s idle, 2 s to get one. A connection
     that the server ended (fail-over, an operator's kill-idle statement) is found before it is handed out.
     """
-    return AsyncConnectionPool(
+
+    async def check(connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        try:
+            await AsyncConnectionPool.check_connection(connection)
+        except psycopg.Error:
+            # Whatever ended this one ended others too. The pool would find them one by one, with a second and more
+            # between two of them: with three of them nobody would get a connection in time.
+            await pool.drain()
+            raise
+
+    pool: Pool = AsyncConnectionPool(
         settings.database_url,
         connection_class=_Connection,
         kwargs={
@@ -61,9 +71,10 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
         max_size=min(size_max or settings.db_pool_max, settings.db_pool_max),
         max_idle=settings.db_pool_idle_s,
         timeout=settings.db_pool_timeout_s,
-        check=AsyncConnectionPool.check_connection,
+        check=check,
         open=False,
     )
+    return pool
 
 
 def count_failure(pool: Pool, error: Exception) -> None:

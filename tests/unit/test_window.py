@@ -17,9 +17,10 @@ from nigredo.window import (
     count_refusals,
     forgettable,
     judge,
+    pass_release,
     reset,
 )
-from schemas.events import Contact, LimitReset, RateLimitState, RefusalCount, Submission
+from schemas.events import Contact, LimitReset, RateLimitState, RefusalCount, RejectionRelease, Submission
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -129,6 +130,94 @@ def test_the_state_never_holds_more_than_the_limit_nor_anything_outside_the_wind
     for verdict in judge_all(log_of(gaps_s, 3)):
         assert len(verdict.state.accepted) <= 3
         assert all(verdict.state.updated_at - kept.at < HOUR for kept in verdict.state.accepted)
+
+
+RESET = LimitReset(NETWORK, "test", NOON)
+RELEASE = RejectionRelease(uuid4(), NETWORK, "test", NOON, 0, 0)
+REFUSALS = RefusalCount(NETWORK, 3, NOON, NOON)
+Anything = Submission | LimitReset | RejectionRelease | RefusalCount
+
+
+def step(
+    state: RateLimitState | None, event: Anything, at: datetime, offset: int
+) -> tuple[str | None, RateLimitState | None]:
+    match event:
+        case Submission():
+            verdict = judge(state, event, at=at, offset=offset)
+            return verdict.outcome, verdict.state
+        case LimitReset():
+            return None, reset(state, event, at=at, offset=offset)
+        case RejectionRelease():
+            return None, pass_release(state, event, at=at, offset=offset)
+        case RefusalCount():
+            return None, count_refusals(state, event, at=at, offset=offset)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[tuple[Anything, datetime]]:
+    """Draw submissions with limits that change, refusals told in number, resets and releases between them."""
+    at, log = NOON, list[tuple[Anything, datetime]]()
+    kinds = st.sampled_from(["submission"] * 6 + ["reset", "release", "refusals"])
+    for _ in range(draw(st.integers(1, 60))):
+        at += timedelta(seconds=draw(st.integers(0, 1800)))
+        commands = {"reset": RESET, "release": RELEASE, "refusals": REFUSALS}
+        log.append((commands.get(draw(kinds)) or submission(limit=draw(limits)), at))
+    return log
+
+
+def outcomes(log: list[tuple[Anything, datetime]]) -> list[tuple[str | None, RateLimitState | None]]:
+    found, state = [], None
+    for offset, (event, at) in enumerate(log):
+        outcome, state = step(state, event, at, offset)
+        found.append((outcome, state))
+    return found
+
+
+@given(logs())
+def test_with_resets_and_releases_a_submission_is_refused_exactly_when_the_definition_says_so(
+    log: list[tuple[Anything, datetime]],
+) -> None:
+    counted: list[datetime] = []
+    for (event, at), (outcome, state) in zip(log, outcomes(log), strict=True):
+        counted = [earlier for earlier in counted if at - earlier < HOUR]
+        if isinstance(event, LimitReset):
+            counted = []
+        if isinstance(event, Submission):
+            assert outcome == (ACCEPTED if len(counted) < event.limit else RATE_LIMITED)
+            counted += [at] if outcome == ACCEPTED else []
+        if state is not None:
+            assert [kept.at for kept in state.accepted] == counted
+
+
+@given(logs())
+def test_a_release_changes_no_verdict_and_never_the_count_of_what_is_accepted(
+    log: list[tuple[Anything, datetime]],
+) -> None:
+    without = [entry for entry in log if not isinstance(entry[0], RejectionRelease)]
+
+    assert [outcome for outcome, _ in outcomes(log) if outcome] == [o for o, _ in outcomes(without) if o]
+
+
+@given(logs(), st.data())
+def test_a_log_with_resets_and_releases_read_again_from_anywhere_gives_the_same_verdicts(
+    log: list[tuple[Anything, datetime]], data: st.DataObject
+) -> None:
+    """As the limiter reads it: what lies at or below the state's offset is passed over, whatever it is."""
+    first = outcomes(log)
+    durable, committed = data.draw(st.integers(0, len(log) - 1)), data.draw(st.integers(0, len(log) - 1))
+    state = first[durable][1]
+
+    for offset in range(min(committed, durable + 1), len(log)):
+        if state is not None and offset <= state.input_offset:
+            continue
+        outcome, state = step(state, *log[offset], offset)
+        assert (outcome, state) == first[offset]
+
+
+@given(logs())
+def test_a_known_window_moves_its_offset_on_with_every_record(log: list[tuple[Anything, datetime]]) -> None:
+    for offset, (_, state) in enumerate(outcomes(log)):
+        assert state is None or state.input_offset == offset
 
 
 def test_an_id_that_still_counts_is_neither_accepted_nor_refused_again() -> None:
