@@ -1,0 +1,60 @@
+"""What the limit would say of forms that nobody sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
+from uuid import uuid4
+
+import pytest
+
+from nigredo.control import Control, Networks
+from nigredo.settings import Settings
+from nigredo.simulation import simulated
+from schemas.events import Acceptance, RateLimitState
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+ADDRESS = ip_address("192.0.2.1")
+CONTROL = Control(Settings.from_environment({"RATE_LIMIT_PER_HOUR": "3"}))
+
+
+def state(*minutes_ago: int) -> RateLimitState:
+    accepted = tuple(Acceptance(uuid4(), NOON - timedelta(minutes=ago)) for ago in minutes_ago)
+    return RateLimitState("192.0.2.1", 3, 3600, accepted, 0, NOON - timedelta(minutes=1), 7)
+
+
+@pytest.mark.parametrize(
+    ("known", "count", "counted", "verdicts", "next_at"),
+    [
+        (None, 2, 0, ["accepted"] * 2, NOON),
+        (None, 4, 0, ["accepted"] * 3 + ["rate_limited"], NOON + timedelta(hours=1)),
+        (state(40, 20), 2, 2, ["accepted", "rate_limited"], NOON + timedelta(minutes=20)),
+        # What is older than the window counts no more.
+        (state(70, 40, 20), 1, 2, ["accepted"], NOON + timedelta(minutes=20)),
+        (state(40, 30, 20), 1, 3, ["rate_limited"], NOON + timedelta(minutes=20)),
+    ],
+)
+def test_it_is_what_the_window_allows(
+    known: RateLimitState | None, count: int, counted: int, verdicts: list[str], next_at: datetime
+) -> None:
+    told = simulated(known, ADDRESS, "192.0.2.1", count, CONTROL, at=NOON)
+
+    assert (told.counted, told.verdicts, told.next_at) == (counted, verdicts, next_at)
+
+
+def test_who_is_exempt_is_never_refused() -> None:
+    exempt = Control(replace(CONTROL.settings, rate_limit_exempt=(ip_network("192.0.2.0/24"),)))
+
+    told = simulated(state(40, 30, 20), ADDRESS, "192.0.2.1", 5, exempt, at=NOON)
+
+    assert (told.counted, told.verdicts, told.next_at) == (3, ["accepted"] * 5, NOON)
+
+
+def test_who_is_blocked_and_everybody_in_maintenance_is_told_so() -> None:
+    blocked = replace(CONTROL, blocked=Networks([ip_network("192.0.2.0/24")]))
+    maintenance = replace(CONTROL, settings=replace(CONTROL.settings, maintenance_mode=True))
+
+    for control, verdict in ((blocked, "blocked"), (maintenance, "maintenance")):
+        told = simulated(None, ADDRESS, "192.0.2.1", 2, control, at=NOON)
+        assert (told.verdicts, told.next_at) == ([verdict] * 2, None)
