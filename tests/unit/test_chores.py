@@ -36,7 +36,7 @@ async def until_run(chore: Chore, times: int) -> None:
     deadline = time.monotonic() + 20
     while chore.runs < times:
         assert time.monotonic() < deadline, chore.runs
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - there is nothing else to wait for
+        await asyncio.sleep(0.01)
 
 
 def test_no_trouble_ends_a_chore_nor_holds_another_up() -> None:
