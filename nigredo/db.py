@@ -120,6 +120,8 @@ def describe(error: Exception) -> str:
 
     psycopg's own text may quote a failing row, so only the class and the SQLSTATE are used.
     """
+    if isinstance(error, PoolTimeout):
+        return "Connection timeout: none in the pool"
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error).lower()
         if "refused" in text:
