@@ -31,12 +31,12 @@ SUBMISSIONS_EACH = 50
 
 
 @contextmanager
-def second_worker(stack: Stack) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one more limiter in the same group, with a state folder of its own."""
-    environment = stack.home.part_environment(os.environ, "second-limiter")
+def second_worker(stack: Stack, name: str = "rate-limiter") -> Iterator[subprocess.Popen[bytes]]:
+    """Run one more limiter or persister in the same group, with a state folder of its own."""
+    environment = stack.home.part_environment(os.environ, f"second-{name}")
     environment["NIGREDO_STATE_DIR"] = str(stack.home.dir / "second")
-    command = [sys.executable, "-m", "nigredo.cli", "run", "rate-limiter"]
-    with (stack.home.dir / "logs" / "second-limiter.log").open("ab") as log:
+    command = [sys.executable, "-m", "nigredo.cli", "run", name]
+    with (stack.home.dir / "logs" / f"second-{name}.log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         yield process

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from nigredo import db
 from nigredo.db import make_pool
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.record import Record
-from nigredo.testing import Stack
-from processors.in_order import Decoded, Stale
-from processors.persistence.rows import rows_of
+from nigredo.testing import Stack, eventually
+from processors.handler import Decoded, Stale
+from processors.persistence.rows import Rows, rows_of
 from processors.persistence.store import Progress, Store
 from schemas.events import Contact, DeliveryAttempt, Lead, RateLimitState, Rejection
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS
@@ -55,16 +60,16 @@ class Writer:
         step = Progress(self.topic_id, 0, "test", stood_at, stood_at + len(records))
         run(self._stack, lambda store: store.write(rows_of(records), [step]))
 
-    def next_offset(self) -> int | None:
+    def next_offset(self) -> Any:
         return run(self._stack, lambda store: store.next_offset(self.topic_id, 0))
 
 
-def run(stack: Stack, work: Any) -> Any:
+def run(stack: Stack, work: Any, kind: type[Store] = Store) -> Any:
     async def scenario() -> Any:
         pool = make_pool(stack.settings(), "test", size_max=1)
         await pool.open()
         try:
-            coroutine: Coroutine[Any, Any, Any] = work(Store(pool))
+            coroutine: Coroutine[Any, Any, Any] = work(kind(pool))
             return await coroutine
         finally:
             await pool.close()
@@ -161,6 +166,101 @@ def test_an_older_window_never_replaces_a_newer_one(stack: Stack, writer: Writer
     assert stack.rows(query, network) == [(7,)]
     writer.write(at(RATE_LIMITS, replace(newer, refused=0, input_offset=60)))
     assert stack.rows(query, network) == []
+
+
+def test_a_table_that_somebody_locks_is_waited_for_until_the_statement_times_out_and_then_tried_again(
+    stack: Stack, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "STATEMENT_TIMEOUT_S", 1.0)
+    lead = a_lead()
+    with stack.database() as somebody, somebody.transaction():
+        somebody.execute("LOCK TABLE nigredo.leads IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DependencyDown, match="QueryCanceled"):
+            writer.write(at(LEADS, lead))
+    assert writer.next_offset() is None
+
+    writer.write(at(LEADS, lead))
+
+    assert stack.rows("SELECT count(*) FROM nigredo.leads WHERE id = %s", lead.id) == [(1,)]
+    assert writer.next_offset() == 1
+
+
+class Counting(Store):
+    """Counts the transactions that were begun."""
+
+    begun = 0
+
+    async def _move(self, connection: Any, step: Progress) -> None:
+        Counting.begun += 1
+        await super()._move(connection, step)
+
+
+def test_a_deadlock_with_somebody_elses_transaction_is_tried_again(stack: Stack, writer: Writer) -> None:
+    """Postgres ends one of the two; which one is up to the clock, so it is done until it was ours."""
+    writer.write(at(LEADS, a_lead()))
+    for stood_at in range(1, 20):
+        lead, Counting.begun = a_lead(), 0
+        step = Progress(writer.topic_id, 0, "test", stood_at, stood_at + 1)
+        rows = rows_of([at(LEADS, lead)])
+        with ThreadPoolExecutor(1) as threads, stack.database() as somebody:
+            with suppress(psycopg.errors.DeadlockDetected), somebody.transaction():
+                somebody.execute(
+                    "INSERT INTO nigredo.leads "
+                    "(id, name, email, message, ip_address, created_at, lead_partition, lead_offset) "
+                    "VALUES (%s, 'Ana', 'ana@example.com', 'Oi', '192.0.2.1', now(), 0, 0)",
+                    (lead.id,),
+                )
+                ours = threads.submit(run, stack, partial(written, rows, step), Counting)
+                eventually(lambda: waits_for_a_lock(stack), within_s=20, what="our transaction waiting for theirs")
+                somebody.execute(
+                    "UPDATE nigredo.stream_offsets SET topic = topic WHERE topic_id = %s", (writer.topic_id,)
+                )
+                raise psycopg.Rollback
+            ours.result(60)
+        assert stack.rows("SELECT count(*) FROM nigredo.leads WHERE id = %s", lead.id) == [(1,)]
+        assert writer.next_offset() == stood_at + 1
+        if Counting.begun > 1:
+            return
+    raise AssertionError("the deadlock never hit our transaction")
+
+
+def written(rows: Rows, step: Progress, store: Store) -> Coroutine[Any, Any, None]:
+    return store.write(rows, [step])
+
+
+def waits_for_a_lock(stack: Stack) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    return bool(stack.rows(waiting, stack.settings().function("test")))
+
+
+def test_a_serialization_failure_is_tried_again_a_few_times_and_then_waited_for(stack: Stack, writer: Writer) -> None:
+    class Failing(Store):
+        tries = 0
+        fails = 2
+
+        async def _write(self, connection: Any, rows: Any) -> None:
+            Failing.tries += 1
+            if Failing.tries <= Failing.fails:
+                await connection.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+            await super()._write(connection, rows)
+
+    lead = a_lead()
+    step = Progress(writer.topic_id, 0, "test", 0, 1)
+    run(stack, lambda store: store.write(rows_of([at(LEADS, lead)]), [step]), Failing)
+    assert (Failing.tries, writer.next_offset()) == (3, 1)
+
+    Failing.tries, Failing.fails = 0, 9
+    with pytest.raises(DependencyDown, match="SerializationFailure"):
+        run(stack, lambda store: store.write(rows_of([]), [replace(step, stood_at=1, next_offset=2)]), Failing)
+    assert writer.next_offset() == 1
+
+
+def test_the_pool_keeps_to_the_limits_of_the_runbook(stack: Stack) -> None:
+    async def scenario() -> tuple[int, int, float, float]:
+        pool = make_pool(stack.settings(), "test")
+        return pool.min_size, pool.max_size, pool.max_idle, pool.timeout
+
+    assert asyncio.run(scenario()) == (0, 10, 30.0, 2.0)
 
 
 def test_a_database_that_is_away_is_told_as_such(stack: Stack) -> None:

@@ -1,0 +1,85 @@
+"""A worker that hangs once, as a program. Arguments: topic, a folder of its own, how it hangs.
+
+`loop` blocks the event loop, `agent` lets the agent wait for ever, `waits` says for a while that something is away.
+Each offset that it handled is a line of the folder's `done`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nigredo.backoff import Backoff
+from nigredo.errors import DependencyDown
+from nigredo.health import Health
+from nigredo.log_reader import LogReader
+from nigredo.record import Record
+from nigredo.settings import Settings
+from nigredo.telemetry import configure_logging
+from processors.faust_app import make_app, run_app
+from processors.handler import Decoded
+from processors.in_order import InOrder
+from processors.watchdog import Watchdog
+from schemas.events import Event
+
+PATIENCE_S = 4.0
+AWAY_S = 3 * PATIENCE_S
+
+
+class Hanging:
+    def __init__(self, folder: Path, how: str) -> None:
+        self._folder = folder
+        self._how = how
+        self._began = time.monotonic()
+
+    async def open(self) -> None:
+        """Nothing to open."""
+
+    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
+        return committed or 0
+
+    async def decode(self, record: Record) -> Event | None:
+        return None
+
+    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+        if self._how == "waits":
+            if time.monotonic() - self._began < AWAY_S:
+                raise DependencyDown("something is away")
+        elif not (self._folder / "hung").exists():
+            (self._folder / "hung").touch()
+            if self._how == "loop":
+                time.sleep(600)  # noqa: ASYNC251 - that is the point
+            await asyncio.Event().wait()
+        with (self._folder / "done").open("a") as file:
+            file.writelines(f"{record.partition}:{record.offset}\n" for record, _ in records)
+
+    async def park(self, record: Record, reason: str, error: str) -> None:
+        raise AssertionError("nothing is parked here")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def main() -> None:
+    """Run until a signal, or the watchdog, ends it."""
+    topic, folder, how = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    component = f"hanging-{how}-{folder.name}"
+    settings = replace(
+        Settings.from_environment(os.environ), watchdog_s=PATIENCE_S, state_dir=folder / "state", health_port=0
+    )
+    configure_logging(settings.function(component))
+    Backoff.next_wait_s = lambda self: 0.5  # type: ignore[method-assign]
+    health = Health(settings.function(component))
+    app = make_app(settings, component)
+    in_order = InOrder(app, LogReader(settings, component), health, [topic], Hanging(folder, how))
+    with Watchdog(settings, component, health, [topic], lambda: in_order.assignment.positions):
+        run_app(app, settings, health)
+
+
+if __name__ == "__main__":
+    main()
