@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from nigredo.encoded_window import decoded, rank_of
 from nigredo.errors import DependencyDown
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
@@ -21,7 +22,6 @@ from nigredo.window import Verdict, judge
 from schemas.codec import Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState, RefusalCount, Submission
 from schemas.registry import RegistryUnavailable
-from schemas.topics import RATE_LIMITS
 
 log = get_logger()
 
@@ -58,7 +58,7 @@ class Edge:
         self._networks_max = networks_max
         # Undecoded, and in the order of their last change: most are never asked for, and the oldest go first.
         # Ordered dictionaries, since a plain one takes ever longer to find its first key the more of them were deleted.
-        self._states: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._states: OrderedDict[bytes, tuple[int, bytes, int]] = OrderedDict()
         self._coming = self._states
         self._own: OrderedDict[bytes, list[Own]] = OrderedDict()
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
@@ -75,26 +75,32 @@ class Edge:
         for row in rows:
             if row.key is None:
                 continue
-            states.pop(row.key, None)
-            if row.value is not None and self._readable(row.value):
-                states[row.key] = (row.timestamp_ms, row.value)
+            if row.value is None:
+                states.pop(row.key, None)
+            elif (offset := self._offset(row.value)) is not None:
+                known = states.get(row.key)
+                # One that a worker wrote after its partition was given to another one may come late.
+                if known is None or known[2] <= offset:
+                    states[row.key] = (row.timestamp_ms, row.value, offset)
+                    states.move_to_end(row.key)
         oldest_ms = int((time.time() - (self._window + KEPT_LONGER).total_seconds()) * 1000)
         for key in self._first(states, LET_GO_AT_ONCE + len(rows)):
             if states[key][0] >= oldest_ms and len(states) <= self._networks_max:
                 break
             del states[key]
 
-    def _readable(self, value: bytes) -> bool:
-        """Learn a schema here that is not known yet: the loop must not wait for the registry."""
-        if not self._codec.knows(value):
-            try:
-                self._codec.decode(RATE_LIMITS, value)
-            except Undecodable as error:
-                log.error("a rate limit cannot be read", error=str(error))
-                return False
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
-        return True
+    def _offset(self, value: bytes) -> int | None:
+        """Return how far a window read; None for one that cannot be read.
+
+        A schema that is not known yet is learnt here: the loop must not wait for the registry.
+        """
+        try:
+            return rank_of(self._codec, value).input_offset
+        except Undecodable as error:
+            log.error("a rate limit cannot be read", error=str(error))
+            return None
+        except RegistryUnavailable as error:
+            raise DependencyDown(str(error)) from error
 
     def loaded(self) -> None:
         """Make what came since `begin` hold."""
@@ -180,7 +186,6 @@ class Edge:
         if found is None:
             return None
         try:
-            state = self._codec.decode(RATE_LIMITS, found[1])
+            return decoded(self._codec, found[1])
         except Undecodable:
             return None
-        return state if isinstance(state, RateLimitState) else None

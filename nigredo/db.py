@@ -85,6 +85,17 @@ def count_failure(pool: Pool, error: Exception) -> None:
         metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
 
 
+def ping(settings: Settings) -> None:
+    """Ask the database for nothing, on a connection of its own; blocks, for a thread. Raises DependencyDown."""
+    options = "-c statement_timeout=5000"
+    timeout_s = max(1, round(settings.db_pool_timeout_s))
+    try:
+        with psycopg.connect(settings.database_url, connect_timeout=timeout_s, options=options) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        raise DependencyDown(describe(error)) from error
+
+
 @contextmanager
 def connected(settings: Settings, component: str) -> Iterator[psycopg.Connection]:
     """Lend a command one connection of its own. Raises DependencyDown."""

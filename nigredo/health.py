@@ -24,16 +24,24 @@ class Health:
         self.function = function
         self._lock = threading.Lock()
         self._waiting_for: str | None = "start"
+        self._reasons_given = 0
 
     def waiting(self, reason: str) -> None:
         """Say that the process cannot work at present, and why."""
         with self._lock:
             self._waiting_for = reason
+            self._reasons_given += 1
 
     def ready(self) -> None:
         """Say that the process does its work."""
         with self._lock:
             self._waiting_for = None
+
+    @property
+    def reasons_given(self) -> int:
+        """How often the process said why it cannot work: one that says it again and again does not hang."""
+        with self._lock:
+            return self._reasons_given
 
     @property
     def waiting_for(self) -> str | None:

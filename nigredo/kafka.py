@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from nigredo.telemetry import get_logger
 
 log = get_logger()
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, str | bytes | None]]
+"""As librdkafka takes them."""
 SWEEP_EVERY_S = 0.1
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
@@ -66,6 +67,38 @@ def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to be produced. Without a `partition` its key decides."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, str | bytes | None]] = field(default_factory=list)
+    partition: int = -1
+
+
+class _Batch:
+    """Records that are acknowledged together: one callback a record and one future for all is what it costs."""
+
+    def __init__(
+        self, future: asyncio.Future[None], size: int, arrived: Callable[[asyncio.Future[Any], Any], None]
+    ) -> None:
+        self._future = future
+        self._left = size
+        self._arrived = arrived
+        self._failed = False
+
+    def delivered(self, error: KafkaError | None, _: Message) -> None:
+        """Count one acknowledgement; called by librdkafka in the polling thread, for one record after another."""
+        self._left -= 1
+        if error is not None and not self._failed:
+            self._failed = True
+            self._arrived(self._future, _as_ours(error))
+        elif not self._left and not self._failed:
+            self._arrived(self._future, None)
+
+
 class Publisher:
     """An idempotent producer whose every record answers with a future on the event loop.
 
@@ -81,10 +114,10 @@ class Publisher:
         self._lock = threading.Lock()
         self._fatal: KafkaError | None = None
         self._producer = Producer(self._config)
-        self._arrived: list[tuple[asyncio.Future[Position], Position | Exception]] = []
+        self._arrived: list[tuple[asyncio.Future[Any], Position | Exception | None]] = []
         self._answer_within_s = answer_within_s
         # In the order of publishing, with the time by which each is answered.
-        self._pending: dict[asyncio.Future[Position], float] = {}
+        self._pending: dict[asyncio.Future[Any], float] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-acks", daemon=True)
@@ -123,10 +156,47 @@ class Publisher:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
             raise _as_ours(error.args[0]) from error
+        self._await(future)
+        return future
+
+    def publish_all(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
+        """Hand records to Kafka; the future resolves once all in-sync replicas have every one of them.
+
+        It fails as that of `publish` does, with the first record that failed: any of the others may have been
+        written. Raises Overloaded at once, then too with some of them written perhaps. Counts as one that waits.
+        """
+        if self._stopping.is_set() or len(self._pending) >= self._in_flight_max:
+            raise Overloaded("too many records wait for Kafka's acknowledgement")
+        future: asyncio.Future[None] = self._loop.create_future()
+        if not records:
+            future.set_result(None)
+            return future
+        batch = _Batch(future, len(records), self._note)
+        try:
+            with self._lock:
+                produce = self._producer.produce
+                for record in records:
+                    produce(
+                        record.topic,
+                        record.value,
+                        record.key,
+                        record.partition,
+                        batch.delivered,
+                        headers=record.headers,
+                    )
+        except BufferError as error:
+            future.cancel()
+            raise Overloaded("the producer's queue is full") from error
+        except KafkaException as error:
+            future.cancel()
+            raise _as_ours(error.args[0]) from error
+        self._await(future)
+        return future
+
+    def _await(self, future: asyncio.Future[Any]) -> None:
         self._pending[future] = self._loop.time() + (self._answer_within_s or 0.0)
         if self._sweep is None and self._answer_within_s is not None:
             self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue)
-        return future
 
     @property
     def in_flight(self) -> int:
@@ -177,6 +247,9 @@ class Publisher:
             outcome = _as_ours(error)
         else:
             outcome = Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
+        self._note(future, outcome)
+
+    def _note(self, future: asyncio.Future[Any], outcome: Position | Exception | None) -> None:
         self._arrived.append((future, outcome))
 
     def _failed(self, error: KafkaError) -> None:
@@ -216,7 +289,7 @@ class Publisher:
             # The loop is closed: the process is ending and nobody waits for these any more.
             return
 
-    def _resolve(self, arrived: list[tuple[asyncio.Future[Position], Position | Exception]]) -> None:
+    def _resolve(self, arrived: list[tuple[asyncio.Future[Any], Position | Exception | None]]) -> None:
         for future, outcome in arrived:
             self._pending.pop(future, None)
             if future.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
@@ -16,9 +17,55 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaExc
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
 from nigredo.settings import Settings
+from nigredo.telemetry import get_logger
+
+log = get_logger()
 
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.2
+TOLD_EVERY_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a group stands in one partition: what it committed, if it ever did, and where the log starts and ends."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    start: int
+    end: int
+
+
+class Loading:
+    """How far a consumer has come in reading partitions to the ends that were recorded first."""
+
+    def __init__(self, topic: str, ends: Mapping[int, int]) -> None:
+        self._topic = topic
+        self._ends = dict(ends)
+        self._records = 0
+        self._began = self._told = time.monotonic()
+
+    def took(self, records: int) -> None:
+        """Count records; every few seconds the log is told how many."""
+        self._records += records
+        if (now := time.monotonic()) - self._told >= TOLD_EVERY_S:
+            self._told = now
+            self._tell("a topic is being loaded")
+
+    def over(self, consumer: Consumer) -> bool:
+        """Say whether every end is reached."""
+        # By position: compaction and transaction markers leave gaps, so the last offset may never be seen.
+        for at in consumer.position([TopicPartition(self._topic, partition) for partition in self._ends]):
+            if at.offset >= self._ends[at.partition]:
+                del self._ends[at.partition]
+        if not self._ends and self._told > self._began:
+            self._tell("a topic is loaded")
+            self._told = self._began
+        return not self._ends
+
+    def _tell(self, what: str) -> None:
+        log.info(what, topic=self._topic, records=self._records, seconds=round(time.monotonic() - self._began, 1))
 
 
 class EndNotReached(DependencyDown):
@@ -40,18 +87,19 @@ class LogReader:
         deadline_s: float,
         since: datetime | None = None,
         offsets: Mapping[int, int] | None = None,
+        within_s: float | None = None,
     ) -> Iterator[Message]:
         """Yield every record of the partitions up to their present ends, oldest first within a partition.
 
         since: leaves out what is older by the records' own timestamps.
         offsets: where to begin in some of the partitions, instead of at their beginning.
-        Raises DependencyDown when Kafka does not answer, EndNotReached when the end is not reached in time.
+        Raises DependencyDown when Kafka does not answer, or nothing came for as long as the deadline: however much
+        there is, it is read. within_s: raises EndNotReached when there is more than can be read in that time.
+        Whoever reads much is told of it in the log every few seconds.
         """
-        deadline = time.monotonic() + deadline_s
-        offsets = offsets or {}
+        offsets, latest = offsets or {}, None if within_s is None else time.monotonic() + within_s
         with self._consumer() as consumer:
             marks = {p: self._watermarks(consumer, topic, p) for p in partitions}
-            ends = {p: end for p, (_, end) in marks.items()}
             open_partitions = {p for p, (start, end) in marks.items() if max(start, offsets.get(p, 0)) < end}
             starts = [
                 TopicPartition(topic, p, max(marks[p][0], offsets[p]) if p in offsets else OFFSET_BEGINNING)
@@ -64,14 +112,19 @@ class LogReader:
                 starts = [at for at in found if at.offset >= 0]
                 open_partitions = {at.partition for at in starts}
             consumer.assign(starts)
-            while open_partitions:
-                if time.monotonic() > deadline:
-                    raise EndNotReached(f"the end of {topic} was not reached within {deadline_s:g} s")
-                for message in consumer.consume(1000, POLL_S):
-                    if message.error() is None and (message.offset() or 0) < ends[message.partition() or 0]:
+            loading = Loading(topic, {p: end for p, (_, end) in marks.items() if p in open_partitions})
+            deadline = time.monotonic() + deadline_s
+            while not loading.over(consumer):
+                messages = consumer.consume(1000, POLL_S)
+                loading.took(len(messages))
+                now = time.monotonic()
+                if messages:
+                    deadline = now + deadline_s
+                if now > deadline or (latest is not None and now > latest):
+                    raise EndNotReached(f"the end of {topic} was not reached in time")
+                for message in messages:
+                    if message.error() is None and (message.offset() or 0) < marks[message.partition() or 0][1]:
                         yield message
-                asked = [TopicPartition(topic, p) for p in sorted(open_partitions)]
-                open_partitions -= {at.partition for at in consumer.position(asked) if at.offset >= ends[at.partition]}
 
     def next_offset(self, topic: str, partition: int, offset: int, *, deadline_s: float) -> int:
         """Return the offset of the first record at or after `offset` that still exists.
@@ -112,6 +165,19 @@ class LogReader:
             asked = [TopicPartition(topic, partition) for partition in partitions]
             answer = consumer.committed(asked, timeout=CALL_TIMEOUT_S)
             return {at.partition: None if at.offset == OFFSET_INVALID else at.offset for at in answer}
+
+    def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
+        """Return where a group stands in partitions of topics, in the order given. Raises DependencyDown."""
+        asked = [TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers]
+        if not asked:
+            return []
+        with self._consumer(group) as consumer:
+            found = []
+            for at in consumer.committed(asked, timeout=CALL_TIMEOUT_S):
+                start, end = self._watermarks(consumer, at.topic, at.partition)
+                committed = None if at.offset == OFFSET_INVALID else at.offset
+                found.append(Standing(at.topic, at.partition, committed, start, end))
+            return found
 
     @contextmanager
     def _consumer(self, group: str | None = None) -> Iterator[Consumer]:

@@ -134,6 +134,11 @@ class Settings:
     db_pool_idle_s: float = _from("DB_POOL_IDLE_SECONDS", _seconds(1, 3600), "30")
     db_pool_timeout_s: float = _from("DB_POOL_TIMEOUT_SECONDS", _seconds(0.1, 60), "2")
 
+    watchdog_s: float = _from("WATCHDOG_SECONDS", _seconds(30, 3600), "60")
+    """How long a limiter or persister may get nothing done, although it could, before it is ended and started again.
+
+    Longer than a statement that times out and its back-off take together: those say why they wait in between."""
+
     ingest_host: str = _from("INGEST_HOST", _text, "127.0.0.1")
     ingest_port: int = _from("INGEST_PORT", _integer(1, 65535), "8080")
     ingest_workers: int = _from("INGEST_WORKERS", _integer(1, 64), "1")

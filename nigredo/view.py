@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
+from nigredo.log_reader import Loading
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -109,13 +110,9 @@ class TopicView:
         consumer = Consumer(self._config)
         try:
             partitions = self._partitions(consumer)
-            ends = self._begin(consumer, partitions)
-            while ends:
-                self._hand_over(consumer)
-                # By position: compaction and transaction markers leave gaps, so the last offset may never be seen.
-                for at in consumer.position([TopicPartition(self._topic, partition) for partition in ends]):
-                    if at.offset >= ends[at.partition]:
-                        del ends[at.partition]
+            loading = Loading(self._topic, self._begin(consumer, partitions))
+            while not loading.over(consumer):
+                loading.took(self._hand_over(consumer))
                 if self._stopping.is_set():
                     return
             self._keeper.loaded()
@@ -156,8 +153,8 @@ class TopicView:
             # Kafka is away: what is known stands.
             return False
 
-    def _hand_over(self, consumer: Consumer) -> None:
-        """Give the keeper what is there, after waiting at most `POLL_S` for something."""
+    def _hand_over(self, consumer: Consumer) -> int:
+        """Give the keeper what is there, after waiting at most `POLL_S` for something; return how much it was."""
         first = consumer.poll(POLL_S)
         # Whatever else has arrived comes without a further wait: a single change is told at once, many together.
         messages: list[Message] = [] if first is None else [first, *consumer.consume(BATCH_MAX - 1, 0)]
@@ -169,3 +166,4 @@ class TopicView:
             if (error := message.error()) is not None:
                 # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
                 raise DependencyDown(f"Kafka: {error.name()}")
+        return len(messages)

@@ -11,7 +11,7 @@ from nigredo.health import Health, HealthServer
 from nigredo.settings import Settings
 
 COMMIT_NEVER_S = 86_400.0
-STREAM_BUFFER_MAX = 2000
+STREAM_BUFFER_MAX = 4000
 
 
 class App(faust.App):
@@ -25,7 +25,25 @@ class App(faust.App):
 
         # Faust commits on a timer, on revocation and on stop; each would commit what it thinks is done.
         setattr(consumer, "commit", commit)  # noqa: B010 - a plain assignment is no method to the type checker
+        setattr(consumer, "wait_first", self._hand_over_quickly(consumer))  # noqa: B010
         return consumer
+
+    def _hand_over_quickly(self, consumer: Any) -> Any:
+        """Replace how the consumer hands a record on: Faust makes four tasks for each, to be able to give up waiting.
+
+        There is nothing to wait for while records flow and there is room for one more; else it is done Faust's way.
+        """
+        faust_way = consumer.wait_first
+
+        async def wait_first(*coros: Any, timeout: Any = None) -> Any:
+            room = not any(channel.queue.full() for channel in self.topics)
+            if len(coros) != 2 or not room or consumer.suspend_flow.is_set() or not self.flow_control.is_active():
+                return await faust_way(*coros, timeout=timeout)
+            handing_over, given_up = coros
+            given_up.close()
+            return await handing_over
+
+        return wait_first
 
 
 def make_app(settings: Settings, component: str) -> App:

@@ -20,6 +20,9 @@ MAGIC = 0
 PREFIX = struct.Struct(">bI")
 
 
+_UNKNOWN = (None, object())
+
+
 class Undecodable(Exception):
     """These bytes are no event of this topic and never will be. The text holds nothing of their content."""
 
@@ -37,6 +40,7 @@ class Codec:
         self._ids: dict[str, int] = {}
         self._readers: dict[str, Any] = {}
         self._writers: dict[int, Any] = {}
+        self._pairs: dict[tuple[int, str], tuple[Any, Any]] = {}
 
     def prepare(self, topics: Iterable[str]) -> None:
         """Learn the schema ids of the topics that will be encoded for.
@@ -68,11 +72,12 @@ class Codec:
         magic, schema_id = PREFIX.unpack_from(value)
         if magic != MAGIC:
             raise Undecodable("does not begin with the zero byte of Confluent's wire format")
-        writer, ours = self._written_with(schema_id), self._ours(topic)
+        ours = self._ours(topic)
+        writer, reader = self._pairs.get((schema_id, topic)) or self._pair(schema_id, topic)
         source = io.BytesIO(value)
         source.seek(PREFIX.size)
         try:
-            plain: Any = fastavro.schemaless_reader(source, writer, ours, return_record_name=isinstance(ours, list))
+            plain: Any = fastavro.schemaless_reader(source, writer, reader, return_record_name=isinstance(ours, list))
             if source.read(1):
                 raise Undecodable(f"goes on after the end of schema {schema_id}")
             name, plain = plain if isinstance(ours, list) else (ours["name"], plain)
@@ -87,6 +92,19 @@ class Codec:
     def knows(self, value: bytes) -> bool:
         """Say whether `decode` can tell what these bytes are without asking the registry."""
         return len(value) < PREFIX.size or value[0] != MAGIC or PREFIX.unpack_from(value)[1] in self._writers
+
+    def written_as_ours(self, topic: str, value: bytes) -> bool:
+        """Say whether a value has the very layout that this release writes. False until one like it was decoded."""
+        if len(value) < PREFIX.size:
+            return False
+        magic, schema_id = PREFIX.unpack_from(value)
+        return magic == MAGIC and self._pairs.get((schema_id, topic), _UNKNOWN)[1] is None
+
+    def _pair(self, schema_id: int, topic: str) -> tuple[Any, Any]:
+        """Return the writer's schema, and ours if it is another: fastavro would compare them whole at every record."""
+        writer, ours = self._written_with(schema_id), self._ours(topic)
+        self._pairs[schema_id, topic] = (writer, None if writer == ours else ours)
+        return self._pairs[schema_id, topic]
 
     def _written_with(self, schema_id: int) -> Any:
         if schema_id not in self._writers:

@@ -81,7 +81,7 @@ def _ensure_api_key(settings: Settings, home: Home) -> None:
         return
     key = kept(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
     Changes(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
-    known.touch()
+    known.touch(mode=0o600)
 
 
 def _wait_for(part: Part) -> None:

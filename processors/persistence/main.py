@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nigredo.db import ping
 from nigredo.health import Health
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
@@ -9,6 +10,7 @@ from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
 from processors.in_order import InOrder
 from processors.persistence.persister import COMPONENT, TOPICS, Persister
+from processors.watchdog import Watchdog
 
 
 def main() -> int:
@@ -19,5 +21,8 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    InOrder(app, LogReader(settings, COMPONENT), health, TOPICS, Persister(settings))
-    run_app(app, settings, health)
+    in_order = InOrder(app, LogReader(settings, COMPONENT), health, TOPICS, Persister(settings))
+    with Watchdog(
+        settings, COMPONENT, health, TOPICS, lambda: in_order.assignment.positions, check=lambda: ping(settings)
+    ):
+        run_app(app, settings, health)

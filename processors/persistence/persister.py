@@ -18,7 +18,7 @@ from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
-from processors.in_order import Decoded, Stale, decode
+from processors.handler import Decoded, Stale, decode
 from processors.persistence.chores import Chores
 from processors.persistence.cleanup import CleanUp
 from processors.persistence.resets import ResetRelay
@@ -32,6 +32,8 @@ COMPONENT = "persister"
 TOPICS = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
 POOL_MAX = 4
 """One for the writing, one for a partition that is begun meanwhile, one for each of the chores."""
+REGISTRY_DEADLINE_S = 10.0
+"""After it the process says what it waits for, and tries again."""
 IN_FLIGHT_MAX = 1000
 CALL_TIMEOUT_S = 5.0
 
@@ -54,7 +56,7 @@ class Persister:
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
         settings = self._settings
-        self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT])
+        self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT], deadline_s=REGISTRY_DEADLINE_S)
         config = producer_config(
             settings.kafka_bootstrap_servers, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S
         )

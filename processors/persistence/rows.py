@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from nigredo.record import Record
-from processors.in_order import Decoded
+from processors.handler import Decoded
 from schemas.events import DeliveryAttempt, Lead, RateLimitState, Rejection
 from schemas.topics import LEADS
 

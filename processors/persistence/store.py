@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from nigredo.db import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
 from nigredo.errors import DependencyDown, RecordRefused
-from processors.in_order import Stale
+from processors.handler import Stale
 from processors.persistence.rows import Row, Rows
 
 DEADLINE_S = STATEMENT_TIMEOUT_S + 5.0

@@ -7,10 +7,7 @@ same window and gets the same verdict. That is all there is to recovery.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nigredo import metrics
@@ -19,26 +16,18 @@ from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown, RecordRefused, StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.headers import cloud_event
-from nigredo.kafka import FOR_EVER_S, Position, Publisher, producer_config
+from nigredo.health import Health
+from nigredo.kafka import FOR_EVER_S, Outgoing, Publisher, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
-from nigredo.window import (
-    ACCEPTED,
-    RATE_LIMITED,
-    REPEATED,
-    Verdict,
-    count_refusals,
-    forgettable,
-    judge,
-    pass_release,
-    reset,
-)
-from processors.in_order import Decoded, Stale, decode
+from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, Verdict, count_refusals, judge, pass_release, reset
+from processors.handler import Decoded, Stale, decode
 from processors.rate_limit.release import find_quarantined
-from schemas.codec import Codec, Undecodable
+from processors.rate_limit.windows import Windows
+from schemas.codec import Codec
 from schemas.events import (
     Event,
     Lead,
@@ -49,15 +38,16 @@ from schemas.events import (
     RejectionRelease,
     Submission,
 )
-from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
 log = get_logger()
 
 COMPONENT = "rate-limiter"
+REGISTRY_DEADLINE_S = 10.0
+"""After it the process says what it waits for, and tries again."""
 IN_FLIGHT_MAX = 10_000
 Judged = Submission | LimitReset | RefusalCount | RejectionRelease
-LOAD_DEADLINE_S = 120.0
+LOAD_DEADLINE_S = 30.0
 FORGET_MIN = 100
 ACK_PATIENCE_S = 10.0
 
@@ -65,67 +55,50 @@ ACK_PATIENCE_S = 10.0
 class Limiter:
     """Judges submissions. Holds the windows of the networks in the partitions it was assigned."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
+        self._function = settings.function(COMPONENT)
+        self._health = health
         self._reader = LogReader(settings, COMPONENT)
-        self._windows: dict[int, OrderedDict[str, RateLimitState]] = {}
+        self._windows: dict[int, Windows] = {}
         self._codec: Codec
         self._publisher: Publisher
 
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
         settings = self._settings
-        self._codec = await ready_codec(settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS])
-        config = producer_config(
-            settings.kafka_bootstrap_servers, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S
+        self._codec = await ready_codec(
+            settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS], deadline_s=REGISTRY_DEADLINE_S
         )
+        config = producer_config(settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=FOR_EVER_S)
         self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
-        """Load the windows of a partition; of several states of a network the one that read furthest is true."""
+        """Load the windows of a partition; of several states of a network the one that read furthest is true.
+
+        They are not followed on: from here on nobody else writes them, and whoever does all the same is out of date.
+        """
         self._windows.pop(partition, None)
-        windows = await asyncio.to_thread(self._load, partition)
+        windows = Windows(self._codec)
+        await asyncio.to_thread(self._load, windows, partition, committed)
         _, end = await asyncio.to_thread(self._reader.watermarks, topic, partition)
-        furthest = max((state.input_offset for state in windows.values()), default=-1)
-        if furthest >= end:
+        if windows.furthest >= end:
             # The topic was made anew under its old name: by these windows everything in it would count as judged.
             raise DependencyDown(
-                f"partition {partition} of {RATE_LIMITS} tells of offset {furthest}, {topic} ends at {end}; "
+                f"partition {partition} of {RATE_LIMITS} tells of offset {windows.furthest}, {topic} ends at {end}; "
                 "make both topics anew, or neither"
             )
         if committed is None:
             # `check_offsets` committed a start before the first member joined; without one, verdicts would be lost.
             raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
-        # What is still to be judged is no older than the newest verdict: windows over by then decide nothing.
-        newest = max((state.updated_at for state in windows.values()), default=None)
-        self._windows[partition] = OrderedDict(
-            (network, state)
-            for network, state in windows.items()
-            if newest is None or state.input_offset >= committed or not forgettable(state, newest)
-        )
+        self._windows[partition] = windows
         return committed
 
-    def _load(self, partition: int) -> dict[str, RateLimitState]:
-        windows: dict[str, RateLimitState] = {}
-        for message in self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S):
-            value = message.value()
-            if value is None:
-                # A tombstone only follows a state that decides nothing any more; a newer state comes after it.
-                windows.pop((message.key() or b"").decode(), None)
-                continue
-            try:
-                state = self._codec.decode(RATE_LIMITS, value)
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
-            except Undecodable as error:
-                # The network's last state that can be read stands.
-                log.error("a window cannot be read", partition=partition, offset=message.offset(), error=str(error))
-                continue
-            if isinstance(state, RateLimitState):
-                known = windows.get(state.client_network)
-                if known is None or state.input_offset >= known.input_offset:
-                    windows[state.client_network] = state
-        return windows
+    def _load(self, windows: Windows, partition: int, committed: int | None) -> None:
+        def told(records: int) -> None:
+            self._health.waiting(f"the windows of partition {partition}: {records} records read")
+
+        windows.load(self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S), committed, told)
 
     async def decode(self, record: Record) -> Event:
         """Return the submission event. Raises RecordRefused, DependencyDown."""
@@ -162,16 +135,17 @@ class Limiter:
                 changed[key] = after
             if output is not None:
                 outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
-        await self._deliver([self._publish_output(topic, event) for topic, event in outputs], still_ours)
+        await self._deliver([self._outgoing_output(topic, event) for topic, event in outputs], still_ours)
         if released:
             # Only now: a tombstone without its lead would lose the person.
-            gone = [self._publisher.publish(REJECTIONS, key=k.key, value=None, partition=k.partition) for k in released]
+            gone = [Outgoing(REJECTIONS, kept.key, None, partition=kept.partition) for kept in released]
             await self._deliver(gone, still_ours)
-        states = [self._publish_state(partition, state) for (partition, _), state in changed.items()]
-        await self._deliver(states, still_ours)
-        for (partition, network), state in changed.items():
-            self._windows[partition][network] = state
-        self._forget({record.partition: record.timestamp for record, _ in records}, max(FORGET_MIN, 2 * len(records)))
+        await self._deliver([self._outgoing_state(at, state) for (at, _), state in changed.items()], still_ours)
+        for (partition, _), state in changed.items():
+            self._windows[partition].keep(state)
+        # Brokers' clocks differ, so one partition's says nothing about another.
+        for partition, now in {record.partition: record.timestamp for record, _ in records}.items():
+            self._windows[partition].forget(now, max(FORGET_MIN, 2 * len(records)))
         self._count(judged)
 
     def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
@@ -189,49 +163,34 @@ class Limiter:
                 metrics.RATE_LIMIT_HITS.of().inc()
         metrics.LIMITER_NETWORKS.of().set(sum(map(len, self._windows.values())))
 
-    def _publish_output(self, topic: str, event: Lead | Rejection) -> asyncio.Future[Position]:
+    def _outgoing_output(self, topic: str, event: Lead | Rejection) -> Outgoing:
         kind = "lead.created" if isinstance(event, Lead) else "lead.rejected"
-        headers = cloud_event(kind, event.id, self._settings.function(COMPONENT), event.submitted_at)
-        key, value = str(event.id).encode(), self._codec.encode(topic, event)
-        return self._publisher.publish(topic, key=key, value=value, headers=headers)
+        headers = cloud_event(kind, event.id, self._function, event.submitted_at)
+        return Outgoing(topic, str(event.id).encode(), self._codec.encode(topic, event), headers)
 
-    def _publish_state(self, partition: int, state: RateLimitState) -> asyncio.Future[Position]:
+    def _outgoing_state(self, partition: int, state: RateLimitState) -> Outgoing:
         # By the number of the input's partition: the next owner of that partition looks for it there.
         key, value = state.client_network.encode(), self._codec.encode(RATE_LIMITS, state)
-        return self._publisher.publish(RATE_LIMITS, key=key, value=value, partition=partition)
+        return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
-    async def _deliver(self, sent: Sequence[asyncio.Future[Position]], still_ours: Callable[[], bool]) -> None:
-        """Wait until Kafka has all of them. Raises DependencyDown at the first that failed; Stale."""
-        waiting = set(sent)
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, timeout=ACK_PATIENCE_S)
-            for future in done:
-                future.result()
-            if waiting and not done:
-                log.warning("Kafka has not acknowledged yet", records=len(waiting))
+    async def _deliver(self, records: Sequence[Outgoing], still_ours: Callable[[], bool]) -> None:
+        """Return once Kafka has all of them. Raises DependencyDown at the first that failed; Stale."""
+        sent = self._publisher.publish_all(records)
+        while not sent.done():
+            await asyncio.wait({sent}, timeout=ACK_PATIENCE_S)
             if not still_ours():
+                sent.add_done_callback(lambda late: late.cancelled() or late.exception())  # Nobody waits for it.
                 raise Stale
+            if not sent.done():
+                self._health.waiting("Kafka's acknowledgement")
+                log.warning("Kafka has not acknowledged yet", records=len(records))
+        sent.result()
         if not still_ours():
             raise Stale
 
-    def _forget(self, clocks: Mapping[int, datetime], at_once: int) -> None:
-        """Let go of windows that decide nothing any more, a few at a time; the topic forgets them by itself.
-
-        at_once: how many are looked at in each partition; more than a batch can add, so that it keeps up.
-        clocks: the time of each partition. Brokers' clocks differ, so one partition's says nothing about another.
-        """
-        for partition, now in clocks.items():
-            windows = self._windows[partition]
-            for network in list(islice(windows, at_once)):
-                if forgettable(windows[network], now):
-                    del windows[network]
-                else:
-                    # To the end, so that all get their turn; a plain dictionary would slow down with every such move.
-                    windows.move_to_end(network)
-
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Put a record that can never be judged aside. Raises DependencyDown."""
-        await park(self._publisher, self._codec, self._settings.function(COMPONENT), record, reason, error)
+        await park(self._publisher, self._codec, self._function, record, reason, error)
 
     async def close(self) -> None:
         """Send what is still on its way, within a few seconds."""

@@ -13,6 +13,7 @@ from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
 from processors.in_order import InOrder
 from processors.rate_limit.limiter import COMPONENT, Limiter, check_offsets
+from processors.watchdog import Watchdog
 from schemas.topics import SUBMISSIONS
 
 START_DEADLINE_S = 60.0
@@ -27,8 +28,9 @@ def _serve(settings: Settings) -> None:
     _until_checked(settings)
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    InOrder(app, LogReader(settings, COMPONENT), health, [SUBMISSIONS], Limiter(settings))
-    run_app(app, settings, health)
+    in_order = InOrder(app, LogReader(settings, COMPONENT), health, [SUBMISSIONS], Limiter(settings, health))
+    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], lambda: in_order.assignment.positions):
+        run_app(app, settings, health)
 
 
 def _until_checked(settings: Settings) -> None:

@@ -88,7 +88,9 @@ def _read(reader: LogReader, codec: Codec, releases: Sequence[RejectionRelease])
     known = reader.partitions(REJECTIONS) if wanted else []
     asked = [partition for partition in wanted if partition in known]
     newest: dict[tuple[int, bytes], bytes | None] = {}
-    for message in reader.read_to_end(REJECTIONS, asked, deadline_s=READ_DEADLINE_S, offsets=first):
+    for message in reader.read_to_end(
+        REJECTIONS, asked, deadline_s=READ_DEADLINE_S, offsets=first, within_s=READ_DEADLINE_S
+    ):
         partition, key = message.partition() or 0, message.key() or b""
         if key in wanted[partition]:
             newest[partition, key] = message.value()

@@ -14,9 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from processors.handler import Decoded
-from processors.watchdog import Watchdog
-
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
@@ -25,7 +22,9 @@ from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.telemetry import configure_logging
 from processors.faust_app import make_app, run_app
+from processors.handler import Decoded
 from processors.in_order import InOrder
+from processors.watchdog import Watchdog
 from schemas.events import Event
 
 PATIENCE_S = 4.0

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from processors.watchdog import EXIT_CODE, Restarts
 
 from nigredo.kafka import producer_config
 from nigredo.testing import Stack, eventually
+from processors.watchdog import EXIT_CODE, Restarts
 from tests.e2e.hanging_worker import AWAY_S, PATIENCE_S
 
 PARTITIONS = 4  # As the stack's own topics: Faust expects the same of all.

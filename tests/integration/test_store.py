@@ -14,13 +14,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from processors.handler import Decoded, Stale
 
 from nigredo import db
 from nigredo.db import make_pool
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.record import Record
 from nigredo.testing import Stack, eventually
+from processors.handler import Decoded, Stale
 from processors.persistence.rows import Rows, rows_of
 from processors.persistence.store import Progress, Store
 from schemas.events import Contact, DeliveryAttempt, Lead, RateLimitState, Rejection

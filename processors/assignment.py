@@ -1,0 +1,246 @@
+"""Which partitions are ours at present, and which record of each comes next.
+
+What Faust delivers is checked here: each record must follow the last one handled in its partition, else the stream is
+sought back; and what belongs to an older assignment counts no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from nigredo.backoff import Backoff
+from nigredo.errors import DependencyDown
+from nigredo.health import Health
+from nigredo.log_reader import LogReader
+from nigredo.telemetry import get_logger
+from processors.handler import Handler
+from processors.measuring import tell_lag
+from schemas.topics import TOPICS
+
+log = get_logger()
+
+NEXT_OFFSET_DEADLINE_S = 10.0
+SEEK_TIMEOUT_S = 10.0
+SOUGHT_FOR_S = 5.0
+PROBE_EVERY_S = 3.0
+
+
+class Assignment:
+    """The partitions of one worker. `epoch` counts the assignments: what was taken under an older one is void.
+
+    begun: told where a partition is begun when that is not where the group's offset stands.
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        reader: LogReader,
+        health: Health,
+        topics: Sequence[str],
+        handler: Handler,
+        begun: Callable[[TP, int], None],
+    ) -> None:
+        self._app = app
+        self._group: str = app.conf.id
+        self._reader = reader
+        self._health = health
+        self._topics = topics
+        self._handler = handler
+        self._begun = begun
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._probe: asyncio.Task[None] | None = None
+        self.epoch = 0
+        self._settled = False
+        self._loads: dict[TP, asyncio.Task[None]] = {}
+        self._next: dict[TP, int] = {}
+        self._sought: dict[TP, tuple[int, float]] = {}
+
+    @property
+    def positions(self) -> Mapping[TP, int] | None:
+        """The next record of each partition of ours, -1 for one that is not begun; None between two assignments.
+
+        May be asked from another thread.
+        """
+        if not self._settled:
+            return None
+        return dict.fromkeys(list(self._loads), -1) | dict(self._next)
+
+    def assigned(self) -> None:
+        """Begin every partition that is ours from now on."""
+        self._settled = True
+        for tp in self._app.consumer.assignment():
+            self._load(tp)
+        if self._probe is None:
+            self._probe = asyncio.create_task(self._watch_broker())
+        self.tell_ready()
+
+    def revoked(self) -> None:
+        """Let go of every partition; what is begun or taken under this assignment is void."""
+        self.epoch += 1
+        self._settled = False
+        for load in self._loads.values():
+            load.cancel()
+        for forgotten in (self._loads, self._next, self._sought):
+            forgotten.clear()
+
+    def begin_afresh(self, partitions: Iterable[TP], epoch: int) -> None:
+        """Begin partitions again, and seek them, as long as they are still ours."""
+        if epoch == self.epoch:
+            for tp in partitions:
+                self._loads.pop(tp, None)
+                self._next.pop(tp, None)
+                self._load(tp, seek=True)
+
+    def tell_ready(self) -> None:
+        """Say that the process works, once every partition is begun."""
+        if all(tp in self._next for tp in self._loads):
+            self._health.ready()
+
+    async def close(self) -> None:
+        """End what was begun."""
+        self.epoch += 1
+        if self._probe is not None:
+            self._probe.cancel()
+        if self._opened:
+            await self._handler.close()
+
+    # --- beginning a partition ---------------------------------------------------------------------------------------
+
+    def _load(self, tp: TP, *, seek: bool = False) -> asyncio.Task[None]:
+        if tp not in self._loads:
+            self._loads[tp] = asyncio.create_task(self._begin(tp, self.epoch, seek=seek))
+        return self._loads[tp]
+
+    async def _begin(self, tp: TP, epoch: int, *, seek: bool) -> None:
+        """Get ready for a partition, however long what that needs is away."""
+        backoff = Backoff(longest_s=5.0)
+        while True:
+            try:
+                await self._open()
+                committed = await asyncio.to_thread(self._reader.committed, self._group, tp.topic, [tp.partition])
+                start = await self._handler.begin(tp.topic, tp.partition, committed[tp.partition])
+                if seek or start != committed[tp.partition]:
+                    await self._seek(tp, start)
+                break
+            except DependencyDown as error:
+                self._health.waiting(str(error))
+                log.warning("a partition cannot be begun yet", topic=tp.topic, partition=tp.partition, error=str(error))
+            except Exception as error:
+                self._health.waiting(f"{tp.topic} partition {tp.partition} cannot be begun")
+                log.error("a partition cannot be begun", topic=tp.topic, partition=tp.partition, error=name_of(error))
+            await asyncio.sleep(backoff.next_wait_s())
+        if epoch == self.epoch:
+            self._next[tp] = start
+            if start != committed[tp.partition]:
+                self._begun(tp, start)
+            self.tell_ready()
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._opened:
+                await self._handler.open()
+                self._opened = True
+
+    # --- the next record ---------------------------------------------------------------------------------------------
+
+    def follows(self, tp: TP, offset: int, epoch: int) -> bool:
+        """Take a record that is the next one of its partition; most are, and need no more than this."""
+        if self._next.get(tp) == offset and epoch == self.epoch:
+            self._next[tp] = offset + 1
+            return True
+        return False
+
+    async def expected(self, tp: TP, offset: int, epoch: int) -> bool:
+        """Say whether this is the record to handle next in its partition; if one is missing, seek back to it."""
+        while tp not in self._next:
+            if epoch != self.epoch or tp not in self._app.consumer.assignment():
+                return False
+            # Not awaited itself: a new assignment cancels it, and that must not cancel us.
+            await asyncio.wait({self._load(tp)})
+        if epoch != self.epoch:
+            return False
+        expected = self._next[tp]
+        if offset <= expected:
+            return self.follows(tp, offset, epoch)
+        if self._sought.get(tp, (None, 0.0))[0] == expected and time.monotonic() - self._sought[tp][1] < SOUGHT_FOR_S:
+            return False  # Left over from before the seek, which is under way.
+        # In a compacted topic a gap may be right; only the log itself can tell.
+        found = await self._next_in_log(tp, expected, epoch)
+        if epoch != self.epoch:
+            return False
+        if found == offset:
+            if TOPICS[tp.topic].config["cleanup.policy"] == "delete":
+                log.error("records were deleted from the log before they were read", next=offset, **place(tp, expected))
+            self._next[tp] = offset + 1
+            return True
+        log.warning("the stream went past a record and is sought back", **place(tp, expected))
+        try:
+            await self._seek(tp, expected)
+        except Exception as error:
+            # The next record of the partition finds the gap again and tries once more.
+            log.warning("the stream could not be sought back", error=name_of(error), **place(tp, expected))
+        return False
+
+    async def _next_in_log(self, tp: TP, offset: int, epoch: int) -> int:
+        backoff = Backoff(longest_s=5.0)
+        while epoch == self.epoch:
+            try:
+                return await asyncio.to_thread(
+                    self._reader.next_offset, tp.topic, tp.partition, offset, deadline_s=NEXT_OFFSET_DEADLINE_S
+                )
+            except DependencyDown as error:
+                self._health.waiting(str(error))
+            await asyncio.sleep(backoff.next_wait_s())
+        return offset
+
+    async def _seek(self, tp: TP, offset: int) -> None:
+        # In the consumer's own thread: from ours it would race with its fetches.
+        await asyncio.wait_for(self._app.consumer.seek_wait({tp: offset}), SEEK_TIMEOUT_S)
+        self._sought[tp] = (offset, time.monotonic())
+
+    # --- while nothing comes -----------------------------------------------------------------------------------------
+
+    async def _watch_broker(self) -> None:
+        """Say that the process is not ready while the broker does not answer; Faust alone would wait in silence."""
+        away = False
+        while True:
+            try:
+                await asyncio.to_thread(self._reader.partitions, self._topics[0])
+                await self._seek_again()
+                tell_lag(self._app.consumer, self._next)
+                if away:
+                    away = False
+                    self.tell_ready()
+            except DependencyDown as error:
+                away = True
+                self._health.waiting(str(error))
+            except Exception as error:
+                log.warning("the broker could not be watched", error=name_of(error))
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _seek_again(self) -> None:
+        """Repeat a seek after which nothing came although there is something: Faust's own may have undone it."""
+        for tp, (offset, at) in list(self._sought.items()):
+            if self._next.get(tp) != offset:
+                del self._sought[tp]
+            elif time.monotonic() - at > SOUGHT_FOR_S:
+                _, end = await asyncio.to_thread(self._reader.watermarks, tp.topic, tp.partition)
+                if end > offset and self._sought.get(tp) == (offset, at):
+                    await self._seek(tp, offset)
+
+
+def name_of(error: Exception) -> str:
+    """Return what may be told of an error that nobody foresaw: its text may quote a record."""
+    return type(error).__name__
+
+
+def place(tp: TP, offset: int) -> dict[str, Any]:
+    """Return a record's place as the keys of a log line."""
+    return {"topic": tp.topic, "partition": tp.partition, "offset": offset}

@@ -1,0 +1,194 @@
+"""Faust, its log and a handler, played by a few lines, so that a test can seed what the real ones do seldom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from faust.types import TP
+
+from nigredo.errors import RecordRefused
+from nigredo.health import Health
+from nigredo.record import Record
+from processors.handler import Decoded, Stale
+from processors.in_order import InOrder
+from schemas.events import Event
+
+TOPIC = "nigredo.submissions"
+
+
+class Signal:
+    def __init__(self) -> None:
+        self.send: Callable[[], Awaitable[None]]
+
+    def connect(self, receiver: Callable[[], Awaitable[None]]) -> None:
+        self.send = receiver
+
+
+class FakeApp:
+    """As much of a Faust app as `InOrder` uses."""
+
+    def __init__(self, partitions: int = 1, topic: str = TOPIC) -> None:
+        self.topic_name = topic
+        self.conf = SimpleNamespace(id="group")
+        self.on_partitions_revoked = Signal()
+        self.on_rebalance_complete = Signal()
+        self.on_before_shutdown = Signal()
+        self.consumer = self
+        self.commits: list[dict[TP, int]] = []
+        self.seeks: list[tuple[TP, int]] = []
+        self.partitions = partitions
+        self.refuse_commits = False
+        self.agent_function: Callable[[Any], Awaitable[None]]
+
+    def topic(self, *_: str, **__: Any) -> None:
+        return None
+
+    def agent(self, *_: Any, **__: Any) -> Callable[[Callable[[Any], Awaitable[None]]], None]:
+        def register(function: Callable[[Any], Awaitable[None]]) -> None:
+            self.agent_function = function
+
+        return register
+
+    def assignment(self) -> set[TP]:
+        return {TP(self.topic_name, number) for number in range(self.partitions)}
+
+    async def seek_wait(self, offsets: dict[TP, int]) -> None:
+        self.seeks += offsets.items()
+
+    async def _commit(self, offsets: dict[TP, int]) -> bool:
+        if self.refuse_commits:
+            raise ConnectionError
+        self.commits.append(offsets)
+        return True
+
+    def committed(self, partition: int = 0) -> int | None:
+        found = [offsets[tp] for offsets in self.commits for tp in offsets if tp.partition == partition]
+        return found[-1] if found else None
+
+
+class FakeLog:
+    """A log with every offset from 0 to 99, but for the holes that compaction left."""
+
+    def __init__(self, holes: Sequence[int] = ()) -> None:
+        self.holes = set(holes)
+
+    def committed(self, _: str, __: str, partitions: Sequence[int]) -> dict[int, int | None]:
+        return dict.fromkeys(partitions, 0)
+
+    def partitions(self, _: str) -> list[int]:
+        return [0]
+
+    def watermarks(self, _: str, __: int) -> tuple[int, int]:
+        return (0, 100)
+
+    def next_offset(self, _: str, __: int, offset: int, *, deadline_s: float) -> int:
+        return next(n for n in range(offset, 101) if n not in self.holes)
+
+
+class FakeStream:
+    """Hands events over until `ended`."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.channel = self
+        self.ended = False
+
+    def noack(self) -> FakeStream:
+        return self
+
+    async def events(self) -> Any:
+        while not (self.ended and self.queue.empty()):
+            try:
+                yield await asyncio.wait_for(self.queue.get(), 0.01)
+            except TimeoutError:
+                continue
+
+
+class Recorder:
+    """A handler that remembers; `trouble` is raised, one a call, before anything is done."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, int]] = []
+        self.parked: list[tuple[int, str]] = []
+        self.trouble: list[BaseException] = []
+        self.start = 0
+        self.poison: set[int] = set()
+        self.undecodable: set[int] = set()
+        self.unforeseen: set[int] = set()
+        self.before_work: Callable[[], Awaitable[None]] | None = None
+
+    async def open(self) -> None:
+        pass
+
+    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
+        return self.start
+
+    async def decode(self, record: Record) -> Event | None:
+        if record.offset in self.unforeseen:
+            raise KeyError("what nobody thought of")
+        if record.offset in self.undecodable:
+            raise RecordRefused("undecodable", "no event")
+        return None
+
+    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+        if self.before_work is not None:
+            await self.before_work()
+        if not still_ours():
+            raise Stale
+        if self.trouble:
+            raise self.trouble.pop(0)
+        if any(record.offset in self.poison for record, _ in records):
+            raise ZeroDivisionError
+        self.done += [(record.partition, record.offset) for record, _ in records]
+
+    async def park(self, record: Record, reason: str, error: str) -> None:
+        self.parked.append((record.offset, reason))
+
+    async def close(self) -> None:
+        pass
+
+
+class Rig:
+    """An `InOrder` with everything around it played."""
+
+    def __init__(self, holes: Sequence[int] = (), partitions: int = 1, topic: str = TOPIC) -> None:
+        self.topic = topic
+        self.app, self.stream, self.handler = FakeApp(partitions, topic), FakeStream(), Recorder()
+        self.health = Health("test")
+        self.in_order = InOrder(cast(Any, self.app), cast(Any, FakeLog(holes)), self.health, [topic], self.handler)
+
+    def deliver(self, *offsets: int, partition: int = 0) -> None:
+        for offset in offsets:
+            message = SimpleNamespace(
+                tp=TP(self.topic, partition), topic=self.topic, partition=partition, offset=offset,
+                timestamp=1_700_000_000.0, key=b"k", value=b"v", headers=[],
+            )  # fmt: skip
+            self.stream.queue.put_nowait(SimpleNamespace(message=message))
+
+    async def finish(self) -> None:
+        """Run until everything delivered was taken and committed."""
+        await self.drain()
+        await self.app.on_before_shutdown.send()
+
+    async def drain(self) -> None:
+        """Run the agent until everything delivered was taken, as Faust does when it starts one."""
+        self.stream.ended = True
+        await asyncio.wait_for(cast(Any, self.app.agent_function(self.stream)), 20)
+
+    def start(self) -> asyncio.Task[None]:
+        """Run the agent beside the test, which ends it."""
+        return asyncio.ensure_future(cast(Any, self.app.agent_function(self.stream)))
+
+
+def handled(rig: Rig) -> list[int]:
+    """Return the offsets that were handled, in that order."""
+    return [offset for _, offset in rig.handler.done]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the code under test tells nobody
+            await asyncio.sleep(0.001)

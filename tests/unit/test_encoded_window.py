@@ -1,0 +1,78 @@
+"""Ranking windows by their bytes: the same as decoding them, for every window there can be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nigredo.encoded_window import decoded, rank_of
+from schemas.codec import Codec, Undecodable
+from schemas.events import Acceptance, RateLimitState
+from schemas.topics import RATE_LIMITS, load_schema
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+times_ms = st.integers(0, 2**42)
+
+
+class OneSchema:
+    """A registry that knows the one schema these tests need."""
+
+    def id_of(self, *_: object) -> int:
+        return 7
+
+    def schema_of(self, _: int) -> Any:
+        return load_schema("rate-limits")
+
+
+def a_codec() -> Codec:
+    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec.prepare([RATE_LIMITS])
+    return codec
+
+
+states = st.builds(
+    RateLimitState,
+    client_network=st.sampled_from(["192.0.2.1", "2001:db8:ffff:ffff::/64"]),
+    limit=st.integers(1, 200),
+    window_s=st.integers(1, 86_400),
+    accepted=st.lists(
+        st.builds(Acceptance, st.uuids(), times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms))), max_size=3
+    ).map(tuple),
+    refused=st.integers(0, 2**31 - 1),
+    updated_at=times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms)),
+    input_offset=st.integers(-1, 2**62),
+)
+
+
+@given(states)
+def test_the_rank_read_from_the_end_is_the_one_that_decoding_tells(state: RateLimitState) -> None:
+    codec = a_codec()
+    value = codec.encode(RATE_LIMITS, state)
+
+    by_decoding = rank_of(codec, value)
+    assert codec.written_as_ours(RATE_LIMITS, value)
+    by_its_end = rank_of(codec, value)
+
+    assert by_its_end == by_decoding == (state.input_offset, (state.updated_at - EPOCH) // timedelta(milliseconds=1))
+    assert decoded(codec, value) == state
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", b"\x01\x00\x00\x00\x07abc", b"\x00\x00\x00\x00\x07"])
+def test_what_is_no_window_is_told_as_such(value: bytes) -> None:
+    codec = a_codec()
+    assert not codec.written_as_ours(RATE_LIMITS, value)
+    with pytest.raises(Undecodable):
+        rank_of(codec, value)
+
+
+def test_the_greater_input_offset_ranks_higher_whatever_the_clock_says() -> None:
+    codec = a_codec()
+    early = RateLimitState("n", 1, 1, (Acceptance(UUID(int=1), EPOCH),), 0, EPOCH + timedelta(days=9), 5)
+    late = RateLimitState("n", 1, 1, (), 0, EPOCH, 6)
+
+    assert rank_of(codec, codec.encode(RATE_LIMITS, late)) > rank_of(codec, codec.encode(RATE_LIMITS, early))

@@ -1,0 +1,107 @@
+"""The limiter's memory: the window that read furthest wins, and what decides nothing any more goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import uuid4
+
+from structlog.testing import capture_logs
+
+from processors.rate_limit.windows import Windows
+from schemas.events import Acceptance, RateLimitState
+from schemas.topics import RATE_LIMITS
+from tests.unit.test_encoded_window import a_codec
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+CODEC = a_codec()
+
+
+class Told:
+    """A record of `nigredo.rate-limits`, as the client library hands it over."""
+
+    def __init__(self, key: str, value: bytes | None) -> None:
+        self._key, self._value = key.encode(), value
+
+    def key(self) -> bytes:
+        return self._key
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 0
+
+
+def window(network: str, offset: int, at: datetime = NOON) -> RateLimitState:
+    return RateLimitState(network, 10, 3600, (Acceptance(uuid4(), at),), 0, at, offset)
+
+
+def told(*states: RateLimitState) -> list[Told]:
+    return [Told(state.client_network, CODEC.encode(RATE_LIMITS, state)) for state in states]
+
+
+def loaded(*records: Told, committed: int = 0) -> Windows:
+    windows = Windows(CODEC)
+    windows.load(cast(Any, records), committed, lambda _: None)
+    return windows
+
+
+def test_the_window_that_read_furthest_is_true_whoever_wrote_last() -> None:
+    newer, late_write = window("a", 9), window("a", 7, NOON + HOUR)
+
+    windows = loaded(*told(window("a", 3), newer, late_write))
+
+    assert windows.get("a") == newer
+    assert windows.furthest == 9
+
+
+def test_a_window_that_cannot_be_read_leaves_the_one_before_it() -> None:
+    state = window("a", 3)
+    with capture_logs() as logs:
+        windows = loaded(*told(state), Told("a", b"\x00\x00\x00\x00\x07"), Told("b", b"rubbish"))
+    assert windows.get("a") == state
+    assert windows.get("b") is None
+    assert [line["log_level"] for line in logs] == ["error", "error"]
+
+
+def test_windows_over_for_good_are_not_loaded_unless_their_record_comes_again() -> None:
+    old, again = window("old", 3, NOON - 30 * HOUR), window("again", 8, NOON - 30 * HOUR)
+
+    windows = loaded(*told(old, again, window("a", 9)), committed=8)
+
+    assert windows.get("old") is None
+    assert windows.get("again") == again
+
+
+def test_a_network_whose_window_is_over_leaves_memory_and_no_other_does() -> None:
+    windows = loaded(*told(window("first", 1, NOON), window("second", 2, NOON + HOUR)))
+    windows.keep(window("third", 3, NOON + 2 * HOUR))
+
+    windows.forget(NOON + 2 * HOUR, 100)
+
+    assert len(windows) == 1
+    assert windows.get("third") is not None
+
+
+def test_a_window_that_changed_is_the_last_to_go() -> None:
+    windows = loaded(*told(window("a", 1), window("b", 2, NOON + timedelta(minutes=1))))
+    windows.keep(replace(window("a", 3, NOON + HOUR)))
+
+    windows.forget(NOON + HOUR + timedelta(minutes=1), 100)
+
+    assert windows.get("a") is not None
+    assert windows.get("b") is None
+
+
+def test_no_more_are_let_go_at_once_than_told() -> None:
+    windows = loaded(*told(*(window(str(number), number) for number in range(10))))
+
+    windows.forget(NOON + HOUR, 4)
+
+    assert len(windows) == 6
