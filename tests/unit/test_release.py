@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,18 +13,20 @@ from uuid import UUID, uuid4
 import pytest
 
 from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.health import Health
+from nigredo.kafka import Outgoing
 from nigredo.log_reader import EndNotReached
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.window import judge
-from processors.in_order import Stale
+from processors.handler import Stale
 from processors.rate_limit.limiter import Limiter
+from processors.rate_limit.windows import Windows
 from schemas.codec import Codec
 from schemas.events import (
     Contact,
     Lead,
     LimitReset,
-    RateLimitState,
     Rejection,
     RejectionRelease,
     Submission,
@@ -63,22 +64,22 @@ class Kafka:
         self.reads = 0
         self.endless = False
 
-    def publish(
-        self, topic: str, *, key: bytes, value: bytes | None, headers: object = (), partition: int | None = None
-    ) -> asyncio.Future[None]:
+    def publish_all(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.fails(topic, value):
-            future.set_exception(DependencyDown("Kafka is away"))
-        else:
-            self.log.append((topic, PARTITION if partition is None else partition, key, value))
-            future.set_result(None)
+        for record in records:
+            if self.fails(record.topic, record.value):
+                future.set_exception(DependencyDown("Kafka is away"))
+                return future
+            partition = PARTITION if record.partition < 0 else record.partition
+            self.log.append((record.topic, partition, record.key or b"", record.value))
+        future.set_result(None)
         return future
 
     def partitions(self, _: str) -> list[int]:
         return [0, 1, 2, 3]
 
     def read_to_end(
-        self, topic: str, partitions: Sequence[int], *, deadline_s: float, offsets: Mapping[int, int]
+        self, topic: str, partitions: Sequence[int], *, deadline_s: float, offsets: Mapping[int, int], within_s: float
     ) -> Iterator[Any]:
         self.reads += 1
         if self.endless:
@@ -94,15 +95,15 @@ class Kafka:
 
 
 def limiter_on(kafka: Kafka) -> Limiter:
-    limiter = Limiter(Settings.from_environment({}))
+    limiter = Limiter(Settings.from_environment({}), Health("test"))
     inside = cast(Any, limiter)
     inside._codec, inside._publisher, inside._reader = CODEC, kafka, kafka
-    inside._windows[PARTITION] = OrderedDict()
+    inside._windows[PARTITION] = Windows(CODEC)
     return limiter
 
 
-def windows(limiter: Limiter) -> OrderedDict[str, RateLimitState]:
-    found: OrderedDict[str, RateLimitState] = cast(Any, limiter)._windows[PARTITION]
+def windows(limiter: Limiter) -> Windows:
+    found: Windows = cast(Any, limiter)._windows[PARTITION]
     return found
 
 
@@ -191,7 +192,9 @@ def test_a_release_counts_nothing_and_its_place_is_kept() -> None:
     work(limiter, first, command, submission())
 
     assert [lead.id for lead in kafka.events(LEADS)] == [first.id, command.lead_id]
-    (state,) = windows(limiter).values()
+    state = windows(limiter).get(NETWORK)
+    assert state is not None
+    assert len(windows(limiter)) == 1
     assert ([kept.id for kept in state.accepted], state.refused, state.input_offset) == ([first.id], 1, 102)
     # All of it comes again, after a crash before the commit.
     work(limiter, first, command, submission())
@@ -202,7 +205,7 @@ def test_a_release_counts_nothing_and_its_place_is_kept() -> None:
 def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
     kafka = Kafka()
     limiter, command = limiter_on(kafka), quarantined(kafka, rejection())
-    windows(limiter)[NETWORK] = judge(None, submission(), at=NOON, offset=50).state
+    windows(limiter).keep(judge(None, submission(), at=NOON, offset=50).state)
     topic = {"lead": LEADS, "tombstone": REJECTIONS, "state": RATE_LIMITS}[lost]
     kafka.fails = lambda to, _: to == topic
     with pytest.raises(DependencyDown):
@@ -215,7 +218,9 @@ def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
 
     assert {lead.id for lead in kafka.events(LEADS)} == {command.lead_id}
     assert kafka.events(REJECTIONS)[-1] is None
-    assert windows(limiter)[NETWORK].input_offset == 100
+    kept = windows(limiter).get(NETWORK)
+    assert kept is not None
+    assert kept.input_offset == 100
 
 
 def test_a_rejection_decided_again_before_its_release_is_gone_all_the_same() -> None:
