@@ -1,7 +1,8 @@
 """What operators change while the product runs: `nigredo.control`, kept in memory by every process that obeys it.
 
 Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable), `ip-block`
-(a network in CIDR form) and `api-key` (by its id); other kinds belong to whoever reads them.
+(a network in CIDR form), `api-key` (by its id) and `leave` (a consumer group whose members stay away, always with an
+end); other kinds belong to whoever reads them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ log = get_logger()
 SETTING = "setting"
 IP_BLOCK = "ip-block"
 API_KEY = "api-key"
+LEAVE = "leave"
 
 _BITS = {4: 32, 6: 128}
 
@@ -59,6 +61,8 @@ class Control:
     blocked: Networks = field(default_factory=Networks)
     api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
     """By their ids."""
+    leaving: frozenset[str] = frozenset()
+    """Consumer groups whose members stay away while their offsets are set."""
 
 
 class ControlKeeper:
@@ -111,6 +115,7 @@ def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
     """Return what holds by some entries; one that cannot be understood changes nothing, and is logged."""
     blocked: list[Network] = []
     keys: dict[str, ApiKey] = {}
+    leaving: set[str] = set()
     for entry in entries:
         try:
             if entry.kind == SETTING:
@@ -119,9 +124,12 @@ def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
                 blocked.append(ip_network(entry.name))
             elif entry.kind == API_KEY:
                 keys[entry.name] = from_value(entry.name, entry.value)
+            elif entry.kind == LEAVE and entry.expires_at is not None:
+                # Without an end it would keep them away for good if whoever wrote it died.
+                leaving.add(entry.name)
         except (ConfigurationError, KeyError, ValueError) as error:
             log.error("a control entry is not understood", kind=entry.kind, error=type(error).__name__)
-    return Control(settings, Networks(blocked), keys)
+    return Control(settings, Networks(blocked), keys, frozenset(leaving))
 
 
 def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:

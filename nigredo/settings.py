@@ -6,6 +6,7 @@ an operator corrects a file once and not once a start.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -74,16 +75,37 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        number = float(value)
+        if not least <= number <= most:
+            raise _Wrong(f"must be from {least:g} to {most:g}")
+        return number
+
+    return parse
+
+
+_SPANS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _spans(value: str) -> tuple[float, ...]:
+    """Parse time spans such as `1s,5m,2h`; return seconds."""
+    parts = [part.strip() for part in value.split(",")]
+    found = [re.fullmatch(r"(\d{1,5}(?:\.\d{1,3})?)([smhd])", part) for part in parts]
+    if not all(found):
+        raise _Wrong("must be time spans such as 1s,5s,1m,2h")
+    spans = tuple(float(each[1]) * _SPANS_S[each[2]] for each in found if each)
+    if not 1 <= len(spans) <= 50 or not all(0 < span <= 7 * 86_400 for span in spans):
+        raise _Wrong("must be from 1 to 50 time spans, each longer than nothing and at most 7d")
+    return spans
+
+
 def _networks(value: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
 
 
-def _labels(value: str) -> tuple[str, ...]:
-    """Parse a short list of names that become label values of metrics."""
-    found = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-    if len(found) > METRIC_SOURCES_MAX or any(len(name) > METRIC_SOURCE_MAX for name in found):
-        raise _Wrong(f"must be at most {METRIC_SOURCES_MAX} names of at most {METRIC_SOURCE_MAX} characters")
-    return found
+def _optional_path(value: str) -> Path | None:
+    return Path(value.strip()).absolute() if value.strip() else None
 
 
 def _path(value: str) -> Path:
@@ -166,15 +188,22 @@ class Settings:
         "MAINTENANCE_TEXT", _text, "We are working on our systems. Please send your message again later.", live=True
     )
 
-    metric_sources: tuple[str, ...] = _from(
-        "METRIC_SOURCES", _labels, "website,google,facebook,instagram,linkedin,newsletter,referral"
-    )
-    """Sources of forms that metrics tell apart; all others count as `other`, since anybody can invent one."""
-
-    webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true")
+    webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true", live=True)
     webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")
-    webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5")
+    webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5", live=True)
+    """For one whole attempt, from the connection to the end of the answer."""
     webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "16")
+    """Attempts of one process that may be under way, or not on record yet, at once: what kill -9 may repeat."""
+    webhook_rate_per_s: float = _from("WEBHOOK_RATE_PER_SECOND", _number(0, 100_000), "0")
+    """Attempts a second at an endpoint, over all its processes; 0 for as many as it takes."""
+    webhook_retry_schedule: tuple[float, ...] = _from("WEBHOOK_RETRY_SCHEDULE", _spans, "1s,5s,1m,10m,30m,1h,3h,6h,13h")
+    """How long a lead that failed waits for each further attempt; the default spans a day."""
+    webhook_allowed_networks: tuple[Network, ...] = _from("WEBHOOK_ALLOWED_NETWORKS", _networks, "")
+    """Networks that a receiver may be in although they are not public."""
+    webhook_endpoint: str = _from("WEBHOOK_ENDPOINT", _text, "fibonacci")
+    """Which endpoint this process is for."""
+    webhook_endpoints_file: Path | None = _from("WEBHOOK_ENDPOINTS_FILE", _optional_path, "")
+    """Further endpoints, as `docs/WEBHOOKS.md` says."""
     webhook_secret_file: Path = _from("WEBHOOK_SECRET_FILE", _path, ".nigredo/secrets/webhook-fibonacci")
     """One `whsec_…` secret a line, newest first, at most two: each delivery is signed with all of them."""
 

@@ -168,6 +168,10 @@ class DeliveryAttempt:
     error_message: str | None
     lead_partition: int
     lead_offset: int
+    replay: bool = False
+    """Whether it was asked for by a replay rather than due by itself."""
+    answer_excerpt: str | None = None
+    """The first 512 bytes of the answer, with what the lead itself says masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,7 @@ class WebhookRetry:
     first_attempt_at: datetime
     lead_partition: int
     lead_offset: int
+    replay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

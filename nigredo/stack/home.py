@@ -31,6 +31,7 @@ PORTS = (
     "ingest-metrics",
 )
 """A stack's ports follow each other in this order, beginning with the port base."""
+LOOPBACK = "127.0.0.0/8,::1/128"
 DATABASE = "fibonacci"
 ROLES = ("admin", "nigredo_app", "apicurio")
 """Operators and migrations, the processes, the registry. None is a superuser."""
@@ -113,7 +114,7 @@ class Home:
         What the caller's environment sets wins where it is a choice (limits, time-outs, `TRUSTED_PROXIES`); where the
         embedded parts are is not.
         """
-        chosen = {"TRUSTED_PROXIES": "127.0.0.0/8,::1/128"} | dict(inherited)
+        chosen = {"TRUSTED_PROXIES": LOOPBACK, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK} | dict(inherited)
         return chosen | {
             "NIGREDO_STATE_DIR": str(self.dir / "state"),
             "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",

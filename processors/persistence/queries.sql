@@ -72,11 +72,13 @@ WHERE present.ip_address = row.ip_address AND present.input_offset <= row.input_
 
 -- :name insert_webhook_logs
 INSERT INTO nigredo.webhook_logs
-    (id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms)
-SELECT id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms
+    (id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms,
+     is_replay, answer_excerpt)
+SELECT id, lead_id, endpoint, webhook_url, attempt, status_code, success, error_message, sent_at, duration_ms,
+       is_replay, answer_excerpt
 FROM jsonb_to_recordset(%(rows)s) AS row (
     id uuid, lead_id uuid, endpoint text, webhook_url text, attempt integer, status_code integer, success boolean,
-    error_message text, sent_at timestamptz, duration_ms integer
+    error_message text, sent_at timestamptz, duration_ms integer, is_replay boolean, answer_excerpt text
 )
 ON CONFLICT (id) DO NOTHING;
 

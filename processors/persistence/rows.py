@@ -118,4 +118,7 @@ def _attempt(attempt: DeliveryAttempt) -> Row:
         "error_message": attempt.error_message,
         "sent_at": attempt.sent_at.isoformat(),
         "duration_ms": attempt.duration_ms,
+        "is_replay": attempt.replay,
+        # PostgreSQL's text takes every character but this one.
+        "answer_excerpt": attempt.answer_excerpt and attempt.answer_excerpt.replace("\0", ""),
     }

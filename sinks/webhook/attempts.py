@@ -20,9 +20,9 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Lead, WebhookDead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD
-from sinks.webhook.counting import count_attempt
+from sinks.webhook.beginning import ENDPOINT
 from sinks.webhook.delivery import Attempt
-from sinks.webhook.endpoint import COMPONENT, ENDPOINT
+from sinks.webhook.endpoint import COMPONENT
 from sinks.webhook.retry import DELIVERED, REFUSED
 
 log = get_logger()

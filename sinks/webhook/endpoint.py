@@ -1,86 +1,158 @@
-"""An endpoint's start offsets: committed once, before its group has members, and remembered.
+"""Which endpoints there are: `fibonacci` from the environment, further ones from a settings file (TOML).
 
-A group without an offset must never guess: from the end would lose leads, from the beginning would send all of them
-again. So the control topic remembers which partitions were begun, and a group that lost an offset stops.
+    [endpoints.crm]
+    url = "https://crm.example.com/hooks/nigredo"
+    secret_file = "/run/secrets/webhook-crm"
+    start = "now"              # or "beginning": which leads it gets when it is first begun
+    rate_per_second = 20       # the rest may be left out; then what the environment says for all of them holds
+    in_flight_max = 32
+    timeout_seconds = 3
+    enabled = true
+
+Each is its own process and consumer group, so what one does changes nothing for the others.
 """
 
 from __future__ import annotations
 
-import asyncio
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
 
-from nigredo.clock import utc_now
-from nigredo.errors import DependencyDown, StartRefused
-from nigredo.groups import commit_offsets
-from nigredo.kafka import Publisher, producer_config
-from nigredo.log_reader import LogReader
+from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
-from nigredo.telemetry import get_logger
-from schemas.codec import Codec, Undecodable
-from schemas.events import ControlEntry
-from schemas.registry import RegistryUnavailable
-from schemas.topics import CONTROL, LEADS
-
-log = get_logger()
 
 COMPONENT = "webhook-sender"
-ENDPOINT = "fibonacci"
-KEY = f"endpoint:{ENDPOINT}"
-READ_DEADLINE_S = 30.0
-DELIVERY_TIMEOUT_S = 10.0
+FIRST = "fibonacci"
+"""The endpoint that is always there. Its group, keys and part carry no endpoint's name; those of all others do."""
+NOW, BEGINNING = "now", "beginning"
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+"""What fits into the names of topics, groups and parts."""
+
+_PARSED_AS = {
+    "url": ("url", "FIBONACCI_WEBHOOK_URL"),
+    "secret_file": ("secret_file", "WEBHOOK_SECRET_FILE"),
+    "rate_per_second": ("rate_per_s", "WEBHOOK_RATE_PER_SECOND"),
+    "in_flight_max": ("in_flight_max", "WEBHOOK_IN_FLIGHT_MAX"),
+    "timeout_seconds": ("timeout_s", "WEBHOOK_TIMEOUT_SECONDS"),
+}
+"""A key of the file, the field here, and the setting whose rules it obeys."""
+_REQUIRED = ("url", "secret_file", "start")
 
 
-async def ensure_begun(settings: Settings) -> None:
-    """Commit a start offset, the beginning, for every partition of the leads that the endpoint has not begun yet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One receiver of webhooks."""
 
-    Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka or the registry is away.
+    name: str
+    url: str
+    secret_file: Path
+    rate_per_s: float
+    """Attempts a second, over all processes of the endpoint; 0 for as many as it takes."""
+    in_flight_max: int
+    timeout_s: float | None
+    """For one whole attempt; None for what WEBHOOK_TIMEOUT_SECONDS says at present."""
+    enabled: bool
+    start: str
+
+    @property
+    def part(self) -> str:
+        """Return the name of its process, as `nigredo status` shows it."""
+        return COMPONENT if self.name == FIRST else f"{COMPONENT}-{self.name}"
+
+    def function(self, settings: Settings) -> str:
+        """Return its full name: log field `function`, consumer group."""
+        base = settings.function(COMPONENT)
+        return base if self.name == FIRST else f"{base}-{self.name}"
+
+    def key(self, lead_id: UUID) -> bytes:
+        """Return the key of a lead in a topic that all endpoints share, so that none meets another's tombstone."""
+        return (str(lead_id) if self.name == FIRST else f"{lead_id}:{self.name}").encode()
+
+
+def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
+    """Return every endpoint by its name, `fibonacci` first.
+
+    Raises ConfigurationError with every problem of the settings file.
     """
-    codec = await ready_codec(settings, [CONTROL])
-    reader, group = LogReader(settings, COMPONENT), settings.function(COMPONENT)
-    partitions = await asyncio.to_thread(reader.partitions, LEADS)
-    committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
-    begun = await asyncio.to_thread(_begun, reader, codec)
-    lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
-    if lost:
-        raise StartRefused(
-            f"group {group} lost its offsets of {LEADS}, partitions {lost}; commit them with Kafka's own tools"
+    first = Endpoint(
+        name=FIRST,
+        url=settings.webhook_url,
+        secret_file=settings.webhook_secret_file,
+        rate_per_s=settings.webhook_rate_per_s,
+        in_flight_max=settings.webhook_in_flight_max,
+        timeout_s=None,
+        enabled=True,
+        start=BEGINNING,
+    )
+    found, problems = {FIRST: first}, []
+    for name, given in _tables(settings.webhook_endpoints_file).items():
+        wrong, endpoint = _parsed(name, given, first)
+        problems += wrong
+        found[name] = endpoint
+    owners: dict[Path, str] = {}
+    for name, endpoint in found.items():
+        owner = owners.setdefault(endpoint.secret_file, name)
+        if owner != name:
+            problems.append(f"{name}: has the secret_file of {owner}; a receiver could pass for another")
+    if problems:
+        raise ConfigurationError(*(f"WEBHOOK_ENDPOINTS_FILE: {problem}" for problem in problems))
+    return found
+
+
+def endpoint_of(settings: Settings) -> Endpoint:
+    """Return the endpoint that this process is for. Raises ConfigurationError."""
+    found = read_endpoints(settings)
+    if settings.webhook_endpoint not in found:
+        raise ConfigurationError(
+            f"WEBHOOK_ENDPOINT: there is no endpoint {settings.webhook_endpoint!r}; there is {', '.join(found)}"
         )
-    new = [partition for partition in partitions if partition not in begun]
-    if not new:
-        return
-    starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[0] for p in new if committed[p] is None}
-    if starts:
-        await asyncio.to_thread(commit_offsets, settings, group, LEADS, starts)
-    await _remember(settings, codec, partitions)
+    return found[settings.webhook_endpoint]
 
 
-def _begun(reader: LogReader, codec: Codec) -> set[int]:
-    """Return the partitions that the control topic says were begun."""
-    begun: set[int] = set()
-    partitions = reader.partitions(CONTROL)
-    for message in reader.read_to_end(CONTROL, partitions, deadline_s=READ_DEADLINE_S):
-        if message.key() != KEY.encode():
-            continue
-        value = message.value()
-        try:
-            entry = None if value is None else codec.decode(CONTROL, value)
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
-        except Undecodable as error:
-            # The last entry that can be read stands.
-            log.error("a control entry cannot be read", key=KEY, offset=message.offset(), error=str(error))
-            continue
-        begun = {int(p) for p in entry.value["partitions"].split(",")} if isinstance(entry, ControlEntry) else set()
-    return begun
-
-
-async def _remember(settings: Settings, codec: Codec, partitions: list[int]) -> None:
-    name = settings.function(COMPONENT)
-    value = {"partitions": ",".join(map(str, partitions))}
-    entry = ControlEntry("endpoint", ENDPOINT, value, set_by=name, set_at=utc_now(), expires_at=None)
-    config = producer_config(settings.kafka_bootstrap_servers, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
-    publisher = Publisher(config, in_flight_max=1)
+def _tables(file: Path | None) -> Mapping[str, Any]:
+    if file is None:
+        return {}
     try:
-        await publisher.publish(CONTROL, key=KEY.encode(), value=codec.encode(CONTROL, entry))
-    finally:
-        await publisher.close()
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} cannot be read ({type(error).__name__})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} is no TOML: {error}") from None
+    tables = document.pop("endpoints", None)
+    if document or not isinstance(tables, dict) or not tables:
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} must hold tables [endpoints.NAME] and nothing else")
+    return tables
+
+
+def _parsed(name: str, given: Any, first: Endpoint) -> tuple[list[str], Endpoint]:
+    """Return what is wrong with one table, and the endpoint as far as it can be read."""
+    problems: list[str] = []
+    if not NAME.fullmatch(name):
+        problems.append(f"{name!r}: a name is at most 32 lower-case letters, digits and inner hyphens")
+    if not isinstance(given, dict):
+        return [*problems, f"{name}: must be a table"], replace(first, name=name)
+    known = {*_PARSED_AS, "enabled", "start"}
+    if unknown := sorted(set(given) - known):
+        problems.append(f"{name}: knows no {', '.join(unknown)}; there is {', '.join(sorted(known))}")
+    # The first one is there already, and the file may change what it likes of it.
+    if missing := [field for field in _REQUIRED if field not in given and name != FIRST]:
+        problems.append(f"{name}: needs {', '.join(missing)}")
+    values: dict[str, Any] = {}
+    for key, (field, setting) in _PARSED_AS.items():
+        if key in given:
+            try:
+                if isinstance(given[key], bool) or not str(given[key]).strip():
+                    raise ConfigurationError(f"{setting}: must not be empty")
+                values[field] = Settings.parse(setting, str(given[key]))
+            except ConfigurationError as error:
+                problems += [f"{name}: {key} {text.removeprefix(f'{setting}: ')}" for text in error.problems]
+    enabled, start = given.get("enabled", True), given.get("start", first.start)
+    if not isinstance(enabled, bool):
+        problems.append(f"{name}: enabled must be true or false")
+    if start not in (NOW, BEGINNING):
+        problems.append(f'{name}: start must be "{NOW}" or "{BEGINNING}"')
+    return problems, replace(first, name=name, enabled=enabled is not False, start=str(start), **values)

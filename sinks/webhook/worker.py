@@ -32,11 +32,11 @@ from schemas.events import Event, Lead
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD
 from sinks.webhook.attempts import AttemptLog
-from sinks.webhook.counting import tell_open
+from sinks.webhook.beginning import ensure_begun
 from sinks.webhook.delivery import Deliverer
-from sinks.webhook.endpoint import COMPONENT, ENDPOINT, ensure_begun
-from sinks.webhook.request import read_secrets
+from sinks.webhook.endpoint import COMPONENT
 from sinks.webhook.retry import after
+from sinks.webhook.signing import active, read_secrets
 from sinks.webhook.watermark import Watermark
 
 log = get_logger()
@@ -84,7 +84,7 @@ class Worker:
         self._settings = settings
         self._health = health
         self._name = settings.function(COMPONENT)
-        self._secrets = read_secrets(settings.webhook_secret_file)
+        self._secrets = active(read_secrets(settings.webhook_secret_file), utc_now())
         # The consumer's callbacks run in the polling thread, completions on the event loop.
         self._lock = threading.Lock()
         self._partitions: dict[int, Partition] = {}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import UUID
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from nigredo.clock import utc_now
-from nigredo.errors import ConfigurationError
 from schemas.events import Contact, Lead
-from sinks.webhook.request import body_of, headers_of, read_secrets
+from sinks.webhook.request import body_of, headers_of
 
 LEAD = Lead(
     id=UUID("0190d5a4-7d8b-7c3e-9a51-2f6f5f0e8a11"),
@@ -65,22 +63,3 @@ def test_another_secret_or_another_body_does_not_verify() -> None:
         Webhook(SECRETS[2]).verify(body_of(LEAD), headers)
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRETS[0]).verify(body_of(LEAD) + b" ", headers)
-
-
-def test_a_secret_file_holds_one_or_two_secrets(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_text(f"{SECRETS[0]}\n\n{SECRETS[1]}\n")
-
-    assert read_secrets(file) == tuple(KEYS[:2])
-
-
-@pytest.mark.parametrize("text", ["", "\n".join(SECRETS), "hunter2", "whsec_%%%", "whsec_c2hvcnQ="])
-def test_a_wrong_secret_file_is_refused_without_its_content(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "secret"
-    file.write_text(text)
-
-    with pytest.raises(ConfigurationError) as refused:
-        read_secrets(file)
-
-    assert "WEBHOOK_SECRET_FILE" in str(refused.value)
-    assert not any(line in str(refused.value) for line in text.split())

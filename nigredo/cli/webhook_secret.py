@@ -1,0 +1,42 @@
+"""`nigredo webhook rotate-secret`: a new secret beside the old one, which goes on for a while."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from nigredo.cli.control import Duration
+from nigredo.cli.output import Context, with_context
+
+PART = "webhook-sender"
+
+
+@click.command(name="rotate-secret")
+@click.option("--endpoint", default="fibonacci", show_default=True, help="Whose secret")
+@click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old one still signs")
+@click.option("--yes", is_flag=True, help="Do not ask")
+@with_context
+def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool) -> None:
+    """Put a new secret into an endpoint's secret file; the running sender signs with both from the next second on.
+
+    The secret is not printed: it is the first line of the file, for whoever may read that.
+    """
+    from nigredo.clock import utc_now
+    from nigredo.errors import ConfigurationError
+    from sinks.webhook.endpoint import read_endpoints
+    from sinks.webhook.signing import active, read_secrets, rotated, write_secrets
+
+    endpoints = read_endpoints(context.settings(PART, role="nigredo_app"))
+    if endpoint not in endpoints:
+        raise ConfigurationError(f"there is no endpoint {endpoint}; there is {', '.join(endpoints)}")
+    file, now = endpoints[endpoint].secret_file, utc_now()
+    found = read_secrets(file)
+    if len(active(found, now)) > 1 and not yes:
+        click.confirm("Two secrets are active: the older ends at once. Go on?", abort=True, err=True)
+    until = now + overlap
+    write_secrets(file, rotated(found, until))
+    context.result(
+        {"endpoint": endpoint, "file": str(file), "old_until": until.isoformat()},
+        f"the new secret is the first line of {file}; the old one still signs until {until:%Y-%m-%d %H:%M:%S} UTC",
+    )
