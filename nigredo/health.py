@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,6 +25,16 @@ class Health:
         self._lock = threading.Lock()
         self._waiting_for: str | None = "start"
         self._reasons_given = 0
+        self._details: Callable[[], Mapping[str, Any]] = dict
+
+    def tell_also(self, details: Callable[[], Mapping[str, Any]]) -> None:
+        """Let the health document say what this returns too; called from the listener's thread."""
+        self._details = details
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the process says of itself beside whether it is ready."""
+        return self._details()
 
     def waiting(self, reason: str) -> None:
         """Say that the process cannot work at present, and why."""
@@ -74,7 +84,7 @@ class HealthServer:
                 elif self.path in ("/health", "/health/ready") and health is not None:
                     reason = health.waiting_for
                     status = "ok" if reason is None else "waiting"
-                    body = {"status": status, "function": health.function, "waiting_for": reason}
+                    body = {"status": status, "function": health.function, "waiting_for": reason} | dict(health.details)
                     self._answer(200 if reason is None else 503, body)
                 elif self.path == "/metrics":
                     try:

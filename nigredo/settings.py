@@ -192,7 +192,7 @@ class Settings:
     webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")
     webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5", live=True)
     """For one whole attempt, from the connection to the end of the answer."""
-    webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "16")
+    webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "64")
     """Attempts of one process that may be under way, or not on record yet, at once: what kill -9 may repeat."""
     webhook_rate_per_s: float = _from("WEBHOOK_RATE_PER_SECOND", _number(0, 100_000), "0")
     """Attempts a second at an endpoint, over all its processes; 0 for as many as it takes."""

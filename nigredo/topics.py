@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -26,18 +26,19 @@ COMPATIBILITY = "FULL_TRANSITIVE"
 CALL_TIMEOUT_S = 10.0
 
 
-def ensure_topics(settings: Settings) -> list[str]:
+def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -> list[str]:
     """Create missing topics and correct differing settings; return what was changed, as lines.
 
+    specs: by name; those of an endpoint are not among the ones that every installation has.
     Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
     other partitions under the consumers' feet. Raises DependencyDown when Kafka does not answer.
     """
     admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
     try:
         present = set(admin.list_topics(timeout=CALL_TIMEOUT_S).topics)
-        created = _create(admin, settings, [spec for spec in TOPICS.values() if spec.name not in present])
-        _until_known(admin)
-        return created + _correct(admin, present & set(TOPICS))
+        created = _create(admin, settings, [spec for spec in specs.values() if spec.name not in present])
+        _until_known(admin, specs)
+        return created + _correct(admin, {name: spec for name, spec in specs.items() if name in present})
     except KafkaException as error:
         raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
     except TimeoutError as error:
@@ -67,12 +68,12 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
     return changes
 
 
-def _until_known(admin: AdminClient) -> None:
+def _until_known(admin: AdminClient, names: Collection[str]) -> None:
     """Wait until the broker tells of every topic: a moment passes between their creation and that."""
     deadline = time.monotonic() + CALL_TIMEOUT_S
     while True:
         known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
-        missing = [name for name in TOPICS if name not in known or known[name].error or not known[name].partitions]
+        missing = [name for name in names if name not in known or known[name].error or not known[name].partitions]
         if not missing:
             return
         if time.monotonic() > deadline:
@@ -80,13 +81,13 @@ def _until_known(admin: AdminClient) -> None:
         time.sleep(0.05)
 
 
-def _correct(admin: AdminClient, names: Iterable[str]) -> list[str]:
+def _correct(admin: AdminClient, specs: Mapping[str, TopicSpec]) -> list[str]:
     changes, differing = [], []
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in specs]
     described_all = admin.describe_configs(resources, request_timeout=CALL_TIMEOUT_S) if resources else {}
     for resource, described in described_all.items():
         now = {name: entry.value for name, entry in described.result(CALL_TIMEOUT_S + 2).items()}
-        corrected = _differences(now, TOPICS[resource.name].config)
+        corrected = _differences(now, specs[resource.name].config)
         if corrected:
             entries = [
                 ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
@@ -108,7 +109,7 @@ def _items(value: str | None) -> list[str]:
     return sorted((value or "").split(","))
 
 
-def ensure_schemas(settings: Settings, *, deadline_s: float = 60.0) -> None:
+def ensure_schemas(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS, *, deadline_s: float = 60.0) -> None:
     """Register every schema under FULL_TRANSITIVE, retrying while the registry is away.
 
     Safe to repeat. Raises DependencyDown past the deadline, StartRefused when a schema would break readers.
@@ -118,7 +119,7 @@ def ensure_schemas(settings: Settings, *, deadline_s: float = 60.0) -> None:
     backoff = Backoff(longest_s=2.0)
     while True:
         try:
-            for spec in TOPICS.values():
+            for spec in specs.values():
                 registry.set_compatibility(spec.subject, COMPATIBILITY)
                 registry.register(spec.subject, load_schema(spec.schema))
             return

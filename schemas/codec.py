@@ -14,7 +14,7 @@ from fastavro.schema import parse_schema
 from schemas import events
 from schemas.events import Event
 from schemas.registry import Registry, SchemaUnknown
-from schemas.topics import TOPICS, load_schema
+from schemas.topics import load_schema, spec_of
 
 MAGIC = 0
 PREFIX = struct.Struct(">bI")
@@ -49,7 +49,7 @@ class Codec:
         """
         for topic in topics:
             if topic not in self._ids:
-                spec = TOPICS[topic]
+                spec = spec_of(topic)
                 self._ids[topic] = self._registry.id_of(spec.subject, load_schema(spec.schema))
 
     def encode(self, topic: str, event: Event) -> bytes:
@@ -121,7 +121,7 @@ class Codec:
 
     def _ours(self, topic: str) -> Any:
         if topic not in self._readers:
-            self._readers[topic] = parse_schema(load_schema(TOPICS[topic].schema))
+            self._readers[topic] = parse_schema(load_schema(spec_of(topic).schema))
         return self._readers[topic]
 
 

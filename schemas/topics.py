@@ -90,6 +90,29 @@ TOPICS: Mapping[str, TopicSpec] = {
     )
 }
 
+RETRIES_PREFIX = "nigredo.webhook-retries."
+RETRY_DELAYS_S: Mapping[str, float] = {"1m": 60.0, "10m": 600.0, "1h": 3600.0, "6h": 21_600.0}
+"""Later attempts wait in a topic for each order of magnitude, so that one which waits for hours is in nobody's way."""
+
+
+def retry_topic(endpoint: str, delay: str) -> str:
+    """Return where the later attempts of one endpoint wait, about as long as `delay` says."""
+    return f"{RETRIES_PREFIX}{endpoint}.{delay}"
+
+
+def retry_topics(endpoint: str) -> Mapping[str, TopicSpec]:
+    """Return the retry topics of one endpoint by name; made when it is set up."""
+    names = [retry_topic(endpoint, delay) for delay in RETRY_DELAYS_S]
+    return {name: TopicSpec(name, "webhook-retries", _compacted()) for name in names}
+
+
+def spec_of(topic: str) -> TopicSpec:
+    """Return what describes a topic, an endpoint's own ones too. Raises KeyError for one that is none of ours."""
+    if topic.startswith(RETRIES_PREFIX):
+        return retry_topics(topic.removeprefix(RETRIES_PREFIX).rpartition(".")[0])[topic]
+    return TOPICS[topic]
+
+
 NEWEST_VERSION: Mapping[str, int] = {
     "submissions": 2,
     "leads": 1,

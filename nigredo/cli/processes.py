@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -12,9 +13,14 @@ from nigredo.stack.processes import PROCESSES
 
 @click.command()
 @click.argument("name", type=click.Choice(sorted(PROCESSES)))
+@click.option("--endpoint", default=None, help="Whose webhook-sender it is  [default: WEBHOOK_ENDPOINT, fibonacci]")
 @with_context
-def run(context: Context, name: str) -> int:
+def run(context: Context, name: str, endpoint: str | None) -> int:
     """Run one process; its settings come from the environment alone."""
+    if endpoint is not None:
+        if name != "webhook-sender":
+            raise click.UsageError("--endpoint is for webhook-sender alone")
+        os.environ["WEBHOOK_ENDPOINT"] = endpoint
     code: int = importlib.import_module(PROCESSES[name]).main()
     return code
 

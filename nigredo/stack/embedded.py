@@ -25,6 +25,7 @@ from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
 from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
+from sinks.webhook.endpoint import COMPONENT, FIRST, read_endpoints
 
 START_DEADLINE_S = 120.0
 OWN_GRACE_S = 50.0
@@ -37,11 +38,25 @@ Tell = Callable[[str], None]
 
 def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
     """Describe one of our own processes."""
-    port = home.port(name)
+    return _part(home, name, name, home.port(name), environment)
+
+
+def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
+    """Describe the senders of further endpoints, in the order of their settings file."""
+    known = read_endpoints(Settings.from_environment(home.part_environment(environment, "prepare")))
+    further = [endpoint for endpoint in known.values() if endpoint.name != FIRST]
+    return [
+        # Behind the ports that every stack has.
+        _part(home, endpoint.part, COMPONENT, home.further_port(number), environment, WEBHOOK_ENDPOINT=endpoint.name)
+        for number, endpoint in enumerate(further)
+    ]
+
+
+def _part(home: Home, name: str, process: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:
     return Part(
         name,
-        [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "run", name],
-        home.part_environment(environment, name),
+        [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "run", process],
+        home.part_environment(environment, name) | {"HEALTH_PORT": str(port)} | settings,
         lambda: http_waiting_for(port, "/health/ready"),
         ports=tuple({port, home.health_port(name) or port}),
         url=home.url(name) if name in ("ingest", "fibonacci") else None,
@@ -71,6 +86,7 @@ def steps(
         Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("topics", "schemas")),
         # They wait for the schemas by themselves; meanwhile they load.
         *(Step(name, own_part(home, name, environment), needs=("tables", "topics")) for name in PROCESSES),
+        *(Step(part.name, part, needs=("tables", "topics")) for part in endpoint_parts(home, environment)),
     ]
 
 

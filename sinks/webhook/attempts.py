@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
@@ -13,85 +14,124 @@ from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from nigredo.kafka import Publisher
 from nigredo.log_reader import LogReader
-from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
-from schemas.events import DeliveryAttempt, Lead, WebhookDead
+from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead, WebhookRetry
 from schemas.registry import RegistryUnavailable
-from schemas.topics import DELIVERIES, WEBHOOK_DEAD
-from sinks.webhook.beginning import ENDPOINT
+from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
 from sinks.webhook.delivery import Attempt
-from sinks.webhook.endpoint import COMPONENT
-from sinks.webhook.retry import DELIVERED, REFUSED
+from sinks.webhook.endpoint import COMPONENT, Endpoint
+from sinks.webhook.retry import DELIVERED, REFUSED, delay_for
+from sinks.webhook.watermark import Place
 
 log = get_logger()
 
 LOAD_DEADLINE_S = 60.0
 
 
-class AttemptLog:
-    """The attempts of one endpoint, in `nigredo.deliveries`, partitioned like the leads."""
+@dataclass(slots=True, eq=False)
+class Case:
+    """One lead on its way to the receiver: where the lead stands, and what was tried so far."""
 
-    def __init__(self, settings: Settings, codec: Codec, publisher: Publisher) -> None:
-        self._settings = settings
+    lead_partition: int
+    lead_offset: int
+    first_attempt_at: datetime
+    number: int = 0
+    """Attempts made."""
+    replay: bool = False
+    """Whether somebody asked for it, so that it is sent although it was delivered before."""
+    withdrawn: bool = False
+    """Whether the person was erased meanwhile, so that nothing more is sent."""
+
+
+class AttemptLog:
+    """What one endpoint writes about its leads: attempts, later attempts, dead ones. Nothing here gives up."""
+
+    def __init__(self, settings: Settings, endpoint: Endpoint, codec: Codec, publisher: Publisher) -> None:
+        self._endpoint = endpoint
         self._reader = LogReader(settings, COMPONENT)
         self._codec = codec
         self._publisher = publisher
         # Without its query, where some receivers want their token.
-        self._told_url = urlunsplit(urlsplit(settings.webhook_url)._replace(query="", fragment=""))
+        self._told_url = urlunsplit(urlsplit(endpoint.url)._replace(query="", fragment=""))
 
-    async def put_on_record(self, lead: Lead, record: Record, number: int, attempt: Attempt, *, dead: bool) -> None:
-        """Log an attempt and return once Kafka has it: what is not on record may be sent again. Never gives up."""
+    async def put_on_record(self, lead: Lead, case: Case, attempt: Attempt, *, dead: bool) -> None:
+        """Log an attempt and return once Kafka has it: what is not on record may be sent again."""
         told = DeliveryAttempt(
             id=uuid4(),
             lead_id=lead.id,
-            endpoint=ENDPOINT,
+            endpoint=self._endpoint.name,
             webhook_url=self._told_url,
-            attempt=number,
+            attempt=case.number,
             sent_at=attempt.sent_at,
             duration_ms=attempt.duration_ms,
             outcome="dead" if dead else DELIVERED if attempt.outcome == DELIVERED else "retry",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
-            lead_partition=record.partition,
-            lead_offset=record.offset,
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
+            replay=case.replay,
+            answer_excerpt=attempt.answer_excerpt,
         )
         log.info(
             "delivery.attempted",
             lead_id=str(lead.id),
-            endpoint=ENDPOINT,
+            endpoint=told.endpoint,
             webhook_url=told.webhook_url,
-            attempt=number,
+            attempt=told.attempt,
             success=told.outcome == DELIVERED,
             status_code=told.status_code,
             error_message=told.error_message,
             duration_ms=told.duration_ms,
-            partition=record.partition,
-            offset=record.offset,
+            replay=told.replay,
+            partition=case.lead_partition,
+            offset=case.lead_offset,
         )
-        count_attempt(ENDPOINT, lead, attempt)
-        await self._publish(DELIVERIES, told, partition=record.partition)
+        await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
 
-    async def bury(self, lead: Lead, record: Record, number: int, attempt: Attempt) -> None:
-        """Put a lead that gets no further attempt among the dead ones. Never gives up."""
+    async def bury(self, lead: Lead, case: Case, attempt: Attempt) -> None:
+        """Put a lead that gets no further attempt among the dead ones."""
         dead = WebhookDead(
             lead_id=lead.id,
-            endpoint=ENDPOINT,
-            attempts=number,
+            endpoint=self._endpoint.name,
+            attempts=case.number,
             reason="refused" if attempt.outcome == REFUSED else "gave_up",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
             died_at=utc_now(),
-            lead_partition=record.partition,
-            lead_offset=record.offset,
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
         )
-        metrics.WEBHOOK_DEAD_LEADS.of(ENDPOINT, dead.reason).inc()
-        await self._publish(WEBHOOK_DEAD, dead)
+        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead)
 
-    def delivered_since(self, partition: int, since: datetime) -> dict[UUID, None]:
-        """Return the leads of a partition delivered since then, oldest first. Blocks; raises DependencyDown."""
-        delivered: dict[UUID, None] = {}
+    async def put_off(self, lead: Lead, case: Case, wait_s: float) -> Place:
+        """Let a lead wait in a retry topic for its next attempt; return where."""
+        topic = retry_topic(self._endpoint.name, delay_for(wait_s))
+        later = WebhookRetry(
+            lead_id=lead.id,
+            endpoint=self._endpoint.name,
+            attempts=case.number,
+            # Kept in milliseconds, and never earlier than asked.
+            not_before=utc_now() + timedelta(seconds=wait_s, milliseconds=1),
+            first_attempt_at=case.first_attempt_at,
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
+            replay=case.replay,
+        )
+        await self._publish(topic, _key(lead.id), later, partition=case.lead_partition)
+        return topic, case.lead_partition
+
+    async def settle(self, place: Place, key: bytes) -> None:
+        """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
+        await self._publish(place[0], key, None, partition=place[1])
+
+    def delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
+        """Return which leads of a partition were delivered since then, and when, oldest first.
+
+        Blocks; raises DependencyDown.
+        """
+        delivered: dict[UUID, datetime] = {}
         for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
             try:
                 attempt = self._codec.decode(DELIVERIES, message.value() or b"")
@@ -99,17 +139,25 @@ class AttemptLog:
                 continue  # Not ours to judge: at worst a lead is delivered twice.
             except RegistryUnavailable as error:
                 raise DependencyDown(str(error)) from error
-            if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == ENDPOINT and attempt.outcome == DELIVERED:
-                delivered[attempt.lead_id] = None
+            if (
+                isinstance(attempt, DeliveryAttempt)
+                and attempt.endpoint == self._endpoint.name
+                and attempt.outcome == DELIVERED
+            ):
+                delivered[attempt.lead_id] = attempt.sent_at
         return delivered
 
-    async def _publish(self, topic: str, event: DeliveryAttempt | WebhookDead, *, partition: int | None = None) -> None:
+    async def _publish(self, topic: str, key: bytes, event: Event | None, *, partition: int | None = None) -> None:
         """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""
-        key, value, backoff = str(event.lead_id).encode(), self._codec.encode(topic, event), Backoff(longest_s=5.0)
+        value, backoff = None if event is None else self._codec.encode(topic, event), Backoff(longest_s=5.0)
         while True:
             try:
                 await self._publisher.publish(topic, key=key, value=value, partition=partition)
                 return
             except DependencyDown as error:
-                log.warning("an attempt is not on record yet", error=str(error))
+                log.warning("an attempt is not on record yet", topic=topic, error=str(error))
             await asyncio.sleep(backoff.next_wait_s())
+
+
+def _key(lead_id: UUID) -> bytes:
+    return str(lead_id).encode()

@@ -1,12 +1,13 @@
-"""An endpoint's start offsets: committed once, before its group has members, and remembered.
+"""An endpoint's topics and start offsets: made once, before its group has members, and remembered.
 
 A group without an offset must never guess: from the end would lose leads, from the beginning would send all of them
-again. So the control topic remembers which partitions were begun, and a group that lost an offset stops.
+again. So the control topic remembers which partitions of the leads were begun, and a group that lost an offset stops.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown, StartRefused
@@ -16,30 +17,39 @@ from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
+from nigredo.topics import ensure_schemas, ensure_topics
 from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
 from schemas.registry import RegistryUnavailable
-from schemas.topics import CONTROL, LEADS
-from sinks.webhook.endpoint import COMPONENT, FIRST
+from schemas.topics import CONTROL, LEADS, WEBHOOK_REPLAYS, retry_topics
+from sinks.webhook.endpoint import COMPONENT, NOW, Endpoint
 
 log = get_logger()
 
-ENDPOINT = FIRST
-KEY = f"endpoint:{ENDPOINT}"
+KIND = "endpoint"
 READ_DEADLINE_S = 30.0
 DELIVERY_TIMEOUT_S = 10.0
 
 
-async def ensure_begun(settings: Settings) -> None:
-    """Commit a start offset, the beginning, for every partition of the leads that the endpoint has not begun yet.
+async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
+    """Make the endpoint's retry topics, and commit a start offset for every partition that has none.
 
+    Leads begin where the endpoint says, what refers to leads at its beginning: what is settled is not in it any more.
     Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka or the registry is away.
     """
+    retries = retry_topics(endpoint.name)
+    await asyncio.to_thread(ensure_topics, settings, retries)
+    await asyncio.to_thread(ensure_schemas, settings, retries)
+    await _begin_leads(settings, endpoint)
+    await asyncio.to_thread(_begin_references, settings, endpoint.function(settings), [*retries, WEBHOOK_REPLAYS])
+
+
+async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     codec = await ready_codec(settings, [CONTROL])
-    reader, group = LogReader(settings, COMPONENT), settings.function(COMPONENT)
+    reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{KIND}:{endpoint.name}"
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
-    begun = await asyncio.to_thread(_begun, reader, codec)
+    begun = await asyncio.to_thread(_begun, reader, codec, key)
     lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
     if lost:
         raise StartRefused(
@@ -48,18 +58,36 @@ async def ensure_begun(settings: Settings) -> None:
     new = [partition for partition in partitions if partition not in begun]
     if not new:
         return
-    starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[0] for p in new if committed[p] is None}
+    # Partitions that were added later hold nothing that was there when the endpoint was begun.
+    end = 1 if endpoint.start == NOW and not begun else 0
+    starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[end] for p in new if committed[p] is None}
     if starts:
         await asyncio.to_thread(commit_offsets, settings, group, LEADS, starts)
-    await _remember(settings, codec, partitions)
+    await _remember(settings, codec, endpoint, partitions)
 
 
-def _begun(reader: LogReader, codec: Codec) -> set[int]:
+def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
+    """Blocks. Raises StartRefused when a topic cannot hold a reference beside its lead."""
+    reader = LogReader(settings, COMPONENT)
+    leads = reader.partitions(LEADS)
+    for topic in topics:
+        partitions = reader.partitions(topic)
+        if len(partitions) < len(leads):
+            raise StartRefused(
+                f"{topic} has {len(partitions)} partitions and {LEADS} {len(leads)}: add what is missing"
+            )
+        committed = reader.committed(group, topic, partitions)
+        starts = {p: reader.watermarks(topic, p)[0] for p in partitions if committed[p] is None}
+        if starts:
+            commit_offsets(settings, group, topic, starts)
+
+
+def _begun(reader: LogReader, codec: Codec, key: str) -> set[int]:
     """Return the partitions that the control topic says were begun."""
     begun: set[int] = set()
     partitions = reader.partitions(CONTROL)
     for message in reader.read_to_end(CONTROL, partitions, deadline_s=READ_DEADLINE_S):
-        if message.key() != KEY.encode():
+        if message.key() != key.encode():
             continue
         value = message.value()
         try:
@@ -68,19 +96,19 @@ def _begun(reader: LogReader, codec: Codec) -> set[int]:
             raise DependencyDown(str(error)) from error
         except Undecodable as error:
             # The last entry that can be read stands.
-            log.error("a control entry cannot be read", key=KEY, offset=message.offset(), error=str(error))
+            log.error("a control entry cannot be read", key=key, offset=message.offset(), error=str(error))
             continue
         begun = {int(p) for p in entry.value["partitions"].split(",")} if isinstance(entry, ControlEntry) else set()
     return begun
 
 
-async def _remember(settings: Settings, codec: Codec, partitions: list[int]) -> None:
-    name = settings.function(COMPONENT)
+async def _remember(settings: Settings, codec: Codec, endpoint: Endpoint, partitions: list[int]) -> None:
+    name = endpoint.function(settings)
     value = {"partitions": ",".join(map(str, partitions))}
-    entry = ControlEntry("endpoint", ENDPOINT, value, set_by=name, set_at=utc_now(), expires_at=None)
+    entry = ControlEntry(KIND, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
     config = producer_config(settings.kafka_bootstrap_servers, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
     publisher = Publisher(config, in_flight_max=1)
     try:
-        await publisher.publish(CONTROL, key=KEY.encode(), value=codec.encode(CONTROL, entry))
+        await publisher.publish(CONTROL, key=f"{KIND}:{endpoint.name}".encode(), value=codec.encode(CONTROL, entry))
     finally:
         await publisher.close()

@@ -1,4 +1,4 @@
-"""One attempt, and what its outcome means for the lead."""
+"""One attempt: the request, its deadline, the guard at the connection, and what the answer is."""
 
 from __future__ import annotations
 
@@ -6,22 +6,40 @@ import asyncio
 import email.utils
 import errno
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from nigredo.clock import utc_now
+from nigredo.settings import Network
 from schemas.events import Lead
+from sinks.webhook.addresses import is_refused
+from sinks.webhook.answer import READ_FOR_EXCERPT_BYTES, excerpt_of
 from sinks.webhook.request import body_of, headers_of
-from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
+from sinks.webhook.retry import BLOCKED, DELIVERED, REFUSED, RETRY
 
 ANSWER_MAX_BYTES = 64 * 1024
-RETRY_AFTER_MAX_S = 3600.0
+RETRY_AFTER_MAX_S = 24 * 3600.0
 RETRYABLE = frozenset({408, 425, 429})
+KEEP_ALIVE_S = 30.0
+
+
+ADDRESS_REFUSED = "refused to connect: the receiver's address is not public (see WEBHOOK_ALLOWED_NETWORKS)"
+
+
+class AddressRefused(OSError):
+    """The receiver's name leads to an address that nothing may be sent to."""
+
+    def __init__(self) -> None:
+        # One text for all addresses of a name: then the client passes this very error on.
+        super().__init__(errno.EACCES, ADDRESS_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,50 +52,73 @@ class Attempt:
     status_code: int | None
     error_message: str | None
     retry_after_s: float = 0.0
+    answer_excerpt: str | None = None
 
 
 class Deliverer:
-    """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`."""
+    """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`.
 
-    def __init__(self, url: str, secrets: Sequence[bytes], *, timeout_s: float, connections_max: int) -> None:
+    Certificates are verified, redirects not followed, and neither a proxy nor a netrc of the environment is asked:
+    what is signed goes where it was sent.
+    """
+
+    def __init__(self, url: str, *, connections_max: int, allowed: Sequence[Network] = ()) -> None:
+        """allowed: networks that the receiver may be in although they are not public."""
         self._url = url
-        self._secrets = secrets
-        self._timeout_s = timeout_s
-        limits = httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_max)
+        transport = AiohttpTransport(trust_env=False)
+
+        def guarded(info: tuple[Any, ...]) -> socket.socket:
+            # Here, after the name was resolved: a literal in the URL passes no resolver, and a name may change.
+            family, kind, protocol, _, address = info
+            if is_refused(address[0], allowed):
+                raise AddressRefused
+            return socket.socket(family, kind, protocol)
+
+        connector = aiohttp.TCPConnector(
+            limit=connections_max,
+            keepalive_timeout=KEEP_ALIVE_S,
+            ssl=transport.ssl_context,
+            socket_factory=guarded,
+        )
+        session = aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
+        transport.client = session
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(limits=limits, trust_env=False),
-            timeout=timeout_s,
+            transport=transport,
+            timeout=None,  # noqa: S113 - one deadline is around everything
             follow_redirects=False,
-            # Neither a proxy nor a netrc of the environment is asked: what is signed goes where it was sent.
             trust_env=False,
         )
 
-    async def attempt(self, lead: Lead, number: int) -> Attempt:
+    async def attempt(
+        self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
+    ) -> Attempt:
         """Send a lead once, within one total deadline; never raises but when it is cancelled."""
         sent_at, began = utc_now(), time.perf_counter()
         body = body_of(lead)
-        status, error, retry_after_s = None, None, 0.0
+        headers = headers_of(lead, body, number, sent_at, keys, traceparent)
+        status, error, retry_after_s, answer = None, None, 0.0, b""
         try:
             # Around everything: a receiver that drips bytes passes every smaller timeout.
-            async with asyncio.timeout(self._timeout_s):
-                headers = headers_of(lead, body, number, sent_at, self._secrets)
-                async with self._client.stream("POST", self._url, content=body, headers=dict(headers)) as response:
-                    status = response.status_code
-                    retry_after_s = _retry_after_s(response.headers.get("retry-after"), sent_at)
-                    await _read_some(response)
+            async with (
+                asyncio.timeout(timeout_s),
+                self._client.stream("POST", self._url, content=body, headers=dict(headers)) as response,
+            ):
+                status = response.status_code
+                retry_after_s = _retry_after_s(response.headers.get("retry-after"), sent_at)
+                answer = await _read_some(response)
         except TimeoutError:
-            error = f"Connection timeout: no whole answer within {self._timeout_s:g} s"
+            error = f"Connection timeout: no whole answer within {timeout_s:g} s"
         except Exception as failure:
             # A receiver may answer anything; not all of it is an error that the client has a name for.
             error = _describe(failure)
         if error is not None and (status is None or not 200 <= status < 300):
             # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
             status = None
-        outcome = _outcome(status)
+        outcome = BLOCKED if status is None and error == ADDRESS_REFUSED else _outcome(status)
         if status is not None:
             error = None if outcome == DELIVERED else f"HTTP {status}"
         duration_ms = round((time.perf_counter() - began) * 1000)
-        return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s)
+        return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s, excerpt_of(answer, lead))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -93,17 +134,23 @@ def _outcome(status: int | None) -> str:
     return REFUSED
 
 
-async def _read_some(response: httpx.Response) -> None:
-    """Read the answer to its end, so that the connection can be used again; a long one is cut off instead."""
-    size = 0
+async def _read_some(response: httpx.Response) -> bytes:
+    """Read the answer to its end, so that the connection can be used again; a long one is cut off instead.
+
+    Returns its beginning.
+    """
+    size, beginning = 0, b""
     async for chunk in response.aiter_raw():
         size += len(chunk)
+        if len(beginning) <= READ_FOR_EXCERPT_BYTES:
+            beginning += chunk
         if size > ANSWER_MAX_BYTES:
-            return
+            break
+    return beginning
 
 
 def _retry_after_s(header: str | None, now: datetime) -> float:
-    """Return what `Retry-After` asks for in seconds, whether it is written as seconds or as a date; at most an hour."""
+    """Return what `Retry-After` asks for in seconds, whether it is written as seconds or as a date; at most a day."""
     if header is None:
         return 0.0
     try:
@@ -119,12 +166,18 @@ def _retry_after_s(header: str | None, now: datetime) -> float:
 
 def _describe(failure: Exception) -> str:
     """Name a transport error in the words operators search for: the system's own name of it, where it has one."""
+    causes: list[BaseException] = []
     cause: BaseException | None = failure
-    while cause is not None:
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    # What the client makes of it has the error's number, but not its words.
+    if any(isinstance(cause, AddressRefused) for cause in causes):
+        return ADDRESS_REFUSED
+    for cause in causes:
         # The transport reports a refused connection as a time-out; what lies beneath tells the truth.
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
             return f"{errno.errorcode[cause.errno]}: {os.strerror(cause.errno)}"
-        cause = cause.__cause__ or cause.__context__
     if isinstance(failure, httpx.TimeoutException):
         return "Connection timeout"
     return f"the connection broke: {type(failure).__name__}"

@@ -1,4 +1,4 @@
-"""The process `nigredo-webhook-sender-{env}`: the sink of the endpoint `fibonacci`."""
+"""The process of one endpoint's sink: `nigredo-webhook-sender-{env}` for `fibonacci`, `…-{endpoint}` for others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 from nigredo.health import Health, HealthServer
 from nigredo.settings import Settings
 from nigredo.startup import run_process
-from sinks.webhook.endpoint import COMPONENT
+from nigredo.telemetry import configure_logging
+from sinks.webhook.endpoint import COMPONENT, endpoint_of
 from sinks.webhook.worker import Worker
 
 
@@ -18,7 +19,10 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    health = Health(settings.function(COMPONENT))
+    endpoint = endpoint_of(settings)
+    configure_logging(endpoint.function(settings))
+    health = Health(endpoint.function(settings))
+    worker = Worker(settings, endpoint, health)
     server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
     if server:
         server.start()
@@ -26,7 +30,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        await Worker(settings, health).run(stop)
+        await worker.run(stop)
     finally:
         if server:
             server.stop()

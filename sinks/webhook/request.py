@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from schemas.events import Lead
 from sinks.webhook.signing import signature
 
 USER_AGENT = "Nigredo-Webhook/1"
+TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def body_of(lead: Lead) -> bytes:
@@ -27,10 +29,12 @@ def body_of(lead: Lead) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def headers_of(lead: Lead, body: bytes, attempt: int, now: datetime, secrets: Sequence[bytes]) -> Mapping[str, str]:
+def headers_of(
+    lead: Lead, body: bytes, attempt: int, now: datetime, secrets: Sequence[bytes], traceparent: str | None = None
+) -> Mapping[str, str]:
     """Return the headers of one attempt: `webhook-id` is the lead id, the timestamp is the attempt's own."""
     webhook_id, timestamp = str(lead.id), str(int(now.timestamp()))
-    return {
+    headers = {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
         "webhook-id": webhook_id,
@@ -38,3 +42,14 @@ def headers_of(lead: Lead, body: bytes, attempt: int, now: datetime, secrets: Se
         "webhook-signature": signature(webhook_id, timestamp, body, secrets),
         "nigredo-attempt": str(attempt),
     }
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
+    return headers
+
+
+def traceparent_of(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
+    """Return the trace that a record belongs to, as the W3C's Trace Context writes it; None without one."""
+    for name, value in headers:
+        if name == "traceparent" and value is not None and TRACEPARENT.fullmatch(value):
+            return value.decode("ascii")
+    return None

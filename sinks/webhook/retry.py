@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nigredo.backoff import Backoff
+from schemas.topics import RETRY_DELAYS_S
 
 DELIVERED = "delivered"
 RETRY = "retry"
 REFUSED = "refused"
 """The receiver says that it will never take it: the lead's fault, or that of a secret or a route gone wrong."""
+BLOCKED = "blocked"
+"""Nothing was sent: the receiver's address is one that nothing may be sent to. An operator's mistake, no lead's."""
 
-DEAD_AFTER = 3
-"""A refused lead is given up after this many attempts."""
-GIVE_UP_AFTER_S = 24 * 3600.0
-"""A lead that fails for so long is given up too."""
+JITTER = 0.2
+"""Waits differ by so much either way, so that leads that failed together do not come back together."""
+IN_PLACE_LONGEST_S = 10.0
+"""A longer wait is made in a retry topic, where it holds no offset back."""
+SPENT_SHARE = 0.8
+"""A lead is not given up before so much of its schedule's time has passed, however often it was tried meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the endpoint does, as far as the fate of a lead that failed depends on it."""
+
+    closed: bool
+    """Whether its breaker is closed. While it is not, nothing is given up, and the breaker says when to go on."""
+    others_fail: bool
+    """Whether other leads failed too since the endpoint last took one."""
+    took_others: bool
+    """Whether it took another lead since this one's first attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +45,36 @@ class Next:
 
 
 def after(
-    outcome: str, backoff: Backoff, *, number: int, failing_for_s: float, others_succeed: bool, retry_after_s: float
+    outcome: str,
+    schedule_s: Sequence[float],
+    *,
+    number: int,
+    failing_for_s: float,
+    endpoint: Standing,
+    retry_after_s: float,
+    uniform: Callable[[float, float], float] = random.uniform,
 ) -> Next:
     """Decide what follows from attempt `number` of a lead.
 
-    failing_for_s: since its first attempt. others_succeed: whether the endpoint took another lead since then; without
-    that nothing is given up, since a wrong secret or route would bury everything. retry_after_s: what the receiver
-    asked for; never sooner.
+    schedule_s: the waits before the second, third, … attempt. failing_for_s: since its first attempt. retry_after_s:
+    what the receiver asked for; never sooner.
     """
     if outcome == DELIVERED:
         return Next(done=True)
-    spent = number >= DEAD_AFTER if outcome == REFUSED else failing_for_s > GIVE_UP_AFTER_S
-    if spent and others_succeed:
+    asked_s = retry_after_s * uniform(1.0, 1.0 + JITTER)
+    if not endpoint.closed:
+        return Next(retry_in_s=asked_s)
+    # A single lead is refused for what it is; when others are too, it is for what the endpoint became.
+    if outcome == REFUSED and not endpoint.others_fail:
         return Next(dead=True)
-    return Next(retry_in_s=max(backoff.next_wait_s(), retry_after_s))
+    spent = number > len(schedule_s) and failing_for_s >= SPENT_SHARE * sum(schedule_s)
+    if spent and endpoint.took_others:
+        return Next(dead=True)
+    wait_s = schedule_s[min(number, len(schedule_s)) - 1] * uniform(1.0 - JITTER, 1.0 + JITTER)
+    return Next(retry_in_s=max(wait_s, asked_s))
+
+
+def delay_for(wait_s: float) -> str:
+    """Return which of the retry topics a wait is made in: the longest that is not longer, else the shortest."""
+    fitting = [delay for delay, delay_s in RETRY_DELAYS_S.items() if delay_s <= wait_s]
+    return fitting[-1] if fitting else next(iter(RETRY_DELAYS_S))

@@ -8,7 +8,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from nigredo.kafka import client_config
 from nigredo.testing import Stack
 from nigredo.topics import ensure_topics
-from schemas.topics import TOPICS
+from schemas.topics import RETRIES_PREFIX, TOPICS, retry_topics
 
 
 def test_every_topic_is_there_with_its_policies(stack: Stack) -> None:
@@ -23,7 +23,9 @@ def test_every_topic_is_there_with_its_policies(stack: Stack) -> None:
             name: sorted(value.split(",")) for name, value in wanted.items()
         }
         assert len(present[resource.name].partitions) == 4
-    assert {name for name in present if name.startswith("nigredo.")} == set(TOPICS)
+    ours = {name for name in present if name.startswith("nigredo.") and not name.startswith(RETRIES_PREFIX)}
+    assert ours == set(TOPICS)
+    assert set(retry_topics("fibonacci")) <= set(present)
 
 
 def test_the_limits_clock_is_the_brokers_and_its_topic_keeps_what_may_decide(stack: Stack) -> None:

@@ -6,19 +6,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from uuid import uuid4
 
 import pytest
 
 from schemas.events import Contact, Lead
 from sinks.webhook.delivery import ANSWER_MAX_BYTES, Attempt, Deliverer, _retry_after_s
-from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
+from sinks.webhook.retry import BLOCKED, DELIVERED, REFUSED, RETRY
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(
     uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}),
     NOON, NOON, False, 0, 0,
 )  # fmt: skip
+KEYS = [b"k" * 32]
+LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -35,9 +38,9 @@ def attempt(answer: Answer, *, timeout_s: float = 5.0) -> Attempt:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", [b"k" * 32], timeout_s=timeout_s, connections_max=2)
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
         try:
-            return await deliverer.attempt(LEAD, 1)
+            return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=timeout_s)
         finally:
             await deliverer.close()
             server.close()
@@ -76,7 +79,7 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
     assert _retry_after_s("Tue, 24 Nov 2026 12:00:30 GMT", NOON) == 30
     for nonsense in ("soon", "-5", "nan", "", "Tue, 99 Nov", "Mon, 01 Jan 99999999999 00:00:00 GMT"):
         assert _retry_after_s(nonsense, NOON) == 0
-    assert _retry_after_s("1e9", NOON) == 3600
+    assert _retry_after_s("1e9", NOON) == 86_400
 
 
 def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
@@ -146,9 +149,9 @@ def test_a_connection_that_breaks_is_tried_again() -> None:
 
 def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> None:
     async def scenario() -> Attempt:
-        deliverer = Deliverer("http://127.0.0.1:1/hook", [b"k" * 32], timeout_s=2, connections_max=1)
+        deliverer = Deliverer("http://127.0.0.1:1/hook", connections_max=1, allowed=LOOPBACK)
         try:
-            return await deliverer.attempt(LEAD, 1)
+            return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=2)
         finally:
             await deliverer.close()
 
@@ -157,3 +160,86 @@ def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> N
     assert made.outcome == RETRY
     assert made.error_message is not None
     assert "ECONNREFUSED" in made.error_message
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:{port}/hook", "http://localhost:{port}/hook", "http://[::1]:{port}/hook",
+     "http://[::ffff:127.0.0.1]:{port}/hook"],
+)  # fmt: skip
+def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
+    """Literals too, and names however they resolve: the address is judged when it is connected to."""
+    connected = []
+
+    async def scenario() -> Attempt:
+        server = await asyncio.start_server(lambda *_: connected.append(True), ["127.0.0.1"], 0)
+        deliverer = Deliverer(url.format(port=server.sockets[0].getsockname()[1]), connections_max=1)
+        try:
+            return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=5)
+        finally:
+            await deliverer.close()
+            server.close()
+
+    made = asyncio.run(scenario())
+
+    assert (made.outcome, made.status_code) == (BLOCKED, None)
+    assert made.error_message is not None
+    assert "WEBHOOK_ALLOWED_NETWORKS" in made.error_message
+    assert connected == []
+
+
+def test_the_connection_is_used_again() -> None:
+    connections = []
+
+    async def scenario() -> list[Attempt]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.append(True)
+            for _ in range(3):
+                await reader.readuntil(b"}}")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
+        try:
+            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=5) for number in (1, 2, 3)]
+        finally:
+            await deliverer.close()
+            server.close()
+
+    assert [made.outcome for made in asyncio.run(scenario())] == [DELIVERED] * 3
+    assert len(connections) == 1
+
+
+def test_the_answers_beginning_is_kept_without_what_the_lead_says() -> None:
+    made = attempt(saying(422, body=b'{"error":"ana@example.com is no customer, dear ANA"}'))
+
+    assert made.answer_excerpt == '{"error":"***@***.*** is no customer, dear ***"}'
+
+
+def test_the_record_s_trace_and_the_number_of_the_attempt_go_with_the_request() -> None:
+    seen = bytearray()
+
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.extend(await reader.readuntil(b"}}"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
+        try:
+            await deliverer.attempt(LEAD, 3, KEYS, timeout_s=5, traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+        finally:
+            await deliverer.close()
+            server.close()
+
+    asyncio.run(scenario())
+    head = seen.partition(b"\r\n\r\n")[0].lower()
+
+    assert f"traceparent: 00-{'a' * 32}-{'b' * 16}-01".encode() in head
+    assert b"nigredo-attempt: 3" in head
+    assert b"user-agent: nigredo-webhook/1" in head

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sinks.webhook.watermark import Watermark
+from sinks.webhook.watermark import Place, Progress, Ticket, Watermark
 
 # Offsets with gaps, as compaction leaves them, and an order in which the records finish.
 offsets = st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True).map(sorted)
@@ -43,3 +44,107 @@ def test_a_record_below_the_assigned_position_is_old_news() -> None:
     assert not mark.begin(9)
     assert mark.begin(10)
     assert mark.next_offset == 10
+
+
+PLACES = [("nigredo.leads", 0), ("nigredo.leads", 1)]
+
+
+class Sink(RuleBasedStateMachine):
+    """A sink that begins and finishes records in any order, is rebalanced, and is killed and started again.
+
+    The log has gaps. `done` is what was really finished, whoever did it; `committed` what a new owner begins at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = Progress()
+        self.log: dict[Place, list[int]] = {place: [] for place in PLACES}
+        self.committed: dict[Place, int] = dict.fromkeys(PLACES, 0)
+        self.read_up_to: dict[Place, int] = {}
+        self.done: set[tuple[Place, int]] = set()
+        self.in_hand: list[Ticket] = []
+        self.stale: list[Ticket] = []
+
+    def _next(self, place: Place) -> int | None:
+        return next((offset for offset in self.log[place] if offset >= self.read_up_to[place]), None)
+
+    @rule(place=st.sampled_from(PLACES), gap=st.integers(0, 3))
+    def append(self, place: Place, gap: int) -> None:
+        self.log[place].append((self.log[place][-1] + 1 if self.log[place] else 0) + gap)
+
+    @rule(places=st.sets(st.sampled_from(PLACES)))
+    def assign(self, places: set[Place]) -> None:
+        self.stale += self.in_hand
+        self.in_hand = []
+        self.read_up_to = {place: self.committed[place] for place in places}
+        self.progress.assigned(self.read_up_to)
+
+    @rule()
+    def revoke(self) -> None:
+        self.commit()
+        self.stale += self.in_hand
+        self.in_hand = []
+        self.read_up_to = {}
+        self.progress.revoked()
+
+    @rule()
+    def kill(self) -> None:
+        """Nothing is committed, nothing is remembered; what was in hand may still have been done."""
+        self.progress = Progress()
+        self.in_hand, self.stale, self.read_up_to = [], [], {}
+
+    @precondition(lambda self: self.read_up_to)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(sorted(self.read_up_to)))
+        offset = self._next(place)
+        if offset is None:
+            return
+        self.read_up_to[place] = offset + 1
+        ticket = self.progress.begin(place, offset)
+        assert ticket is not None, "a record that is to be handled was passed over"
+        assert self.progress.begin(place, offset) is None
+        self.in_hand.append(ticket)
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ticket = self.in_hand.pop(data.draw(st.integers(0, len(self.in_hand) - 1)))
+        self.done.add((ticket.place, ticket.offset))
+        assert self.progress.finish(ticket)
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def finish_late(self, data: st.DataObject) -> None:
+        """What a former assignment began is done, and must not move the present one."""
+        ticket = self.stale.pop(data.draw(st.integers(0, len(self.stale) - 1)))
+        before = self.progress.positions()
+        assert not self.progress.holds(ticket)
+        assert not self.progress.finish(ticket)
+        assert self.progress.positions() == before
+
+    @rule()
+    def commit(self) -> None:
+        for place, position in self.progress.positions().items():
+            assert position >= self.committed[place]
+            self.committed[place] = position
+
+    @invariant()
+    def nothing_unfinished_is_passed(self) -> None:
+        for place, position in (self.committed | self.progress.positions()).items():
+            assert all((place, offset) in self.done for offset in self.log[place] if offset < position)
+
+    @invariant()
+    def nothing_stalls(self) -> None:
+        """Whatever is finished in a row can be committed at once."""
+        for place, position in self.progress.positions().items():
+            open_here = [ticket.offset for ticket in self.in_hand if ticket.place == place]
+            oldest = min(open_here, default=self.read_up_to[place])
+            finished = [offset for offset in self.log[place] if offset < oldest]
+            assert position >= (finished[-1] + 1 if finished else 0)
+            assert self.progress.open(place) == len(
+                [offset for offset in self.log[place] if oldest <= offset < self.read_up_to[place]]
+            )
+
+
+TestSink = Sink.TestCase

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nigredo.backoff import Backoff
-from sinks.webhook.retry import DEAD_AFTER, DELIVERED, GIVE_UP_AFTER_S, REFUSED, RETRY, Next, after
+from nigredo.settings import Settings
+from schemas.topics import RETRY_DELAYS_S
+from sinks.webhook.retry import BLOCKED, DELIVERED, JITTER, REFUSED, RETRY, Next, Standing, after, delay_for
+
+SCHEDULE_S = Settings.from_environment({}).webhook_retry_schedule
+DAY_S = 86_400.0
+HEALTHY = Standing(closed=True, others_fail=False, took_others=True)
 
 
 def decide(
@@ -13,15 +20,15 @@ def decide(
     *,
     number: int = 1,
     failing_for_s: float = 1.0,
-    others_succeed: bool = True,
+    endpoint: Standing = HEALTHY,
     retry_after_s: float = 0.0,
 ) -> Next:
     return after(
         outcome,
-        Backoff(first_s=0.5, longest_s=60.0),
+        SCHEDULE_S,
         number=number,
         failing_for_s=failing_for_s,
-        others_succeed=others_succeed,
+        endpoint=endpoint,
         retry_after_s=retry_after_s,
     )
 
@@ -30,23 +37,68 @@ def test_delivered_is_done() -> None:
     assert decide(DELIVERED) == Next(done=True)
 
 
-def test_a_refused_lead_is_given_up_after_a_few_attempts() -> None:
-    assert not decide(REFUSED, number=DEAD_AFTER - 1).dead
-    assert decide(REFUSED, number=DEAD_AFTER).dead
+def test_a_lead_that_is_refused_alone_is_given_up_at_once() -> None:
+    assert decide(REFUSED) == Next(dead=True)
 
 
-def test_a_failing_lead_is_tried_for_a_day() -> None:
-    assert not decide(RETRY, number=1000, failing_for_s=GIVE_UP_AFTER_S).dead
-    assert decide(RETRY, number=1000, failing_for_s=GIVE_UP_AFTER_S + 1).dead
-
-
-@pytest.mark.parametrize("outcome", [REFUSED, RETRY])
-def test_nothing_is_given_up_while_the_endpoint_takes_nothing_at_all(outcome: str) -> None:
-    decision = decide(outcome, number=1000, failing_for_s=10 * GIVE_UP_AFTER_S, others_succeed=False)
+def test_a_lead_that_is_refused_like_others_is_not() -> None:
+    """A secret or a route gone wrong refuses all of them."""
+    decision = decide(REFUSED, endpoint=Standing(closed=True, others_fail=True, took_others=True))
 
     assert not decision.dead
     assert decision.retry_in_s > 0
 
 
-def test_no_attempt_comes_sooner_than_asked() -> None:
-    assert decide(RETRY, retry_after_s=30).retry_in_s == 30
+@pytest.mark.parametrize("outcome", [REFUSED, RETRY, BLOCKED])
+def test_nothing_is_given_up_while_the_breaker_is_open(outcome: str) -> None:
+    open_breaker = Standing(closed=False, others_fail=False, took_others=True)
+
+    assert not decide(outcome, number=1000, failing_for_s=10 * DAY_S, endpoint=open_breaker).dead
+
+
+def test_a_failing_lead_is_tried_for_a_day_by_default() -> None:
+    assert 0.9 * DAY_S < sum(SCHEDULE_S) < 1.1 * DAY_S
+    assert not decide(RETRY, number=len(SCHEDULE_S), failing_for_s=DAY_S).dead
+    assert decide(RETRY, number=len(SCHEDULE_S) + 1, failing_for_s=DAY_S).dead
+
+
+def test_attempts_that_came_faster_than_the_schedule_do_not_shorten_it() -> None:
+    assert not decide(RETRY, number=1000, failing_for_s=3600).dead
+
+
+def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -> None:
+    takes_nothing = Standing(closed=True, others_fail=True, took_others=False)
+
+    decision = decide(RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=takes_nothing)
+
+    assert not decision.dead
+    assert decision.retry_in_s > 3600
+
+
+@given(
+    st.sampled_from([RETRY, REFUSED, BLOCKED]), st.integers(1, 50), st.floats(0, 1e6), st.floats(0, DAY_S),
+    st.builds(Standing, st.booleans(), st.booleans(), st.booleans()),
+)  # fmt: skip
+def test_no_attempt_comes_sooner_than_asked(
+    outcome: str, number: int, failing_for_s: float, asked_s: float, endpoint: Standing
+) -> None:
+    decision = decide(outcome, number=number, failing_for_s=failing_for_s, endpoint=endpoint, retry_after_s=asked_s)
+
+    assert not decision.done
+    assert decision.dead or decision.retry_in_s >= asked_s
+
+
+@given(st.integers(1, len(SCHEDULE_S)))
+def test_waits_follow_the_schedule_with_jitter(number: int) -> None:
+    wait_s = decide(RETRY, number=number).retry_in_s
+
+    planned_s = SCHEDULE_S[number - 1]
+    assert planned_s * (1 - JITTER) <= wait_s <= planned_s * (1 + JITTER)
+
+
+@given(st.floats(0.001, 10 * DAY_S))
+def test_a_wait_is_made_in_the_longest_topic_that_is_not_longer(wait_s: float) -> None:
+    delay_s = RETRY_DELAYS_S[delay_for(wait_s)]
+
+    assert delay_s <= max(wait_s, 60.0)
+    assert not any(delay_s < other <= wait_s for other in RETRY_DELAYS_S.values())

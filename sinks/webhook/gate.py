@@ -1,0 +1,139 @@
+"""Which attempt may be made now: places, rate, breaker and pause, in one place and in one order.
+
+Live leads and due retries go in the order in which they came; replays only when none of them waits. A probe of the
+breaker is rather a lead that was not tried yet: leads that nobody can take must not be all that is ever probed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sinks.webhook.breaker import Breaker
+from sinks.webhook.bucket import TokenBucket
+from sinks.webhook.delivery import Attempt
+from sinks.webhook.retry import BLOCKED, DELIVERED
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    wanted: Callable[[], bool]
+    fresh: bool
+    entered: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Gate:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, places: int, bucket: TokenBucket, breaker: Breaker, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """places: attempts that may be under way at once, on record or not yet."""
+        self.breaker = breaker
+        self._places = places
+        self._bucket = bucket
+        self._clock = clock
+        self._under_way = 0
+        self._paused = True
+        self._live: deque[_Waiter] = deque()
+        self._behind: deque[_Waiter] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is let through."""
+        return self._paused
+
+    @property
+    def under_way(self) -> int:
+        """How many were let through and have not left."""
+        return self._under_way
+
+    def pause(self, paused: bool) -> None:
+        """Let nothing through, or go on."""
+        if paused != self._paused:
+            self._paused = paused
+            self._let_through()
+
+    def limit(self, rate: float) -> None:
+        """Let so many a second through; 0 for as many as come."""
+        self._bucket.change(rate, self._clock())
+        self._let_through()
+
+    async def enter(self, wanted: Callable[[], bool], *, fresh: bool, behind: bool) -> bool:
+        """Wait for a place; False when it is not wanted any more. After True `leave` must follow.
+
+        wanted: asked when its turn has come, and by `clear`. fresh: whether it is a lead's first attempt.
+        """
+        waiter = _Waiter(wanted, fresh)
+        (self._behind if behind else self._live).append(waiter)
+        self._let_through()
+        try:
+            return await waiter.entered
+        except asyncio.CancelledError:
+            if waiter.entered.done() and not waiter.entered.cancelled() and waiter.entered.result():
+                self.leave()
+            raise
+
+    def told(self, lead_id: UUID, attempt: Attempt) -> None:
+        """Learn what came of an attempt."""
+        if attempt.outcome == DELIVERED:
+            self.breaker.succeeded()
+        else:
+            blocked = attempt.outcome == BLOCKED
+            self.breaker.failed(self._clock(), lead_id, asked_s=attempt.retry_after_s, at_once=blocked)
+
+    def leave(self) -> None:
+        """Free a place."""
+        self._under_way -= 1
+        self._let_through()
+
+    def clear(self) -> None:
+        """Send away whoever is not wanted any more."""
+        for queue in (self._live, self._behind):
+            for waiter in list(queue):
+                if not waiter.wanted():
+                    queue.remove(waiter)
+                    if not waiter.entered.done():
+                        waiter.entered.set_result(False)
+
+    def _let_through(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while not self._paused and (self._live or self._behind):
+            now = self._clock()
+            if self._under_way >= self.breaker.allows(now, self._places):
+                self._look_again_in(self.breaker.probe_in_s(now))
+                return
+            if (wait_s := self._bucket.wait_s(now)) > 0:
+                self._look_again_in(wait_s)
+                return
+            waiter = self._next()
+            if waiter.entered.done():
+                continue  # Cancelled while it waited.
+            if not waiter.wanted():
+                waiter.entered.set_result(False)
+                continue
+            self._bucket.take(now)
+            self._under_way += 1
+            waiter.entered.set_result(True)
+
+    def _next(self) -> _Waiter:
+        queue = self._live or self._behind
+        if not self.breaker.closed:
+            fresh = next((waiter for waiter in queue if waiter.fresh), None)
+            if fresh is not None:
+                queue.remove(fresh)
+                return fresh
+        return queue.popleft()
+
+    def _look_again_in(self, seconds: float) -> None:
+        """With nothing to wait for, whoever leaves looks."""
+        if seconds > 0:
+            # A little late rather than early: a clock that has not quite moved would have it look in vain.
+            self._timer = asyncio.get_running_loop().call_later(seconds + 0.001, self._let_through)

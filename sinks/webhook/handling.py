@@ -1,0 +1,328 @@
+"""One record's way through the sink, whether it is a lead, an attempt that waited, or a replay that was asked for.
+
+Every way ends with the record's offset counted as done, after what became of it is on record. What an older assignment
+began just stops: the partition's new owner begins it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from nigredo.backoff import Backoff
+from nigredo.clock import utc_now
+from nigredo.dead_letters import park
+from nigredo.errors import DependencyDown
+from nigredo.kafka import Publisher
+from nigredo.record import Record
+from nigredo.settings import Settings
+from nigredo.telemetry import get_logger
+from schemas.codec import Codec, Undecodable
+from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
+from schemas.registry import RegistryUnavailable
+from schemas.topics import WEBHOOK_REPLAYS, retry_topics
+from sinks.webhook.attempts import AttemptLog, Case
+from sinks.webhook.delivery import Deliverer
+from sinks.webhook.endpoint import Endpoint
+from sinks.webhook.gate import Gate
+from sinks.webhook.group import Group, Partition
+from sinks.webhook.leads import LeadReader
+from sinks.webhook.request import traceparent_of
+from sinks.webhook.retry import IN_PLACE_LONGEST_S, Standing, after
+from sinks.webhook.waiting import Waiting, Waits
+from sinks.webhook.watermark import Place, Ticket
+
+log = get_logger()
+
+RESTING_MAX = 2000
+"""Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
+DELIVERED_MAX = 50_000
+"""Delivered leads of a partition that are remembered, so that one written twice is sent once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A retry or a replay in hand."""
+
+    record: Record
+    event: WebhookRetry | WebhookReplay
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What one endpoint's process works with for as long as it lives."""
+
+    endpoint: Endpoint
+    codec: Codec
+    publisher: Publisher
+    attempts: AttemptLog
+    deliverer: Deliverer
+    gate: Gate
+    leads: LeadReader
+    settings: Callable[[], Settings]
+    """What holds at present."""
+    keys: Callable[[], tuple[bytes, ...]]
+    """What is signed with at present."""
+
+
+class Handling:
+    """The records in hand of one membership. Belongs to the event loop."""
+
+    def __init__(self, tools: Tools, group: Group, name: str) -> None:
+        self.retries: Waiting[Reference] = Waiting()
+        self.replays: Waiting[Reference] = Waiting()
+        self.resting = 0
+        """Leads that wait in place."""
+        self._tools = tools
+        self._group = group
+        self._name = name
+        self._stopping = asyncio.Event()
+        self._last_taken_at: datetime | None = None
+        self._in_hand: dict[UUID, set[Case]] = {}
+
+    def stop(self) -> None:
+        """Begin no further attempt."""
+        self._stopping.set()
+        self._tools.gate.clear()
+
+    def forget(self) -> None:
+        """Let go of what waited under an assignment that is over."""
+        self.retries.clear()
+        self.replays.clear()
+        self._tools.gate.clear()
+
+    def ours(self, ticket: Ticket) -> bool:
+        """Say whether a record is still to be handled here."""
+        return not self._stopping.is_set() and self._group.holds(ticket)
+
+    # --- the three kinds ----------------------------------------------------------------------------------------------
+
+    async def lead(self, record: Record, ticket: Ticket) -> None:
+        """See a lead through."""
+        await self._until_done(ticket, lambda: self._lead(record, ticket))
+
+    async def note(self, record: Record, ticket: Ticket) -> None:
+        """Let a retry wait for its time, and a replay for its turn; a tombstone takes out what waits."""
+        await self._until_done(ticket, lambda: self._note(record, ticket), finish=False)
+
+    async def reference(self, waits: Waits[Reference]) -> None:
+        """See through what has waited."""
+        await self._until_done(waits.ticket, lambda: self._reference(waits))
+
+    async def _until_done(self, ticket: Ticket, work: Callable[[], Awaitable[bool]], *, finish: bool = True) -> None:
+        """Do it again until it succeeds or the assignment ends, and count it as done."""
+        backoff = Backoff(longest_s=5.0)
+        while self.ours(ticket):
+            try:
+                if await work() and finish:
+                    self._group.finish(ticket)
+                return
+            except DependencyDown as error:
+                log.warning("a lead waits", error=str(error), topic=ticket.place[0], offset=ticket.offset)
+            except Exception as error:
+                log.error("a lead failed", error=type(error).__name__, topic=ticket.place[0], offset=ticket.offset)
+            await self._rest(backoff.next_wait_s(), ticket)
+
+    async def _lead(self, record: Record, ticket: Ticket) -> bool:
+        event = await self._decoded(record)
+        partition = self._group.partition(record.partition)
+        if partition is None:
+            return False
+        if not isinstance(event, Lead):
+            if record.key is not None and record.value is None:
+                self._withdraw(record.key, record.partition)
+            return True
+        case = Case(record.partition, record.offset, utc_now())
+        return await self._once(event, record, ticket, partition, case)
+
+    async def _note(self, record: Record, ticket: Ticket) -> bool:
+        if record.key is None or record.value is None:
+            # Its own settlement that comes by, or somebody was erased while an attempt waited.
+            if record.key is not None:
+                self._take_out(ticket.place, record.key)
+            self._group.finish(ticket)
+            return True
+        event = await self._decoded(record)
+        if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._tools.endpoint.name:
+            self._group.finish(ticket)
+            return True
+        waits = Waits(ticket, record.key, Reference(record, event))
+        if isinstance(event, WebhookRetry):
+            older = self.retries.put(waits, event.not_before)
+        else:
+            older = self.replays.put(waits, event.requested_at)
+        if older is not None:
+            self._group.finish(older.ticket)
+        return True
+
+    async def _reference(self, waits: Waits[Reference]) -> bool:
+        event, ticket = waits.what.event, waits.ticket
+        if isinstance(event, WebhookRetry):
+            queue, began, number, replay = self.retries, event.first_attempt_at, event.attempts, event.replay
+        else:
+            queue, began, number, replay = self.replays, utc_now(), 0, True
+        case = Case(event.lead_partition, event.lead_offset, began, number, replay)
+        record = await self._tools.leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
+        lead = None if record is None else await self._decoded(record)
+        put_off: Place | None = None
+        # An erased lead is settled, and one that was delivered since it was put off.
+        if record is not None and isinstance(lead, Lead) and not await self._delivered_since(lead, case):
+            done, put_off = await self._see_through(lead, record, ticket, case)
+            if not done:
+                return False
+            partition = self._group.partition(case.lead_partition)
+            if partition is not None and put_off is None:
+                self._remember(partition, lead.id)
+        # A newer record of its key, written or still to be read, is no business of this one.
+        if put_off != ticket.place and not queue.holds(ticket.place, waits.key):
+            await self._tools.attempts.settle(ticket.place, waits.key)
+        return True
+
+    async def _delivered_since(self, lead: Lead, case: Case) -> bool:
+        """Say whether a lead that waited was delivered meanwhile; who asked for a replay wants it sent all the same."""
+        partition = self._group.partition(case.lead_partition)
+        if partition is None or case.replay:
+            return False
+        at = (await self._delivered(case.lead_partition, partition)).get(lead.id)
+        return at is not None and at > case.first_attempt_at
+
+    def _withdraw(self, key: bytes, partition: int) -> None:
+        """Send a lead no more: the person was erased while it was in hand, or waited."""
+        try:
+            lead_id = UUID(key.decode())
+        except ValueError:
+            return  # Not one of ours.
+        for case in self._in_hand.get(lead_id, ()):
+            case.withdrawn = True
+        for topic in retry_topics(self._tools.endpoint.name):
+            self._take_out((topic, partition), key)
+        self._take_out((WEBHOOK_REPLAYS, partition), self._tools.endpoint.key(lead_id))
+        self._tools.gate.clear()
+
+    def _take_out(self, place: Place, key: bytes) -> None:
+        for queue in (self.retries, self.replays):
+            if (waits := queue.cancel(place, key)) is not None:
+                self._group.finish(waits.ticket)
+
+    # --- attempts -----------------------------------------------------------------------------------------------------
+
+    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: Case) -> bool:
+        """See a lead through, unless it was delivered already; one that was written twice waits for its first."""
+        while (first := partition.sending.get(lead.id)) is not None:
+            await first.wait()
+        partition.sending[lead.id] = asyncio.Event()
+        try:
+            if lead.id in await self._delivered(record.partition, partition):
+                return True
+            done, put_off = await self._see_through(lead, record, ticket, case)
+            if done and put_off is None:
+                self._remember(partition, lead.id)
+            return done
+        finally:
+            partition.sending.pop(lead.id).set()
+
+    async def _see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case) -> tuple[bool, Place | None]:
+        """Attempt until the lead is delivered, dead, or put off; return whether it is, and where it waits if put off.
+
+        Not done when the assignment ended first; done without an attempt when the lead was withdrawn.
+        """
+        cases = self._in_hand.setdefault(lead.id, set())
+        cases.add(case)
+        try:
+            return await self._attempt(lead, record, ticket, case)
+        finally:
+            cases.discard(case)
+            if not cases:
+                self._in_hand.pop(lead.id, None)
+
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case) -> tuple[bool, Place | None]:
+        tools, trace = self._tools, traceparent_of(record.headers)
+
+        def wanted() -> bool:
+            return not case.withdrawn and self.ours(ticket)
+
+        while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
+            # The place is kept until the attempt is on record: what a crash may repeat is what has a place.
+            try:
+                case.number += 1
+                timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
+                attempt = await tools.deliverer.attempt(
+                    lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
+                )
+                tools.gate.told(lead.id, attempt)
+                following = after(
+                    attempt.outcome,
+                    tools.settings().webhook_retry_schedule,
+                    number=case.number,
+                    failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
+                    endpoint=self._standing(lead.id, case),
+                    retry_after_s=attempt.retry_after_s,
+                )
+                await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
+            finally:
+                tools.gate.leave()
+            if following.done:
+                self._last_taken_at = utc_now()
+                return True, None
+            if following.dead:
+                await tools.attempts.bury(lead, case, attempt)
+                return True, None
+            if following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
+                return True, await tools.attempts.put_off(lead, case, following.retry_in_s)
+            await self._rest(following.retry_in_s, ticket)
+        return case.withdrawn, None
+
+    def _standing(self, lead_id: UUID, case: Case) -> Standing:
+        breaker = self._tools.gate.breaker
+        took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
+        return Standing(breaker.closed, breaker.others_fail(lead_id), took_others)
+
+    async def _rest(self, seconds: float, ticket: Ticket) -> None:
+        """Wait before the next try, but no longer than the assignment holds."""
+        until = time.monotonic() + seconds
+        self.resting += 1
+        try:
+            while self.ours(ticket) and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
+        finally:
+            self.resting -= 1
+
+    # --- what was delivered before ------------------------------------------------------------------------------------
+
+    async def _delivered(self, number: int, partition: Partition) -> dict[UUID, datetime]:
+        """Return the leads of a partition that need no delivery, those from before its assignment loaded once."""
+        if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
+            loading = asyncio.to_thread(self._tools.attempts.delivered_since, number, partition.counts_since)
+            partition.delivered = asyncio.create_task(loading)
+        return await asyncio.shield(partition.delivered)
+
+    @staticmethod
+    def _remember(partition: Partition, lead_id: UUID) -> None:
+        if partition.delivered is not None and partition.delivered.done() and not partition.delivered.exception():
+            delivered = partition.delivered.result()
+            delivered[lead_id] = utc_now()
+            if len(delivered) > DELIVERED_MAX:
+                del delivered[next(iter(delivered))]
+
+    async def _decoded(self, record: Record) -> Event | None:
+        """Return what a record says; None for a tombstone, and for what nobody can read, which is parked."""
+        if record.value is None:
+            return None
+        try:
+            if self._tools.codec.knows(record.value):
+                return self._tools.codec.decode(record.topic, record.value)
+            # The registry is asked in a thread: others' deadlines run meanwhile.
+            return await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
+        except RegistryUnavailable as error:
+            raise DependencyDown(str(error)) from error
+        except Undecodable as error:
+            await park(self._tools.publisher, self._tools.codec, self._name, record, "undecodable", str(error))
+            log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
+                      offset=record.offset)  # fmt: skip
+            return None

@@ -1,0 +1,165 @@
+"""One membership of the group, from joining to leaving: takes records while there is room, and sends them their way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Message
+
+from nigredo.clock import utc_now
+from nigredo.health import Health
+from nigredo.record import Record
+from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
+from sinks.webhook.group import Group, Room
+from sinks.webhook.handling import Handling, Tools
+from sinks.webhook.watermark import Place, Ticket
+
+LEADS_MAX = 500
+"""Leads in hand that do not wait for their next attempt; more are not taken from the log."""
+RETRIES_MAX = 500
+REPLAYS_MAX = 200
+"""References in hand whose time has come."""
+FULL_PATIENCE_S = 1.0
+"""How long to wait for room before the partitions are paused: pausing throws away what was fetched ahead."""
+COMMIT_EVERY_S = 0.5
+STOP_GRACE_S = 7.0
+
+LEAD, RETRY, REPLAY = "lead", "retry", "replay"
+
+
+class Session:
+    """`run` it once."""
+
+    def __init__(self, tools: Tools, name: str, health: Health, partitions: int) -> None:
+        """partitions: of the leads, over all members."""
+        self._tools = tools
+        self._health = health
+        self._partitions = partitions
+        self._loop = asyncio.get_running_loop()
+        topics = [LEADS, *retry_topics(tools.endpoint.name), WEBHOOK_REPLAYS]
+        self._group = Group(tools.settings(), name, topics, changed=self._changed_in_thread)
+        self._handling = Handling(tools, self._group, name)
+        self._running: dict[str, set[asyncio.Task[None]]] = {LEAD: set(), RETRY: set(), REPLAY: set()}
+        self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
+        self._room_made = asyncio.Event()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what the health document says of it; for any thread."""
+        oldest = self._group.oldest_begun
+        return {
+            "partitions": self._group.assigned,
+            "in_hand": sum(map(len, self._running.values())),
+            "retries_waiting": len(self._handling.retries),
+            "oldest_in_hand_s": 0.0 if oldest is None else round((utc_now() - oldest).total_seconds(), 1),
+        }
+
+    async def run(self, until: Callable[[], bool]) -> None:
+        """Deliver until told to end, then finish what is under way and leave the group.
+
+        until: asked several times a second. Raises StartRefused when the group lost its place.
+        """
+        self._group.join()
+        noting = asyncio.create_task(self._note())
+        last_commit = time.monotonic()
+        try:
+            while not until():
+                await self._for_room()
+                for message in await self._group.poll(self._room()):
+                    self._take(message)
+                self._start_due()
+                if time.monotonic() - last_commit >= COMMIT_EVERY_S:
+                    last_commit = time.monotonic()
+                    await self._group.commit()
+        finally:
+            await self._end(noting)
+
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _leads_in_hand(self) -> int:
+        return len(self._running[LEAD]) - self._handling.resting
+
+    async def _for_room(self) -> None:
+        """With the hand full, wait until half of it is done, for a while: then it is polled only to stay a member."""
+        if self._leads_in_hand < LEADS_MAX or self._tools.gate.paused:
+            return
+        self._room_made.clear()
+        try:
+            await asyncio.wait_for(self._room_made.wait(), FULL_PATIENCE_S)
+        except TimeoutError:
+            return
+
+    def _room(self) -> Room:
+        replays = len(self._running[REPLAY]) + len(self._handling.replays) + self._notes.qsize()
+        return Room(
+            leads=max(0, LEADS_MAX - self._leads_in_hand),
+            replays=max(0, REPLAYS_MAX - replays),
+            paused=self._tools.gate.paused,
+        )
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message) -> None:
+        taken = self._group.take(message)
+        if taken is None:
+            return
+        if taken[0].topic == LEADS:
+            self._start(LEAD, self._handling.lead(*taken))
+        else:
+            self._notes.put_nowait(taken)
+
+    async def _note(self) -> None:
+        """One after the other, since a tombstone must not pass by what it takes out."""
+        while True:
+            await self._handling.note(*await self._notes.get())
+
+    def _start_due(self) -> None:
+        now = utc_now()
+        for kind, waiting, most in (
+            (RETRY, self._handling.retries, RETRIES_MAX),
+            (REPLAY, self._handling.replays, REPLAYS_MAX),
+        ):
+            for waits in waiting.due(now, most - len(self._running[kind])):
+                self._start(kind, self._handling.reference(waits))
+
+    def _start(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running[kind].add(task)
+        task.add_done_callback(lambda done: self._done(kind, done))
+
+    def _done(self, kind: str, task: asyncio.Task[None]) -> None:
+        self._running[kind].discard(task)
+        if self._leads_in_hand <= LEADS_MAX // 2:
+            self._room_made.set()
+
+    # --- assignments --------------------------------------------------------------------------------------------------
+
+    def _changed_in_thread(self, assigned: Sequence[Place]) -> None:
+        # Before the loop hears of the first record of the new assignment: both go through the same door.
+        self._loop.call_soon_threadsafe(self._changed, assigned)
+
+    def _changed(self, assigned: Sequence[Place]) -> None:
+        """Forget what the assignment before had waiting, and take this member's share of the endpoint's rate."""
+        self._handling.forget()
+        mine = sum(topic == LEADS for topic, _ in assigned)
+        if mine:
+            self._tools.gate.limit(self._tools.endpoint.rate_per_s * mine / max(mine, self._partitions))
+            self._health.ready()
+        elif not assigned:
+            self._health.waiting("an assignment of partitions")
+
+    async def _end(self, noting: asyncio.Task[None]) -> None:
+        """Let what is on its way arrive, commit it, leave the group."""
+        self._handling.stop()
+        noting.cancel()
+        running = set().union(*self._running.values())
+        if running:
+            _, late = await asyncio.wait(running, timeout=STOP_GRACE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(noting, return_exceptions=True)
+        await self._group.leave()

@@ -1,0 +1,58 @@
+"""What is kept of an answer, and what is not."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from html import escape
+from urllib.parse import quote_plus
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.events import Contact, Lead
+from sinks.webhook.answer import EXCERPT_MAX_BYTES, excerpt_of
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def lead(name: str = "João Ng", message: str = "Por favor, liguem", **extra: str) -> Lead:
+    contact = Contact(name, "joao.ng@example.com", message, extra)
+    return Lead(uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, contact, NOON, NOON, False, 0, 0)
+
+
+def test_an_answer_without_a_person_in_it_is_kept_as_it_is() -> None:
+    assert excerpt_of(b'{"error":"quota exceeded"}', lead()) == '{"error":"quota exceeded"}'
+    assert excerpt_of(b"", lead()) is None
+
+
+@pytest.mark.parametrize("written", [str, str.upper, escape, quote_plus, json.dumps, lambda text: text[:-1] + "!"])
+def test_what_the_lead_says_is_masked_however_it_is_written(written: object) -> None:
+    asked = lead(phone="+55 11 98765-4321")
+    answer = f"no: {written('João Ng')} {written('joao.ng@example.com')} {written('98765-4321')}"  # type: ignore[operator]
+
+    kept = excerpt_of(answer.encode(), asked) or ""
+
+    assert kept.startswith("no: ")
+    for private in ("joão", "ng", "joao", "example", "98765", "4321"):
+        assert private not in kept.casefold().replace("\\u00e3", "ã")
+
+
+def test_no_more_than_the_beginning_is_kept() -> None:
+    kept = excerpt_of("é€".encode() * 1000, lead()) or ""
+
+    assert len(kept.encode()) <= EXCERPT_MAX_BYTES
+    assert kept == ("é€" * 200)[: len(kept)]
+
+
+@given(st.integers(0, 6000), st.text(alphabet="ab", min_size=30, max_size=60))
+def test_what_is_cut_off_in_the_middle_is_not_shown(before: int, secret: str) -> None:
+    kept = excerpt_of((" " * before + secret + " end").encode(), lead(message=secret)) or ""
+
+    assert secret[:2] not in kept
+
+
+def test_bytes_that_are_no_text_are_shown_as_such() -> None:
+    assert excerpt_of(b"\xff\xfe ok", lead()) == "\ufffd\ufffd ok"

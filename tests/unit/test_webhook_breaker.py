@@ -1,0 +1,142 @@
+"""The breaker: when it opens, what it lets through meanwhile, and how it lets go."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from sinks.webhook.breaker import ASKED_LONGEST_S, OPEN_AFTER, PAUSE_LONGEST_S, Breaker
+
+MOST = 16
+
+
+def opened(now: float = 0.0, **how: float) -> Breaker:
+    breaker = Breaker()
+    for _ in range(OPEN_AFTER):
+        breaker.failed(now, uuid4(), asked_s=how.get("asked_s", 0.0))
+    return breaker
+
+
+def test_a_run_of_leads_that_fail_opens_it() -> None:
+    breaker = Breaker()
+    for _ in range(OPEN_AFTER - 1):
+        breaker.failed(0.0, uuid4())
+    assert breaker.closed
+
+    breaker.failed(0.0, uuid4())
+
+    assert not breaker.closed
+    assert breaker.allows(0.0, MOST) == 0
+
+
+def test_one_lead_that_nobody_can_take_never_opens_it() -> None:
+    breaker, poison = Breaker(), uuid4()
+
+    for number in range(1000):
+        breaker.failed(float(number), poison)
+
+    assert breaker.closed
+    assert not breaker.others_fail(poison)
+    assert breaker.others_fail(uuid4())
+
+
+def test_what_cannot_be_a_leads_fault_opens_it_at_once() -> None:
+    breaker = Breaker()
+
+    breaker.failed(0.0, uuid4(), at_once=True)
+
+    assert not breaker.closed
+
+
+def test_a_lead_that_is_taken_begins_the_run_anew() -> None:
+    breaker = Breaker()
+    for _ in range(OPEN_AFTER - 1):
+        breaker.failed(0.0, uuid4())
+    breaker.succeeded()
+
+    breaker.failed(0.0, uuid4())
+
+    assert breaker.closed
+
+
+def test_a_probe_that_fails_makes_the_pause_longer_up_to_a_bound() -> None:
+    breaker, now = opened(), 0.0
+    pauses = []
+    for _ in range(30):
+        pauses.append(breaker.probe_in_s(now))
+        now += pauses[-1]
+        assert breaker.allows(now, MOST) == 1
+        breaker.failed(now, uuid4())
+
+    assert max(pauses) <= PAUSE_LONGEST_S
+    assert sum(pauses[10:]) > 3 * sum(pauses[:5])
+
+
+def test_what_was_under_way_when_it_opened_is_no_news() -> None:
+    breaker = opened()
+    probe_at = breaker.probe_in_s(0.0)
+
+    for _ in range(50):
+        breaker.failed(0.0, uuid4(), asked_s=500)
+
+    assert breaker.probe_in_s(0.0) == probe_at
+
+
+@given(st.floats(0, 2 * ASKED_LONGEST_S))
+def test_it_waits_as_long_as_the_receiver_asked(asked_s: float) -> None:
+    breaker = opened(asked_s=asked_s)
+
+    assert breaker.probe_in_s(0.0) >= min(asked_s, ASKED_LONGEST_S)
+
+
+def test_it_lets_go_one_by_one_after_a_probe_was_taken() -> None:
+    breaker = opened()
+    now = breaker.probe_in_s(0.0)
+
+    allowed = []
+    for _ in range(MOST + 2):
+        breaker.succeeded()
+        allowed.append(breaker.allows(now, MOST))
+
+    assert allowed == [*range(1, MOST + 1), MOST, MOST]
+
+
+class Life(RuleBasedStateMachine):
+    """Whatever happens in whatever order: it is never stuck, and never lets a herd through after it was open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker()
+        self.now = 0.0
+        self.taken_since_open = MOST
+
+    @rule(seconds=st.floats(0.001, 100))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def take(self) -> None:
+        self.taken_since_open = self.taken_since_open + 1 if self.breaker.closed else 1
+        self.breaker.succeeded()
+        assert self.breaker.closed
+
+    @rule(lead=st.integers(0, 30), asked_s=st.sampled_from([0.0, 5.0]))
+    def fail(self, lead: int, asked_s: float) -> None:
+        self.breaker.failed(self.now, UUID(int=lead), asked_s=asked_s)
+
+    @invariant()
+    def it_is_never_stuck(self) -> None:
+        wait_s = self.breaker.probe_in_s(self.now)
+        assert 0 <= wait_s <= PAUSE_LONGEST_S
+        assert self.breaker.allows(self.now + wait_s, MOST) >= 1
+
+    @invariant()
+    def no_herd(self) -> None:
+        allowed = self.breaker.allows(self.now, MOST)
+        assert allowed <= (min(MOST, self.taken_since_open) if self.breaker.closed else 1)
+
+
+TestLife = Life.TestCase

@@ -1,0 +1,58 @@
+"""The rate of an endpoint."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinks.webhook.bucket import TokenBucket
+
+
+@given(st.floats(0.1, 100), st.lists(st.floats(0, 3), min_size=1, max_size=200))
+def test_no_span_of_time_sees_more_than_its_rate_and_one_second_s_worth(rate: float, waits: list[float]) -> None:
+    bucket, now = TokenBucket(rate, 0.0), 0.0
+    taken: list[float] = []
+    for wait in waits:
+        now += wait
+        while bucket.wait_s(now) == 0:
+            bucket.take(now)
+            taken.append(now)
+
+    for first, begun in enumerate(taken):
+        for last in range(first, len(taken)):
+            assert last - first + 1 <= max(1.0, rate) + rate * (taken[last] - begun) + 1e-6
+
+
+@given(st.floats(0.1, 100))
+def test_waiting_as_long_as_told_is_enough(rate: float) -> None:
+    bucket, now = TokenBucket(rate, 0.0), 0.0
+    for _ in range(300):
+        now += bucket.wait_s(now) + 1e-9
+        assert bucket.wait_s(now) < 1e-6
+        bucket.take(now)
+
+    assert now >= (300 - max(1.0, rate)) / rate * 0.99 - 1
+
+
+def test_no_rate_is_no_limit() -> None:
+    bucket = TokenBucket(0, 0.0)
+    for _ in range(10_000):
+        assert bucket.wait_s(0.0) == 0
+        bucket.take(0.0)
+
+
+def test_a_changed_rate_holds_from_then_on() -> None:
+    bucket = TokenBucket(100, 0.0)
+
+    bucket.change(1, 0.0)
+    bucket.take(0.0)
+
+    assert bucket.wait_s(0.0) == 1.0
+
+
+def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+    bucket = TokenBucket(1, 10.0)
+    bucket.take(10.0)
+
+    assert bucket.wait_s(5.0) == 1.0
+    assert bucket.wait_s(10.5) == 0.5

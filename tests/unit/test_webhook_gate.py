@@ -1,0 +1,183 @@
+"""Who may attempt now."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from sinks.webhook.breaker import OPEN_AFTER, Breaker
+from sinks.webhook.bucket import TokenBucket
+from sinks.webhook.delivery import Attempt
+from sinks.webhook.gate import Gate
+from sinks.webhook.retry import BLOCKED, DELIVERED, RETRY
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Crowd:
+    """Attempts that wait at a gate; `inside` names those that were let through, in that order."""
+
+    def __init__(self, places: int = 2, rate: float = 0.0) -> None:
+        self.clock = Clock()
+        self.gate = Gate(places, TokenBucket(rate, 0.0), Breaker(), self.clock)
+        self.gate.pause(False)
+        self.inside: list[str] = []
+        self.sent_away: list[str] = []
+        self.unwanted: set[str] = set()
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, *names: str, fresh: bool = True, behind: bool = False) -> None:
+        for name in names:
+            self.tasks[name] = asyncio.create_task(self._enter(name, fresh=fresh, behind=behind))
+        await self.settled()
+
+    async def _enter(self, name: str, *, fresh: bool, behind: bool) -> None:
+        entered = await self.gate.enter(lambda: name not in self.unwanted, fresh=fresh, behind=behind)
+        (self.inside if entered else self.sent_away).append(name)
+
+    async def end(self, outcome: str = DELIVERED) -> None:
+        self.gate.told(uuid4(), Attempt(outcome, NOON, 1, None, None))
+        self.gate.leave()
+        await self.settled()
+
+    async def settled(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def looks_again(self) -> None:
+        """Let the gate's timer run: it is set for a moment, by a clock that stands still."""
+        await asyncio.sleep(0.05)
+
+
+def test_no_more_are_let_through_than_there_are_places() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=2)
+        await crowd.come("a", "b", "c", "d")
+        assert crowd.inside == ["a", "b"]
+        await crowd.end()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["a", "b", "c"]
+
+
+def test_replays_go_behind_whatever_else_waits() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=1)
+        await crowd.come("first")
+        await crowd.come("replay", behind=True)
+        await crowd.come("lead")
+        await crowd.come("retry", fresh=False)
+        for _ in range(3):
+            await crowd.end()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["first", "lead", "retry", "replay"]
+
+
+def test_while_paused_nobody_goes_and_then_in_order() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=5)
+        crowd.gate.pause(True)
+        await crowd.come("a", "b", "c")
+        assert crowd.inside == []
+        crowd.gate.pause(False)
+        await crowd.settled()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["a", "b", "c"]
+
+
+def test_whoever_is_not_wanted_any_more_is_sent_away_and_takes_no_place() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=1)
+        await crowd.come("a", "b", "c")
+        crowd.unwanted.add("b")
+        crowd.gate.clear()
+        await crowd.settled()
+        assert crowd.sent_away == ["b"]
+        await crowd.end()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["a", "c"]
+
+
+def test_whoever_is_cancelled_gives_its_place_back() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=1)
+        await crowd.come("a", "b", "c")
+        crowd.tasks["b"].cancel()
+        # Let through and cancelled in the same moment.
+        crowd.gate.leave()
+        crowd.tasks["c"].cancel()
+        await crowd.settled()
+        await crowd.come("d")
+        return crowd
+
+    crowd = asyncio.run(scenario())
+    assert crowd.inside == ["a", "d"]
+    assert crowd.gate.under_way == 1
+
+
+def test_the_rate_holds_back_what_has_a_place() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=10, rate=100.0)
+        crowd.gate.limit(20.0)
+        crowd.clock.now = 10.0
+        await crowd.come(*map(str, range(25)))
+        return crowd
+
+    # A second's worth at once, then one after the other.
+    assert len(asyncio.run(scenario()).inside) == 10
+
+
+def test_the_rate_lets_through_again_as_time_passes() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=10, rate=1.0)
+        await crowd.come("a", "b")
+        assert crowd.inside == ["a"]
+        crowd.clock.now = 1.0
+        await crowd.end()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["a", "b"]
+
+
+def test_an_open_breaker_lets_one_probe_through_and_rather_one_that_was_not_tried() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=50)
+        await crowd.come(*(f"lead {number}" for number in range(OPEN_AFTER)))
+        for _ in range(OPEN_AFTER):
+            await crowd.end(RETRY)
+        crowd.inside.clear()
+        await crowd.come("tried", fresh=False)
+        await crowd.come("fresh", "later")
+        assert crowd.inside == []
+        crowd.clock.now = 60.0
+        crowd.gate.clear()
+        await crowd.come("last")
+        assert crowd.inside == ["fresh"]
+        await crowd.end(DELIVERED)
+        return crowd
+
+    crowd = asyncio.run(scenario())
+    assert crowd.inside == ["fresh", "tried"]
+    assert crowd.gate.breaker.closed
+
+
+def test_an_address_that_is_refused_opens_the_breaker_at_once() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=2)
+        await crowd.come("a")
+        await crowd.end(BLOCKED)
+        return crowd
+
+    assert not asyncio.run(scenario()).gate.breaker.closed
