@@ -82,6 +82,7 @@ class Handling:
         self._group = group
         self._name = name
         self._stopping = asyncio.Event()
+        self._asking = asyncio.Lock()
         self._last_taken_at: datetime | None = None
         self._in_hand: dict[UUID, set[Case]] = {}
 
@@ -317,8 +318,10 @@ class Handling:
         try:
             if self._tools.codec.knows(record.value):
                 return self._tools.codec.decode(record.topic, record.value)
-            # The registry is asked in a thread: others' deadlines run meanwhile.
-            return await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
+            # The registry is asked in a thread: others' deadlines run meanwhile. One after the other, so that leads
+            # stay in their order.
+            async with self._asking:
+                return await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
         except RegistryUnavailable as error:
             raise DependencyDown(str(error)) from error
         except Undecodable as error:

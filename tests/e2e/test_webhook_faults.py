@@ -1,0 +1,229 @@
+"""What a receiver may do to the sink, and what the sink does then: no lead is lost, nothing comes sooner than asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from nigredo.testing import Stack, eventually
+from schemas.events import WebhookDead, WebhookRetry
+from schemas.topics import WEBHOOK_DEAD, retry_topic
+from tests.sinks import TAKING, TRACEPARENT, Behaviour, Request, Sink, a_lead, answering, reset, sink
+
+TIMEOUT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def mine(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    with sink(stack, tmp_path_factory.mktemp("sink")) as found:
+        found.start()
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _healed(mine: Sink) -> Iterator[None]:
+    yield
+    mine.receiver.behaviour = TAKING
+
+
+async def _rst(_: Request, writer: asyncio.StreamWriter) -> None:
+    reset(writer)
+
+
+async def _hang(_: Request, __: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+async def _drip_headers(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(300):
+        writer.write(b"x-%d: y\r\n" % number)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def _drip_body(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 300\r\n\r\n")
+    for _unused in range(300):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def _flood(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 52428800\r\n\r\n")
+    for _unused in range(800):
+        writer.write(b"x" * 65536)
+        await writer.drain()
+
+
+FAULTS: dict[str, tuple[Behaviour, int | None, str]] = {
+    "500": (answering(500, body=b"down, dear Ana Lima"), 500, "HTTP 500"),
+    "503": (answering(503), 503, "HTTP 503"),
+    "rst": (_rst, None, "ECONNRESET"),
+    "hang": (_hang, None, "Connection timeout"),
+    "dripped headers": (_drip_headers, None, "Connection timeout"),
+    "dripped body": (_drip_body, None, "Connection timeout"),
+    "50 MB": (_flood, 500, "HTTP 500"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_receiver_that_fails_gets_the_lead_again_and_holds_no_place_past_the_deadline(mine: Sink, fault: str) -> None:
+    behaviour, status, error = FAULTS[fault]
+    mine.receiver.behaviour = behaviour
+    (lead_id,) = mine.leads(1)
+    eventually(lambda: len(mine.receiver.of(lead_id)) >= 2, within_s=30, what="two attempts")
+
+    mine.receiver.behaviour = TAKING
+
+    eventually(lambda: mine.attempts(lead_id)[-1].outcome == "delivered", within_s=30, every_s=0.2, what="delivered")
+    attempts = mine.attempts(lead_id)
+    assert [attempt.attempt for attempt in attempts] == list(range(1, len(attempts) + 1))
+    failed = [attempt for attempt in attempts if attempt.outcome == "retry"]
+    assert len(failed) == len(attempts) - 1
+    assert {attempt.status_code for attempt in failed} == {status}
+    assert all(error in (attempt.error_message or "") for attempt in failed)
+    # The machine may be busy, but not for so long.
+    assert max(attempt.duration_ms for attempt in failed) < TIMEOUT_S * 1000 + 4000
+    assert "token" not in attempts[0].webhook_url
+    assert not any("Ana" in (attempt.answer_excerpt or "") for attempt in attempts)
+    requests = mine.receiver.of(lead_id)
+    assert len({request.body for request in requests}) == 1
+    assert {request.headers["traceparent"].encode() for request in requests} == {TRACEPARENT}
+
+
+def test_a_refused_connection_is_tried_again(mine: Sink) -> None:
+    mine.receiver.refuse()
+    (lead_id,) = mine.leads(1)
+    try:
+        eventually(lambda: len(mine.attempts(lead_id)) >= 2, within_s=30, every_s=0.2, what="two attempts")
+    finally:
+        mine.receiver.listen()
+
+    eventually(lambda: mine.receiver.of(lead_id), within_s=30, what="the delivery")
+    assert "ECONNREFUSED" in (mine.attempts(lead_id)[0].error_message or "")
+
+
+def test_no_attempt_comes_sooner_than_a_receiver_asks(mine: Sink) -> None:
+    asked_s = 7.0
+
+    async def busy_once(request: Request, writer: asyncio.StreamWriter) -> None:
+        first = len(mine.receiver.of(request.lead_id)) == 1
+        await (answering(429, f"Retry-After: {asked_s:g}") if first else TAKING)(request, writer)
+
+    mine.receiver.behaviour = busy_once
+    (lead_id,) = mine.leads(1)
+
+    first, second = eventually(
+        lambda: found if len(found := mine.receiver.of(lead_id)) == 2 else None, within_s=40, what="both attempts"
+    )
+
+    assert second.at - first.at >= asked_s
+    assert second.headers["nigredo-attempt"] == "2"
+
+
+def test_one_that_is_gone_for_good_is_dead_at_once_with_the_reason(mine: Sink) -> None:
+    is_well(mine)
+    mine.receiver.behaviour = answering(410)
+    partition = 1
+    (lead_id,) = mine.leads(1, partition=partition)
+
+    eventually(lambda: mine.receiver.of(lead_id), within_s=30, what="the attempt")
+    dead = eventually(
+        lambda: next(
+            (d for (key, _), d in mine.standing(WEBHOOK_DEAD).items() if key == mine_key(mine, lead_id)), None
+        ),
+        within_s=30,
+        every_s=0.2,
+        what="the dead letter",
+    )
+
+    assert isinstance(dead, WebhookDead)
+    assert (dead.reason, dead.status_code, dead.attempts, dead.endpoint) == ("refused", 410, 1, mine.name)
+    assert dead.lead_partition == partition
+    assert [attempt.outcome for attempt in mine.attempts(lead_id)] == ["dead"]
+
+
+def test_a_redirect_is_not_followed(mine: Sink) -> None:
+    is_well(mine)
+    mine.receiver.behaviour = answering(302, f"Location: http://127.0.0.1:{mine.receiver.port}/elsewhere")
+    (lead_id,) = mine.leads(1)
+
+    eventually(lambda: mine.attempts(lead_id), within_s=30, every_s=0.2, what="the attempt")
+
+    assert [(a.outcome, a.status_code) for a in mine.attempts(lead_id)] == [("dead", 302)]
+    assert len(mine.receiver.of(lead_id)) == 1
+
+
+def test_a_route_gone_wrong_opens_the_breaker_and_buries_next_to_nothing(mine: Sink) -> None:
+    mine.receiver.behaviour = answering(401)
+    taken = mine.leads(40)
+    eventually(lambda: mine.health().get("breaker") == "open", within_s=30, what="the breaker is open")
+
+    mine.receiver.behaviour = TAKING
+
+    eventually(lambda: mine.health().get("breaker") == "closed", within_s=60, what="the breaker is closed")
+    answered = eventually(
+        lambda: done if len(done := delivered_or_dead(mine, taken)) == len(taken) else None,
+        within_s=60,
+        every_s=0.5,
+        what="every lead",
+    )
+    # The first that is refused is not known to be one of many.
+    assert list(answered.values()).count("dead") <= 1
+
+
+def test_a_lead_that_waits_long_is_in_nobodys_way(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It waits in a retry topic: the offsets of the leads pass it, and a restart changes nothing."""
+    folder = tmp_path_factory.mktemp("poison")
+    with sink(stack, folder, WEBHOOK_RETRY_SCHEDULE="0.2s,12s,12s") as mine:
+        lead = a_lead()
+        poison = str(lead.id)
+
+        async def poisonous(request: Request, writer: asyncio.StreamWriter) -> None:
+            await (answering(500) if request.lead_id == poison else TAKING)(request, writer)
+
+        mine.receiver.behaviour = poisonous
+        mine.start()
+        mine.write(lead, partition=0)
+        others = mine.leads(50, partition=0)
+        topic, place = retry_topic(mine.name, "1m"), (poison.encode(), 0)
+
+        eventually(lambda: set(others) <= set(mine.receiver.ids()), within_s=30, what="the others")
+        waits = eventually(lambda: mine.standing(topic).get(place), within_s=30, every_s=0.2, what="the retry")
+        eventually(lambda: mine.committed()[0] == mine.ends()[0], within_s=30, every_s=0.2, what="the offsets pass it")
+        mine.stop()
+        mine.receiver.behaviour = TAKING
+        mine.start()
+        last = eventually(lambda: len(found := mine.receiver.of(poison)) >= 3 and found[-1], within_s=40, what="sent")
+
+        assert isinstance(waits, WebhookRetry)
+        assert waits.attempts == 2
+        assert last.at - mine.receiver.of(poison)[-2].at >= 12 * 0.8
+        assert last.headers["nigredo-attempt"] == "3"
+        eventually(lambda: place not in mine.standing(topic), within_s=20, every_s=0.2, what="the tombstone")
+        assert [m.partition() for m in mine.records(topic) if m.key() == poison.encode()] == [0, 0]
+
+
+def is_well(mine: Sink) -> None:
+    """Let the endpoint take a lead, so that what comes next is not one of many that fail."""
+    (lead_id,) = mine.leads(1)
+    eventually(lambda: mine.attempts(lead_id), within_s=30, every_s=0.2, what="a delivery")
+
+
+def mine_key(mine: Sink, lead_id: str) -> bytes:
+    return f"{lead_id}:{mine.name}".encode()
+
+
+def delivered_or_dead(mine: Sink, lead_ids: list[str]) -> dict[str, str]:
+    """Return what became of the leads of which that can be told."""
+    codec = mine.codec
+    found: dict[str, str] = {}
+    for message in mine.records("nigredo.deliveries"):
+        attempt = codec.decode("nigredo.deliveries", message.value() or b"")
+        if attempt.endpoint == mine.name and attempt.outcome != "retry":  # type: ignore[union-attr]
+            found[str(attempt.lead_id)] = attempt.outcome  # type: ignore[union-attr]
+    return {lead_id: found[lead_id] for lead_id in lead_ids if lead_id in found}
