@@ -1,0 +1,74 @@
+"""A sink that is killed, or frozen past its session, under load: nothing lost, and no more repeated than is told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from nigredo.testing import Stack, eventually
+from tests.sinks import Sink, sink
+
+IN_FLIGHT = 8
+KILLS = 4
+
+
+@pytest.fixture
+def mine(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    with sink(stack, tmp_path_factory.mktemp("kills"), more=f"in_flight_max = {IN_FLIGHT}") as found:
+        yield found
+
+
+def test_kill_9_under_load_loses_nothing_and_repeats_at_most_what_was_in_flight(mine: Sink) -> None:
+    leads: list[str] = []
+    mine.start()
+    for _ in range(KILLS):
+        told = mine.health()["repeats_after_kill_max"]
+        before = len(mine.receiver.requests)
+        leads += mine.leads(400)
+        eventually(lambda start=before: len(mine.receiver.requests) > start + 50, within_s=40, what="deliveries")
+        mine.kill()
+        mine.start()
+
+    eventually(lambda: set(leads) <= set(mine.receiver.ids()), within_s=90, what="every lead")
+    counts = Counter(mine.receiver.ids())
+    repeated = sum(count - 1 for count in counts.values())
+    assert told == IN_FLIGHT
+    assert repeated <= KILLS * told
+    bodies = {(request.lead_id, request.body) for request in mine.receiver.requests}
+    assert len(bodies) == len(counts)
+    assert all(json.loads(body)["lead"]["id"] == lead_id for lead_id, body in bodies)
+
+
+def test_a_frozen_one_commits_nothing_when_it_wakes_and_no_lead_is_lost(mine: Sink) -> None:
+    zombie = mine.start()
+    first = mine.leads(100)
+    eventually(lambda: set(first) <= set(mine.receiver.ids()), within_s=40, what="the first deliveries")
+    leads = mine.leads(2000)
+    zombie.send_signal(signal.SIGSTOP)
+    try:
+        mine.start()  # It gets the partitions once the session of the other is over.
+        eventually(lambda: set(leads) <= set(mine.receiver.ids()), within_s=90, what="every lead")
+        eventually(lambda: mine.committed() == mine.ends(), within_s=30, every_s=0.2, what="all committed")
+        more = mine.leads(100)
+        stood = mine.committed()
+    finally:
+        zombie.send_signal(signal.SIGCONT)
+    lowest = stood
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        now = mine.committed()
+        assert all(now[partition] >= lowest[partition] for partition in lowest), "an offset went back"
+        lowest = now
+        time.sleep(0.2)
+
+    eventually(lambda: set(more) <= set(mine.receiver.ids()), within_s=60, what="the last leads")
+    eventually(lambda: mine.members() == 2, within_s=30, every_s=0.5, what="it is a member again")
+    eventually(lambda: mine.committed() == mine.ends(), within_s=60, every_s=0.2, what="all committed")
+    counts = Counter(mine.receiver.ids())
+    # What either had under way when the partitions changed hands, and back.
+    assert sum(count - 1 for count in counts.values()) <= 3 * IN_FLIGHT
