@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import uvloop
+
 from nigredo.health import Health, HealthServer
 from nigredo.settings import Settings
 from nigredo.startup import run_process
@@ -15,7 +17,12 @@ from sinks.webhook.worker import Worker
 
 def main() -> int:
     """Deliver until a signal ends it; return the exit code."""
-    return run_process(COMPONENT, lambda settings: asyncio.run(_serve(settings)))
+    return run_process(COMPONENT, _run)
+
+
+def _run(settings: Settings) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:

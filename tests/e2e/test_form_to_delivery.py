@@ -111,9 +111,9 @@ def test_a_failing_receiver_gets_the_same_body_and_id_again_until_it_takes_it(st
 
 
 def test_leads_that_the_receiver_cannot_take_hold_up_no_others(stack: Stack) -> None:
-    """More of them than may be under way at once (WEBHOOK_IN_FLIGHT_MAX, 16)."""
+    """More of them than may be under way at once (WEBHOOK_IN_FLIGHT_MAX, 64)."""
     assert stack.nigredo("stop", "webhook-sender").code == 0
-    refused = [stack.post().json()["id"] for _ in range(40)]
+    refused = [stack.post().json()["id"] for _ in range(80)]
     httpx.put(f"{stack.fibonacci_url}/fault", json={"fail_ids": refused}, timeout=5).raise_for_status()
     try:
         assert stack.nigredo("start", "webhook-sender").code == 0

@@ -53,10 +53,6 @@ class Crowd:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    async def looks_again(self) -> None:
-        """Let the gate's timer run: it is set for a moment, by a clock that stands still."""
-        await asyncio.sleep(0.05)
-
 
 def test_no_more_are_let_through_than_there_are_places() -> None:
     async def scenario() -> Crowd:
