@@ -75,6 +75,14 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
+def _labels(value: str) -> tuple[str, ...]:
+    """Parse a short list of names that become label values of metrics."""
+    found = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    if len(found) > METRIC_SOURCES_MAX or any(len(name) > METRIC_SOURCE_MAX for name in found):
+        raise _Wrong(f"must be at most {METRIC_SOURCES_MAX} names of at most {METRIC_SOURCE_MAX} characters")
+    return found
+
+
 def _number(least: float, most: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
         number = float(value)
@@ -187,6 +195,11 @@ class Settings:
     maintenance_text: str = _from(
         "MAINTENANCE_TEXT", _text, "We are working on our systems. Please send your message again later.", live=True
     )
+
+    metric_sources: tuple[str, ...] = _from(
+        "METRIC_SOURCES", _labels, "website,google,facebook,instagram,linkedin,newsletter,referral"
+    )
+    """Sources of forms that metrics tell apart; all others count as `other`, since anybody can invent one."""
 
     webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true", live=True)
     webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")

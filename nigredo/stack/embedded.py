@@ -44,19 +44,19 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
 def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
     """Describe the senders of further endpoints, in the order of their settings file."""
     known = read_endpoints(Settings.from_environment(home.part_environment(environment, "prepare")))
-    further = [endpoint for endpoint in known.values() if endpoint.name != FIRST]
-    return [
-        # Behind the ports that every stack has.
-        _part(home, endpoint.part, COMPONENT, home.further_port(number), environment, WEBHOOK_ENDPOINT=endpoint.name)
-        for number, endpoint in enumerate(further)
-    ]
+    parts = []
+    for number, endpoint in enumerate(endpoint for endpoint in known.values() if endpoint.name != FIRST):
+        port = home.further_port(number)
+        settings = {"WEBHOOK_ENDPOINT": endpoint.name, "HEALTH_PORT": str(port)}
+        parts.append(_part(home, endpoint.part, COMPONENT, port, environment, **settings))
+    return parts
 
 
 def _part(home: Home, name: str, process: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:
     return Part(
         name,
         [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "run", process],
-        home.part_environment(environment, name) | {"HEALTH_PORT": str(port)} | settings,
+        home.part_environment(environment, name) | settings,
         lambda: http_waiting_for(port, "/health/ready"),
         ports=tuple({port, home.health_port(name) or port}),
         url=home.url(name) if name in ("ingest", "fibonacci") else None,

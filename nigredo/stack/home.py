@@ -82,6 +82,14 @@ class Home:
         """Return the port of a part."""
         return self.port_base + PORTS.index(name)
 
+    def health_port(self, part: str) -> int | None:
+        """Return where a process tells of its health and its metrics; None where it does not.
+
+        Ingest's own port is for everybody and tells its health there; its metrics are on another one.
+        """
+        name = f"{part}-metrics" if f"{part}-metrics" in PORTS else part
+        return self.port(name) if name in PORTS else None
+
     def further_port(self, number: int) -> int:
         """Return the port of the part that is further endpoint `number`, from 0 on."""
         return self.port_base + len(PORTS) + number

@@ -20,6 +20,7 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead, WebhookRetry
 from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
+from sinks.webhook.counting import count_attempt
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.endpoint import COMPONENT, Endpoint
 from sinks.webhook.retry import DELIVERED, REFUSED, delay_for
@@ -88,6 +89,7 @@ class AttemptLog:
             partition=case.lead_partition,
             offset=case.lead_offset,
         )
+        count_attempt(told.endpoint, lead, attempt, replay=case.replay)
         await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
 
     async def bury(self, lead: Lead, case: Case, attempt: Attempt) -> None:
@@ -103,6 +105,7 @@ class AttemptLog:
             lead_partition=case.lead_partition,
             lead_offset=case.lead_offset,
         )
+        metrics.WEBHOOK_DEAD_LEADS.of(dead.endpoint, dead.reason).inc()
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead)
 
     async def put_off(self, lead: Lead, case: Case, wait_s: float) -> Place:

@@ -16,11 +16,16 @@ from sinks.webhook.delivery import Attempt
 from sinks.webhook.retry import DELIVERED
 
 
-def count_attempt(endpoint: str, lead: Lead, attempt: Attempt) -> None:
-    """Count an attempt that is over; of a lead that was taken also how long that took since its form was."""
+def count_attempt(endpoint: str, lead: Lead, attempt: Attempt, *, replay: bool) -> None:
+    """Count an attempt that is over; of a lead that was taken also how long that took since its form was.
+
+    How long ago the form of a replayed lead was taken says nothing about how long deliveries take.
+    """
     metrics.WEBHOOK_ATTEMPT.of().observe(attempt.duration_ms / 1000)
     if attempt.outcome == DELIVERED:
         metrics.WEBHOOK_SUCCESS.of(endpoint).inc()
+        if replay:
+            return
         metrics.END_TO_END.of("delivered").observe((utc_now() - lead.taken_at).total_seconds())
     else:
         metrics.WEBHOOK_FAILURE.of(endpoint, reason_of(attempt)).inc()

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from nigredo import metrics
 from nigredo.clock import from_ms, utc_now
 from nigredo.errors import NigredoError, StartRefused
 from nigredo.kafka import client_config
@@ -23,6 +24,7 @@ from nigredo.record import Record, record_of
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
+from sinks.webhook.counting import tell_open
 from sinks.webhook.watermark import Place, Progress, Ticket
 
 log = get_logger()
@@ -120,6 +122,13 @@ class Group:
         """Commit how far each partition is done."""
         await self._in_thread(lambda: self._commit(self._consumer))
 
+    async def tell(self, endpoint: str) -> None:
+        """Tell the metrics what is left to do."""
+        with self._lock:
+            following = {place[1]: at for place, at in self._progress.positions().items() if place[0] == LEADS}
+        oldest = self.oldest_begun
+        await self._in_thread(lambda: tell_open(self._consumer, following, endpoint, oldest))
+
     async def leave(self) -> None:
         """Commit and leave the group."""
         await self.commit()
@@ -151,8 +160,11 @@ class Group:
     def finish(self, ticket: Ticket) -> None:
         """Count a record as done, unless its assignment is over."""
         with self._lock:
-            if self._progress.finish(ticket) and ticket.place[0] == LEADS:
+            if not self._progress.finish(ticket):
+                return
+            if ticket.place[0] == LEADS:
                 self._leads[ticket.place[1]].begun.pop(ticket.offset, None)
+        metrics.RECORDS_HANDLED.of(ticket.place[0]).inc()
 
     def partition(self, number: int) -> Partition | None:
         """Return an assigned partition of the leads."""

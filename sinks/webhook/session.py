@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import Message
 
+from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.health import Health
 from nigredo.record import Record
@@ -73,8 +74,15 @@ class Session:
                 if time.monotonic() - last_commit >= COMMIT_EVERY_S:
                     last_commit = time.monotonic()
                     await self._group.commit()
+                    await self._tell()
         finally:
             await self._end(noting)
+
+    async def _tell(self) -> None:
+        endpoint = self._tools.endpoint.name
+        metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.gate.breaker.closed)
+        metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(len(self._handling.retries) + self._handling.resting)
+        await self._group.tell(endpoint)
 
     # --- room ---------------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Worker:
         self._keeper = ControlKeeper(settings, codec)
         self._gate = Gate(endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, time.monotonic()), Breaker())
         self._session: Session | None = None
+        metrics.know_endpoint(endpoint.name)
         health.tell_also(self._describe)
 
     async def run(self, stop: asyncio.Event) -> None:
