@@ -27,9 +27,9 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
 def load_commands() -> None:
     """Add every command group; each is in its own module."""
     # Imported here: the modules import what this one shares with them.
-    from nigredo.cli import control, database, processes, stack, topics, webhook
+    from nigredo.cli import control, database, processes, quarantine, ratelimit, stack, topics, webhook
 
-    for module in (stack, processes, topics, database, control, webhook):
+    for module in (stack, processes, topics, database, control, ratelimit, quarantine, webhook):
         for command in module.COMMANDS:
             nigredo.add_command(command)
 
