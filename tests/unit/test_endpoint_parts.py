@@ -1,0 +1,40 @@
+"""`nigredo up` starts a sender for each endpoint of the settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nigredo.settings import Settings
+from nigredo.stack.embedded import endpoint_parts
+from nigredo.stack.home import PORTS, Home
+from sinks.webhook.endpoint import endpoint_of
+
+ENDPOINTS = """
+[endpoints.crm]
+url = "https://crm.example.com/hook"
+secret_file = "/run/secrets/crm"
+start = "now"
+[endpoints.erp]
+url = "https://erp.example.com/hook"
+secret_file = "/run/secrets/erp"
+start = "beginning"
+"""
+
+
+def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.toml"
+    file.write_text(ENDPOINTS)
+    home = Home(tmp_path / "home", 8080)
+
+    parts = endpoint_parts(home, {"WEBHOOK_ENDPOINTS_FILE": str(file)})
+
+    assert [part.name for part in parts] == ["webhook-sender-crm", "webhook-sender-erp"]
+    assert [endpoint_of(Settings.from_environment(part.environment)).name for part in parts] == ["crm", "erp"]
+    ports = [port for part in parts for port in part.ports]
+    assert ports == [8080 + len(PORTS), 8080 + len(PORTS) + 1]
+    assert [part.environment["HEALTH_PORT"] for part in parts] == [str(port) for port in ports]
+    assert {part.command[-1] for part in parts} == {"webhook-sender"}
+
+
+def test_without_a_file_there_is_none(tmp_path: Path) -> None:
+    assert endpoint_parts(Home(tmp_path / "home", 8080), {}) == []
