@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import re
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,19 +17,19 @@ import falcon
 import falcon.asgi
 
 from ingest import counting
+from ingest.answers import add_error_handlers, prefers_html, tell_allowance, user_agent
 from ingest.body import parse_form
-from ingest.form import Form, FormRefused, label
-from ingest.intake import Allowance, Intake, NotAcknowledged, RateLimited
+from ingest.form import Form, label
+from ingest.health import HealthRoute, LiveRoute
+from ingest.intake import Intake
 from ingest.leads import LeadRoute, Recent, answer_page, authorize
 from ingest.openapi import DOCUMENT
-from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, form_page, language_of
-from ingest.problems import PROBLEM_JSON, Problem
-from ingest.reads import Reads, ReadsDown
+from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, language_of
+from ingest.reads import Reads
 from ingest.repeats import KEY_HEADER
 from nigredo import metrics
 from nigredo.api_keys import LEADS_READ
 from nigredo.db import Pool, make_pool
-from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
 from nigredo.metric_labels import CREATE, GET, INGEST, LIST, function_of
 from nigredo.networks import client_address
@@ -42,14 +42,13 @@ Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 
 BODY_DEADLINE_S = 10.0
-RETRY_AFTER_S = 5
 MAINTENANCE_RETRY_AFTER_S = 300
 POOL_CLOSE_S = 2.0
+LEAVING_SIGNAL = signal.SIGUSR1
+"""What the server sends to its workers a moment before it ends them."""
 CORS_EXPOSED = "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
 CORS_MAX_AGE_S = 600
-USER_AGENT_MAX = 512
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
 class Leads:
@@ -146,29 +145,6 @@ class ScriptRoute:
         response.data = SCRIPT
 
 
-class HealthRoute:
-    """`/health`, `/health/ready`: whether forms can be taken now."""
-
-    def __init__(self, function: str, intake: Intake) -> None:
-        self._function = function
-        self._intake = intake
-
-    async def on_get(self, _: Request, response: Response) -> None:
-        """Answer 200 when ready, else 503 with what is missing."""
-        reason = await self._intake.check()
-        response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
-        status = "ok" if reason is None else "waiting"
-        response.media = {"status": status, "function": self._function, "waiting_for": reason}
-
-
-class LiveRoute:
-    """`/health/live`: whether the process answers at all, whatever Kafka does."""
-
-    async def on_get(self, _: Request, response: Response) -> None:
-        """Answer 200."""
-        response.media = {"status": "ok"}
-
-
 class Lifecycle:
     """Opens and closes with the worker what it needs, and writes one line a request."""
 
@@ -180,7 +156,8 @@ class Lifecycle:
 
     async def process_startup(self, *_: Any) -> None:
         """Begin to connect."""
-        self._intake.open()
+        asyncio.get_running_loop().add_signal_handler(LEAVING_SIGNAL, self._intake.leave)
+        await self._intake.open()
         await self._pool.open()
 
     async def process_shutdown(self, *_: Any) -> None:
@@ -246,7 +223,10 @@ class Lifecycle:
 def next_of(form: Form, settings: Settings) -> str:
     """Return where a browser goes after the form: where the form says, if its origin is allowed."""
     if form.next_url is not None and form.next_url.isascii() and form.next_url.isprintable():
-        parts = urlsplit(form.next_url)
+        try:
+            parts = urlsplit(form.next_url)
+        except ValueError:
+            return "/thanks"
         if f"{parts.scheme}://{parts.netloc}".lower() in settings.redirect_allowed_origins:
             return form.next_url
     return "/thanks"
@@ -266,99 +246,9 @@ def source_of(request: Request) -> str | None:
     return label(campaigns[0])
 
 
-def tell_allowance(response: Response, allowance: Allowance) -> None:
-    """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
-    response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
-    response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
-
-
-def user_agent(request: Request) -> str | None:
-    """Return what the client says it is, without what cannot be stored, and cut."""
-    return _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
-
-
 def from_browser(request: Request) -> bool:
     """Say whether a browser sent this, by itself or for a script: all of them send Fetch Metadata, or want HTML."""
     return request.get_header("Sec-Fetch-Mode") is not None or prefers_html(request)
-
-
-def prefers_html(request: Request) -> bool:
-    """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
-    return "html" in request.accept and request.client_prefers(("text/html", "application/json")) == "text/html"
-
-
-def answer_problem(request: Request, response: Response, problem: Problem) -> None:
-    """Answer with problem details, or with a page where a person reads it."""
-    response.status = falcon.code_to_http_status(problem.status)
-    response.set_header("Vary", "Accept")
-    if prefers_html(request):
-        response.content_type = falcon.MEDIA_HTML
-        response.data = problem.as_page(language_of(request.get_header("Accept-Language")))
-    else:
-        response.content_type = PROBLEM_JSON
-        response.data = problem.as_json()
-
-
-def _request_id(request: Request) -> str:
-    return str(getattr(request.context, "request_id", ""))
-
-
-async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
-    if error.typed is not None and prefers_html(request):
-        # The form again, with what was typed: nobody writes a message twice.
-        response.status = falcon.code_to_http_status(error.status)
-        response.set_header("Vary", "Accept, Accept-Language")
-        response.content_type = falcon.MEDIA_HTML
-        response.data = form_page(language_of(request.get_header("Accept-Language")), error.typed, error.problems)
-        return
-    fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
-    answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
-
-
-async def _rate_limited(request: Request, response: Response, error: RateLimited, _: Any) -> None:
-    log.info(
-        "rate limit exceeded",
-        request_id=_request_id(request),
-        ip_address=str(request.context.address),
-        user_agent=user_agent(request),
-    )
-    tell_allowance(response, error.allowance)
-    response.set_header("Retry-After", str(error.retry_after_s))
-    minutes = -(-error.retry_after_s // 60)
-    detail = f"You have sent us several messages already. Please try again in {minutes} min."
-    answer_problem(request, response, Problem(429, detail, _request_id(request)))
-
-
-async def _dependency_down(request: Request, response: Response, error: DependencyDown, _: Any) -> None:
-    log.error("submission not taken", error=str(error), request_id=_request_id(request))
-    response.set_header("Retry-After", str(RETRY_AFTER_S))
-    detail = "Your message could not be taken just now. Please send it again in a moment."
-    lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
-    answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
-
-
-async def _reads_down(request: Request, response: Response, error: ReadsDown, _: Any) -> None:
-    log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
-    response.set_header("Retry-After", str(RETRY_AFTER_S))
-    detail = "Leads cannot be read just now; forms are taken all the same."
-    answer_problem(request, response, Problem(503, detail, _request_id(request)))
-
-
-async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
-    log.error("submission refused by Kafka", error=str(error), request_id=_request_id(request))
-    answer_problem(request, response, Problem(413, "The form is too large to be stored.", _request_id(request)))
-
-
-async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
-    response.set_headers(error.headers or {})
-    detail = error.description or error.title or ""
-    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request)))
-
-
-async def _unexpected(request: Request, response: Response, error: Exception, _: Any) -> None:
-    # The class alone: an exception's text may quote what a person typed.
-    log.error("request failed", error=type(error).__name__, request_id=_request_id(request))
-    answer_problem(request, response, Problem(500, "The request could not be handled.", _request_id(request)))
 
 
 def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
@@ -366,13 +256,7 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     pool, recent = make_pool(settings, "create-lead"), Recent()
     reads = Reads(pool)
     app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, pool)])
-    app.add_error_handler(Exception, _unexpected)
-    app.add_error_handler(falcon.HTTPError, _http_error)
-    app.add_error_handler(FormRefused, _form_refused)
-    app.add_error_handler(RateLimited, _rate_limited)
-    app.add_error_handler(DependencyDown, _dependency_down)
-    app.add_error_handler(ReadsDown, _reads_down)
-    app.add_error_handler(RecordRefused, _record_refused)
+    add_error_handlers(app)
     app.add_route("/api/leads", Leads(settings, intake, reads, recent))
     one = LeadRoute(intake, reads, recent)
     app.add_route("/api/leads/{lead_id}", one)

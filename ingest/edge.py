@@ -143,6 +143,12 @@ class Edge:
             del self._own[oldest]
         return own
 
+    def located(self, key: bytes, lead_id: UUID, offset: int) -> None:
+        """Take note of where Kafka has a submission that waited in the spool: from there on the limiter knows of it."""
+        for own in self._own.get(key, ()):
+            if own.id == lead_id:
+                own.offset = offset
+
     def undo(self, submission: Submission, own: Own) -> None:
         """Forget a submission that Kafka did not acknowledge."""
         key = submission.client_network.encode()

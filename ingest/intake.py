@@ -1,4 +1,4 @@
-"""The ack path: a validated form becomes an event, and the answer waits until Kafka has it."""
+"""The ack path: a validated form becomes an event, and the answer waits until Kafka, or the spool, has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from uuid import UUID, uuid4
 
 from ingest.edge import Edge
 from ingest.form import Form
+from ingest.outlet import Kept, Outlet
 from ingest.repeats import Repeats
+from ingest.spool import Entry, Spool
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
@@ -19,7 +21,7 @@ from nigredo.control import Control, ControlKeeper
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.headers import cloud_event
 from nigredo.health import Health
-from nigredo.kafka import Position, Publisher, producer_config
+from nigredo.kafka import FOR_EVER_S, SWEEP_EVERY_S, Position, Publisher, producer_config
 from nigredo.networks import Address, client_network, within
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
@@ -32,10 +34,10 @@ from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
 
 log = get_logger()
 
-GRACE_S = 1.0
-"""A request waits this much longer than the producer tries: whoever is told of a failure is told the truth."""
 RECENT_ACK_S = 5.0
 PROBE_TIMEOUT_S = 1.0
+SPOOL_FOLDER = "spool"
+LEAVING = "the end of this process"
 LOAD_EVERY_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
@@ -64,7 +66,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A form that Kafka has."""
+    """A form that Kafka has, or the spool."""
 
     lead_id: UUID
     allowance: Allowance
@@ -103,8 +105,13 @@ class Intake:
         self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
         self._views: list[TopicView] = []
         self._publisher: Publisher | None = None
+        self._outlet: Outlet | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._last_ack = 0.0
+        self._probing: asyncio.Task[str | None] | None = None
+        self._leaving = False
+        self.spool: Spool | None = None
+        """Where submissions wait while Kafka is away; None when there is no such thing."""
 
     @property
     def control(self) -> Control:
@@ -116,21 +123,31 @@ class Intake:
         """Whether `control` is what stands, and not only the start values."""
         return bool(self._views) and self._views[0].loaded
 
-    def open(self) -> None:
-        """Begin to connect; the server answers meanwhile, and is not ready until it is done."""
-        self._tasks = [asyncio.create_task(task) for task in (self._open(), self._tell_refusals(), self._measure())]
+    async def open(self) -> None:
+        """Begin to connect; the server answers meanwhile, and is not ready until it is done.
+
+        Raises StartRefused when there is to be a spool and it cannot be used.
+        """
+        settings = self._settings
+        if settings.ingest_spool:
+            # The bound is for all workers of a process together.
+            most = settings.ingest_spool_max_bytes // settings.ingest_workers
+            spool = Spool(settings.state_dir / SPOOL_FOLDER, most, largest_bytes=settings.body_max_bytes)
+            await spool.open()
+            self.spool = spool
+        # With a spool the producer does not give up: what nobody waits for any more is in the spool too. Without one
+        # it gives up before the request does (`Settings` refuses anything else): who is told of a failure is told true.
+        tries_s = FOR_EVER_S if self.spool is not None else settings.ingest_ack_timeout_s
+        config = producer_config(settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=tries_s)
+        answer_within_s = None if self.spool is not None else settings.ingest_answer_within_s - SWEEP_EVERY_S
+        self._publisher = Publisher(
+            config, in_flight_max=settings.ingest_in_flight_max, answer_within_s=answer_within_s
+        )
+        self._outlet = Outlet(self._publisher, self.spool, self._drained)
+        work = (self._open(), self._tell_refusals(), self._measure(), self._outlet.run())
+        self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _open(self) -> None:
-        config = producer_config(
-            self._settings.kafka_bootstrap_servers,
-            self._function,
-            delivery_timeout_s=self._settings.ingest_ack_timeout_s,
-        )
-        self._publisher = Publisher(
-            config,
-            in_flight_max=self._settings.ingest_in_flight_max,
-            answer_within_s=self._settings.ingest_ack_timeout_s + GRACE_S,
-        )
         backoff = Backoff(longest_s=2.0)
         while True:
             try:
@@ -163,7 +180,7 @@ class Intake:
     async def take(
         self, form: Form, address: Address, user_agent: str | None, *, key: str | None = None, by_hand: bool = False
     ) -> Taken:
-        """Put a form on the log and return its lead id once Kafka acknowledged it.
+        """Put a form on the log and return its lead id once Kafka acknowledged it, or the spool has it.
 
         key: the client's `Idempotency-Key`. by_hand: whether a person sent it, whose same form within seconds is a
         double click; a program that sends the same twice means it, or uses a key. Raises FormRefused for a key that
@@ -171,8 +188,8 @@ class Intake:
         Raises NotAcknowledged when Kafka did not answer within the deadline: the form may have been taken all the
         same, and sent again under its key it is taken once. Raises RecordRefused when it is too large for the broker.
         """
-        publisher, edge, repeats = self._publisher, self._edge, self._repeats
-        if publisher is None or edge is None or self._codec is None:
+        edge, repeats = self._edge, self._repeats
+        if edge is None or self._codec is None:
             raise DependencyDown("not ready yet")
         settings, network = self.control.settings, client_network(address)
         submission = Submission(
@@ -192,13 +209,13 @@ class Intake:
         if by_hand and key is None and (first := repeats.first(network, form)) is not None:
             submission = replace(submission, edge_verdict=DUPLICATE)
             allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
-            self._keep(publisher, submission)
+            self._keep(submission)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
             return Taken(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)
         allowance = Allowance.of(verdict, submission, submission.taken_at)
         if verdict.outcome == RATE_LIMITED:
-            self._refuse(publisher, edge, submission)
+            self._refuse(edge, submission)
             retry_at = verdict.retry_at or submission.taken_at
             retry_after_s = max(1, -int(-(retry_at - submission.taken_at).total_seconds() // 1))
             raise RateLimited(allowance, retry_after_s)
@@ -208,48 +225,59 @@ class Intake:
         counts = verdict.outcome == ACCEPTED and not submission.exempt
         own = edge.accepted(submission, submission.taken_at) if counts else None
         try:
-            acknowledged = self._publish(publisher, submission)
-            repeats.sent(network, form, submission.id, acknowledged)
-            position = await self._acknowledged(submission.id, acknowledged)
+            try:
+                kept = self._publish(submission)
+            except DependencyDown as error:
+                raise NotAcknowledged(str(error), submission.id) from error
+            repeats.sent(network, form, submission.id, kept)
+            position = await self._acknowledged(submission.id, kept)
         except BaseException:
             if own is not None:
                 edge.undo(submission, own)
             raise
-        if own is not None:
+        if own is not None and position is not None:
             own.offset = position.offset
         return Taken(submission.id, allowance, verdict.outcome)
 
-    async def _acknowledged(self, lead_id: UUID, acknowledged: asyncio.Future[Position]) -> Position:
+    async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Kept]) -> Kept:
         try:
-            position = await acknowledged
+            position = await kept
         except DependencyDown as error:
             raise NotAcknowledged(str(error), lead_id) from error
-        self._last_ack = time.monotonic()
+        if position is not None:
+            self._last_ack = time.monotonic()
         return position
 
-    def _publish(self, publisher: Publisher, submission: Submission) -> asyncio.Future[Position]:
-        return self._publish_event(publisher, submission, submission.id, "lead.submitted", submission.taken_at)
+    def _publish(self, submission: Submission) -> asyncio.Future[Kept]:
+        return self._publish_event(submission, submission.id, "lead.submitted", submission.taken_at)
 
     def _publish_event(
-        self, publisher: Publisher, event: Submission | RefusalCount, event_id: UUID, kind: str, at: datetime
-    ) -> asyncio.Future[Position]:
-        if self._codec is None:
+        self, event: Submission | RefusalCount, event_id: UUID, kind: str, at: datetime
+    ) -> asyncio.Future[Kept]:
+        if self._codec is None or self._outlet is None:
             raise DependencyDown("not ready yet")
-        return publisher.publish(
-            SUBMISSIONS,
-            key=event.client_network.encode(),
-            value=self._codec.encode(SUBMISSIONS, event),
-            headers=cloud_event(kind, event_id, self._function, at),
+        return self._outlet.send(
+            Entry(
+                key=event.client_network.encode(),
+                value=self._codec.encode(SUBMISSIONS, event),
+                headers=cloud_event(kind, event_id, self._function, at),
+            )
         )
 
-    def _refuse(self, publisher: Publisher, edge: Edge, submission: Submission) -> None:
+    def _drained(self, entry: Entry, position: Position) -> None:
+        self._last_ack = time.monotonic()
+        if self._edge is not None:
+            event_id = UUID(dict(entry.headers)["ce_id"].decode())
+            self._edge.located(entry.key, event_id, position.offset)
+
+    def _refuse(self, edge: Edge, submission: Submission) -> None:
         """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
         if edge.refused(submission, submission.taken_at):
-            self._keep(publisher, replace(submission, edge_verdict=RATE_LIMITED))
+            self._keep(replace(submission, edge_verdict=RATE_LIMITED))
 
-    def _keep(self, publisher: Publisher, refused: Submission) -> None:
+    def _keep(self, refused: Submission) -> None:
         try:
-            kept = self._publish(publisher, refused)
+            kept = self._publish(refused)
         except NigredoError as error:
             log.warning("a refused submission is not kept", error=str(error))
             return
@@ -259,12 +287,12 @@ class Intake:
         """Publish now and then how many refusals there were whose contents are not kept."""
         while True:
             await asyncio.sleep(TELL_REFUSALS_EVERY_S)
-            if self._edge is None or self._publisher is None:
+            if self._edge is None:
                 continue
             now = self._clock()
             for count in self._edge.untold(now):
                 try:
-                    await self._publish_event(self._publisher, count, uuid4(), "lead.refused", now)
+                    await self._publish_event(count, uuid4(), "lead.refused", now)
                 except Exception as error:
                     # This task is the only one that tells of them: it does not end while the process lives.
                     log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)
@@ -274,30 +302,55 @@ class Intake:
         while True:
             metrics.INGEST_IN_FLIGHT.of().set(0 if self._publisher is None else self._publisher.in_flight)
             metrics.EDGE_NETWORKS.of().set(0 if self._edge is None else self._edge.networks)
+            if self.spool is not None:
+                metrics.SPOOL_RECORDS.of().set(self.spool.records)
+                metrics.SPOOL_BYTES.of().set(self.spool.bytes)
+                metrics.SPOOL_OLDEST_AGE.of().set(self.spool.oldest_age_s)
             await asyncio.sleep(MEASURE_EVERY_S)
+
+    def leave(self) -> None:
+        """Say from now on that this process is not ready, for it ends soon; forms are taken until it does."""
+        self._leaving = True
 
     async def check(self) -> str | None:
         """Return what keeps this process from taking forms; None when nothing does."""
+        if self._leaving:
+            return LEAVING
         if self._publisher is None or self._codec is None:
             return self._health.waiting_for or "start"
+        if self.spool is not None:
+            # Whether Kafka is there makes no difference to who posts.
+            return None if self.spool.has_room else "room in the spool"
         if time.monotonic() - self._last_ack > RECENT_ACK_S:
-            try:
-                await asyncio.to_thread(self._publisher.probe, SUBMISSIONS, PROBE_TIMEOUT_S)
-            except DependencyDown as error:
-                self._health.waiting(str(error))
-                return str(error)
+            # One probe at a time, however many ask: each takes a thread while Kafka is away.
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.create_task(self._probe(self._publisher))
+            return await asyncio.shield(self._probing)
+        self._health.ready()
+        return None
+
+    async def _probe(self, publisher: Publisher) -> str | None:
+        try:
+            await asyncio.to_thread(publisher.probe, SUBMISSIONS, PROBE_TIMEOUT_S)
+        except DependencyDown as error:
+            self._health.waiting(str(error))
+            return str(error)
         self._health.ready()
         return None
 
     async def close(self) -> None:
-        """Wait until what was published is acknowledged, within a few seconds."""
+        """Wait until what was published is acknowledged, or spooled, within a few seconds."""
         for task in self._tasks:
             task.cancel()
         for view in self._views:
             await asyncio.to_thread(view.close)
+        if self._outlet is not None:
+            await self._outlet.close()
         if self._publisher is not None:
-            left = await self._publisher.close(deadline_s=self._settings.ingest_ack_timeout_s + GRACE_S)
-            if left:
+            # With a spool, what is not acknowledged by now is in there.
+            wait_s = 0.0 if self.spool is not None else self._settings.ingest_answer_within_s
+            left = await self._publisher.close(deadline_s=wait_s)
+            if left and self.spool is None:
                 log.error("submissions were not acknowledged at the end", records=left)
 
 
@@ -317,6 +370,6 @@ def _is_spam(form: Form, settings: Settings) -> bool:
     return form.trapped or (form.took_s is not None and form.took_s < settings.form_min_s)
 
 
-def _refusal_kept(future: asyncio.Future[Position]) -> None:
+def _refusal_kept(future: asyncio.Future[Kept]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         log.warning("a refused submission is not kept", error=str(error))

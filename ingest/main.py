@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from contextlib import ExitStack
+import resource
+import signal
+import threading
+from contextlib import ExitStack, suppress
 from math import ceil
+from typing import Any
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from ingest.app import BODY_DEADLINE_S
+from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
 from ingest.exposition import Exposition, shared_folder
-from ingest.intake import GRACE_S, read_secret
+from ingest.intake import read_secret
 from nigredo.health import HealthServer
 from nigredo.settings import Settings
 from nigredo.startup import run_process
+from nigredo.telemetry import get_logger
+
+log = get_logger()
+
+BACKLOG = 4096
+HEAD_MAX_BYTES = 32 * 1024
+OTHER_FILES = 256
+"""Files that a worker has open beside its connections: Kafka, the database, the spool, the libraries."""
+
+
+class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, by the build of Python
+    """granian, with workers that say that they are not ready before they stop to listen."""
+
+    def __init__(self, *arguments: Any, unready_s: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unready_s = unready_s
+        self._leaving = False
+
+    def signal_handler_interrupt(self, *_: Any) -> None:
+        """Begin to leave; told a second time, end at once."""
+        if self._leaving or not self._unready_s:
+            super().signal_handler_interrupt()
+            return
+        self._leaving = True
+        for worker in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, LEAVING_SIGNAL)
+        later = threading.Timer(self._unready_s, super().signal_handler_interrupt)
+        later.daemon = True
+        later.start()
 
 
 def main() -> int:
@@ -24,8 +59,18 @@ def main() -> int:
     return run_process("create-lead", _serve)
 
 
+def longest_end_s(settings: Settings) -> int:
+    """Return how long a worker that is told to end may still be busy: a request may have begun a moment before."""
+    return ceil(settings.ingest_header_timeout_s + BODY_DEADLINE_S + settings.ingest_answer_within_s) + 1
+
+
 def _serve(settings: Settings) -> None:
     read_secret(settings.idempotency_secret_file)  # Told here, once, rather than by every worker.
+    files = _open_files_max()
+    connections = min(settings.ingest_connections_max, files - OTHER_FILES)
+    log.info("limits", open_files=files, connections=connections)
+    # A worker that is not yet there to hear it must not die of it; the workers inherit this.
+    signal.signal(LEAVING_SIGNAL, signal.SIG_IGN)
     # A worker begins as a new program: the library of the metrics decides when it is imported where numbers go, and
     # a copy of this process would come without its threads, yet with whatever lock one of them held.
     multiprocessing.set_start_method("spawn", force=True)
@@ -37,7 +82,7 @@ def _serve(settings: Settings) -> None:
             server = HealthServer(None, settings.health_host, settings.health_port, Exposition(folder))
             server.start()
             ends.callback(server.stop)
-        Granian(
+        Server(
             "ingest.app:create",
             factory=True,
             address=settings.ingest_host,
@@ -46,9 +91,27 @@ def _serve(settings: Settings) -> None:
             workers=settings.ingest_workers,
             loop=Loops.uvloop,
             http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=int(settings.ingest_header_timeout_s * 1000), max_buffer_size=HEAD_MAX_BYTES
+            ),
+            backlog=BACKLOG,
+            # Connections at once, and not requests: left to itself it is as small as the backlog, and that many slow
+            # ones would keep everybody else waiting.
+            backpressure=connections,
             websockets=False,
             log_level=LogLevels.warning,
             respawn_failed_workers=True,
-            # A worker that is still busy this long after the signal is killed: longer than any request may take.
-            workers_kill_timeout=ceil(BODY_DEADLINE_S + settings.ingest_ack_timeout_s + GRACE_S) + 1,
+            # A worker that is still busy this long after the signal is killed.
+            workers_kill_timeout=longest_end_s(settings),
+            unready_s=settings.ingest_unready_s,
         ).serve()
+
+
+def _open_files_max() -> int:
+    """Raise the limit on open files as far as it goes without a privilege, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard or hard == resource.RLIM_INFINITY:
+        wanted = 2**20 if hard == resource.RLIM_INFINITY else hard
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(OTHER_FILES + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

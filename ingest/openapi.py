@@ -162,7 +162,22 @@ PROBLEM = _object(
     },
     required=("type", "title", "status", "detail", "request_id"),
 )
-HEALTH = _object({"status": {"enum": ["ok", "waiting"]}, "function": {"type": "string"}, "waiting_for": NULLABLE_TEXT})
+HEALTH = _object(
+    {
+        "status": {"enum": ["ok", "waiting"]},
+        "function": {"type": "string"},
+        "waiting_for": NULLABLE_TEXT,
+        "spool": _object(
+            {
+                "records": {"type": "integer", "minimum": 0},
+                "bytes": {"type": "integer", "minimum": 0},
+                "oldest_age_s": {"type": "number", "minimum": 0},
+            }
+        )
+        | {"description": "What this worker took and Kafka does not have yet; only with `INGEST_SPOOL=on`."},
+    },
+    required=("status", "function", "waiting_for"),
+)
 HEADERS: Document = {
     "X-Request-Id": {"description": "This request in our logs.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from ingest.form import FieldProblem, Form, FormRefused
-from nigredo.kafka import Position
+from ingest.outlet import Kept
 
 KEY_HEADER = "Idempotency-Key"
 KEY_MAX = 255
@@ -28,7 +28,7 @@ class First:
     """A form that was taken, or is about to be."""
 
     lead_id: UUID
-    acknowledged: asyncio.Future[Position]
+    acknowledged: asyncio.Future[Kept]
     at: float
 
 
@@ -66,7 +66,7 @@ class Repeats:
             return None
         return found
 
-    def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Position]) -> None:
+    def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Kept]) -> None:
         """Remember a form for the seconds in which it may be sent again by mistake."""
         now = time.monotonic()
         self._recent[network, _content(form)] = First(lead_id, acknowledged, now)
@@ -84,5 +84,5 @@ def _content(form: Form) -> tuple[Hashable, ...]:
     return (contact.name, contact.email, contact.message, extra, form.form_id)
 
 
-def _failed(future: asyncio.Future[Position]) -> bool:
+def _failed(future: asyncio.Future[Kept]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)

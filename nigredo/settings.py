@@ -21,6 +21,8 @@ Network = IPv4Network | IPv6Network
 METRIC_SOURCES_MAX = 50
 METRIC_SOURCE_MAX = 64
 """Each source is a time series of its own for every outcome."""
+PRODUCER_NOTICES_S = 1.2
+"""How late the producer may notice that its time is over: it looks once a second, and we ten times."""
 
 
 class _Wrong(ValueError):
@@ -172,8 +174,20 @@ class Settings:
     ingest_host: str = _from("INGEST_HOST", _text, "127.0.0.1")
     ingest_port: int = _from("INGEST_PORT", _integer(1, 65535), "8080")
     ingest_workers: int = _from("INGEST_WORKERS", _integer(1, 64), "1")
-    ingest_ack_timeout_s: float = _from("INGEST_ACK_TIMEOUT_SECONDS", _seconds(0.5, 30), "2.5")
+    ingest_ack_timeout_s: float = _from("INGEST_ACK_TIMEOUT_SECONDS", _seconds(0.5, 30), "1.8")
     """How long the producer tries before a submission is answered 503."""
+    ingest_answer_within_s: float = _from("INGEST_ANSWER_WITHIN_SECONDS", _seconds(2, 35), "3")
+    """By when a submission is answered, once its body is there; what stands in front must wait longer."""
+    ingest_header_timeout_s: float = _from("INGEST_HEADER_TIMEOUT_SECONDS", _seconds(1, 20), "15")
+    """How long a request's head may take, and a connection wait for its next request, before it is cut."""
+    ingest_connections_max: int = _from("INGEST_CONNECTIONS_MAX", _integer(128, 100_000), "8192")
+    """Connections one worker holds at once; further ones wait to be accepted."""
+    ingest_unready_s: float = _from("INGEST_UNREADY_SECONDS", _seconds(0, 30), "1")
+    """How long a process that is told to end says that it is not ready, and still serves."""
+    ingest_spool: bool = _from("INGEST_SPOOL", _flag, "off")
+    """Whether submissions that Kafka does not take are kept on disk, in the state folder, until it does."""
+    ingest_spool_max_bytes: int = _from("INGEST_SPOOL_MAX_BYTES", _integer(65_536, 2**40), "268435456")
+    """What all workers of a process may spool together."""
     ingest_in_flight_max: int = _from("INGEST_IN_FLIGHT_MAX", _integer(1, 100_000), "2000")
     """Submissions that may wait for Kafka's ack at once in one worker; past it POST answers 503."""
     cors_allowed_origins: tuple[str, ...] = _from("CORS_ALLOWED_ORIGINS", _origins, "", live=True)
@@ -234,6 +248,7 @@ class Settings:
                 values[setting.name] = cls.parse(name, environment.get(name) or "")
             except ConfigurationError as error:
                 problems.extend(error.problems)
+        problems = problems or _contradictions(cls(**values))
         if problems:
             raise ConfigurationError(*problems)
         return cls(**values)
@@ -270,3 +285,16 @@ class Settings:
     def function(self, component: str) -> str:
         """Return a component's full name, such as `nigredo-rate-limiter-dev`: log field `function`, consumer group."""
         return f"nigredo-{component}-{self.env}"
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Return what cannot work together, each as a line."""
+    found = []
+    if settings.ingest_ack_timeout_s + PRODUCER_NOTICES_S > settings.ingest_answer_within_s:
+        found.append(
+            "INGEST_ACK_TIMEOUT_SECONDS: must be shorter than INGEST_ANSWER_WITHIN_SECONDS by "
+            f"{PRODUCER_NOTICES_S:g} seconds, else a request is given up before its producer gives up"
+        )
+    if settings.ingest_spool_max_bytes < 2 * settings.body_max_bytes * settings.ingest_workers:
+        found.append("INGEST_SPOOL_MAX_BYTES: must hold two bodies of BODY_MAX_BYTES for each of INGEST_WORKERS")
+    return found

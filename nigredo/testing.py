@@ -152,23 +152,23 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def running_stack() -> Iterator[Stack]:
-    """Start a stack in a temporary home and end it, with all its data, afterwards."""
+def running_stack(environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Start a stack in a temporary home, with these settings, and end it, with all its data, afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nigredo-test-"))
     stack = Stack(Home.open(folder, free_port_base()))
     try:
-        with started(stack):
+        with started(stack, environment=environment):
             yield stack
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def started(stack: Stack, *options: str) -> Iterator[None]:
+def started(stack: Stack, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run `nigredo up` with these options, and `down` afterwards."""
     home = stack.home
     try:
-        up = stack.nigredo("up", "--detach", "--port-base", str(home.port_base), *options)
+        up = stack.nigredo("up", "--detach", "--port-base", str(home.port_base), *options, environment=environment)
         if up.code != 0:
             raise RuntimeError(f"the stack did not start: {up.err.strip()}\n{_log_tails(home)}")
         yield

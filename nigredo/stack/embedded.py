@@ -28,7 +28,7 @@ from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, 
 from sinks.webhook.endpoint import COMPONENT, FIRST, read_endpoints
 
 START_DEADLINE_S = 120.0
-OWN_GRACE_S = 50.0
+OWN_GRACE_S = 100.0
 """Longer than the longest request that ingest may still answer."""
 EXTERNAL_POLL_S = 0.2
 EXTERNAL = ("kafka", "registry", "postgres")

@@ -108,7 +108,7 @@ def test_nothing_of_all_that_reaches_a_topic(stack: Stack) -> None:
     assert ends() == before
 
 
-def test_a_browser_gets_its_error_as_a_page(stack: Stack) -> None:
+def test_a_browser_gets_the_form_again_with_what_is_wrong_and_what_was_typed(stack: Stack) -> None:
     browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
     answer = httpx.post(f"{stack.url}/api/leads", data={"name": "<b>"}, headers=browser, timeout=10)

@@ -1,0 +1,127 @@
+"""What answers have in common: the limit's headers, and each kind of error as a problem or a page."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import falcon
+import falcon.asgi
+
+from ingest.form import FormRefused
+from ingest.intake import Allowance, NotAcknowledged, RateLimited
+from ingest.page import form_page, language_of
+from ingest.problems import PROBLEM_JSON, Problem
+from ingest.reads import ReadsDown
+from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.telemetry import get_logger
+
+log = get_logger()
+
+Request = falcon.asgi.Request
+Response = falcon.asgi.Response
+
+RETRY_AFTER_S = 5
+USER_AGENT_MAX = 512
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
+
+
+def tell_allowance(response: Response, allowance: Allowance) -> None:
+    """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
+    response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
+    response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
+
+
+def user_agent(request: Request) -> str | None:
+    """Return what the client says it is, without what cannot be stored, and cut."""
+    return _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
+
+
+def prefers_html(request: Request) -> bool:
+    """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
+    return "html" in request.accept and request.client_prefers(("text/html", "application/json")) == "text/html"
+
+
+def answer_problem(request: Request, response: Response, problem: Problem) -> None:
+    """Answer with problem details, or with a page where a person reads it."""
+    response.status = falcon.code_to_http_status(problem.status)
+    response.set_header("Vary", "Accept")
+    if prefers_html(request):
+        response.content_type = falcon.MEDIA_HTML
+        response.data = problem.as_page(language_of(request.get_header("Accept-Language")))
+    else:
+        response.content_type = PROBLEM_JSON
+        response.data = problem.as_json()
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.context, "request_id", ""))
+
+
+async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
+    if error.typed is not None and prefers_html(request):
+        # The form again, with what was typed: nobody writes a message twice.
+        response.status = falcon.code_to_http_status(error.status)
+        response.set_header("Vary", "Accept, Accept-Language")
+        response.content_type = falcon.MEDIA_HTML
+        response.data = form_page(language_of(request.get_header("Accept-Language")), error.typed, error.problems)
+        return
+    fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
+    answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
+
+
+async def _rate_limited(request: Request, response: Response, error: RateLimited, _: Any) -> None:
+    log.info(
+        "rate limit exceeded",
+        request_id=_request_id(request),
+        ip_address=str(request.context.address),
+        user_agent=user_agent(request),
+    )
+    tell_allowance(response, error.allowance)
+    response.set_header("Retry-After", str(error.retry_after_s))
+    minutes = -(-error.retry_after_s // 60)
+    detail = f"You have sent us several messages already. Please try again in {minutes} min."
+    answer_problem(request, response, Problem(429, detail, _request_id(request)))
+
+
+async def _dependency_down(request: Request, response: Response, error: DependencyDown, _: Any) -> None:
+    log.error("submission not taken", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Your message could not be taken just now. Please send it again in a moment."
+    lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
+    answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
+
+
+async def _reads_down(request: Request, response: Response, error: ReadsDown, _: Any) -> None:
+    log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Leads cannot be read just now; forms are taken all the same."
+    answer_problem(request, response, Problem(503, detail, _request_id(request)))
+
+
+async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
+    log.error("submission refused by Kafka", error=str(error), request_id=_request_id(request))
+    answer_problem(request, response, Problem(413, "The form is too large to be stored.", _request_id(request)))
+
+
+async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
+    response.set_headers(error.headers or {})
+    detail = error.description or error.title or ""
+    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request)))
+
+
+async def _unexpected(request: Request, response: Response, error: Exception, _: Any) -> None:
+    # The class alone: an exception's text may quote what a person typed.
+    log.error("request failed", error=type(error).__name__, request_id=_request_id(request))
+    answer_problem(request, response, Problem(500, "The request could not be handled.", _request_id(request)))
+
+
+def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
+    """Let every error that a route raises become an answer."""
+    app.add_error_handler(Exception, _unexpected)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(FormRefused, _form_refused)
+    app.add_error_handler(RateLimited, _rate_limited)
+    app.add_error_handler(DependencyDown, _dependency_down)
+    app.add_error_handler(ReadsDown, _reads_down)
+    app.add_error_handler(RecordRefused, _record_refused)

@@ -1,0 +1,38 @@
+"""`/health`: whether forms can be taken, and whether the process answers at all."""
+
+from __future__ import annotations
+
+import falcon
+import falcon.asgi
+
+from ingest.intake import Intake
+
+Request = falcon.asgi.Request
+Response = falcon.asgi.Response
+
+
+class HealthRoute:
+    """`/health`, `/health/ready`: whether forms can be taken now."""
+
+    def __init__(self, function: str, intake: Intake) -> None:
+        self._function = function
+        self._intake = intake
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200 when ready, else 503 with what is missing."""
+        reason = await self._intake.check()
+        response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
+        status = "ok" if reason is None else "waiting"
+        document: dict[str, object] = {"status": status, "function": self._function, "waiting_for": reason}
+        if (spool := self._intake.spool) is not None:
+            age_s = round(spool.oldest_age_s, 1)
+            document["spool"] = {"records": spool.records, "bytes": spool.bytes, "oldest_age_s": age_s}
+        response.media = document
+
+
+class LiveRoute:
+    """`/health/live`: whether the process answers at all, whatever Kafka does."""
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200."""
+        response.media = {"status": "ok"}

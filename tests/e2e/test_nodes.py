@@ -1,0 +1,47 @@
+"""Several workers and several nodes: one limit, one memory."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+from nigredo.testing import Stack, any_client, eventually
+from tests.e2e.nodes import another_node
+
+
+def test_two_nodes_agree_within_a_second_and_a_restarted_one_remembers(stack: Stack) -> None:
+    client = any_client()
+    with another_node(stack, INGEST_WORKERS="2") as node:
+        posts = cycle([lambda: stack.post(client), lambda: node.post(client)])
+        answers = [next(posts)() for _ in range(10)]
+        assert [answer.status_code for answer in answers] == [202] * 10
+
+        eventually(lambda: stack.post(client).status_code == 429, within_s=1, what="the first node's 429")
+        # Each connection is another worker's, by chance: all of them know.
+        eventually(
+            lambda: {node.post(client).status_code for _ in range(8)} == {429}, within_s=2, what="the second node's 429"
+        )
+        refused = node.post(client)
+        assert "Too many requests" in refused.text
+        assert int(refused.headers["Retry-After"]) > 3500
+
+        node.kill()
+        node.restart()
+        eventually(node.ready, within_s=60, what="the second node again")
+        assert [node.post(client).status_code for _ in range(4)] == [429] * 4
+
+
+def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(stack: Stack) -> None:
+    import psutil
+
+    with another_node(stack, INGEST_WORKERS="2", INGEST_SPOOL="on") as node:
+        workers = psutil.Process(node.process.pid).children()
+        assert len(workers) == 2
+        workers[0].kill()
+
+        def replaced() -> bool:
+            now = psutil.Process(node.process.pid).children()
+            return len([one for one in now if one.status() != psutil.STATUS_ZOMBIE]) == 2 and workers[0] not in now
+
+        eventually(replaced, within_s=30, what="another worker")
+        eventually(lambda: [node.ready() for _ in range(6)] == [True] * 6, within_s=30, what="both ready")
+        assert {node.post().status_code for _ in range(8)} == {202}
