@@ -18,6 +18,7 @@ import falcon.asgi
 
 from ingest import counting
 from ingest.answers import add_error_handlers, prefers_html, tell_allowance, user_agent
+from ingest.arriving import CUT_OFF, Application, Arriving
 from ingest.body import parse_form
 from ingest.form import Form, label
 from ingest.health import HealthRoute, LiveRoute
@@ -103,6 +104,9 @@ class Leads:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
         if len(body) > most:
             raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
+        if request.scope.get(CUT_OFF):
+            # Half a message is nobody's message.
+            raise falcon.HTTPBadRequest(description="The body ended before it was whole.")
         return body
 
 
@@ -272,7 +276,7 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     return app
 
 
-def create() -> falcon.asgi.App[Any, Any]:
+def create() -> Application:
     """Return the application of a server's worker process, set up from the environment."""
     settings = Settings.from_environment(os.environ)
     configure_logging(settings.function("create-lead"))
@@ -281,4 +285,4 @@ def create() -> falcon.asgi.App[Any, Any]:
     # takes an eighth of the time and doubles the 99th percentile.
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    return make_app(settings, Intake(settings, Health(settings.function("create-lead"))))
+    return Arriving(make_app(settings, Intake(settings, Health(settings.function("create-lead")))))

@@ -342,6 +342,7 @@ class Intake:
         """Wait until what was published is acknowledged, or spooled, within a few seconds."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for view in self._views:
             await asyncio.to_thread(view.close)
         if self._outlet is not None:

@@ -2,8 +2,8 @@
 
 With a spool the producer never gives up. What Kafka did not acknowledge within a moment is spooled and answered, and
 stays on its way too: its late acknowledgement takes it out of the spool again, and is what tells that Kafka is back.
-So the same record is sent twice only where a crash lies between. As long as anything waits in the spool, whatever is
-new goes behind it.
+So the same record is sent twice only where a crash lies between. As long as the spool holds anything that the producer
+was not given, whatever is new goes behind it; the producer keeps the order from there on.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ingest.spool import Entry, Spool, Spooled
+from ingest.spool import BATCH_MAX, Entry, Spool, Spooled
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.errors import DependencyDown, NigredoError, RecordRefused
 from nigredo.kafka import Overloaded, Position, Publisher
 from nigredo.telemetry import get_logger
 from schemas.topics import SUBMISSIONS
@@ -59,6 +60,11 @@ class Outlet:
         self._late: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
+        self._behind = spool is not None and not spool.empty
+        self._alive = False
+        """Whether Kafka acknowledged the last that was heard of it."""
+        self._held: list[tuple[Entry, asyncio.Future[Kept]]] | None = None
+        """What comes in while the rest of the spool is given to the producer: some milliseconds."""
 
     def send(self, entry: Entry) -> asyncio.Future[Kept]:
         """Return a future that resolves once the record is durable.
@@ -71,19 +77,28 @@ class Outlet:
         if self._spool is None:
             return self._publish(entry)  # type: ignore[return-value] # a future that is only awaited
         answer: asyncio.Future[Kept] = self._loop.create_future()
-        if not self._spool.empty:
+        if self._held is not None:
+            self._held.append((entry, answer))
+        else:
+            self._dispatch(entry, answer)
+        return answer
+
+    def _dispatch(self, entry: Entry, answer: asyncio.Future[Kept]) -> None:
+        if self._behind:
             self._put(entry, answer)
-            return answer
+            return
         try:
             acknowledged = self._publish(entry)
         except DependencyDown:
             self._put(entry, answer)
-            return answer
+            return
+        except RecordRefused as error:
+            answer.set_exception(error)
+            return
         self._sent[acknowledged] = _Sent(entry, answer, self._loop.time() + PATIENCE_S)
         acknowledged.add_done_callback(self._acknowledged)
         if self._look is None:
             self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue)
-        return answer
 
     def _publish(self, entry: Entry) -> asyncio.Future[Position]:
         return self._publisher.publish(SUBMISSIONS, key=entry.key, value=entry.value, headers=entry.headers)
@@ -108,6 +123,7 @@ class Outlet:
             answer.set_exception(error)
             return None
         spooled.add_done_callback(written)
+        self._behind = True
         self._wake.set()
         return spooled
 
@@ -117,6 +133,7 @@ class Outlet:
         on_time = [sent for sent in self._sent.values() if sent.spooled is None and not sent.answer.done()]
         if on_time and on_time[0].due <= now:
             log.warning("Kafka does not acknowledge: submissions are spooled", records=len(on_time))
+            self._alive = False
             for sent in on_time:
                 sent.spooled = self._put(sent.entry, sent.answer)
         self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue) if self._sent else None
@@ -124,6 +141,7 @@ class Outlet:
     def _acknowledged(self, future: asyncio.Future[Position]) -> None:
         sent = self._sent.pop(future)
         error = None if future.cancelled() else future.exception()
+        self._alive = error is None
         if sent.spooled is not None:
             if error is None and not future.cancelled():
                 self._late.add(task := asyncio.create_task(self._unspool(sent, sent.spooled, future.result())))
@@ -150,69 +168,84 @@ class Outlet:
 
     async def run(self) -> None:
         """Move what is in the spool to Kafka, in order, whenever there is something; until cancelled."""
-        if self._spool is None:
+        spool, backoff = self._spool, Backoff(longest_s=2.0)
+        if spool is None:
             return
-        backoff = Backoff(longest_s=2.0)
         self._wake.set()
         while True:
             await self._wake.wait()
             self._wake.clear()
             try:
-                if await self._drain(self._spool):
-                    log.info("the spool is empty again")
+                while not spool.empty:
+                    await self._settled(spool)
+                    await self._keep_all(spool, await self._next(spool))
+                self._behind = not spool.empty
                 backoff.reset()
             except Exception as error:
                 # This task alone empties the spool: it does not end while the process lives.
                 reason = str(error) if isinstance(error, DependencyDown) else type(error).__name__
-                log.warning("the spool is not drained yet", records=self._spool.records, reason=reason)
+                log.warning("the spool is not drained yet", records=spool.records, reason=reason)
+                self._behind, self._alive = True, False
                 self._wake.set()
                 await asyncio.sleep(backoff.next_wait_s())
 
-    async def _drain(self, spool: Spool) -> bool:
-        """Empty the spool; return whether there was something in it. Raises DependencyDown."""
-        found = False
-        while not spool.empty:
-            # What is on its way still may take its own row out; whatever is sent now comes behind it anyway.
-            while waiting := {future for future, sent in self._sent.items() if sent.spooled is not None} | self._late:
-                done, _ = await asyncio.wait(waiting, timeout=TELL_EVERY_S)
-                if not done:
-                    log.warning("Kafka does not acknowledge yet", spooled=spool.records)
-            entries = await spool.first()
-            if entries:
-                found = True
-                await self._send_all(spool, entries)
-            else:
-                # About to be written.
-                await asyncio.sleep(LOOK_EVERY_S / 10)
-        return found
+    async def _settled(self, spool: Spool) -> None:
+        """Wait for what is in the spool and still on its way too: if Kafka takes it, it takes its row along."""
+        while waiting := {future for future, sent in self._sent.items() if sent.spooled is not None} | self._late:
+            await _some(waiting, spool)
 
-    async def _send_all(self, spool: Spool, entries: Sequence[Spooled]) -> None:
-        """Publish entries and take them out of the spool up to the first that failed. Raises DependencyDown then."""
+    async def _next(self, spool: Spool) -> Sequence[tuple[Spooled, asyncio.Future[Position]]]:
+        """Give the next entries to the producer; the last of them only together with what comes in meanwhile.
+
+        Else those who send one after another would put one more behind each that is taken out, for ever.
+        """
+        if not self._alive or spool.records > BATCH_MAX:
+            return self._publish_all(await spool.first())
+        self._held = []
+        sent: Sequence[tuple[Spooled, asyncio.Future[Position]]] = ()
+        try:
+            await spool.written()
+            sent = self._publish_all(await spool.first())
+            return sent
+        finally:
+            self._behind = len(sent) < spool.records or spool.writing
+            held, self._held = self._held, None
+            for entry, answer in held:
+                self._dispatch(entry, answer)
+
+    def _publish_all(self, entries: Sequence[Spooled]) -> Sequence[tuple[Spooled, asyncio.Future[Position]]]:
+        """Publish entries, up to the first that the producer has no room for."""
         sent: list[tuple[Spooled, asyncio.Future[Position]]] = []
-        refused: Overloaded | None = None
         for spooled in entries:
             try:
                 sent.append((spooled, self._publish(spooled.entry)))
-            except Overloaded as overloaded:
-                refused = overloaded
+            except Overloaded:
                 break
-            except RecordRefused:
-                await self._set_aside(spool, spooled)
+            except NigredoError as error:
+                refused: asyncio.Future[Position] = self._loop.create_future()
+                refused.set_exception(error)
+                sent.append((spooled, refused))
+        return sent
+
+    async def _keep_all(self, spool: Spool, sent: Sequence[tuple[Spooled, asyncio.Future[Position]]]) -> None:
+        """Take entries out of the spool as far as Kafka has them all. Raises DependencyDown at the first it has not."""
+        if not sent:
+            # The producer has no room, or a row is being written.
+            await asyncio.sleep(LOOK_EVERY_S / 10)
         waiting: set[asyncio.Future[Position]] = {future for _, future in sent}
         while waiting:
-            done, waiting = await asyncio.wait(waiting, timeout=TELL_EVERY_S)
-            if not done:
-                log.warning("Kafka does not acknowledge yet", spooled=spool.records)
+            waiting = await _some(waiting, spool)
         kept: list[int] = []
-        failure: BaseException | None = refused
-        for spooled, future in sent:
-            error = future.exception()
-            if isinstance(error, RecordRefused):
+        failure: BaseException | None = None
+        for (spooled, future), error in zip(sent, [future.exception() for _, future in sent], strict=True):
+            failure = error
+            if isinstance(failure, RecordRefused):
+                failure = None
                 await self._set_aside(spool, spooled)
-            elif error is not None:
-                failure = error
+            elif failure is not None:
                 break
             else:
+                self._alive = True
                 kept.append(spooled.number)
                 self._drained(spooled.entry, future.result())
         if kept:
@@ -239,3 +272,11 @@ class Outlet:
         if self._late:
             await asyncio.wait(self._late, timeout=PATIENCE_S)
         await self._spool.close()
+
+
+async def _some(waiting: set[Any], spool: Spool) -> set[Any]:
+    """Wait until something of this is done, and tell now and then that nothing is; return what is not."""
+    done, left = await asyncio.wait(waiting, timeout=TELL_EVERY_S, return_when=asyncio.ALL_COMPLETED)
+    if not done:
+        log.warning("Kafka does not acknowledge yet", spooled=spool.records)
+    return left

@@ -115,7 +115,17 @@ class Spool:
     @property
     def empty(self) -> bool:
         """Whether nothing waits in it, nor is about to."""
-        return self.records == 0 and not self._waiting and self._writing_count == 0
+        return self.records == 0 and not self.writing
+
+    @property
+    def writing(self) -> bool:
+        """Whether something was put and is not on disk yet."""
+        return bool(self._waiting) or self._writing_count > 0
+
+    async def written(self) -> None:
+        """Wait until all that was put is on disk, or refused."""
+        while self._writing is not None:
+            await asyncio.wait({self._writing})
 
     @property
     def has_room(self) -> bool:
@@ -186,8 +196,7 @@ class Spool:
 
     async def close(self) -> None:
         """Wait until what was put is written, and let go of the file. What is in it is there at the next start."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
+        await self.written()
         with suppress(sqlite3.Error):
             await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
         self._thread.shutdown(wait=False)

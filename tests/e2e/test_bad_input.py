@@ -115,8 +115,17 @@ def test_a_browser_gets_the_form_again_with_what_is_wrong_and_what_was_typed(sta
 
     assert answer.status_code == 422
     assert answer.headers["content-type"].startswith("text/html")
-    assert "email" in answer.text
-    assert "<form" in answer.text
+    assert 'id="email-wrong"' in answer.text
+    assert 'value="&lt;b&gt;"' in answer.text
+    assert "<b>" not in answer.text
+
+
+def test_a_browser_gets_any_other_error_as_a_page(stack: Stack) -> None:
+    answer = httpx.get(f"{stack.url}/nothing", headers={"Accept": "text/html"}, timeout=10)
+
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert 'href="/"' in answer.text
 
 
 def test_an_unknown_route_and_a_wrong_method_are_problems_too(stack: Stack) -> None:
@@ -128,13 +137,36 @@ def test_an_unknown_route_and_a_wrong_method_are_problems_too(stack: Stack) -> N
     assert "POST" in wrong.headers["allow"]
 
 
-def test_a_body_that_never_comes_is_cut_off(stack: Stack) -> None:
-    host, port = "127.0.0.1", stack.home.port("ingest")
-    with socket.create_connection((host, port), timeout=20) as connection:
-        connection.sendall(
-            b"POST /api/leads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
-        )
+HEAD = b"POST /api/leads HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b"name=A"], ids=["nothing of it", "some of it"])
+def test_a_body_that_never_comes_is_cut_off(stack: Stack, begun: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", stack.home.port("ingest")), timeout=20) as connection:
+        connection.sendall(HEAD + b"Content-Length: 50\r\n\r\n" + begun)
 
         answer = connection.recv(65536)
 
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_refusal_that_needs_no_body_does_not_wait_for_it(stack: Stack) -> None:
+    with socket.create_connection(("127.0.0.1", stack.home.port("ingest")), timeout=5) as connection:
+        connection.sendall(HEAD + b"Content-Length: 5000000\r\n\r\n")
+
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5000", "Transfer-Encoding: chunked"])
+def test_half_a_form_of_a_client_that_went_away_is_no_form(stack: Stack, framing: str) -> None:
+    form = b"name=Ana&email=ana%40example.com&message=Half+a+mess"
+    body = form if framing.startswith("Content") else b"%x\r\n%s" % (len(form) + 100, form)
+    with socket.create_connection(("127.0.0.1", stack.home.port("ingest")), timeout=20) as connection:
+        connection.sendall(HEAD + framing.encode() + b"\r\n\r\n" + body)
+        connection.shutdown(socket.SHUT_WR)
+
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 400")

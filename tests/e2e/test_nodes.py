@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import cycle
 
+import psutil
+
 from nigredo.testing import Stack, any_client, eventually
 from tests.e2e.nodes import another_node
 
@@ -31,8 +33,6 @@ def test_two_nodes_agree_within_a_second_and_a_restarted_one_remembers(stack: St
 
 
 def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(stack: Stack) -> None:
-    import psutil
-
     with another_node(stack, INGEST_WORKERS="2", INGEST_SPOOL="on") as node:
         workers = psutil.Process(node.process.pid).children()
         assert len(workers) == 2

@@ -55,3 +55,18 @@ def test_every_problem_is_told_at_once_without_the_value() -> None:
         Settings.from_environment({"FIBONACCI_WEBHOOK_URL": "https://me:s3cret@host/hook"})
     assert "RATE_LIMIT_PER_HOUR: must be from 1 to 200" in refused.value.problems
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_request_that_could_give_up_before_its_producer_is_refused() -> None:
+    Settings.from_environment({"INGEST_ACK_TIMEOUT_SECONDS": "1.8", "INGEST_ANSWER_WITHIN_SECONDS": "3"})
+
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.from_environment({"INGEST_ACK_TIMEOUT_SECONDS": "2.5"})
+
+    (problem,) = refused.value.problems
+    assert problem.startswith("INGEST_ACK_TIMEOUT_SECONDS: must be shorter than INGEST_ANSWER_WITHIN_SECONDS by 1.2")
+
+
+def test_a_spool_too_small_for_its_workers_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="INGEST_SPOOL_MAX_BYTES"):
+        Settings.from_environment({"INGEST_SPOOL_MAX_BYTES": "200000", "INGEST_WORKERS": "2"})

@@ -305,3 +305,25 @@ def test_a_state_is_forgettable_once_its_window_is_over() -> None:
     assert not forgettable(state, NOON + HOUR - timedelta(milliseconds=1))
     assert forgettable(state, NOON + HOUR)
     assert judge(state, submission(limit=1), at=NOON + HOUR, offset=1).outcome == ACCEPTED
+
+
+def test_a_refused_submission_that_comes_again_is_judged_by_its_own_time_and_is_one_lead_at_most() -> None:
+    """A record that was sent twice, as after a crash of who sent it: the limit holds, whichever of the two is taken."""
+    first, second = submission(limit=1), submission(limit=1)
+    log = [(first, NOON), (second, NOON), (second, NOON + HOUR / 2), (second, NOON + HOUR), (second, NOON + HOUR)]
+
+    verdicts = judge_all(log)
+
+    outcomes = [verdict.outcome for verdict in verdicts]
+    assert outcomes == [ACCEPTED, RATE_LIMITED, RATE_LIMITED, ACCEPTED, REPEATED]
+    assert [acceptance.id for acceptance in verdicts[-1].state.accepted] == [second.id]
+
+
+def test_an_accepted_submission_that_comes_again_after_its_window_is_accepted_under_the_same_id() -> None:
+    """The limit knows nothing of it any more; the id is what makes one row and one `webhook-id` of the two records."""
+    event = submission()
+
+    verdicts = judge_all([(event, NOON), (event, NOON + HOUR - timedelta(seconds=1)), (event, NOON + HOUR)])
+
+    assert [verdict.outcome for verdict in verdicts] == [ACCEPTED, REPEATED, ACCEPTED]
+    assert [acceptance.id for acceptance in verdicts[-1].state.accepted] == [event.id]
