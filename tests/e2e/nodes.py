@@ -66,6 +66,7 @@ def another_node(stack: Stack, *, ready: bool = True, **settings: str) -> Iterat
     environment = stack.home.part_environment(os.environ, "another-node") | {
         "NIGREDO_STATE_DIR": str(stack.home.dir / f"node-{port}"),
         "INGEST_PORT": str(port),
+        "HEALTH_PORT": str(port + 1),
         **settings,
     }
     log_file = stack.home.dir / "logs" / f"node-{port}.log"

@@ -15,7 +15,7 @@ LATIN = st.binary(max_size=60).map(lambda value: bytes(byte for byte in value if
 NAMES = [
     *("Accept", "Accept-Encoding", "Accept-Language", "Access-Control-Request-Method", "Authorization", "Cookie"),
     *("Connection", "Content-Encoding", "Content-Type", "Date", "Expect", "Forwarded", "Host", "Idempotency-Key"),
-    *("If-Modified-Since", "If-None-Match", "Origin", "Range", "Referer", "Sec-Fetch-Mode", "TE", "Trailer"),
+    *("If-Modified-Since", "If-None-Match", "Origin", "Range", "Referer", "Sec-Fetch-Mode", "Trailer"),
     *("Upgrade", "User-Agent", "X-Forwarded-For", "X-Forwarded-Host", "X-Request-Id"),
 ]
 TYPICAL = [

@@ -7,7 +7,7 @@ from itertools import cycle
 import psutil
 
 from nigredo.testing import Stack, any_client, eventually
-from tests.e2e.nodes import another_node
+from tests.e2e.nodes import Node, another_node
 
 
 def test_two_nodes_agree_within_a_second_and_a_restarted_one_remembers(stack: Stack) -> None:
@@ -28,19 +28,25 @@ def test_two_nodes_agree_within_a_second_and_a_restarted_one_remembers(stack: St
 
         node.kill()
         node.restart()
-        eventually(node.ready, within_s=60, what="the second node again")
+        # A worker says so of itself alone.
+        eventually(lambda: [node.ready() for _ in range(10)] == [True] * 10, within_s=60, what="both workers again")
         assert [node.post(client).status_code for _ in range(4)] == [429] * 4
+
+
+def workers(node: Node) -> list[psutil.Process]:
+    """Return the server's workers; Python has a helper of its own beside them."""
+    found = psutil.Process(node.process.pid).children()
+    return [one for one in found if one.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(one.cmdline())]
 
 
 def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(stack: Stack) -> None:
     with another_node(stack, INGEST_WORKERS="2", INGEST_SPOOL="on") as node:
-        workers = psutil.Process(node.process.pid).children()
-        assert len(workers) == 2
-        workers[0].kill()
+        killed, left = workers(node)
+        killed.kill()
 
         def replaced() -> bool:
-            now = psutil.Process(node.process.pid).children()
-            return len([one for one in now if one.status() != psutil.STATUS_ZOMBIE]) == 2 and workers[0] not in now
+            now = workers(node)
+            return len(now) == 2 and left in now and killed not in now
 
         eventually(replaced, within_s=30, what="another worker")
         eventually(lambda: [node.ready() for _ in range(6)] == [True] * 6, within_s=30, what="both ready")
