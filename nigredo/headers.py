@@ -8,7 +8,7 @@ from uuid import UUID
 CONTENT_TYPE = b"application/avro"
 
 
-def cloud_event(kind: str, event_id: UUID, source: str, at: datetime) -> list[tuple[str, str | bytes | None]]:
+def cloud_event(kind: str, event_id: UUID, source: str, at: datetime) -> list[tuple[str, bytes]]:
     """Return the headers that CloudEvents 1.0's Kafka binding requires, so that any consumer can route by them.
 
     kind: such as `lead.created`. source: the function that published it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,7 @@ from nigredo.telemetry import get_logger
 
 log = get_logger()
 
-Headers = Sequence[tuple[str, str | bytes | None]]
-"""As librdkafka takes them."""
+Headers = Sequence[tuple[str, bytes]]
 SWEEP_EVERY_S = 0.1
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
@@ -74,7 +73,7 @@ class Outgoing:
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, str | bytes | None]] = field(default_factory=list)
+    headers: Headers = ()
     partition: int = -1
 
 
@@ -182,7 +181,7 @@ class Publisher:
                         record.key,
                         record.partition,
                         batch.delivered,
-                        headers=record.headers,
+                        headers=list(record.headers),
                     )
         except BufferError as error:
             future.cancel()
