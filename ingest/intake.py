@@ -229,7 +229,8 @@ class Intake:
                 kept = self._publish(submission)
             except DependencyDown as error:
                 raise NotAcknowledged(str(error), submission.id) from error
-            repeats.sent(network, form, submission.id, kept)
+            if by_hand and key is None:
+                repeats.sent(network, form, submission.id, kept)
             position = await self._acknowledged(submission.id, kept)
         except BaseException:
             if own is not None:
