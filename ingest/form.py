@@ -30,6 +30,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # A local part as nearly everybody has one: a dot-atom in lower case, of a length that fits any domain.
 _PLAIN_LOCAL = re.compile(r"(?=.{1,64}\Z)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*")
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029]")
+_BREAKS_AND_TABS = re.compile(r"[\t\n\r\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,13 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     def text(name: str, most: int, *, lines: bool = False, needed: bool = True) -> str | None:
         value = fields.get(name)
         if isinstance(value, str):
-            if value.isprintable() and 0 < len(value.strip()) <= most:
+            if len(value) <= most and value.isprintable() and (stripped := value.strip()):
                 # What nearly everybody types: no control, no line break, no half of a surrogate pair.
-                return value.strip()
-            # A control character is one at the ends too, where it would be cut off.
+                return stripped
+            # A control character is one at the ends too, where it would be cut off; and what is too long is too long
+            # with its spaces, as the form's page and the description count it.
             value = _LINE_BREAKS.sub("\n", value)
-            value = value if _CONTROLS.search(value) else value.strip()
+            value = value if _CONTROLS.search(value) or len(value) > most else value.strip()
         if value is None or value == "":
             if needed:
                 problems.append(FieldProblem(name, "is missing"))
@@ -201,7 +203,7 @@ def _what_is_wrong(value: Any, most: int, *, lines: bool = False) -> str | None:
         return f"is longer than {most} characters"
     if _CONTROLS.search(value):
         return "has a control character"
-    if not lines and ("\n" in value or "\t" in value):
+    if not lines and _BREAKS_AND_TABS.search(value):
         return "has a line break or a tab"
     try:
         value.encode("utf-8")

@@ -75,7 +75,8 @@ FORM = _object(
     required=("name", "email", "message"),
     closed=False,
 ) | {
-    "propertyNames": {"minLength": 1, "maxLength": EXTRA_NAME_MAX} | LINE,
+    # Names stay as they are: nothing is cut off at their ends.
+    "propertyNames": {"minLength": 1, "maxLength": EXTRA_NAME_MAX, "pattern": f"^[^{CONTROLS}{BREAKS}]*$"},
     "additionalProperties": {
         "anyOf": [
             {"maxLength": EXTRA_VALUE_MAX} | TEXT,
