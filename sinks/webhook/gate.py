@@ -1,7 +1,8 @@
 """Which attempt may be made now: places, rate, breaker and pause, in one place and in one order.
 
 Live leads and due retries go in the order in which they came; replays only when none of them waits. A probe of the
-breaker is rather a lead that was not tried yet: leads that nobody can take must not be all that is ever probed.
+breaker is rather the newest lead that was not tried yet: leads that nobody can take often come together, and must not
+be all that is ever probed.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Gate:
     def _next(self) -> _Waiter:
         queue = self._live or self._behind
         if not self.breaker.closed:
-            fresh = next((waiter for waiter in queue if waiter.fresh), None)
+            fresh = next((waiter for waiter in reversed(queue) if waiter.fresh), None)
             if fresh is not None:
                 queue.remove(fresh)
                 return fresh

@@ -147,7 +147,7 @@ def test_the_rate_lets_through_again_as_time_passes() -> None:
     assert asyncio.run(scenario()).inside == ["a", "b"]
 
 
-def test_an_open_breaker_lets_one_probe_through_and_rather_one_that_was_not_tried() -> None:
+def test_an_open_breaker_lets_one_probe_through_and_rather_the_newest_that_was_not_tried() -> None:
     async def scenario() -> Crowd:
         crowd = Crowd(places=50)
         await crowd.come(*(f"lead {number}" for number in range(OPEN_AFTER)))
@@ -155,17 +155,17 @@ def test_an_open_breaker_lets_one_probe_through_and_rather_one_that_was_not_trie
             await crowd.end(RETRY)
         crowd.inside.clear()
         await crowd.come("tried", fresh=False)
-        await crowd.come("fresh", "later")
+        await crowd.come("fresh", "fresher")
         assert crowd.inside == []
         crowd.clock.now = 60.0
         crowd.gate.clear()
         await crowd.come("last")
-        assert crowd.inside == ["fresh"]
+        assert crowd.inside == ["last"]
         await crowd.end(DELIVERED)
         return crowd
 
     crowd = asyncio.run(scenario())
-    assert crowd.inside == ["fresh", "tried"]
+    assert crowd.inside == ["last", "tried"]
     assert crowd.gate.breaker.closed
 
 
