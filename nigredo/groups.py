@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
+from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
 CALL_TIMEOUT_S = 10.0
+
+
+def sender_group(settings: Settings, endpoint: str) -> str:
+    """Return the consumer group that delivers to an endpoint."""
+    group = settings.function("webhook-sender")
+    return group if endpoint == FIRST_ENDPOINT else f"{group}-{endpoint}"
+
+
+def members(settings: Settings, group: str) -> int:
+    """Return how many members a group has. Raises DependencyDown, also while it is between two assignments."""
+    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("groups")))
+    try:
+        asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
+        found = asked[group].result(CALL_TIMEOUT_S + 2)
+    except KafkaException as error:
+        raise DependencyDown(f"group {group} cannot be described: {error.args[0].name()}") from error
+    except TimeoutError as error:
+        raise DependencyDown(f"group {group} cannot be described: Kafka does not answer") from error
+    if found.state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
+        return 0
+    if found.state != ConsumerGroupState.STABLE:
+        raise DependencyDown(f"group {group} is being assigned")
+    return len(found.members)
 
 
 def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[int, int]) -> None:

@@ -23,6 +23,7 @@ log = get_logger()
 
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.2
+PATIENCE_S = 30.0
 TOLD_EVERY_S = 3.0
 
 
@@ -145,6 +146,47 @@ class LogReader:
                 if at.offset >= high:
                     break
             return high
+
+    def between(
+        self, topic: str, partition: int, start: int, end: int, *, patience_s: float = PATIENCE_S
+    ) -> Iterator[Message]:
+        """Yield what is left of the offsets from `start` up to `end`, which must not lie past the partition's end.
+
+        Raises DependencyDown when Kafka does not answer, or the reading came no further for `patience_s`.
+        """
+        with self._consumer() as consumer:
+            low, _ = self._watermarks(consumer, topic, partition)
+            position = max(low, start)
+            if position >= end:
+                return
+            consumer.assign([TopicPartition(topic, partition, position)])
+            moved_at = time.monotonic()
+            while position < end:
+                first = consumer.poll(POLL_S)
+                # Whatever else has arrived comes without a further wait.
+                messages = [] if first is None else [first, *consumer.consume(999, 0)]
+                for message in messages:
+                    if message.error() is None and (message.offset() or 0) < end:
+                        yield message
+                (at,) = consumer.position([TopicPartition(topic, partition)])
+                if at.offset > position:
+                    position, moved_at = at.offset, time.monotonic()
+                elif time.monotonic() - moved_at > patience_s:
+                    raise DependencyDown(f"{topic} partition {partition} could not be read past offset {position}")
+
+    def offset_at(self, topic: str, partition: int, at: datetime) -> int:
+        """Return the first offset whose record is as young as `at`; the partition's end when none is."""
+        with self._consumer() as consumer:
+            asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
+            (found,) = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
+            if found.error is not None:
+                raise DependencyDown(f"Kafka: {found.error.name()}")
+            return int(found.offset) if found.offset >= 0 else self._watermarks(consumer, topic, partition)[1]
+
+    def topics(self) -> list[str]:
+        """Return the names of all topics. Raises DependencyDown."""
+        with self._consumer() as consumer:
+            return sorted(consumer.list_topics(timeout=CALL_TIMEOUT_S).topics)
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset that exists and the one after the last. Raises DependencyDown."""

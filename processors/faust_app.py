@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from typing import Any
 
 import faust
 
 from nigredo.errors import NigredoError
 from nigredo.health import Health, HealthServer
+from nigredo.leave import Leave
 from nigredo.settings import Settings
 
 COMMIT_NEVER_S = 86_400.0
@@ -46,6 +50,25 @@ class App(faust.App):
         return wait_first
 
 
+class _Worker(faust.Worker):
+    """A worker that knows whether it was told to end, or only to leave its group for a while."""
+
+    left = told_to_end = False
+
+    def leave(self) -> None:
+        """End as on a signal; may be called from another thread."""
+        self.left = True
+        self.loop.call_soon_threadsafe(self._schedule_shutdown, signal.SIGTERM)
+
+    def _on_sigint(self) -> None:
+        self.told_to_end = True
+        super()._on_sigint()
+
+    def _on_sigterm(self) -> None:
+        self.told_to_end = True
+        super()._on_sigterm()
+
+
 def make_app(settings: Settings, component: str) -> App:
     """Return an app in the group of the same name, without tables, web server, or topics of its own."""
     name = settings.function(component)
@@ -72,19 +95,40 @@ def make_app(settings: Settings, component: str) -> App:
     )
 
 
-def run_app(app: App, settings: Settings, health: Health) -> None:
-    """Run the app until a signal ends it. Raises NigredoError when it ended because something failed."""
+def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = None) -> None:
+    """Run the app until a signal ends it. Raises NigredoError when it ended because something failed.
+
+    leave: with it the app ends when its group is asked to leave, and the process begins anew, under the same id, when
+    that is over. Nothing of the old assignment can survive that.
+    """
     server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
     if server:
         server.start()
     try:
-        worker = app.Worker(loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
+        worker = _Worker(app, loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
         # Its spinner writes to the log even where there is no terminal.
         worker.spinner = None
-        worker.execute_from_commandline()
-    except SystemExit as end:
-        if end.code not in (0, None):
-            raise NigredoError("the stream worker ended with an error") from end
+        if leave:
+            leave.open()
+            leave.stay_away(health)
+            leave.when_asked(worker.leave)
+        try:
+            worker.execute_from_commandline()
+        except SystemExit as end:
+            if end.code not in (0, None):
+                raise NigredoError("the stream worker ended with an error") from end
+        if leave and worker.left and not worker.told_to_end:
+            leave.stay_away(health)
+            _begin_anew()
     finally:
+        if leave:
+            leave.close()
         if server:
             server.stop()
+
+
+def _begin_anew() -> None:
+    """Replace the process by a fresh one of the same command. Its sockets close by themselves."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command

@@ -27,9 +27,23 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
 def load_commands() -> None:
     """Add every command group; each is in its own module."""
     # Imported here: the modules import what this one shares with them.
-    from nigredo.cli import control, database, processes, quarantine, ratelimit, stack, topics, webhook
+    from nigredo.cli import (
+        control,
+        database,
+        dead,
+        deliveries,
+        processes,
+        quarantine,
+        ratelimit,
+        replay,
+        rewind,
+        stack,
+        topics,
+        webhook,
+    )
 
-    for module in (stack, processes, topics, database, control, ratelimit, quarantine, webhook):
+    modules = (stack, processes, topics, database, control, ratelimit, quarantine, webhook, deliveries, replay, rewind, dead)
+    for module in modules:
         for command in module.COMMANDS:
             nigredo.add_command(command)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nigredo.db import ping
 from nigredo.health import Health
+from nigredo.leave import Leave
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import run_process
@@ -25,4 +26,4 @@ def _serve(settings: Settings) -> None:
     with Watchdog(
         settings, COMPONENT, health, TOPICS, lambda: in_order.assignment.positions, check=lambda: ping(settings)
     ):
-        run_app(app, settings, health)
+        run_app(app, settings, health, Leave(settings, COMPONENT))

@@ -1,0 +1,121 @@
+"""`nigredo dead`: leads that a receiver will not get by itself any more."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from nigredo.cli.output import Context, with_context
+from nigredo.cli.replay import ask, endpoint_option, wait_until_settled, yes_option
+from nigredo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nigredo.redelivery import Redelivery
+    from schemas.events import WebhookDead
+
+PART = "dead"
+
+
+@click.group()
+def dead() -> None:
+    """Leads whose attempts are spent, or that a receiver refused for good."""
+
+
+@dead.command(name="list")
+@click.option("--endpoint", default=None, help="Only of this receiver")
+@with_context
+def list_(context: Context, endpoint: str | None) -> None:
+    """Show them, oldest first."""
+    found = [each for each in _redelivery(context).dead() if endpoint in (None, each.endpoint)]
+    lines = [
+        f"{each.lead_id}  {each.endpoint}  {each.died_at:%Y-%m-%d %H:%M:%S} UTC  {each.reason}  "
+        f"{each.status_code or '-'}  {each.error_message or ''}".rstrip()
+        for each in found
+    ]
+    context.result([_document(each) for each in found], "\n".join(lines) or "nothing is dead")
+
+
+@dead.command()
+@click.argument("lead_id", metavar="ID", type=click.UUID)
+@with_context
+def show(context: Context, lead_id: UUID) -> None:
+    """Show what is known of one, at every receiver that it is dead for."""
+    found = [_document(each) for each in _redelivery(context).dead() if each.lead_id == lead_id]
+    if not found:
+        raise ConfigurationError(f"{lead_id} is not dead; see `nigredo dead list`")
+    lines = ["\n".join(f"{name:<15} {'-' if told is None else told}" for name, told in each.items()) for each in found]
+    context.result(found, "\n\n".join(lines))
+
+
+@dead.command()
+@click.argument("lead_ids", metavar="ID…", nargs=-1, type=click.UUID)
+@click.option("--all", "everything", is_flag=True, help="All of this receiver")
+@endpoint_option
+@click.option("--no-wait", is_flag=True, help="Return once it is asked for; the sink sends on its own")
+@yes_option
+@with_context
+def redrive(
+    context: Context, lead_ids: tuple[UUID, ...], everything: bool, endpoint: str, no_wait: bool, yes: bool
+) -> None:
+    """Send them again, behind live traffic; one stays dead until it is delivered. Safe to repeat."""
+    if bool(lead_ids) == everything:
+        raise ConfigurationError("say which, by their ids, or --all")
+    redelivery = _redelivery(context, endpoint)
+    found = {each.lead_id: each for each in redelivery.dead() if each.endpoint == endpoint}
+    if missing := [str(lead_id) for lead_id in lead_ids if lead_id not in found]:
+        raise ConfigurationError(f"{', '.join(missing)}: not dead for {endpoint}; see `nigredo dead list`")
+    waiting = redelivery.waiting()
+    chosen = [found[lead_id] for lead_id in (lead_ids or found)]
+    wanted = [each for each in chosen if each.lead_id.bytes not in waiting]
+    document: dict[str, Any] = {"endpoint": endpoint, "waiting": len(chosen) - len(wanted), "to_send": len(wanted)}
+    if not wanted:
+        context.result(document, "nothing to send" if not chosen else "all of them wait for their attempt already")
+        return
+    ask(context, f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
+    context.result(*_send(context, redelivery, wanted, document, wait=not no_wait))
+
+
+def _send(
+    context: Context, redelivery: Redelivery, wanted: Sequence[WebhookDead], document: dict[str, Any], *, wait: bool
+) -> tuple[dict[str, Any], str]:
+    from nigredo.replay import References
+
+    groups: dict[int, References] = {}
+    for each in wanted:
+        groups.setdefault(each.lead_partition, References(each.lead_partition)).add(
+            each.lead_id.bytes, each.lead_offset
+        )
+    redelivery.ask(groups.values(), "dead leads")
+    if not wait:
+        return document, f"asked the sink to send {len(wanted)} leads again"
+    wait_until_settled(context, redelivery.watch(groups.values()), len(wanted))
+    left = {(each.lead_id, each.endpoint) for each in redelivery.dead()}
+    still = sum((each.lead_id, each.endpoint) in left for each in wanted)
+    return document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead"
+
+
+def _redelivery(context: Context, endpoint: str = "fibonacci") -> Redelivery:
+    from nigredo.redelivery import Redelivery
+
+    return Redelivery(context.settings(PART, role="nigredo_app"), endpoint, getpass.getuser())
+
+
+def _document(dead: WebhookDead) -> dict[str, Any]:
+    return {
+        "lead_id": str(dead.lead_id),
+        "endpoint": dead.endpoint,
+        "died_at": dead.died_at.isoformat(),
+        "reason": dead.reason,
+        "attempts": dead.attempts,
+        "status_code": dead.status_code,
+        "error_message": dead.error_message,
+        "lead_partition": dead.lead_partition,
+        "lead_offset": dead.lead_offset,
+    }
+
+
+COMMANDS = (dead,)

@@ -1,0 +1,254 @@
+"""`nigredo replay`: send leads again, behind live traffic."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nigredo.cli.control import Duration
+from nigredo.cli.output import Context, with_context
+from nigredo.errors import ConfigurationError, DependencyDown
+
+if TYPE_CHECKING:
+    from nigredo.redelivery import Plan, Range, Redelivery, Settling
+
+PART = "replay"
+LINE_EVERY_S = 5.0
+LOOK_EVERY_S = 0.25
+STALLED_AFTER_S = 600.0
+"""The sink may be paused for weeks; the command does not wait for that."""
+
+
+class When(click.ParamType):
+    """A time such as 2026-01-31T09:30:00Z; without a zone it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return it, aware; fails with what is expected."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            at = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail("must be a time such as 2026-01-31T09:30:00Z", param, ctx)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+class Place(click.ParamType):
+    """A partition and an offset, such as 0:1500."""
+
+    name = "partition:offset"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return them; fails with what is expected."""
+        partition, _, offset = str(value).partition(":")
+        if not (partition.isascii() and partition.isdecimal() and offset.isascii() and offset.isdecimal()):
+            self.fail("must be a partition and an offset, such as 0:1500", param, ctx)
+        return int(partition), int(offset)
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask")
+endpoint_option = click.option("--endpoint", default="fibonacci", show_default=True, help="Which receiver")
+
+
+def ask(context: Context, question: str, *, yes: bool) -> None:
+    """Return when the person agrees; aborts otherwise. Without a terminal there is nobody to agree."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{question} Nobody is there to ask: --yes agrees beforehand")
+    click.confirm(question, abort=True, err=context.as_json)
+
+
+@click.command()
+@click.option("--since", type=Duration(), help="Leads of the last 1h, 30m, 7d, …")
+@click.option("--from", "begin", type=When(), help="Leads from this time on, by their records' timestamps")
+@click.option("--to", "end", type=When(), help="Leads before this time  [default: now; with --from]")
+@click.option("--from-offset", "places", type=Place(), multiple=True, help="From here in a partition; repeatable")
+@click.option("--lead", "leads", type=click.UUID, multiple=True, help="This lead; repeatable")
+@click.option("--failed-only", is_flag=True, help="Only leads with a failed attempt and no delivered one")
+@click.option("--include-delivered", is_flag=True, help="Also leads that the receiver has already")
+@endpoint_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent")
+@click.option("--no-wait", is_flag=True, help="Return once it is asked for; the sink sends on its own")
+@yes_option
+@with_context
+def replay(
+    context: Context,
+    since: timedelta | None,
+    begin: datetime | None,
+    end: datetime | None,
+    places: tuple[tuple[int, int], ...],
+    leads: tuple[UUID, ...],
+    failed_only: bool,
+    include_delivered: bool,
+    endpoint: str,
+    dry_run: bool,
+    no_wait: bool,
+    yes: bool,
+) -> None:
+    """Send leads again, behind live traffic and without touching its offsets.
+
+    What was delivered is left out unless asked for; what waits for an attempt is left alone. Safe to interrupt and to
+    repeat.
+    """
+    from nigredo.redelivery import Redelivery
+    from nigredo.replay import Rule
+
+    asked = _range(since, begin, end, places, leads)
+    if failed_only and include_delivered:
+        raise ConfigurationError("--failed-only never sends a delivered lead, --include-delivered asks for it: one")
+    redelivery = Redelivery(context.settings(PART, role="nigredo_app"), endpoint, getpass.getuser())
+    rule = Rule(include_delivered=include_delivered, failed_only=failed_only)
+    plan = redelivery.plan(asked, rule)
+    document = _document(plan, asked, endpoint)
+    if dry_run or not plan.counts.to_send:
+        context.result(document, _described(plan, asked) + ("" if plan.counts.to_send else "\nnothing to send"))
+        return
+    context.tell(_described(plan, asked))
+    if not yes:
+        ask(context, f"Send {plan.counts.to_send} leads to {endpoint} again?", yes=False)
+        plan = redelivery.plan(asked, rule)  # Whoever was asked may have thought about it for an hour.
+        document = _document(plan, asked, endpoint)
+    document |= _send(context, redelivery, plan, asked, wait=not no_wait)
+    lines = f"asked the sink to send {document['written']} leads again"
+    if not no_wait:
+        lines = f"sent {document['sent']} of {document['written']} leads again, {document['delivered']} delivered"
+    context.result(document, lines)
+    if not no_wait and document["delivered"] < document["written"]:
+        raise DependencyDown(
+            f"{document['written'] - document['delivered']} leads were not delivered (yet); see `nigredo webhook "
+            "undelivered` and `nigredo dead list`"
+        )
+
+
+def _range(
+    since: timedelta | None,
+    begin: datetime | None,
+    end: datetime | None,
+    places: tuple[tuple[int, int], ...],
+    leads: tuple[UUID, ...],
+) -> Range:
+    from nigredo.clock import utc_now
+    from nigredo.redelivery import Range
+
+    if sum((since is not None, begin is not None, bool(places), bool(leads))) != 1:
+        raise ConfigurationError("say which leads, by one of --since, --from (with --to), --from-offset, --lead")
+    if end is not None and begin is None:
+        raise ConfigurationError("--to goes with --from")
+    if len({partition for partition, _ in places}) != len(places):
+        raise ConfigurationError("--from-offset names a partition twice")
+    now = utc_now()
+    if since is not None:
+        return Range(since=now - since, until=now)
+    if begin is not None:
+        if (end or now) <= begin:
+            raise ConfigurationError("--to must be later than --from, and --from in the past")
+        return Range(since=begin, until=end or now)
+    return Range(from_offsets=places, ids=frozenset(leads))
+
+
+def _document(plan: Plan, asked: Range, endpoint: str) -> dict[str, Any]:
+    counts = plan.counts
+    return {
+        "endpoint": endpoint,
+        "from": asked.since and asked.since.isoformat(),
+        "to": asked.until and asked.until.isoformat(),
+        "in_range": counts.asked_for,
+        "erased": counts.erased,
+        "delivered_already": counts.delivered,
+        "waiting": counts.waiting,
+        "not_failed": counts.not_failed,
+        "not_reached": plan.not_reached,
+        "not_found": max(0, len(asked.ids) - counts.asked_for - plan.not_reached),
+        "to_send": counts.to_send,
+    }
+
+
+def _described(plan: Plan, asked: Range) -> str:
+    counts = plan.counts
+    told = [
+        (counts.asked_for, "leads in range"),
+        (counts.erased, "erased: never sent"),
+        (counts.delivered, "delivered already: left out"),
+        (counts.waiting, "with an attempt to come: left alone"),
+        (counts.not_failed, "without a failed attempt: left out"),
+        (counts.to_send, "to send"),
+    ]
+    lines = [f"{count:>9}  {what}" for count, what in told if count or what in ("leads in range", "to send")]
+    if plan.not_reached:
+        lines.append(f"{plan.not_reached:>9}  not reached by live delivery yet: sent by it")
+    if missing := max(0, len(asked.ids) - counts.asked_for - plan.not_reached):
+        lines.append(f"{missing:>9}  not found")
+    return "\n".join(lines)
+
+
+def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *, wait: bool) -> dict[str, Any]:
+    """Write the references and, if asked, wait until the sink has settled them all."""
+    from nigredo.clock import utc_now
+
+    total, began = plan.counts.to_send, utc_now()
+    with _progress(context, "asking the sink", total) as shown:
+        redelivery.ask(plan.references, asked.describe(), shown)
+    if not wait:
+        return {"written": total}
+    wait_until_settled(context, redelivery.watch(plan.references), total)
+    return {
+        "written": total,
+        "sent": total,
+        "delivered": redelivery.delivered_since(plan.references, began),
+    }
+
+
+def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
+    """Show how many of the leads are sent until all are. Raises DependencyDown when nothing moves for ten minutes."""
+    watched.open()
+    left, moved_at = total, time.monotonic()
+    try:
+        with _progress(context, "sent", total) as shown:
+            while left:
+                time.sleep(LOOK_EVERY_S)
+                if watched.left != left:
+                    left, moved_at = watched.left, time.monotonic()
+                elif time.monotonic() - moved_at > STALLED_AFTER_S:
+                    raise DependencyDown(
+                        f"{left} of {total} leads were not sent, none for {STALLED_AFTER_S / 60:g} minutes; they are "
+                        "sent when the endpoint allows it, see `nigredo webhook status`"
+                    )
+                shown(total - left)
+    except KeyboardInterrupt:
+        context.tell(f"the sink goes on by itself: {left} of {total} leads are still to be sent")
+        raise click.Abort from None
+    finally:
+        watched.close()
+
+
+@contextmanager
+def _progress(context: Context, what: str, total: int) -> Iterator[Any]:
+    """Show how far something is: a bar on a terminal, otherwise a line now and then."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task, told_at = bar.add_task("", total=total), [time.monotonic()]
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - told_at[0] >= LINE_EVERY_S:
+                told_at[0] = time.monotonic()
+                context.tell(f"{what}: {done} of {total}")
+
+        yield show
+
+
+COMMANDS = (replay,)

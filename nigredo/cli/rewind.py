@@ -1,0 +1,121 @@
+"""`nigredo rewind`: the true offset reset of a consumer group."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nigredo.cli.output import Context, with_context
+from nigredo.cli.replay import When, ask, yes_option
+from nigredo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nigredo.rewind import Offsets, Step, To
+    from nigredo.settings import Settings
+
+PART = "rewind"
+
+
+@click.command()
+@click.argument("group")
+@click.option("--to-datetime", "at", type=When(), help="To the first record of this time or later, in each partition")
+@click.option("--to-offset", "places", multiple=True, metavar="[TOPIC:]P:O", help="To this offset; repeatable")
+@click.option("--to-earliest", "earliest", is_flag=True, help="To the oldest record there is")
+@click.option("--accept-gaps", is_flag=True, help="Also when retention has deleted a part of what would come again")
+@click.option("--dry-run", is_flag=True, help="Only say what each partition would do")
+@yes_option
+@with_context
+def rewind(
+    context: Context,
+    group: str,
+    at: datetime | None,
+    places: tuple[str, ...],
+    earliest: bool,
+    accept_gaps: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Set a consumer GROUP back: all from there on is done again, also what was delivered.
+
+    Its members leave for as long as it takes, at most two minutes. GROUP is a full name such as
+    nigredo-webhook-sender-dev, or a part's: webhook-sender, persister.
+    """
+    from nigredo.rewind import Rewind
+
+    if sum((at is not None, bool(places), earliest)) != 1:
+        raise ConfigurationError("say where to, by one of --to-datetime, --to-offset, --to-earliest")
+    settings = context.settings(PART, role="nigredo_app")
+    name, offsets = _group(settings, group)
+    what = Rewind(settings, name, offsets, getpass.getuser())
+    steps = what.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
+    document: dict[str, Any] = {"group": name, "partitions": [asdict(step) for step in steps], "done": False}
+    gone, moved = sum(step.gone for step in steps), sum(step.goes_to < step.stands_at for step in steps)
+    text = _described(steps)
+    if dry_run or not moved:
+        context.result(document, text + ("" if moved else "\nnothing to do: every partition stands there already"))
+        return
+    if gone and not accept_gaps:
+        context.tell(text)
+        raise ConfigurationError(
+            f"{gone} of the offsets asked for were deleted by retention; --accept-gaps goes back to what is left"
+        )
+    context.tell(text)
+    records = sum(step.records for step in steps)
+    ask(context, f"Set {name} back, so that {records} records come again?", yes=yes)
+    what.do(steps, context.tell)
+    context.result(document | {"done": True}, f"{name} was set back; {records} records come again")
+
+
+def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
+    """Return a group's full name and where its offsets are. Raises ConfigurationError for one that has no reset."""
+    from nigredo.rewind import DatabaseOffsets, KafkaOffsets
+
+    limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
+    full = {"rate-limiter": limiter, "persister": persister, "webhook-sender": sender}.get(group, group)
+    if full == limiter:
+        raise ConfigurationError(
+            f"{limiter} cannot be set back: its windows are ahead of the log, so it would take every record for done"
+        )
+    if full == persister:
+        return full, DatabaseOffsets(settings)
+    if full == sender or full.startswith(f"{sender}-"):
+        return full, KafkaOffsets(settings, full)
+    raise ConfigurationError(f"there is no group {group}; there is {persister} and {sender}, with -ENDPOINT for others")
+
+
+def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> To:
+    from nigredo.rewind import To
+    from schemas.topics import LEADS
+
+    offsets: dict[tuple[str, int], int] = {}
+    for text in places:
+        found = re.fullmatch(r"(?:([\w.-]+):)?(\d{1,9}):(\d{1,18})", text, re.ASCII)
+        if found is None:
+            raise ConfigurationError(f"{text}: must be a partition and an offset, such as 0:1500")
+        if found[1] is None and persister:
+            raise ConfigurationError(f"{text}: the persister reads several topics; say which, as in {LEADS}:{text}")
+        place = found[1] or LEADS, int(found[2])
+        if place in offsets:
+            raise ConfigurationError(f"{text}: this partition is named twice")
+        offsets[place] = int(found[3])
+    return To(at=at, offsets=offsets or None, earliest=earliest)
+
+
+def _described(steps: list[Step]) -> str:
+    lines = []
+    for step in steps:
+        where = f"{step.topic} partition {step.partition}"
+        if step.goes_to == step.stands_at and not step.gone:
+            lines.append(f"{where}: stays at {step.stands_at}")
+            continue
+        line = f"{where}: {step.stands_at} -> {step.goes_to}, {step.records} records come again"
+        lines.append(line + (f"; {step.gone} offsets before that were deleted by retention" if step.gone else ""))
+    return "\n".join(lines)
+
+
+COMMANDS = (rewind,)

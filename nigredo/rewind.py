@@ -1,0 +1,235 @@
+"""The true offset reset of a group: its members leave, its offsets are set back, its members come back; blocking.
+
+Offsets of the sink are Kafka's; those of the persister stand in the database, beside the rows they belong to. Whatever
+fails in between, the members come back: what keeps them away has an end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import psycopg
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from nigredo.backoff import Backoff
+from nigredo.changes import Changes
+from nigredo.clock import from_ms, utc_now
+from nigredo.db import describe
+from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.groups import commit_offsets, members
+from nigredo.kafka import client_config
+from nigredo.leave import LEAVE
+from nigredo.log_reader import LogReader
+from nigredo.settings import Settings
+from schemas.topics import LEADS
+
+COMPONENT = "rewind"
+AWAY_AT_MOST = timedelta(minutes=2)
+EMPTY_WITHIN_S = 60.0
+"""Past the longest stop of a member; half the time is left to set the offsets."""
+BACK_WITHIN_S = 90.0
+CALL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class To:
+    """Where to go back to: exactly one of a time, offsets by topic and partition, or the earliest there is."""
+
+    at: datetime | None = None
+    offsets: Mapping[tuple[str, int], int] | None = None
+    earliest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a rewind does to one partition."""
+
+    topic: str
+    partition: int
+    stands_at: int
+    goes_to: int
+    records: int
+    """How many come again, counted: compaction leaves fewer than the offsets say."""
+    gone: int
+    """Offsets that were asked for and that retention has deleted: nothing can bring them again."""
+
+
+def goes_to(wanted: int, stands_at: int, low: int) -> tuple[int, int]:
+    """Return where a partition goes, never forward and never before the log's start, and how many offsets are gone."""
+    target = min(wanted, stands_at)
+    return max(target, low), max(0, min(low, stands_at) - target)
+
+
+class Offsets(Protocol):
+    """Where a group's offsets are kept."""
+
+    def standing(self) -> Mapping[tuple[str, int], int]:
+        """Return the next offset of each partition that has one. Raises DependencyDown."""
+
+    def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Set these, none of them forward, while the group has no members. Raises DependencyDown."""
+
+
+class KafkaOffsets:
+    """Those of a group that delivers leads. Set without our metadata: then all is sent again (docs/adr/0008)."""
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self._settings = settings
+        self._group = group
+        self._reader = LogReader(settings, COMPONENT)
+
+    def standing(self) -> Mapping[tuple[str, int], int]:
+        """Return the committed offsets. Raises DependencyDown."""
+        committed = self._reader.committed(self._group, LEADS, self._reader.partitions(LEADS))
+        return {(LEADS, partition): offset for partition, offset in committed.items() if offset is not None}
+
+    def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit them for the group. Raises DependencyDown."""
+        commit_offsets(self._settings, self._group, LEADS, {at: offset for (_, at), offset in offsets.items()})
+
+
+class DatabaseOffsets:
+    """Those of the persister, in `nigredo.stream_offsets`, for the topics as they are now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def standing(self) -> Mapping[tuple[str, int], int]:
+        """Return what is stored. Raises DependencyDown."""
+        found = self._query(b"SELECT topic, topic_id, partition, next_offset FROM nigredo.stream_offsets ORDER BY 1, 3")
+        ids = self._topic_ids(sorted({str(topic) for topic, _, _, _ in found}))
+        return {(topic, partition): at for topic, topic_id, partition, at in found if ids.get(topic) == topic_id}
+
+    def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Store them, all or none. Raises DependencyDown."""
+        ids = self._topic_ids(sorted({topic for topic, _ in offsets}))
+        try:
+            with self._connect() as connection, connection.transaction():
+                for (topic, partition), offset in sorted(offsets.items()):
+                    connection.execute(
+                        "UPDATE nigredo.stream_offsets SET next_offset = LEAST(next_offset, %s) "
+                        "WHERE topic_id = %s AND partition = %s",
+                        (offset, ids[topic], partition),
+                    )
+        except psycopg.Error as error:
+            raise DependencyDown(describe(error)) from error
+
+    def _query(self, statement: bytes) -> list[tuple[str, str, int, int]]:
+        try:
+            with self._connect() as connection:
+                return connection.execute(statement).fetchall()
+        except psycopg.Error as error:
+            raise DependencyDown(describe(error)) from error
+
+    def _connect(self) -> psycopg.Connection[tuple[str, str, int, int]]:
+        return psycopg.connect(
+            self._settings.database_url,
+            autocommit=True,
+            connect_timeout=max(2, round(self._settings.db_pool_timeout_s)),
+            application_name=self._settings.function(COMPONENT),
+            options="-c statement_timeout=30000",
+        )
+
+    def _topic_ids(self, topics: Sequence[str]) -> Mapping[str, str]:
+        if not topics:
+            return {}
+        admin = AdminClient(client_config(self._settings.kafka_bootstrap_servers, self._settings.function(COMPONENT)))
+        ids = {}
+        try:
+            asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
+            for topic, answer in asked.items():
+                ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)
+        except KafkaException as error:
+            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+        except TimeoutError as error:
+            raise DependencyDown("Kafka does not answer") from error
+        return ids
+
+
+class Rewind:
+    """One group's reset. Every call may raise DependencyDown."""
+
+    def __init__(self, settings: Settings, group: str, offsets: Offsets, actor: str) -> None:
+        self._settings = settings
+        self._group = group
+        self._offsets = offsets
+        self._reader = LogReader(settings, COMPONENT)
+        self._changes = Changes(settings, actor)
+
+    def plan(self, to: To) -> list[Step]:
+        """Return what each partition does. Raises ConfigurationError for a place that there is not."""
+        standing = self._offsets.standing()
+        if not standing:
+            raise ConfigurationError(f"group {self._group} has no offsets: it never began")
+        for place, offset in (to.offsets or {}).items():
+            if place not in standing:
+                raise ConfigurationError(f"group {self._group} does not read {place[0]} partition {place[1]}")
+            if offset > standing[place]:
+                raise ConfigurationError(
+                    f"{place[0]} partition {place[1]} stands at {standing[place]}: to go on to {offset} would skip "
+                    "records, and a rewind only goes back"
+                )
+        return [self._step(topic, partition, at, to) for (topic, partition), at in sorted(standing.items())]
+
+    def _step(self, topic: str, partition: int, stands_at: int, to: To) -> Step:
+        low, _ = self._reader.watermarks(topic, partition)
+        if to.earliest:
+            wanted = 0
+        elif to.at is not None:
+            wanted = self._reader.offset_at(topic, partition, to.at)
+            if wanted == low > 0 and not self._begins_before(topic, partition, low, to.at):
+                wanted = 0  # As far back as anybody could say: what was there at that time is deleted.
+        else:
+            wanted = (to.offsets or {}).get((topic, partition), stands_at)
+        target, gone = goes_to(wanted, stands_at, low)
+        again = self._reader.between(topic, partition, target, stands_at)
+        return Step(topic, partition, stands_at, target, sum(1 for _ in again), gone)
+
+    def _begins_before(self, topic: str, partition: int, low: int, at: datetime) -> bool:
+        """Say whether the first record that is left is not younger than `at`, so that nothing after it is missing."""
+        for message in self._reader.between(topic, partition, low, low + 1):
+            return from_ms(max(0, message.timestamp()[1])) <= at
+        return False
+
+    def do(self, steps: Sequence[Step], tell: Callable[[str], None]) -> None:
+        """Set the offsets back. Raises DependencyDown; the members come back in any case."""
+        wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to < step.stands_at}
+        before = self._members(within_s=EMPTY_WITHIN_S)
+        until = utc_now() + AWAY_AT_MOST
+        self._changes.put(LEAVE, self._group, {"why": "an offset reset"}, expires_at=until)
+        try:
+            tell(f"asked the {before} members of {self._group} to leave, until {until:%H:%M:%S} UTC at the latest")
+            self._until(lambda left: left == 0, within_s=EMPTY_WITHIN_S, what="its members did not leave")
+            if utc_now() > until - AWAY_AT_MOST / 4:
+                raise DependencyDown(f"offsets of {self._group} were not set: too little time was left")
+            self._offsets.set_back(wanted)
+            tell("set the offsets back")
+        finally:
+            self._changes.remove(LEAVE, self._group)
+        if before:
+            self._until(lambda back: back > 0, within_s=BACK_WITHIN_S, what="its members did not come back yet")
+            tell("the members are back")
+        else:
+            tell("the group had no members; what joins it goes on from there")
+
+    def _members(self, *, within_s: float) -> int:
+        return self._until(lambda _: True, within_s=within_s, what="it does not settle")
+
+    def _until(self, enough: Callable[[int], bool], *, within_s: float, what: str) -> int:
+        """Return the number of members as soon as it is enough. Raises DependencyDown past the deadline."""
+        deadline, backoff = time.monotonic() + within_s, Backoff(longest_s=0.5)
+        while True:
+            try:
+                if enough(found := members(self._settings, self._group)):
+                    return found
+                said = what
+            except DependencyDown as error:
+                said = str(error)
+            if time.monotonic() > deadline:
+                raise DependencyDown(f"group {self._group}: {said} within {within_s:g} s")
+            time.sleep(backoff.next_wait_s())
