@@ -13,21 +13,18 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from nigredo.clock import from_ms, utc_now
-from nigredo.errors import ConfigurationError, DependencyDown
-from nigredo.groups import sender_group
+from nigredo.errors import ConfigurationError
 from nigredo.kafka import Publisher, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.replay import Counts, LeadSeen, References, Rule, Tried, asked_for, from_key, key_of, sift
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
 from nigredo.view import Row, TopicView
-from schemas.codec import Codec, Undecodable
-from schemas.events import AuditEntry, DeliveryAttempt, Event, WebhookDead, WebhookReplay
-from schemas.registry import RegistryUnavailable
-from schemas.topics import AUDIT, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS
+from nigredo.webhook_topics import WebhookTopics
+from schemas.codec import Codec
+from schemas.events import AuditEntry, DeliveryAttempt, WebhookReplay
+from schemas.topics import AUDIT, DELIVERIES, LEADS, WEBHOOK_REPLAYS
 
 COMPONENT = "replay"
-RETRIES_PREFIX = "nigredo.webhook-retries."
 IN_FLIGHT_MAX = 1000
 DELIVERY_TIMEOUT_S = 30.0
 CLOCKS_DIFFER = timedelta(minutes=1)
@@ -86,7 +83,7 @@ class Redelivery:
         self._actor = actor
         self._name = settings.function(COMPONENT)
         self._reader = LogReader(settings, COMPONENT)
-        self._codec: Codec | None = None
+        self.topics = WebhookTopics(settings, self._reader)
 
     # --- a plan -------------------------------------------------------------------------------------------------------
 
@@ -98,9 +95,9 @@ class Redelivery:
             raise ConfigurationError(f"{LEADS} has partitions {partitions[0]} to {partitions[-1]}, not {unknown[0]}")
         # In this order: how far live delivery is, then what waits, then what was delivered. A lead that moves on
         # meanwhile moves the same way, so it is met in one of the places.
-        limits = self._live_offsets(partitions)
+        limits = self.topics.live_offsets(self.endpoint)
         ends = {partition: self._reader.watermarks(LEADS, partition)[1] for partition in partitions}
-        waiting = self.waiting()
+        waiting = self.topics.waiting(self.endpoint)
         counts, not_reached, found = Counts(), 0, []
         for partition in partitions:
             start = self._start(asked, partition)
@@ -112,13 +109,6 @@ class Redelivery:
             counts, not_reached = counts + told, not_reached + scan.not_reached
             found.append(references)
         return Plan(counts, not_reached, tuple(found))
-
-    def _live_offsets(self, partitions: Sequence[int]) -> dict[int, int]:
-        group = sender_group(self._settings, self.endpoint)
-        committed = self._reader.committed(group, LEADS, partitions)
-        if all(offset is None for offset in committed.values()):
-            raise ConfigurationError(f"no endpoint {self.endpoint} was ever begun: group {group} has no offsets")
-        return {partition: offset or 0 for partition, offset in committed.items()}
 
     def _start(self, asked: Range, partition: int) -> int | None:
         """Return where to begin to read a partition; None if it holds nothing that was asked for."""
@@ -138,59 +128,16 @@ class Redelivery:
             known = from_key(message.key())
             if known is None or known[0].bytes not in leads:
                 continue
-            attempt = self._decode(DELIVERIES, message.value())
+            attempt = self.topics.decode(DELIVERIES, message.value())
             if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self.endpoint:
                 yield Tried(attempt.lead_id.bytes, attempt.outcome == "delivered")
 
-    # --- what is to come ----------------------------------------------------------------------------------------------
-
-    def waiting(self) -> set[bytes]:
-        """Return the leads (16 bytes each) with an attempt to come: in a retry topic or asked for by a replay."""
-        topics = [name for name in self._reader.topics() if name.startswith(f"{RETRIES_PREFIX}{self.endpoint}.")]
-        found: set[bytes] = set()
-        # Twice: a lead that is moved from one topic to another while they are read is met by one of the two readings.
-        for topic in [*topics, WEBHOOK_REPLAYS, *topics]:
-            keys = {
-                known[0].bytes
-                for key, _, _ in self._standing(topic)
-                if (known := from_key(key)) is not None and (topic != WEBHOOK_REPLAYS or known[1] == self.endpoint)
-            }
-            found |= keys
-        return found
-
     def prospects(self) -> Prospects:
         """Return what comes next for leads that were not delivered. Raises ConfigurationError as `plan` does."""
-        committed = self._live_offsets(self._reader.partitions(LEADS))
-        waiting = self.waiting()
-        dead = {dead.lead_id.bytes for dead in self.dead() if dead.endpoint == self.endpoint}
+        committed = self.topics.live_offsets(self.endpoint)
+        waiting = self.topics.waiting(self.endpoint)
+        dead = {dead.lead_id.bytes for dead in self.topics.dead() if dead.endpoint == self.endpoint}
         return Prospects(committed, waiting, dead)
-
-    def dead(self) -> list[WebhookDead]:
-        """Return the dead leads of every endpoint, the newest last."""
-        found = [self._decode(WEBHOOK_DEAD, value) for _, _, value in self._standing(WEBHOOK_DEAD)]
-        return sorted((dead for dead in found if isinstance(dead, WebhookDead)), key=lambda dead: dead.died_at)
-
-    def _standing(self, topic: str) -> list[tuple[bytes, int, bytes]]:
-        """Return key, partition and value of what stands in a compacted topic."""
-        standing: dict[tuple[bytes, int], bytes] = {}
-        for partition in self._reader.partitions(topic):
-            low, end = self._reader.watermarks(topic, partition)
-            for message in self._reader.between(topic, partition, low, end):
-                if (key := message.key()) is None:
-                    continue
-                if (value := message.value()) is None:
-                    standing.pop((key, partition), None)
-                else:
-                    standing[key, partition] = value
-        return [(key, partition, value) for (key, partition), value in standing.items()]
-
-    def _decode(self, topic: str, value: bytes | None) -> Event | None:
-        try:
-            return None if value is None else self._ready_codec().decode(topic, value)
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
-        except Undecodable:
-            return None  # At worst a lead is sent once more.
 
     # --- asking the sink ----------------------------------------------------------------------------------------------
 
@@ -200,7 +147,7 @@ class Redelivery:
         progress: called with how many were written so far. Raises DependencyDown.
         """
         groups = list(groups)
-        codec = self._ready_codec()
+        codec = self.topics.codec
         asyncio.run(self._write(codec, groups, why, progress))
 
     async def _write(
@@ -245,11 +192,6 @@ class Redelivery:
             tried = self._tried(references.partition, leads, since)
             delivered += len({attempt.id for attempt in tried if attempt.delivered})
         return delivered
-
-    def _ready_codec(self) -> Codec:
-        if self._codec is None:
-            self._codec = asyncio.run(ready_codec(self._settings, [WEBHOOK_REPLAYS, AUDIT], deadline_s=10.0))
-        return self._codec
 
 
 class _Scan:

@@ -19,11 +19,11 @@ from confluent_kafka.admin import AdminClient
 from nigredo.backoff import Backoff
 from nigredo.changes import Changes
 from nigredo.clock import from_ms, utc_now
+from nigredo.control import LEAVE
 from nigredo.db import describe
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.groups import commit_offsets, members
 from nigredo.kafka import client_config
-from nigredo.leave import LEAVE
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from schemas.topics import LEADS

@@ -30,7 +30,7 @@ def dead() -> None:
 @with_context
 def list_(context: Context, endpoint: str | None) -> None:
     """Show them, oldest first."""
-    found = [each for each in _redelivery(context).dead() if endpoint in (None, each.endpoint)]
+    found = [each for each in _redelivery(context).topics.dead() if endpoint in (None, each.endpoint)]
     lines = [
         f"{each.lead_id}  {each.endpoint}  {each.died_at:%Y-%m-%d %H:%M:%S} UTC  {each.reason}  "
         f"{each.status_code or '-'}  {each.error_message or ''}".rstrip()
@@ -44,7 +44,7 @@ def list_(context: Context, endpoint: str | None) -> None:
 @with_context
 def show(context: Context, lead_id: UUID) -> None:
     """Show what is known of one, at every receiver that it is dead for."""
-    found = [_document(each) for each in _redelivery(context).dead() if each.lead_id == lead_id]
+    found = [_document(each) for each in _redelivery(context).topics.dead() if each.lead_id == lead_id]
     if not found:
         raise ConfigurationError(f"{lead_id} is not dead; see `nigredo dead list`")
     lines = ["\n".join(f"{name:<15} {'-' if told is None else told}" for name, told in each.items()) for each in found]
@@ -65,10 +65,10 @@ def redrive(
     if bool(lead_ids) == everything:
         raise ConfigurationError("say which, by their ids, or --all")
     redelivery = _redelivery(context, endpoint)
-    found = {each.lead_id: each for each in redelivery.dead() if each.endpoint == endpoint}
+    found = {each.lead_id: each for each in redelivery.topics.dead() if each.endpoint == endpoint}
     if missing := [str(lead_id) for lead_id in lead_ids if lead_id not in found]:
         raise ConfigurationError(f"{', '.join(missing)}: not dead for {endpoint}; see `nigredo dead list`")
-    waiting = redelivery.waiting()
+    waiting = redelivery.topics.waiting(endpoint)
     chosen = [found[lead_id] for lead_id in (lead_ids or found)]
     wanted = [each for each in chosen if each.lead_id.bytes not in waiting]
     document: dict[str, Any] = {"endpoint": endpoint, "waiting": len(chosen) - len(wanted), "to_send": len(wanted)}
@@ -93,7 +93,7 @@ def _send(
     if not wait:
         return document, f"asked the sink to send {len(wanted)} leads again"
     wait_until_settled(context, redelivery.watch(groups.values()), len(wanted))
-    left = {(each.lead_id, each.endpoint) for each in redelivery.dead()}
+    left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
     still = sum((each.lead_id, each.endpoint) in left for each in wanted)
     return document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead"
 

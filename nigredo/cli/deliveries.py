@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -13,8 +13,79 @@ from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import endpoint_option
 from nigredo.cli.webhook import webhook
+from nigredo.replay import FIRST_ENDPOINT
+
+if TYPE_CHECKING:
+    from nigredo.settings import Settings
 
 PART = "webhook"
+
+
+@webhook.command()
+@endpoint_option
+@with_context
+def status(context: Context, endpoint: str) -> None:
+    """Show how delivery to a receiver goes. The exit code is 0 only when nothing needs a person.
+
+    Needs one: a pause, an open breaker, a sender that is not ready, more than a tenth of the attempts of the last ten
+    minutes failed, a lead that waits for more than ten minutes. Dead leads are shown and do not count.
+    """
+    from nigredo.clock import utc_now
+    from nigredo.endpoint_health import look
+
+    settings, now = context.settings(_part(endpoint), role="nigredo_app"), utc_now()
+    found = look(settings, endpoint, now, enabled=_enabled(settings, now), listener=_listener(settings))
+    problems = found.problems(now)
+    age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
+    document = {
+        "endpoint": endpoint,
+        "well": not problems,
+        "problems": problems,
+        "enabled": found.enabled,
+        "breaker": found.sender.breaker,
+        "sender_ready": found.sender.ready,
+        "lag": found.lag,
+        "oldest_undelivered": found.oldest and {"lead_id": str(found.oldest.lead_id), "age_s": age_s},
+        "attempts_10m": found.attempts,
+        "failed_10m": found.failed,
+        "failed_share_10m": round(found.failed_share, 4),
+        "waiting": found.waiting,
+        "replays": found.replays,
+        "dead": found.dead,
+    }
+    lines = [
+        f"{endpoint}: {'; '.join(problems) or 'well'}",
+        f"enabled             {'yes' if found.enabled else 'no: paused'}",
+        f"breaker             {found.sender.breaker or 'not known: the sender did not say'}",
+        f"lag                 {found.lag}",
+        "oldest undelivered  " + (f"{found.oldest.lead_id}, {age_s} s" if found.oldest else "none"),
+        f"failed in 10 min    {found.failed} of {found.attempts} attempts ({found.failed_share:.0%})",
+        f"wait for a retry    {found.waiting}",
+        f"wait for a replay   {found.replays}",
+        f"dead                {found.dead}",
+    ]
+    context.result(document, "\n".join(lines))
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _part(endpoint: str) -> str:
+    return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
+
+
+def _listener(settings: Settings) -> str | None:
+    """Return where the sender tells of itself, when that is known here."""
+    host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
+    return f"http://{host}:{settings.health_port}" if settings.health_port else None
+
+
+def _enabled(settings: Settings, now: datetime) -> bool:
+    from nigredo.changes import Changes
+    from nigredo.control import control_of
+
+    entries = (stands.entry for stands in Changes(settings, PART).standing().values())
+    holding = [entry for entry in entries if entry.expires_at is None or now < entry.expires_at]
+    return control_of(settings, holding).settings.webhook_enabled
 
 
 @webhook.command()

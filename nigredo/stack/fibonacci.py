@@ -1,8 +1,9 @@
 """A stand-in for the customer's system: takes webhooks, shows what it received, and fails on request.
 
-`POST /public/nigredo-event` takes one. `GET /received` lists them as JSON, oldest first; `DELETE /received` forgets
-them; `/` is a page for people. `PUT /fault` makes it fail: `{"status": 500}`, `{"delay_s": 10}`, `{"refuse": true}`,
-`{"fail_ids": ["…"]}`, several at once, or `{}` to heal. What was received is kept on disk over restarts.
+`POST /public/nigredo-event` takes one; a probe (`X-Nigredo-Probe`) is answered alike and not kept. `GET /received`
+lists them as JSON, oldest first; `DELETE /received` forgets them; `/` is a page for people. `PUT /fault` makes it fail:
+`{"status": 500}`, `{"delay_s": 10}`, `{"refuse": true}`, `{"fail_ids": ["…"]}`, several at once, or `{}` to heal. What
+was received is kept on disk over restarts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nigredo.settings import Settings
 from nigredo.startup import run_process
 
 PATH = "/public/nigredo-event"
+PROBE = "X-Nigredo-Probe"
 KEPT_MAX = 100_000
 BODY_MAX_BYTES = 1024 * 1024
 DELAY_MAX_S = 3600.0
@@ -89,7 +91,7 @@ class Receiver:
         if fault.refuse and request.transport is not None:
             request.transport.abort()
         status = fault.status or (500 if request.headers.get("webhook-id") in fault.fail_ids else 200)
-        if not fault.refuse:
+        if not fault.refuse and PROBE not in request.headers:
             self._keep(
                 {
                     "received_at": utc_now().isoformat(),

@@ -11,9 +11,9 @@ import pytest
 
 from nigredo.changes import Changes
 from nigredo.clock import utc_now
+from nigredo.control import LEAVE
 from nigredo.errors import DependencyDown
 from nigredo.groups import members
-from nigredo.leave import LEAVE
 from nigredo.testing import Stack, eventually
 
 STORED = "SELECT count(*) FROM nigredo.leads WHERE id = ANY(%s::uuid[])"

@@ -1,0 +1,141 @@
+"""How delivery to one endpoint goes, seen from outside; blocking. What is well is decided here, and pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from nigredo.clock import from_ms
+from nigredo.log_reader import LogReader
+from nigredo.replay import from_key
+from nigredo.settings import Settings
+from nigredo.webhook_topics import WebhookTopics
+from schemas.events import DeliveryAttempt, WebhookRetry
+from schemas.topics import DELIVERIES, LEADS
+
+COMPONENT = "webhook"
+RECENTLY = timedelta(minutes=10)
+FAILED_SHARE_MAX = 0.1
+"""Together with `RECENTLY` the operations runbook's alarm: more than 10 % for 10 minutes."""
+UNDELIVERED_MAX = timedelta(minutes=10)
+LISTENER_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Oldest:
+    """The lead that waits longest, and since when."""
+
+    lead_id: UUID
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """What the endpoint's process says of itself; `breaker` is None when nobody answered."""
+
+    ready: bool
+    waiting_for: str | None
+    breaker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """How it stands. Counts are of leads, but for the attempts."""
+
+    enabled: bool
+    sender: Sender
+    lag: int
+    """Offsets between what is settled and the end of the log: at least as many as leads."""
+    oldest: Oldest | None
+    attempts: int
+    failed: int
+    waiting: int
+    """In retry topics."""
+    replays: int
+    dead: int
+
+    @property
+    def failed_share(self) -> float:
+        """Share of the recent attempts that failed; 0 without any."""
+        return self.failed / self.attempts if self.attempts else 0.0
+
+    def problems(self, now: datetime) -> list[str]:
+        """Return what a person should see to; empty when all is well.
+
+        Dead leads are none: they are in the list until somebody sends them again, which may rightly be never.
+        """
+        found = []
+        if not self.enabled:
+            found.append("paused")
+        if not self.sender.ready:
+            found.append(f"the sender waits for {self.sender.waiting_for}")
+        if self.sender.breaker not in (None, "closed"):
+            found.append(f"the breaker is {self.sender.breaker}")
+        if self.failed_share > FAILED_SHARE_MAX:
+            found.append(f"{self.failed_share:.0%} of the attempts failed")
+        if self.oldest is not None and now - self.oldest.since > UNDELIVERED_MAX:
+            found.append(f"a lead waits since {self.oldest.since:%Y-%m-%d %H:%M:%S} UTC")
+        return found
+
+
+def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, listener: str | None) -> EndpointHealth:
+    """Return how delivery to an endpoint goes.
+
+    listener: address of the sender's health listener, where that is known. Raises ConfigurationError for an endpoint
+    that was never begun, DependencyDown.
+    """
+    reader = LogReader(settings, COMPONENT)
+    topics = WebhookTopics(settings, reader)
+    lag, waiting, oldest = 0, 0, []
+    for partition, settled in topics.live_offsets(endpoint).items():
+        _, end = reader.watermarks(LEADS, partition)
+        lag += max(0, end - settled)
+        for message in reader.between(LEADS, partition, settled, end):
+            if message.value() is not None and (known := from_key(message.key())) is not None:
+                oldest.append(Oldest(known[0], from_ms(max(0, message.timestamp()[1]))))
+                break
+    for topic in topics.retry_topics(endpoint):
+        for _, value in topics.standing(topic):
+            waiting += 1
+            retry = topics.decode(topic, value)
+            if isinstance(retry, WebhookRetry):
+                oldest.append(Oldest(retry.lead_id, retry.first_attempt_at))
+    outcomes = list(_outcomes(reader, topics, endpoint, now - RECENTLY))
+    return EndpointHealth(
+        enabled=enabled,
+        sender=ask_sender(listener),
+        lag=lag,
+        oldest=min(oldest, key=lambda each: each.since, default=None),
+        attempts=len(outcomes),
+        failed=sum(outcome != "delivered" for outcome in outcomes),
+        waiting=waiting,
+        replays=len(topics.replays(endpoint)),
+        dead=sum(dead.endpoint == endpoint for dead in topics.dead()),
+    )
+
+
+def _outcomes(reader: LogReader, topics: WebhookTopics, endpoint: str, since: datetime) -> Iterator[str]:
+    for partition in reader.partitions(DELIVERIES):
+        start = reader.offset_at(DELIVERIES, partition, since)
+        _, end = reader.watermarks(DELIVERIES, partition)
+        for message in reader.between(DELIVERIES, partition, start, end):
+            attempt = topics.decode(DELIVERIES, message.value())
+            if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == endpoint:
+                yield attempt.outcome
+
+
+def ask_sender(listener: str | None) -> Sender:
+    """Ask the sender's health listener; never raises."""
+    if listener is None:
+        return Sender(True, None, None)  # Not known is not wrong: it may listen where only its orchestrator asks.
+    try:
+        answer: Any = httpx.get(f"{listener}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False).json()
+    except (httpx.HTTPError, json.JSONDecodeError):
+        return Sender(False, "its start: nothing answers for it", None)
+    return Sender(answer.get("waiting_for") is None, answer.get("waiting_for"), answer.get("breaker"))

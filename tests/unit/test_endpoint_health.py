@@ -1,0 +1,48 @@
+"""What of an endpoint's state needs a person, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from nigredo.endpoint_health import EndpointHealth, Oldest, Sender
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+LEAD = UUID(int=1)
+WELL = EndpointHealth(
+    enabled=True,
+    sender=Sender(ready=True, waiting_for=None, breaker="closed"),
+    lag=0,
+    oldest=None,
+    attempts=100,
+    failed=10,
+    waiting=3,
+    replays=2,
+    dead=7,
+)
+
+
+def test_a_tenth_failed_leads_that_wait_their_turn_and_old_dead_ones_are_well() -> None:
+    assert WELL.problems(NOON) == []
+    assert replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10))).problems(NOON) == []
+    assert replace(WELL, attempts=0, failed=0).problems(NOON) == []
+    assert replace(WELL, sender=Sender(ready=True, waiting_for=None, breaker=None)).problems(NOON) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (replace(WELL, enabled=False), "paused"),
+        (replace(WELL, sender=Sender(ready=False, waiting_for="Kafka", breaker="closed")), "waits for Kafka"),
+        (replace(WELL, sender=Sender(ready=True, waiting_for=None, breaker="open")), "breaker is open"),
+        (replace(WELL, failed=11), "11%"),
+        (replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10, seconds=1))), "2026-01-31 11:49:59"),
+    ],
+)
+def test_each_trouble_is_named(state: EndpointHealth, said: str) -> None:
+    (problem,) = state.problems(NOON)
+
+    assert said in problem

@@ -1,0 +1,23 @@
+"""Where a partition goes when its group is set back: never on, never before what is left, and no hole is passed over."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nigredo.rewind import goes_to
+
+offsets = st.integers(0, 1000)
+
+
+@given(offsets, offsets, offsets)
+def test_a_partition_never_goes_on_and_every_missing_offset_is_told(wanted: int, stands_at: int, low: int) -> None:
+    target, gone = goes_to(wanted, stands_at, low)
+
+    asked = range(wanted, stands_at)
+    assert set(range(target, stands_at)) == {offset for offset in asked if offset >= low}
+    assert gone == sum(offset < low for offset in asked)
+
+
+def test_a_partition_whose_next_record_was_deleted_goes_on_at_the_first_one_left() -> None:
+    assert goes_to(wanted=10, stands_at=20, low=50) == (50, 10)
