@@ -126,8 +126,9 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
         comes = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
         document.append(_plain(asdict(row)) | {"state": comes})
         lines.append(
-            f"{row.taken_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {comes}  attempts {row.attempts or 0}  "
-            f"{row.status_code or '-'}  {row.error_message or ''}".rstrip()
+            f"{row.taken_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {comes}  attempts {row.attempts or 0}"
+            + ("" if row.last_sent_at is None else f", the last at {row.last_sent_at:%Y-%m-%d %H:%M:%S} UTC")
+            + f"  {row.status_code or '-'}  {row.error_message or ''}".rstrip()
         )
     context.result(document, "\n".join(lines) or f"{endpoint} has every lead")
 

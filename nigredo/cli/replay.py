@@ -204,18 +204,15 @@ def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *,
     if not wait:
         return {"written": total}
     wait_until_settled(context, redelivery.watch(plan.references), total)
-    return {
-        "written": total,
-        "sent": total,
-        "delivered": redelivery.delivered_since(plan.references, began),
-    }
+    return {"written": total, "sent": total, "delivered": redelivery.delivered_since(plan.references, began)}
 
 
 def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
     """Show how many of the leads are sent until all are. Raises DependencyDown when nothing moves for ten minutes."""
-    watched.open()
     left, moved_at = total, time.monotonic()
     try:
+        context.tell(f"asked the sink to send {total} leads again, behind live ones; Ctrl-C leaves that to it")
+        watched.open()
         with _progress(context, "sent", total) as shown:
             while left:
                 time.sleep(LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""Where a partition goes when its group is set back: never on, never before what is left, and no hole is passed over."""
+"""Where a partition goes when its group is set back: never on, never before what is left; every hole is told."""
 
 from __future__ import annotations
 
