@@ -184,13 +184,13 @@ class Redelivery:
         keys = {key_of(lead_id, self.endpoint) for references in groups for lead_id, _ in references}
         return Settling(self._settings, keys)
 
-    def delivered_since(self, groups: Iterable[References], since: datetime) -> int:
-        """Return how many of these leads were delivered since then."""
-        delivered = 0
+    def delivered_since(self, groups: Iterable[References], since: datetime) -> set[bytes]:
+        """Return which of these leads (16 bytes each) were delivered since then."""
+        delivered: set[bytes] = set()
         for references in groups:
             leads = {lead_id.bytes for lead_id, _ in references}
             tried = self._tried(references.partition, leads, since)
-            delivered += len({attempt.id for attempt in tried if attempt.delivered})
+            delivered |= {attempt.id for attempt in tried if attempt.delivered}
         return delivered
 
 

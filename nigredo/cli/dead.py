@@ -11,10 +11,11 @@ import click
 
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import ask, endpoint_option, wait_until_settled, yes_option
-from nigredo.errors import ConfigurationError
+from nigredo.errors import ConfigurationError, DependencyDown
 
 if TYPE_CHECKING:
     from nigredo.redelivery import Redelivery
+    from nigredo.replay import References
     from schemas.events import WebhookDead
 
 PART = "dead"
@@ -69,33 +70,41 @@ def redrive(
     if missing := [str(lead_id) for lead_id in lead_ids if lead_id not in found]:
         raise ConfigurationError(f"{', '.join(missing)}: not dead for {endpoint}; see `nigredo dead list`")
     waiting = redelivery.topics.waiting(endpoint)
-    chosen = [found[lead_id] for lead_id in (lead_ids or found)]
-    wanted = [each for each in chosen if each.lead_id.bytes not in waiting]
-    document: dict[str, Any] = {"endpoint": endpoint, "waiting": len(chosen) - len(wanted), "to_send": len(wanted)}
+    chosen = [found[lead_id] for lead_id in dict.fromkeys(lead_ids or found)]
+    # After a rewind: live delivery does not know that a lead was dead.
+    oldest = min((each.died_at for each in chosen), default=None)
+    delivered = redelivery.delivered_since(_references(chosen), oldest) if oldest else set()
+    wanted = [each for each in chosen if each.lead_id.bytes not in waiting | delivered]
+    document: dict[str, Any] = {
+        "endpoint": endpoint,
+        "delivered_already": sum(each.lead_id.bytes in delivered for each in chosen),
+        "waiting": sum(each.lead_id.bytes in waiting - delivered for each in chosen),
+        "to_send": len(wanted),
+    }
     if not wanted:
-        context.result(document, "nothing to send" if not chosen else "all of them wait for their attempt already")
+        context.result(document, "nothing to send: none is dead, or all are delivered or wait for their attempt")
         return
     ask(context, f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
-    context.result(*_send(context, redelivery, wanted, document, wait=not no_wait))
+    redelivery.ask(_references(wanted), "dead leads")
+    if no_wait:
+        context.result(document, f"asked the sink to send {len(wanted)} leads again")
+        return
+    wait_until_settled(context, redelivery.watch(_references(wanted)), len(wanted))
+    left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
+    still = sum((each.lead_id, each.endpoint) in left for each in wanted)
+    context.result(document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead")
+    if still:
+        raise DependencyDown(f"{still} leads were not delivered (yet); see `nigredo dead list`")
 
 
-def _send(
-    context: Context, redelivery: Redelivery, wanted: Sequence[WebhookDead], document: dict[str, Any], *, wait: bool
-) -> tuple[dict[str, Any], str]:
+def _references(dead: Sequence[WebhookDead]) -> list[References]:
     from nigredo.replay import References
 
     groups: dict[int, References] = {}
-    for each in wanted:
-        groups.setdefault(each.lead_partition, References(each.lead_partition)).add(
-            each.lead_id.bytes, each.lead_offset
-        )
-    redelivery.ask(groups.values(), "dead leads")
-    if not wait:
-        return document, f"asked the sink to send {len(wanted)} leads again"
-    wait_until_settled(context, redelivery.watch(groups.values()), len(wanted))
-    left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
-    still = sum((each.lead_id, each.endpoint) in left for each in wanted)
-    return document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead"
+    for each in dead:
+        partition = each.lead_partition
+        groups.setdefault(partition, References(partition)).add(each.lead_id.bytes, each.lead_offset)
+    return list(groups.values())
 
 
 def _redelivery(context: Context, endpoint: str = "fibonacci") -> Redelivery:

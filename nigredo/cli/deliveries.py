@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,11 @@ def status(context: Context, endpoint: str) -> None:
     """
     from nigredo.clock import utc_now
     from nigredo.endpoint_health import look
+    from sinks.webhook.endpoint import named
 
     settings, now = context.settings(_part(endpoint), role="nigredo_app"), utc_now()
-    found = look(settings, endpoint, now, enabled=_enabled(settings, now), listener=_listener(settings))
+    enabled = named(settings, endpoint).enabled and _current(settings, now).webhook_enabled
+    found = look(settings, endpoint, now, enabled=enabled, listener=_listener(settings))
     problems = found.problems(now)
     age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
     document = {
@@ -79,13 +82,43 @@ def _listener(settings: Settings) -> str | None:
     return f"http://{host}:{settings.health_port}" if settings.health_port else None
 
 
-def _enabled(settings: Settings, now: datetime) -> bool:
+def _current(settings: Settings, now: datetime) -> Settings:
+    """Return the settings as they hold now, live changes included."""
     from nigredo.changes import Changes
     from nigredo.control import control_of
 
     entries = (stands.entry for stands in Changes(settings, PART).standing().values())
-    holding = [entry for entry in entries if entry.expires_at is None or now < entry.expires_at]
-    return control_of(settings, holding).settings.webhook_enabled
+    return control_of(settings, [e for e in entries if e.expires_at is None or now < e.expires_at]).settings
+
+
+@webhook.command()
+@endpoint_option
+@click.option("--empty-lead", is_flag=True, help="With no lead in it, as the operations runbook asks for too")
+@with_context
+def test(context: Context, endpoint: str, empty_lead: bool) -> None:
+    """Send a test request to a receiver, by the code of real deliveries, and show its answer.
+
+    It is marked as a probe (X-Nigredo-Probe), is no lead, and leaves no trace in any number.
+    """
+    from nigredo.clock import utc_now
+    from sinks.webhook.endpoint import named
+    from sinks.webhook.probe import probe
+
+    settings = context.settings(_part(endpoint), role="nigredo_app")
+    receiver = named(settings, endpoint)
+    attempt = asyncio.run(probe(_current(settings, utc_now()), receiver, empty_lead=empty_lead))
+    taken = attempt.outcome == "delivered"
+    document = {
+        "endpoint": endpoint,
+        "taken": taken,
+        "status_code": attempt.status_code,
+        "duration_ms": attempt.duration_ms,
+        "error_message": attempt.error_message,
+    }
+    answer = f"answered {attempt.status_code}" if attempt.status_code else f"did not answer ({attempt.error_message})"
+    context.result(document, f"{endpoint} {answer} after {attempt.duration_ms} ms")
+    if not taken:
+        raise click.exceptions.Exit(1)
 
 
 @webhook.command()

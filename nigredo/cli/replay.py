@@ -204,7 +204,8 @@ def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *,
     if not wait:
         return {"written": total}
     wait_until_settled(context, redelivery.watch(plan.references), total)
-    return {"written": total, "sent": total, "delivered": redelivery.delivered_since(plan.references, began)}
+    delivered = redelivery.delivered_since(plan.references, began)
+    return {"written": total, "sent": total, "delivered": len(delivered)}
 
 
 def wait_until_settled(context: Context, watched: Settling, total: int) -> None:

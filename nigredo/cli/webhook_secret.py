@@ -23,14 +23,10 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
     The secret is not printed: it is the first line of the file, for whoever may read that.
     """
     from nigredo.clock import utc_now
-    from nigredo.errors import ConfigurationError
-    from sinks.webhook.endpoint import read_endpoints
+    from sinks.webhook.endpoint import named
     from sinks.webhook.signing import active, read_secrets, rotated, write_secrets
 
-    endpoints = read_endpoints(context.settings(PART, role="nigredo_app"))
-    if endpoint not in endpoints:
-        raise ConfigurationError(f"there is no endpoint {endpoint}; there is {', '.join(endpoints)}")
-    file, now = endpoints[endpoint].secret_file, utc_now()
+    file, now = named(context.settings(PART, role="nigredo_app"), endpoint).secret_file, utc_now()
     found = read_secrets(file)
     if len(active(found, now)) > 1 and not yes:
         click.confirm("Two secrets are active: the older ends at once. Go on?", abort=True, err=True)

@@ -106,7 +106,11 @@ class AttemptLog:
             lead_offset=case.lead_offset,
         )
         metrics.WEBHOOK_DEAD_LEADS.of(dead.endpoint, dead.reason).inc()
-        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead)
+        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead, partition=case.lead_partition)
+
+    async def revive(self, lead: Lead, case: Case) -> None:
+        """Take a lead that was sent again, and delivered, out of the dead ones, whether or not it is among them."""
+        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), None, partition=case.lead_partition)
 
     async def put_off(self, lead: Lead, case: Case, wait_s: float) -> Place:
         """Let a lead wait in a retry topic for its next attempt; return where."""

@@ -8,8 +8,8 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,9 +93,16 @@ class Deliverer:
         self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
     ) -> Attempt:
         """Send a lead once, within one total deadline; never raises but when it is cancelled."""
-        sent_at, began = utc_now(), time.perf_counter()
-        body = body_of(lead)
+        sent_at, body = utc_now(), body_of(lead)
         headers = headers_of(lead, body, number, sent_at, keys, traceparent)
+        attempt, answer = await self.send(body, headers, sent_at, timeout_s=timeout_s)
+        return replace(attempt, answer_excerpt=excerpt_of(answer, lead))
+
+    async def send(
+        self, body: bytes, headers: Mapping[str, str], sent_at: datetime, *, timeout_s: float
+    ) -> tuple[Attempt, bytes]:
+        """Send a signed body once; return what came of it, and how the answer begins. Raises as `attempt` does."""
+        began = time.perf_counter()
         status, error, retry_after_s, answer = None, None, 0.0, b""
         try:
             # Around everything: a receiver that drips bytes passes every smaller timeout.
@@ -118,7 +125,7 @@ class Deliverer:
         if status is not None:
             error = None if outcome == DELIVERED else f"HTTP {status}"
         duration_ms = round((time.perf_counter() - began) * 1000)
-        return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s, excerpt_of(answer, lead))
+        return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s), answer
 
     async def close(self) -> None:
         """Close the connections."""

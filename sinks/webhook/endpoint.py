@@ -113,6 +113,14 @@ def endpoint_of(settings: Settings) -> Endpoint:
     return found[settings.webhook_endpoint]
 
 
+def named(settings: Settings, name: str) -> Endpoint:
+    """Return an endpoint that a person named. Raises ConfigurationError."""
+    found = read_endpoints(settings)
+    if name not in found:
+        raise ConfigurationError(f"there is no endpoint {name}; there is {', '.join(found)}")
+    return found[name]
+
+
 def _tables(file: Path | None) -> Mapping[str, Any]:
     if file is None:
         return {}

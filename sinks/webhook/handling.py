@@ -269,6 +269,8 @@ class Handling:
                 tools.gate.leave()
             if following.done:
                 self._last_taken_at = utc_now()
+                if case.replay:
+                    await tools.attempts.revive(lead, case)
                 return True, None
             if following.dead:
                 await tools.attempts.bury(lead, case, attempt)

@@ -33,18 +33,22 @@ def headers_of(
     lead: Lead, body: bytes, attempt: int, now: datetime, secrets: Sequence[bytes], traceparent: str | None = None
 ) -> Mapping[str, str]:
     """Return the headers of one attempt: `webhook-id` is the lead id, the timestamp is the attempt's own."""
-    webhook_id, timestamp = str(lead.id), str(int(now.timestamp()))
-    headers = {
+    headers = signed(str(lead.id), body, now, secrets) | {"nigredo-attempt": str(attempt)}
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
+    return headers
+
+
+def signed(webhook_id: str, body: bytes, now: datetime, secrets: Sequence[bytes]) -> dict[str, str]:
+    """Return the headers that any request to a receiver has."""
+    timestamp = str(int(now.timestamp()))
+    return {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
         "webhook-id": webhook_id,
         "webhook-timestamp": timestamp,
         "webhook-signature": signature(webhook_id, timestamp, body, secrets),
-        "nigredo-attempt": str(attempt),
     }
-    if traceparent is not None:
-        headers["traceparent"] = traceparent
-    return headers
 
 
 def traceparent_of(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
