@@ -201,7 +201,8 @@ class Rewind:
         wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to < step.stands_at}
         before = self._members(within_s=EMPTY_WITHIN_S)
         until = utc_now() + AWAY_AT_MOST
-        self._changes.put(LEAVE, self._group, {"why": "an offset reset"}, expires_at=until)
+        told = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())
+        self._changes.put(LEAVE, self._group, {"offsets": told}, expires_at=until)
         try:
             tell(f"asked the {before} members of {self._group} to leave, until {until:%H:%M:%S} UTC at the latest")
             self._until(lambda left: left == 0, within_s=EMPTY_WITHIN_S, what="its members did not leave")

@@ -1,0 +1,91 @@
+"""What a rewind says before it does anything: real records are counted, and what retention deleted is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from nigredo.clock import from_ms
+from nigredo.errors import ConfigurationError
+from nigredo.rewind import Rewind, Step, To
+from nigredo.testing import Stack
+
+STANDS_AT = 9
+DELETED = 4
+BEGAN_MS = 1_769_850_000_000
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Offsets of a group that reads one partition."""
+
+    topic: str
+
+    def standing(self) -> Mapping[tuple[str, int], int]:
+        return {(self.topic, 0): STANDS_AT}
+
+    def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        raise AssertionError("a plan sets nothing")
+
+
+@pytest.fixture
+def topic(stack: Stack) -> Iterator[str]:
+    """A topic of ten records, a second apart, the first four of them deleted."""
+    name, admin = f"test-{uuid4()}", AdminClient({"bootstrap.servers": stack.bootstrap_servers})
+    admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
+    producer = Producer({"bootstrap.servers": stack.bootstrap_servers})
+    for number in range(10):
+        producer.produce(name, value=b"x", partition=0, timestamp=BEGAN_MS + 1000 * number)
+    assert producer.flush(30) == 0
+    for deleted in admin.delete_records([TopicPartition(name, 0, DELETED)]).values():
+        deleted.result(30)
+    yield name
+    admin.delete_topics([name])[name].result(30)
+
+
+def planned(stack: Stack, topic: str, to: To) -> Step:
+    (step,) = Rewind(stack.settings(), f"group-{topic}", Kept(topic), "test").plan(to)
+    return step
+
+
+def at_record(number: int) -> datetime:
+    return from_ms(BEGAN_MS) + timedelta(seconds=number)
+
+
+def test_the_earliest_is_what_is_left_and_the_hole_before_it_is_told(stack: Stack, topic: str) -> None:
+    step = planned(stack, topic, To(earliest=True))
+
+    assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED)
+
+
+def test_a_time_from_which_records_are_missing_tells_the_hole(stack: Stack, topic: str) -> None:
+    step = planned(stack, topic, To(at=at_record(2)))
+
+    assert (step.goes_to, step.records) == (DELETED, STANDS_AT - DELETED)
+    assert step.gone > 0
+
+
+def test_a_time_of_which_everything_is_left_has_no_hole(stack: Stack, topic: str) -> None:
+    for number in (DELETED, 6):
+        step = planned(stack, topic, To(at=at_record(number)))
+        assert (step.goes_to, step.records, step.gone) == (number, STANDS_AT - number, 0)
+
+
+def test_a_time_in_the_future_moves_nothing(stack: Stack, topic: str) -> None:
+    step = planned(stack, topic, To(at=at_record(10_000)))
+
+    assert (step.goes_to, step.records, step.gone) == (STANDS_AT, 0, 0)
+
+
+def test_an_offset_that_is_gone_is_told_and_one_ahead_is_refused(stack: Stack, topic: str) -> None:
+    step = planned(stack, topic, To(offsets={(topic, 0): 1}))
+
+    assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED - 1)
+    with pytest.raises(ConfigurationError, match="only goes back"):
+        planned(stack, topic, To(offsets={(topic, 0): STANDS_AT + 1}))
