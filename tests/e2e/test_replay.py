@@ -308,3 +308,30 @@ def test_nothing_is_sent_unless_somebody_agrees_and_an_unknown_lead_is_told(stac
     assert "--yes" in refused.err
     assert (unknown["not_found"], unknown["to_send"]) == (1, 0)
     assert sent(stack) == before
+
+
+@pytest.mark.embedded
+def test_a_sink_that_is_killed_amid_a_replay_sends_all_of_it_and_repeats_no_more_than_was_under_way(
+    stack: Stack,
+) -> None:
+    begin = a_moment()
+    wanted = delivered(stack, 40)
+    end = a_moment()
+    before = sent(stack)
+    span = ("--from", begin.isoformat(), "--to", end.isoformat(), "--include-delivered", "--yes")
+
+    with failing(stack, delay_s=0.3):
+        assert document(stack, "replay", *span, "--no-wait")["written"] == len(wanted)
+        eventually(lambda: sum((sent(stack) - before).values()) >= 5, within_s=WITHIN_S, what="some of it")
+        under_way = stack.settings().webhook_in_flight_max
+        os.kill(stack.status()["parts"]["webhook-sender"]["pid"], signal.SIGKILL)
+    eventually(
+        lambda: document(stack, "replay", *span, "--dry-run")["waiting"] == 0,
+        within_s=90,
+        every_s=0.5,
+        what="the end of the replay",
+    )
+
+    again = sent(stack) - before
+    assert set(again) == set(wanted)
+    assert sum(again.values()) - len(wanted) <= under_way
