@@ -42,8 +42,8 @@ def load_commands() -> None:
         webhook,
     )
 
-    modules = (stack, processes, topics, database, control, ratelimit, quarantine, webhook, deliveries, replay, rewind, dead)
-    for module in modules:
+    running = (stack, processes, topics, database, control)
+    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, dead):
         for command in module.COMMANDS:
             nigredo.add_command(command)
 
