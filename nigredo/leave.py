@@ -70,6 +70,7 @@ class Leave:
             log.warning("it is not known whether this group is to stay away", reason="nigredo.control was not read")
         if self._keeper.asked:
             log.info("the group is left on request")
-            health.waiting("an offset reset: the group was left on request")
         while self._keeper.asked:
+            # Again and again: a watchdog takes one that says why it waits for alive.
+            health.waiting("an offset reset: the group was left on request")
             time.sleep(LOOK_EVERY_S)
