@@ -44,6 +44,8 @@ def signed(webhook_id: str, body: bytes, now: datetime, secrets: Sequence[bytes]
     timestamp = str(int(now.timestamp()))
     return {
         "content-type": "application/json",
+        # The beginning of the answer is kept for people to read.
+        "accept-encoding": "identity",
         "user-agent": USER_AGENT,
         "webhook-id": webhook_id,
         "webhook-timestamp": timestamp,
