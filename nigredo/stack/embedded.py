@@ -15,6 +15,7 @@ from nigredo.changes import Changes
 from nigredo.control import API_KEY
 from nigredo.errors import DependencyDown, NigredoError
 from nigredo.migrate import migrate
+from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
 from nigredo.stack import control
 from nigredo.stack.artifacts import Artifacts
@@ -25,7 +26,7 @@ from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
 from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
-from sinks.webhook.endpoint import COMPONENT, FIRST, read_endpoints
+from sinks.webhook.endpoint import COMPONENT, read_endpoints
 
 START_DEADLINE_S = 120.0
 OWN_GRACE_S = 100.0
@@ -45,7 +46,7 @@ def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
     """Describe the senders of further endpoints, in the order of their settings file."""
     known = read_endpoints(Settings.from_environment(home.part_environment(environment, "prepare")))
     parts = []
-    for number, endpoint in enumerate(endpoint for endpoint in known.values() if endpoint.name != FIRST):
+    for number, endpoint in enumerate(endpoint for endpoint in known.values() if endpoint.name != FIRST_ENDPOINT):
         port = home.further_port(number)
         settings = {"WEBHOOK_ENDPOINT": endpoint.name, "HEALTH_PORT": str(port)}
         parts.append(_part(home, endpoint.part, COMPONENT, port, environment, **settings))

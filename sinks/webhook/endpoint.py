@@ -23,10 +23,10 @@ from typing import Any
 from uuid import UUID
 
 from nigredo.errors import ConfigurationError
+from nigredo.replay import FIRST_ENDPOINT, key_of
 from nigredo.settings import Settings
 
 COMPONENT = "webhook-sender"
-FIRST = "fibonacci"
 """The endpoint that is always there. Its group, keys and part carry no endpoint's name; those of all others do."""
 NOW, BEGINNING = "now", "beginning"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -61,16 +61,16 @@ class Endpoint:
     @property
     def part(self) -> str:
         """Return the name of its process, as `nigredo status` shows it."""
-        return COMPONENT if self.name == FIRST else f"{COMPONENT}-{self.name}"
+        return COMPONENT if self.name == FIRST_ENDPOINT else f"{COMPONENT}-{self.name}"
 
     def function(self, settings: Settings) -> str:
         """Return its full name: log field `function`, consumer group."""
         base = settings.function(COMPONENT)
-        return base if self.name == FIRST else f"{base}-{self.name}"
+        return base if self.name == FIRST_ENDPOINT else f"{base}-{self.name}"
 
     def key(self, lead_id: UUID) -> bytes:
         """Return the key of a lead in a topic that all endpoints share, so that none meets another's tombstone."""
-        return (str(lead_id) if self.name == FIRST else f"{lead_id}:{self.name}").encode()
+        return key_of(lead_id, self.name)
 
 
 def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
@@ -79,7 +79,7 @@ def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
     Raises ConfigurationError with every problem of the settings file.
     """
     first = Endpoint(
-        name=FIRST,
+        name=FIRST_ENDPOINT,
         url=settings.webhook_url,
         secret_file=settings.webhook_secret_file,
         rate_per_s=settings.webhook_rate_per_s,
@@ -88,7 +88,7 @@ def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
         enabled=True,
         start=BEGINNING,
     )
-    found, problems = {FIRST: first}, []
+    found, problems = {FIRST_ENDPOINT: first}, []
     for name, given in _tables(settings.webhook_endpoints_file).items():
         wrong, endpoint = _parsed(name, given, first)
         problems += wrong
@@ -147,7 +147,7 @@ def _parsed(name: str, given: Any, first: Endpoint) -> tuple[list[str], Endpoint
     if unknown := sorted(set(given) - known):
         problems.append(f"{name}: knows no {', '.join(unknown)}; there is {', '.join(sorted(known))}")
     # The first one is there already, and the file may change what it likes of it.
-    if missing := [field for field in _REQUIRED if field not in given and name != FIRST]:
+    if missing := [field for field in _REQUIRED if field not in given and name != FIRST_ENDPOINT]:
         problems.append(f"{name}: needs {', '.join(missing)}")
     values: dict[str, Any] = {}
     for key, (field, setting) in _PARSED_AS.items():
