@@ -12,7 +12,7 @@ from schemas.codec import Codec, Undecodable
 from schemas.events import RateLimitState
 from schemas.topics import RATE_LIMITS
 
-SHORTEST = 12
+SHORTEST = 13
 """The five bytes before every record, and one for each field."""
 
 
@@ -43,7 +43,8 @@ def _last_fields(value: bytes) -> Rank:
     """Read the two fields at the end, `updated_at` and `input_offset`, which are longs.
 
     Avro writes a number in groups of seven bits, lowest first, and marks each byte but the last one of a number; so the
-    byte before a number is never marked where the field before it ends with a number too.
+    byte before a number is never marked where the field before it ends with a number too, or, as `exempt` does, with
+    the zero that ends an array.
     """
     numbers, end = [], len(value)
     for _ in range(2):

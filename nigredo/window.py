@@ -16,7 +16,10 @@ RATE_LIMITED = "rate_limited"
 DUPLICATE = "duplicate"
 SPAM = "spam"
 REPEATED = "repeated"
-"""The same lead id once more while its acceptance still counts: done already, nothing to write."""
+"""A lead id accepted within the window, once more: done already, nothing to write."""
+
+EXEMPT_KEPT = 50
+"""Ids of exempt acceptances that a window knows: what a network may send has no limit then, what is kept of it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ def judge(state: RateLimitState | None, submission: Submission, *, at: datetime,
     """
     before = _advanced(state, submission.client_network, submission.limit, submission.window_s, at, offset)
     now, counted = before.updated_at, before.accepted
-    if any(acceptance.id == submission.id for acceptance in counted):
+    if _knows(counted, submission) or _knows(before.exempt, submission):
         return Verdict(REPEATED, None, before)
     if submission.edge_verdict is not None:
         # Two posts of one form within seconds are one person's one wish: refused, but not held against him.
@@ -46,14 +49,18 @@ def judge(state: RateLimitState | None, submission: Submission, *, at: datetime,
         retry_at = _retry_at(counted, submission) if limited else None
         return Verdict(submission.edge_verdict, retry_at, replace(before, refused=refused))
     if submission.exempt:
-        return Verdict(ACCEPTED, None, before)
+        exempt = (*before.exempt, Acceptance(submission.id, now))[-EXEMPT_KEPT:]
+        return Verdict(ACCEPTED, None, replace(before, exempt=exempt))
     if len(counted) < submission.limit:
         return Verdict(ACCEPTED, None, replace(before, accepted=(*counted, Acceptance(submission.id, now))))
     return Verdict(RATE_LIMITED, _retry_at(counted, submission), replace(before, refused=before.refused + 1))
 
 
 def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, offset: int) -> RateLimitState | None:
-    """Free a network: nothing that came before counts. None when there was nothing to free."""
+    """Free a network: nothing that came before counts. None when there was nothing to free.
+
+    What was exempt never counted, and stays known.
+    """
     if state is None:
         return None
     return replace(state, accepted=(), refused=0, updated_at=max(at, state.updated_at), input_offset=offset)
@@ -79,9 +86,10 @@ def pass_release(
 
 
 def forgettable(state: RateLimitState, now: datetime) -> bool:
-    """Say whether the state decides nothing any more: every acceptance in it is out of its window."""
+    """Say whether the state decides nothing any more: every acceptance in it, counted or not, is out of its window."""
     window = timedelta(seconds=state.window_s)
-    return now - state.updated_at >= window and all(now - acceptance.at >= window for acceptance in state.accepted)
+    known = (*state.accepted, *state.exempt)
+    return now - state.updated_at >= window and all(now - acceptance.at >= window for acceptance in known)
 
 
 def _advanced(
@@ -92,8 +100,18 @@ def _advanced(
         return RateLimitState(network, limit, window_s, (), 0, at, offset)
     now = max(at, state.updated_at)
     window = timedelta(seconds=window_s)
-    counted = tuple(acceptance for acceptance in state.accepted if now - acceptance.at < window)
-    return RateLimitState(network, limit, window_s, counted, state.refused if counted else 0, now, offset)
+    counted, exempt = _within(state.accepted, window, now), _within(state.exempt, window, now)
+    refused = state.refused if counted else 0
+    return RateLimitState(network, limit, window_s, counted, refused, now, offset, exempt=exempt)
+
+
+def _within(acceptances: tuple[Acceptance, ...], window: timedelta, now: datetime) -> tuple[Acceptance, ...]:
+    # Most networks are not exempt: for them there is nothing to build.
+    return acceptances and tuple(acceptance for acceptance in acceptances if now - acceptance.at < window)
+
+
+def _knows(acceptances: tuple[Acceptance, ...], submission: Submission) -> bool:
+    return any(acceptance.id == submission.id for acceptance in acceptances)
 
 
 def _retry_at(counted: tuple[Acceptance, ...], submission: Submission) -> datetime | None:

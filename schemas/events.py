@@ -124,7 +124,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """One accepted submission that still counts in a window."""
+    """One submission accepted within the window."""
 
     id: UUID
     at: datetime
@@ -141,6 +141,9 @@ class RateLimitState:
     """Oldest first, at most `limit` of them."""
     refused: int
     """Submissions refused since the oldest counted acceptance."""
+    # By name only: `updated_at` and `input_offset` stay last on the wire, where windows are ranked by them undecoded.
+    exempt: tuple[Acceptance, ...] = field(default=(), kw_only=True)
+    """The newest accepted outside the limit, oldest first: known, so that none is accepted twice, and never counted."""
     updated_at: datetime
     """Append time of the newest submission judged; never goes back."""
     input_offset: int

@@ -117,7 +117,7 @@ NEWEST_VERSION: Mapping[str, int] = {
     "submissions": 2,
     "leads": 1,
     "rejections": 1,
-    "rate-limits": 1,
+    "rate-limits": 2,
     "deliveries": 2,
     "webhook-retries": 2,
     "webhook-dead": 1,

@@ -15,6 +15,8 @@ from tests.chaos.evidence import Evidence, LimitRow, Placed, sent_lead
 
 SHOWN = 5
 """Ids in a message, so that one can be followed up."""
+EXEMPT_KNOWN = 50
+"""Of a network's exempt ones, the newest that are promised to be known when they come again."""
 Verdict = tuple[str, str, int, int]
 """`accepted` or why it was refused, the lead id, and where the submission stands."""
 
@@ -53,6 +55,7 @@ class _Window:
     now: datetime
     lasts: timedelta
     accepted: list[tuple[str, datetime]] = field(default_factory=list)
+    exempt: list[tuple[str, datetime]] = field(default_factory=list)
     refused: int = 0
     row: LimitRow | None = None
 
@@ -93,11 +96,11 @@ def verdicts_of(submissions: Sequence[Placed]) -> tuple[set[Verdict], dict[str, 
         window = windows.setdefault(event.client_network, _Window(placed.at, lasts))
         _move(window, placed.at)
         lead_id = str(event.id)
-        if not any(lead_id == one for one, _ in window.accepted):
+        if not any(lead_id == one for one, _ in window.accepted + window.exempt[-EXEMPT_KNOWN:]):
             verdict = _verdict(window, event)
             verdicts.add((verdict, lead_id, placed.partition, placed.offset))
-            if verdict == "accepted" and not event.exempt:
-                window.accepted.append((lead_id, window.now))
+            if verdict == "accepted":
+                (window.exempt if event.exempt else window.accepted).append((lead_id, window.now))
             window.refused += verdict not in ("accepted", "duplicate")
         _note(window, placed)
     return verdicts, {network: window.row for network, window in windows.items()}
@@ -112,6 +115,7 @@ def _verdict(window: _Window, event: Submission) -> str:
 def _move(window: _Window, at: datetime) -> None:
     window.now = max(at, window.now)
     window.accepted = [(one, then) for one, then in window.accepted if window.now - then < window.lasts]
+    window.exempt = [(one, then) for one, then in window.exempt if window.now - then < window.lasts]
     if not window.accepted:
         window.refused = 0
 

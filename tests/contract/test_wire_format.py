@@ -46,6 +46,7 @@ SAMPLES: dict[str, list[Event]] = {
     "nigredo.rate-limits": [
         events.RateLimitState("192.0.2.1", 10, 3600, (events.Acceptance(uuid4(), NOON),), 2, NOON, 7),
         events.RateLimitState("2001:db8::/64", 1, 60, (), 0, NOON, 0),
+        events.RateLimitState("192.0.2.1", 1, 60, (), 0, NOON, 0, exempt=(events.Acceptance(uuid4(), NOON),)),
     ],
     "nigredo.deliveries": [
         events.DeliveryAttempt(uuid4(), uuid4(), "fibonacci", "http://x", 1, NOON, 12, "delivered", 200, None, 0, 1)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+from nigredo.log_reader import LogReader
 from nigredo.testing import Stack, eventually
+from schemas.events import Lead, Submission
+from schemas.topics import LEADS, SUBMISSIONS
+from tests.e2e.test_limit import codec_of
+from tests.e2e.test_limit_across_workers import decoded, lag
 
 FORM = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 
 
-def post(stack: Stack, address: str) -> httpx.Response:
-    return httpx.post(f"{stack.url}/api/leads", json=FORM, headers={"X-Forwarded-For": address}, timeout=10)
+def post(stack: Stack, address: str, key: str | None = None) -> httpx.Response:
+    headers = {"X-Forwarded-For": address} | ({} if key is None else {"Idempotency-Key": key})
+    return httpx.post(f"{stack.url}/api/leads", json=FORM, headers=headers, timeout=10)
 
 
 def nigredo(stack: Stack, *arguments: str) -> str:
@@ -82,6 +88,31 @@ def test_a_restarted_node_remembers_and_another_learns(stack: Stack) -> None:
     nigredo(stack, "restart", "ingest")
 
     assert post(stack, address).status_code == 429
+
+
+def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_holds(stack: Stack) -> None:
+    codec, reader, key = codec_of(stack), LogReader(stack.settings(), "test"), str(uuid4())
+    network = an_address().rpartition(".")[0]
+
+    def unlimited() -> bool:
+        # Nothing is taken from what the limit leaves.
+        return "r=10;" in post(stack, f"{network}.1").headers["RateLimit"]
+
+    with changed(stack, f"RATE_LIMIT_EXEMPT={network}.0/24"):
+        eventually(unlimited, within_s=10, what="the exemption")
+        first = post(stack, f"{network}.2", key)
+        # Judged, so that the repeat meets what the limiter wrote down, not what it holds of one batch.
+        eventually(lambda: lag(stack, reader) == 0, within_s=60, what="the first one's verdict")
+        again = post(stack, f"{network}.2", key)
+    assert [first.status_code, again.status_code] == [202, 202]
+    assert first.json()["id"] == again.json()["id"]
+    lead_id = UUID(first.json()["id"])
+
+    submitted = [one for one, *_ in decoded(stack, codec, SUBMISSIONS) if getattr(one, "id", None) == lead_id]
+    assert [one.exempt for one in submitted if isinstance(one, Submission)] == [True, True]
+    eventually(lambda: lag(stack, reader) == 0, within_s=60, what="the repeat's verdict")
+    leads = [one for one, *_ in decoded(stack, codec, LEADS) if isinstance(one, Lead) and one.id == lead_id]
+    assert len(leads) == 1
 
 
 def test_a_blocked_network_gets_403_whatever_it_asks_for_and_nobody_else_does(stack: Stack) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.events import Contact, DeliveryAttempt, Lead, RefusalCount, Rejection, Submission
 from tests.chaos.evidence import Evidence, LeadRow, Placed, Receipt
-from tests.chaos.judgement import judge, verdicts_of
+from tests.chaos.judgement import EXEMPT_KNOWN, judge, verdicts_of
 from tests.chaos.load import Answers, Form
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -162,6 +162,26 @@ def test_the_edge_is_believed_when_it_refused_and_the_exempt_count_for_nothing()
 
 def test_an_id_that_counts_already_is_judged_once() -> None:
     assert kinds(submission(0), submission(0), submission(0)) == ["accepted"]
+
+
+def test_an_exempt_id_is_judged_once_within_the_window_as_long_as_it_is_among_the_newest() -> None:
+    first = submission(0, exempt=True)
+    others = [submission(n, exempt=True) for n in range(1, EXEMPT_KNOWN + 1)]
+
+    assert kinds(first, *others[:-1], first, minutes=0) == ["accepted"] * EXEMPT_KNOWN
+    assert kinds(first, *others, first, minutes=0) == ["accepted"] * (EXEMPT_KNOWN + 2)
+    assert kinds(first, first, minutes=59) == ["accepted"]
+    assert kinds(first, first, minutes=60) == ["accepted"] * 2
+
+
+def test_who_is_exempt_makes_no_row_of_the_limit_and_takes_nothing_from_it() -> None:
+    exempt = [submission(n, exempt=True) for n in range(4)]
+
+    _, alone = verdicts_of(placed(*exempt))
+    _, beside = verdicts_of(placed(*exempt, submission(9)))
+
+    assert alone == {NETWORK: None}
+    assert beside == {NETWORK: (1, NOON + timedelta(minutes=4), 0, 4)}
 
 
 def test_refusals_of_which_only_the_number_is_kept_are_counted() -> None:

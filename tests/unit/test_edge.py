@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest.edge import TOLD_IN_FULL, Edge
 from nigredo.view import Row
-from nigredo.window import ACCEPTED, RATE_LIMITED, judge
+from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, judge
 from schemas.codec import Codec
 from schemas.events import Acceptance, Contact, RateLimitState, Submission
 from schemas.topics import RATE_LIMITS, load_schema
@@ -118,6 +118,19 @@ def test_a_network_that_was_freed_is_free_here() -> None:
     node.apply([row(state(0, offset=LIMIT))])
 
     assert node.judge(submission(), now()).outcome == ACCEPTED
+
+
+def test_what_the_limiter_accepted_outside_the_limit_is_a_repeat_here_and_takes_nothing_from_the_limit() -> None:
+    node, exempt = edge(), submission(exempt=True)
+    judged = judge(state(LIMIT - 1, offset=7), exempt, at=exempt.taken_at, offset=8).state
+    node.apply([row(judged)])
+
+    assert node.judge(exempt, now()).outcome == REPEATED
+    last = submission()
+    assert node.judge(last, last.taken_at).outcome == ACCEPTED
+    node.accepted(last, last.taken_at).offset = 9
+    assert node.judge(submission(), now()).outcome == RATE_LIMITED
+    assert node.judge(exempt, now()).outcome == REPEATED
 
 
 def test_another_node_learns_from_the_topic_and_a_tombstone_frees() -> None:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import fastavro
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.encoded_window import decoded, rank_of
-from schemas.codec import Codec, Undecodable
+from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState
-from schemas.topics import RATE_LIMITS, load_schema
+from schemas.registry import SchemaUnknown
+from schemas.topics import NEWEST_VERSION, RATE_LIMITS, load_schema
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 times_ms = st.integers(0, 2**42)
 
 
 class OneSchema:
-    """A registry that knows the one schema these tests need."""
+    """A registry that knows the versions of the one schema these tests need; an id is a version."""
 
     def id_of(self, *_: object) -> int:
-        return 7
+        return NEWEST_VERSION["rate-limits"]
 
-    def schema_of(self, _: int) -> Any:
-        return load_schema("rate-limits")
+    def schema_of(self, schema_id: int) -> Any:
+        if schema_id > NEWEST_VERSION["rate-limits"]:
+            raise SchemaUnknown
+        return load_schema("rate-limits", schema_id)
 
 
 def a_codec() -> Codec:
@@ -35,15 +41,17 @@ def a_codec() -> Codec:
     return codec
 
 
+acceptances = st.lists(
+    st.builds(Acceptance, st.uuids(), times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms))), max_size=3
+).map(tuple)
 states = st.builds(
     RateLimitState,
     client_network=st.sampled_from(["192.0.2.1", "2001:db8:ffff:ffff::/64"]),
     limit=st.integers(1, 200),
     window_s=st.integers(1, 86_400),
-    accepted=st.lists(
-        st.builds(Acceptance, st.uuids(), times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms))), max_size=3
-    ).map(tuple),
+    accepted=acceptances,
     refused=st.integers(0, 2**31 - 1),
+    exempt=acceptances,
     updated_at=times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms)),
     input_offset=st.integers(-1, 2**62),
 )
@@ -60,6 +68,23 @@ def test_the_rank_read_from_the_end_is_the_one_that_decoding_tells(state: RateLi
 
     assert by_its_end == by_decoding == (state.input_offset, (state.updated_at - EPOCH) // timedelta(milliseconds=1))
     assert decoded(codec, value) == state
+
+
+@given(states)
+def test_a_window_of_the_release_before_ranks_the_same_and_knows_nothing_of_who_was_exempt(
+    state: RateLimitState,
+) -> None:
+    codec, older = a_codec(), replace(state, exempt=())
+    plain = asdict(older) | {"accepted": [asdict(acceptance) for acceptance in older.accepted]}
+    out = io.BytesIO(PREFIX.pack(0, 1))
+    out.seek(0, io.SEEK_END)
+    fastavro.schemaless_writer(out, fastavro.parse_schema(load_schema("rate-limits", 1)), plain)
+    value = out.getvalue()
+
+    for _ in range(2):  # The second time its schema is known.
+        assert rank_of(codec, value) == rank_of(codec, codec.encode(RATE_LIMITS, state))
+        assert not codec.written_as_ours(RATE_LIMITS, value)
+    assert decoded(codec, value) == older
 
 
 @pytest.mark.parametrize("value", [b"", b"\x00", b"\x01\x00\x00\x00\x07abc", b"\x00\x00\x00\x00\x07"])

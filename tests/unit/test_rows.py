@@ -75,7 +75,11 @@ def test_of_two_windows_the_one_that_read_further_counts_whoever_wrote_last() ->
 
 
 def test_an_empty_window_frees_the_network() -> None:
-    rows = rows_of([at(RATE_LIMITS, STATE), at(RATE_LIMITS, replace(STATE, accepted=(), refused=0, input_offset=45))])
+    empty = replace(STATE, accepted=(), refused=0, input_offset=45)
 
-    assert rows.freed == {"192.0.2.1": 45}
-    assert rows.rate_limits == {}
+    # Who is exempt counts for nothing.
+    for free in (empty, replace(empty, exempt=STATE.accepted)):
+        rows = rows_of([at(RATE_LIMITS, STATE), at(RATE_LIMITS, free)])
+
+        assert rows.freed == {"192.0.2.1": 45}
+        assert rows.rate_limits == {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nigredo.window import (
     ACCEPTED,
     DUPLICATE,
+    EXEMPT_KEPT,
     RATE_LIMITED,
     REPEATED,
     Verdict,
@@ -220,6 +221,64 @@ def test_a_known_window_moves_its_offset_on_with_every_record(log: list[tuple[An
         assert state is None or state.input_offset == offset
 
 
+@st.composite
+def logs_with_repeats(draw: st.DrawFn) -> list[tuple[Submission, datetime]]:
+    """Draw submissions of which some are exempt, under so few ids that many come again, also within the window."""
+    at, log = NOON, list[tuple[Submission, datetime]]()
+    for _ in range(draw(st.integers(1, 60))):
+        at += timedelta(seconds=draw(st.integers(0, 1800)))
+        lead_id = UUID(int=draw(st.integers(0, 7)))
+        log.append((submission(limit=draw(limits), lead_id=lead_id, exempt=draw(st.booleans())), at))
+    return log
+
+
+@given(logs_with_repeats())
+def test_an_id_is_accepted_once_within_the_window_whether_it_was_exempt_or_not(
+    log: list[tuple[Submission, datetime]],
+) -> None:
+    accepted: dict[UUID, datetime] = {}
+
+    for (event, at), verdict in zip(log, judge_all(log), strict=True):
+        known = event.id in accepted and at - accepted[event.id] < HOUR
+        assert (verdict.outcome == REPEATED) == known
+        if verdict.outcome == ACCEPTED:
+            accepted[event.id] = at
+
+
+@given(logs(), st.data())
+def test_exempt_submissions_between_others_change_no_verdict_of_theirs_and_no_count(
+    log: list[tuple[Anything, datetime]], data: st.DataObject
+) -> None:
+    followed = data.draw(st.lists(st.booleans(), min_size=len(log), max_size=len(log)))
+    mixed = list[tuple[Anything, datetime]]()
+    for entry, by_an_exempt_one in zip(log, followed, strict=True):
+        mixed += [entry, (submission(exempt=True), entry[1])] if by_an_exempt_one else [entry]
+
+    among = [found for (event, _), found in zip(mixed, outcomes(mixed), strict=True) if not _is_exempt(event)]
+
+    assert [_decided(*found) for found in among] == [_decided(*found) for found in outcomes(log)]
+
+
+def _is_exempt(event: Anything) -> bool:
+    return isinstance(event, Submission) and event.exempt
+
+
+def _decided(outcome: str | None, state: RateLimitState | None) -> object:
+    return outcome, [] if state is None else [kept.at for kept in state.accepted]
+
+
+@given(st.lists(st.integers(0, 90), min_size=EXEMPT_KEPT, max_size=2 * EXEMPT_KEPT))
+def test_of_exempt_submissions_the_newest_are_known_and_no_more_nor_any_outside_the_window(gaps_s: list[int]) -> None:
+    at, log = NOON, list[tuple[Submission, datetime]]()
+    for gap_s in gaps_s:
+        at += timedelta(seconds=gap_s)
+        log.append((submission(exempt=True), at))
+
+    for number, verdict in enumerate(judge_all(log)):
+        so_far = [(event.id, then) for event, then in log[: number + 1] if log[number][1] - then < HOUR]
+        assert [(kept.id, kept.at) for kept in verdict.state.exempt] == so_far[-EXEMPT_KEPT:]
+
+
 def test_an_id_that_still_counts_is_neither_accepted_nor_refused_again() -> None:
     event = submission(limit=1)
 
@@ -263,6 +322,27 @@ def test_an_exempt_submission_is_accepted_and_not_counted() -> None:
     assert exempt.state.accepted == full.state.accepted
 
 
+def test_an_exempt_submission_that_comes_again_is_known_until_its_window_is_over() -> None:
+    event = submission(exempt=True)
+    late, over = NOON + HOUR - timedelta(milliseconds=1), NOON + HOUR
+
+    verdicts = judge_all([(event, NOON), (event, late), (submission(), late), (event, late), (event, over)])
+
+    assert [verdict.outcome for verdict in verdicts] == [ACCEPTED, REPEATED, ACCEPTED, REPEATED, ACCEPTED]
+
+
+def test_what_was_exempt_stays_known_when_it_is_so_no_more_and_when_its_network_is_freed() -> None:
+    event = submission(limit=1, exempt=True)
+    full = judge(judge(None, event, at=NOON, offset=0).state, submission(limit=1), at=NOON, offset=1)
+
+    no_more = judge(full.state, submission(limit=1, lead_id=event.id), at=NOON, offset=2)
+    freed = reset(full.state, LimitReset(NETWORK, "test", NOON), at=NOON, offset=2)
+
+    assert no_more.outcome == REPEATED
+    assert judge(freed, event, at=NOON, offset=3).outcome == REPEATED
+    assert judge(freed, submission(limit=1), at=NOON, offset=3).outcome == ACCEPTED
+
+
 def test_a_refusal_at_the_edge_is_counted_and_never_accepted() -> None:
     verdict = judge(None, submission(edge=RATE_LIMITED), at=NOON, offset=0)
 
@@ -304,6 +384,9 @@ def test_a_state_is_forgettable_once_its_window_is_over() -> None:
 
     assert not forgettable(state, NOON + HOUR - timedelta(milliseconds=1))
     assert forgettable(state, NOON + HOUR)
+    exempt = judge(None, submission(exempt=True), at=NOON, offset=0).state
+    assert not forgettable(exempt, NOON + HOUR - timedelta(milliseconds=1))
+    assert forgettable(exempt, NOON + HOUR)
     assert judge(state, submission(limit=1), at=NOON + HOUR, offset=1).outcome == ACCEPTED
 
 
