@@ -60,9 +60,12 @@ class Step:
 
 
 def goes_to(wanted: int, stands_at: int, low: int) -> tuple[int, int]:
-    """Return where a partition goes, never forward and never before the log's start, and how many offsets are gone."""
+    """Return where a partition goes, and how many of the offsets before that are gone.
+
+    Never before the log's start, and forward only to it: a group that stands before it can go nowhere else.
+    """
     target = min(wanted, stands_at)
-    return max(target, low), max(0, min(low, stands_at) - target)
+    return max(target, low), max(0, low - target)
 
 
 class Offsets(Protocol):
@@ -72,7 +75,10 @@ class Offsets(Protocol):
         """Return the next offset of each partition that has one. Raises DependencyDown."""
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Set these, none of them forward, while the group has no members. Raises DependencyDown."""
+        """Set these, none of them forward but over what is gone, while the group has no members.
+
+        Raises DependencyDown.
+        """
 
 
 class KafkaOffsets:
@@ -90,7 +96,12 @@ class KafkaOffsets:
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Commit them for the group. Raises DependencyDown."""
-        commit_offsets(self._settings, self._group, LEADS, {at: offset for (_, at), offset in offsets.items()})
+        # Another rewind may have gone further back since the plan was made.
+        standing, wanted = self.standing(), {}
+        for (topic, partition), offset in offsets.items():
+            stands_at, (low, _) = standing.get((topic, partition), offset), self._reader.watermarks(topic, partition)
+            wanted[partition] = min(offset, stands_at) if stands_at >= low else offset
+        commit_offsets(self._settings, self._group, LEADS, wanted)
 
 
 class DatabaseOffsets:
@@ -169,7 +180,7 @@ class Rewind:
         for place, offset in (to.offsets or {}).items():
             if place not in standing:
                 raise ConfigurationError(f"group {self._group} does not read {place[0]} partition {place[1]}")
-            if offset > standing[place]:
+            if offset > max(standing[place], self._reader.watermarks(*place)[0]):
                 raise ConfigurationError(
                     f"{place[0]} partition {place[1]} stands at {standing[place]}: to go on to {offset} would skip "
                     "records, and a rewind only goes back"
@@ -177,7 +188,7 @@ class Rewind:
         return [self._step(topic, partition, at, to) for (topic, partition), at in sorted(standing.items())]
 
     def _step(self, topic: str, partition: int, stands_at: int, to: To) -> Step:
-        low, _ = self._reader.watermarks(topic, partition)
+        low, end = self._reader.watermarks(topic, partition)
         if to.earliest:
             wanted = 0
         elif to.at is not None:
@@ -187,7 +198,8 @@ class Rewind:
         else:
             wanted = (to.offsets or {}).get((topic, partition), stands_at)
         target, gone = goes_to(wanted, stands_at, low)
-        again = self._reader.between(topic, partition, target, stands_at)
+        # A topic that was made anew, or restored, may end before the place where the group stands.
+        again = self._reader.between(topic, partition, target, min(stands_at, end))
         return Step(topic, partition, stands_at, target, sum(1 for _ in again), gone)
 
     def _begins_before(self, topic: str, partition: int, low: int, at: datetime) -> bool:
@@ -198,7 +210,7 @@ class Rewind:
 
     def do(self, steps: Sequence[Step], tell: Callable[[str], None]) -> None:
         """Set the offsets back. Raises DependencyDown; the members come back in any case."""
-        wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to < step.stands_at}
+        wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to != step.stands_at}
         before = self._members(within_s=EMPTY_WITHIN_S)
         until = utc_now() + AWAY_AT_MOST
         told = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())

@@ -43,7 +43,7 @@ def rewind(
     """Set a consumer GROUP back: all from there on is done again, also what was delivered.
 
     Its members leave for as long as it takes, at most two minutes. GROUP is a full name such as
-    nigredo-webhook-sender-dev, or a part's: webhook-sender, persister.
+    nigredo-webhook-sender-dev, or a part's: webhook-sender, webhook-sender-crm, persister.
     """
     from nigredo.rewind import Rewind
 
@@ -54,16 +54,19 @@ def rewind(
     what = Rewind(settings, name, offsets, getpass.getuser())
     steps = what.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
     document: dict[str, Any] = {"group": name, "partitions": [asdict(step) for step in steps], "done": False}
-    gone, moved = sum(step.gone for step in steps), sum(step.goes_to < step.stands_at for step in steps)
+    gone, moved = sum(step.gone for step in steps), sum(step.goes_to != step.stands_at for step in steps)
     text = _described(steps)
-    if dry_run or not moved:
-        context.result(document, text + ("" if moved else "\nnothing to do: every partition stands there already"))
+    if dry_run or not (moved or gone):
+        context.result(document, text + ("" if moved else "\nnothing to do: no partition moves"))
         return
     if gone and not accept_gaps:
         context.tell(text)
         raise ConfigurationError(
             f"{gone} of the offsets asked for were deleted by retention; --accept-gaps goes back to what is left"
         )
+    if not moved:
+        context.result(document, text + "\nnothing to do: no partition moves")
+        return
     context.tell(text)
     records = sum(step.records for step in steps)
     ask(context, f"Set {name} back, so that {records} records come again?", yes=yes)
@@ -76,7 +79,9 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
     from nigredo.rewind import DatabaseOffsets, KafkaOffsets
 
     limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
-    full = {"rate-limiter": limiter, "persister": persister, "webhook-sender": sender}.get(group, group)
+    full = {"rate-limiter": limiter, "persister": persister}.get(group, group)
+    if full == "webhook-sender" or full.startswith("webhook-sender-"):
+        full = sender + full.removeprefix("webhook-sender")
     if full == limiter:
         raise ConfigurationError(
             f"{limiter} cannot be set back: its windows are ahead of the log, so it would take every record for done"

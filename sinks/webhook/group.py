@@ -203,6 +203,8 @@ class Group:
             self._leads = {at.partition: Partition(_counts_since(at.metadata)) for at in committed if at.topic == LEADS}
             self._paused, self._full, self._committed = set(), set(), {}
         consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
+        # What was paused stays so over an assignment, unless it is said otherwise: nobody would ever resume it.
+        consumer.resume([TopicPartition(at.topic, at.partition) for at in committed])
         # At once, so that a crash before the first delivery leaves a place that says since when deliveries count.
         self._commit(consumer, every=True)
         self._changed([(at.topic, at.partition) for at in committed])
@@ -228,12 +230,12 @@ class Group:
         if not offsets:
             return
         try:
-            consumer.commit(offsets=offsets, asynchronous=False)
+            answers = consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
             log.warning("offsets were not committed", error=error.args[0].name())
             return
         with self._lock:
-            self._committed.update({(at.topic, at.partition): at.offset for at in offsets})
+            self._committed.update({(at.topic, at.partition): at.offset for at in answers if at.error is None})
 
     def _poll(self, room: Room) -> list[Message]:
         self._pause_or_resume(room)
@@ -273,9 +275,15 @@ class Group:
         if stood is None or marks is None:
             return StartRefused(f"the place of {self._name} in {topic} partition {partition} is gone from the log")
         missing = f"offsets {stood} to {marks[0] - 1} are gone" if stood < marks[0] else f"its end is {marks[1]}"
+        # A rewind is one of the leads: for what refers to them it would send leads again, and mend nothing.
+        how = (
+            f"nigredo rewind {self._name} --accept-gaps --to-offset {partition}:{marks[0]}"
+            if topic == LEADS
+            else f"set it to {marks[0]} with Kafka's own tools"
+        )
         return StartRefused(
             f"group {self._name} stands at {topic} partition {partition} offset {stood}, but {missing}; to go on"
-            f" without them: nigredo rewind {self._name} --to-offset {partition}:{marks[0]}"
+            f" without them: {how}"
         )
 
 

@@ -26,9 +26,10 @@ class Kept:
     """Offsets of a group that reads one partition."""
 
     topic: str
+    stands_at: int
 
     def standing(self) -> Mapping[tuple[str, int], int]:
-        return {(self.topic, 0): STANDS_AT}
+        return {(self.topic, 0): self.stands_at}
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
         raise AssertionError("a plan sets nothing")
@@ -49,8 +50,8 @@ def topic(stack: Stack) -> Iterator[str]:
     admin.delete_topics([name])[name].result(30)
 
 
-def planned(stack: Stack, topic: str, to: To) -> Step:
-    (step,) = Rewind(stack.settings(), f"group-{topic}", Kept(topic), "test").plan(to)
+def planned(stack: Stack, topic: str, to: To, stands_at: int = STANDS_AT) -> Step:
+    (step,) = Rewind(stack.settings(), f"group-{topic}", Kept(topic, stands_at), "test").plan(to)
     return step
 
 
@@ -89,3 +90,21 @@ def test_an_offset_that_is_gone_is_told_and_one_ahead_is_refused(stack: Stack, t
     assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED - 1)
     with pytest.raises(ConfigurationError, match="only goes back"):
         planned(stack, topic, To(offsets={(topic, 0): STANDS_AT + 1}))
+
+
+def test_a_group_whose_place_is_gone_may_go_on_to_the_first_record_left_and_no_further(
+    stack: Stack, topic: str
+) -> None:
+    step = planned(stack, topic, To(offsets={(topic, 0): DELETED}), stands_at=1)
+
+    assert (step.goes_to, step.records, step.gone) == (DELETED, 0, DELETED - 1)
+    with pytest.raises(ConfigurationError, match="only goes back"):
+        planned(stack, topic, To(offsets={(topic, 0): DELETED + 1}), stands_at=1)
+
+
+def test_a_group_that_stands_past_the_end_of_a_topic_made_anew_goes_back_to_what_there_is(
+    stack: Stack, topic: str
+) -> None:
+    step = planned(stack, topic, To(offsets={(topic, 0): DELETED}), stands_at=500)
+
+    assert (step.goes_to, step.records, step.gone) == (DELETED, 10 - DELETED, 0)

@@ -11,13 +11,17 @@ offsets = st.integers(0, 1000)
 
 
 @given(offsets, offsets, offsets)
-def test_a_partition_never_goes_on_and_every_missing_offset_is_told(wanted: int, stands_at: int, low: int) -> None:
+def test_a_partition_goes_on_only_to_the_first_offset_left_and_every_missing_one_is_told(
+    wanted: int, stands_at: int, low: int
+) -> None:
     target, gone = goes_to(wanted, stands_at, low)
 
-    asked = range(wanted, stands_at)
-    assert set(range(target, stands_at)) == {offset for offset in asked if offset >= low}
+    asked = range(wanted, max(stands_at, low)) if wanted < stands_at else range(stands_at, max(stands_at, low))
+    assert set(range(target, stands_at)) == {offset for offset in asked if low <= offset < stands_at}
     assert gone == sum(offset < low for offset in asked)
+    assert target <= max(stands_at, low)
 
 
 def test_a_partition_whose_next_record_was_deleted_goes_on_at_the_first_one_left() -> None:
-    assert goes_to(wanted=10, stands_at=20, low=50) == (50, 10)
+    assert goes_to(wanted=10, stands_at=20, low=50) == (50, 40)
+    assert goes_to(wanted=50, stands_at=20, low=50) == (50, 30)

@@ -1,0 +1,81 @@
+"""One member of a group, against librdkafka's own mock of a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from nigredo.settings import Settings
+from schemas.topics import LEADS
+from sinks.webhook.group import Group, Room
+from sinks.webhook.watermark import Place
+
+NAME = "sender"
+DEADLINE_S = 30.0
+PARTITIONS = 4
+"""The mock's own number."""
+EACH = 10
+ROOM, NO_ROOM = Room(leads=1000, replays=0, paused=False), Room(leads=0, replays=0, paused=False)
+
+
+@pytest.fixture
+def servers() -> Iterator[str]:
+    """A mock broker with ten leads in each partition, and a group that is to begin with the first."""
+    producer = Producer({"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0})
+    brokers = producer.list_topics(timeout=DEADLINE_S).brokers.values()
+    found = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+    for number in range(PARTITIONS * EACH):
+        producer.produce(LEADS, value=b"x", key=b"k", partition=number % PARTITIONS)
+    assert producer.flush(DEADLINE_S) == 0
+    beginner = Consumer({"bootstrap.servers": found, "group.id": NAME, "log_level": 0})
+    beginner.commit(offsets=[TopicPartition(LEADS, number, 0) for number in range(PARTITIONS)], asynchronous=False)
+    beginner.close()
+    yield found
+    producer.purge()
+
+
+def test_what_was_paused_is_read_again_after_another_member_came_and_went(servers: str) -> None:
+    """Pausing outlives an assignment in the client: a partition that nobody resumes would never be read again."""
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    assignments: list[int] = []
+    read: set[tuple[int, int]] = set()
+
+    def changed(places: Sequence[Place]) -> None:
+        assignments.append(len(places))
+        read.clear()  # It begins anew, where it was committed.
+
+    async def polled(group: Group, room: Room) -> None:
+        for message in await group.poll(room):
+            if group.take(message) is not None:
+                read.add((message.partition() or 0, message.offset() or 0))
+
+    async def until_assigned(group: Group, partitions: int, other: Group | None = None) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not assignments or assignments[-1] != partitions:
+            assert time.monotonic() < deadline, assignments
+            await polled(group, NO_ROOM)
+            if other is not None:
+                await other.poll(NO_ROOM)
+
+    async def scenario() -> set[tuple[int, int]]:
+        group = Group(settings, NAME, [LEADS], changed=changed)
+        group.join()
+        await until_assigned(group, PARTITIONS)
+        for _ in range(3):
+            await polled(group, NO_ROOM)
+        other = Group(settings, NAME, [LEADS], changed=lambda _: None)
+        other.join()
+        await until_assigned(group, PARTITIONS // 2, other)
+        await asyncio.gather(other.leave(), until_assigned(group, PARTITIONS))
+        deadline = time.monotonic() + DEADLINE_S / 2
+        while len(read) < PARTITIONS * EACH and time.monotonic() < deadline:
+            await polled(group, ROOM)
+        found = set(read)
+        await group.leave()
+        return found
+
+    assert asyncio.run(scenario()) == {(number, offset) for number in range(PARTITIONS) for offset in range(EACH)}
