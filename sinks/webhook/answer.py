@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from urllib.parse import unquote_plus
 
 from schemas.events import Lead
@@ -15,8 +16,9 @@ MASK = "***"
 _WORD = re.compile(r"[^\W_]+")
 _LAST_WORD = re.compile(r"[^\W_]+\Z")
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\([nrtbf/\"\\])")
-NAME_LEAST, OTHER_LEAST = 2, 3
-"""So many characters make a word that tells of a person; names are short."""
+NAME_LEAST, OTHER_LEAST, WHOLE_LEAST = 2, 3, 4
+"""So many characters make a word that tells of a person; names are short. What is masked as a whole, as an address or a
+number of short words must be, is longer."""
 
 
 def excerpt_of(answer: bytes, lead: Lead) -> str | None:
@@ -29,9 +31,16 @@ def excerpt_of(answer: bytes, lead: Lead) -> str | None:
     text = _unescaped(answer[:READ_FOR_EXCERPT_BYTES].decode("utf-8", "replace"))
     contact = lead.contact
     private = _words(contact.name, NAME_LEAST)
-    for value in (contact.email, contact.message, *contact.extra.values()):
+    others = {
+        unicodedata.normalize("NFC", value).strip()
+        for value in (contact.email, contact.message, *contact.extra.values())
+    }
+    for value in others:
         private |= _words(value, OTHER_LEAST)
-    masked = _WORD.sub(lambda found: MASK if found[0].casefold() in private else found[0], text)
+    for whole in sorted(others, key=len, reverse=True):
+        if len(whole) >= WHOLE_LEAST:
+            text = re.sub(rf"(?<!\w){re.escape(whole)}(?!\w)", MASK, text, flags=re.IGNORECASE)
+    masked = _WORD.sub(lambda found: MASK if _folded(found[0]) in private else found[0], text)
     cut = masked.encode()[:EXCERPT_MAX_BYTES].decode("utf-8", "ignore")
     # Half a word is not recognised as the lead's.
     if len(answer) > READ_FOR_EXCERPT_BYTES and len(cut) == len(masked):
@@ -48,8 +57,16 @@ def _unescaped(text: str) -> str:
     text = _ESCAPED.sub(plain, text)
     # Two escapes of UTF-16 are one character.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return unquote_plus(html.unescape(text)) if "%" in text or "&" in text else text
+    text = unquote_plus(html.unescape(text)) if "%" in text or "&" in text else text
+    # A letter and its accent may come as two characters, of which one is in no word.
+    return unicodedata.normalize("NFC", text)
 
 
 def _words(text: str, least: int) -> set[str]:
-    return {word.casefold() for word in _WORD.findall(text) if len(word) >= least}
+    return {_folded(word) for word in _WORD.findall(unicodedata.normalize("NFC", text)) if len(word) >= least}
+
+
+def _folded(word: str) -> str:
+    """Return a word without case and accents: `joao` is João too."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", word) if not unicodedata.combining(letter))
+    return "".join(letters).casefold()

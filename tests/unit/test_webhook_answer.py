@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from urllib.parse import quote_plus
@@ -38,6 +39,18 @@ def test_what_the_lead_says_is_masked_however_it_is_written(written: object) -> 
     assert kept.startswith("no: ")
     for private in ("joão", "ng", "joao", "example", "98765", "4321"):
         assert private not in kept.casefold().replace("\\u00e3", "ã")
+
+
+@pytest.mark.parametrize("said", ["jo@xy.io", "JO@XY.IO", "11 98 76 54"])
+def test_what_consists_of_short_words_is_masked_as_a_whole(said: str) -> None:
+    contact = Contact("Ana", "jo@xy.io", "Oi", {"phone": "11 98 76 54"})
+
+    assert excerpt_of(f'{{"no":"{said}"}}'.encode(), replace(lead(), contact=contact)) == '{"no":"***"}'
+
+
+@pytest.mark.parametrize("said", ["Joao", "Joa\u0303o", "JO\u00c3O"])
+def test_a_name_is_masked_whatever_became_of_its_accents(said: str) -> None:
+    assert excerpt_of(f"no {said} here".encode(), lead()) == "no *** here"
 
 
 def test_no_more_than_the_beginning_is_kept() -> None:
