@@ -119,6 +119,10 @@ class Redelivery:
         return 0
 
     def _tried(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[Tried]:
+        for attempt in self._attempts(partition, leads, oldest):
+            yield Tried(attempt.lead_id.bytes, attempt.outcome == "delivered")
+
+    def _attempts(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[DeliveryAttempt]:
         """Yield the attempts at these leads. They are in the partition of their lead."""
         if not leads or oldest is None or partition not in self._reader.partitions(DELIVERIES):
             return
@@ -130,7 +134,7 @@ class Redelivery:
                 continue
             attempt = self.topics.decode(DELIVERIES, message.value())
             if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self.endpoint:
-                yield Tried(attempt.lead_id.bytes, attempt.outcome == "delivered")
+                yield attempt
 
     def prospects(self) -> Prospects:
         """Return what comes next for leads that were not delivered. Raises ConfigurationError as `plan` does."""
@@ -184,13 +188,25 @@ class Redelivery:
         keys = {key_of(lead_id, self.endpoint) for references in groups for lead_id, _ in references}
         return Settling(self._settings, keys)
 
+    def sent_again(self, groups: Iterable[References], since: datetime) -> set[bytes]:
+        """Return which of these leads (16 bytes each) the sink delivered since then because it was asked to.
+
+        since: by this machine's clock. What was delivered shortly before, by itself, says nothing of a replay.
+        """
+        return self._delivered(groups, since, lambda attempt: attempt.replay)
+
     def delivered_since(self, groups: Iterable[References], since: datetime) -> set[bytes]:
-        """Return which of these leads (16 bytes each) were delivered since then."""
+        """Return which of these leads (16 bytes each) were delivered since then. since: by the sink's clock."""
+        return self._delivered(groups, since, lambda attempt: attempt.sent_at > since)
+
+    def _delivered(
+        self, groups: Iterable[References], since: datetime, counts: Callable[[DeliveryAttempt], bool]
+    ) -> set[bytes]:
         delivered: set[bytes] = set()
         for references in groups:
             leads = {lead_id.bytes for lead_id, _ in references}
-            tried = self._tried(references.partition, leads, since)
-            delivered |= {attempt.id for attempt in tried if attempt.delivered}
+            attempts = self._attempts(references.partition, leads, since)
+            delivered |= {a.lead_id.bytes for a in attempts if a.outcome == "delivered" and counts(a)}
         return delivered
 
 

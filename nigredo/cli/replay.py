@@ -204,7 +204,7 @@ def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *,
     if not wait:
         return {"written": total}
     wait_until_settled(context, redelivery.watch(plan.references), total)
-    delivered = redelivery.delivered_since(plan.references, began)
+    delivered = redelivery.sent_again(plan.references, began)
     return {"written": total, "sent": total, "delivered": len(delivered)}
 
 
