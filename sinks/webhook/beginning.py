@@ -21,7 +21,7 @@ from nigredo.topics import ensure_schemas, ensure_topics
 from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
 from schemas.registry import RegistryUnavailable
-from schemas.topics import CONTROL, LEADS, WEBHOOK_REPLAYS, retry_topics
+from schemas.topics import CONTROL, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.endpoint import COMPONENT, NOW, Endpoint
 
 log = get_logger()
@@ -67,15 +67,17 @@ async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
 
 
 def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
-    """Blocks. Raises StartRefused when a topic cannot hold a reference beside its lead."""
+    """Blocks. Raises StartRefused when a topic cannot hold what belongs to a lead in the lead's partition."""
     reader = LogReader(settings, COMPONENT)
     leads = reader.partitions(LEADS)
-    for topic in topics:
-        partitions = reader.partitions(topic)
+    found = {topic: reader.partitions(topic) for topic in (*topics, DELIVERIES, WEBHOOK_DEAD)}
+    for topic, partitions in found.items():
         if len(partitions) < len(leads):
             raise StartRefused(
                 f"{topic} has {len(partitions)} partitions and {LEADS} {len(leads)}: add what is missing"
             )
+    for topic in topics:
+        partitions = found[topic]
         committed = reader.committed(group, topic, partitions)
         starts = {p: reader.watermarks(topic, p)[0] for p in partitions if committed[p] is None}
         if starts:

@@ -28,7 +28,8 @@ class TokenBucket:
     def take(self, now: float) -> None:
         """Take a token, which `wait_s` said is there."""
         self._fill(now)
-        self._tokens -= 1.0
+        if self._rate:  # Without a limit nothing is owed when there is one again.
+            self._tokens -= 1.0
 
     def _fill(self, now: float) -> None:
         passed, self._at = max(0.0, now - self._at), max(now, self._at)

@@ -70,6 +70,8 @@ class Gate:
 
         wanted: asked when its turn has come, and by `clear`. fresh: whether it is a lead's first attempt.
         """
+        if not wanted():
+            return False  # Whoever comes after `clear` would wait for a turn that a pause may never bring.
         waiter = _Waiter(wanted, fresh)
         (self._behind if behind else self._live).append(waiter)
         self._let_through()

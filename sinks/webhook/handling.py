@@ -156,7 +156,8 @@ class Handling:
         if isinstance(event, WebhookRetry):
             older = self.retries.put(waits, event.not_before)
         else:
-            older = self.replays.put(waits, event.requested_at)
+            # In the order in which they were asked for, but by no clock that is ahead of this one.
+            older = self.replays.put(waits, min(event.requested_at, utc_now()))
         if older is not None:
             self._group.finish(older.ticket)
         return True

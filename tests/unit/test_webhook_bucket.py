@@ -41,6 +41,16 @@ def test_no_rate_is_no_limit() -> None:
         bucket.take(0.0)
 
 
+def test_what_was_taken_without_a_limit_is_not_owed_under_one() -> None:
+    bucket = TokenBucket(0, 0.0)
+    for _ in range(10_000):
+        bucket.take(0.0)
+
+    bucket.change(1, 0.0)
+
+    assert bucket.wait_s(0.0) == 0
+
+
 def test_a_changed_rate_holds_from_then_on() -> None:
     bucket = TokenBucket(100, 0.0)
 

@@ -106,6 +106,17 @@ def test_whoever_is_not_wanted_any_more_is_sent_away_and_takes_no_place() -> Non
     assert asyncio.run(scenario()).inside == ["a", "c"]
 
 
+def test_whoever_comes_unwanted_does_not_wait_for_the_end_of_a_pause() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd()
+        crowd.gate.pause(True)
+        crowd.unwanted.add("late")
+        await crowd.come("late")
+        return crowd
+
+    assert asyncio.run(scenario()).sent_away == ["late"]
+
+
 def test_whoever_is_cancelled_gives_its_place_back() -> None:
     async def scenario() -> Crowd:
         crowd = Crowd(places=1)
