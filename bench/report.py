@@ -19,6 +19,8 @@ from bench.measure import Result
 
 PACKAGES = ("falcon", "granian", "confluent-kafka", "faust-streaming", "aiokafka", "fastavro", "psycopg", "httpx")
 README = Path(__file__).parents[1] / "README.md"
+NOT_MEASURED = "Not measured yet.\n"
+"""What a document says in the place of figures that there are none of."""
 Document = Mapping[str, Any]
 """What one scenario found, as JSON."""
 
