@@ -55,6 +55,7 @@ class InOrder:
         self._to_commit: dict[TP, int] = {}
         self._last_commit = 0.0
         self._late_commit: asyncio.Task[None] | None = None
+        self._committing = asyncio.Lock()
         # Without its acknowledgements: Faust would remember every one for a commit that never comes.
         channel = app.topic(*topics, key_serializer="raw", value_serializer="raw", acks=False)
         app.agent(channel, name="in_order", concurrency=1)(self._consume)
@@ -158,20 +159,22 @@ class InOrder:
 
     async def _commit(self) -> None:
         """Commit what is durable. A commit that fails is repeated, as long as the partitions are ours."""
-        offsets, self._to_commit = self._to_commit, {}
-        if offsets:
-            self._last_commit, epoch = time.monotonic(), self.assignment.epoch
-            try:
-                done = await asyncio.wait_for(cast(Consumer, self._app.consumer)._commit(offsets), COMMIT_TIMEOUT_S)
-                failed = None if done else "refused"
-            except Exception as error:
-                failed = name_of(error)
-            if failed is not None:
-                log.warning("offsets were not committed", error=failed)
-                if epoch == self.assignment.epoch:
-                    # Without another record nothing else would ever commit them, and the lag would stay.
-                    self._to_commit = offsets | self._to_commit
-                    self._commit_in(COMMIT_AGAIN_S)
+        # One at a time: an older one that fails late and is repeated would put the group back.
+        async with self._committing:
+            offsets, self._to_commit = self._to_commit, {}
+            if offsets:
+                self._last_commit, epoch = time.monotonic(), self.assignment.epoch
+                try:
+                    done = await asyncio.wait_for(cast(Consumer, self._app.consumer)._commit(offsets), COMMIT_TIMEOUT_S)
+                    failed = None if done else "refused"
+                except Exception as error:
+                    failed = name_of(error)
+                if failed is not None:
+                    log.warning("offsets were not committed", error=failed)
+                    if epoch == self.assignment.epoch:
+                        # Without another record nothing else would ever commit them, and the lag would stay.
+                        self._to_commit = offsets | self._to_commit
+                        self._commit_in(COMMIT_AGAIN_S)
 
 
 def _arrived(queue: Any, most: int) -> Iterator[Any]:
