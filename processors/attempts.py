@@ -77,6 +77,8 @@ class Attempts:
             except Exception as error:
                 if len(records) > 1:
                     for record in records:
+                        # Each may take long, and nothing is committed meanwhile: a watchdog must not take it for a hang.
+                        self._health.waiting("a batch that is handled record by record")
                         await self._until_done([record], still_ours)
                     return
                 failures += 1
@@ -105,7 +107,8 @@ class Attempts:
             try:
                 await self._handler.park(record, refused.reason, refused.error)
                 log.error("a record was parked", reason=refused.reason, error=refused.error, **_at(record))
-                return
+                if still_ours():
+                    return
             except DependencyDown as down:
                 self._health.waiting(str(down))
             await asyncio.sleep(backoff.next_wait_s())

@@ -5,12 +5,13 @@ in the end-to-end tests.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown
+from nigredo.errors import DependencyDown, RecordRefused
 from processors import attempts, in_order
 from processors.handler import Stale
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
@@ -96,6 +97,23 @@ def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_ar
     assert handled(rig) == [0, 2]
     assert rig.handler.parked == [(1, "failed")]
     assert rig.app.committed() == 3
+
+
+def test_a_batch_that_is_handled_record_by_record_says_so_again_and_again_to_a_watchdog() -> None:
+    async def scenario() -> list[int]:
+        rig, given = Rig(), list[int]()
+
+        async def note() -> None:
+            given.append(rig.health.reasons_given)
+
+        rig.handler.before_work = note
+        rig.handler.trouble = [RecordRefused("refused_by_database", "no")]
+        rig.deliver(0, 1, 2)
+        await rig.finish()
+        return given
+
+    _, *alone = asyncio.run(scenario())
+    assert len(set(alone)) == len(alone) == 3
 
 
 def test_a_record_that_cannot_be_decoded_is_parked_at_once() -> None:
@@ -235,3 +253,54 @@ def test_partitions_are_committed_each_by_itself() -> None:
 
     rig = asyncio.run(scenario())
     assert (rig.app.committed(0), rig.app.committed(1)) == (2, 1)
+
+
+def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "COMMIT_EVERY_S", 0.01)
+    monkeypatch.setattr(in_order, "COMMIT_AGAIN_S", 0.001)
+
+    async def scenario() -> Rig:
+        rig = Rig()
+        succeed, first = rig.app._commit, asyncio.Event()
+
+        async def fails_late(offsets: dict[TP, int]) -> bool:
+            rig.app._commit = succeed  # type: ignore[method-assign]
+            first.set()
+            await asyncio.sleep(0.2)
+            raise ConnectionError
+
+        rig.deliver(0)
+        await rig.drain()
+        rig.app._commit = fails_late  # type: ignore[method-assign]
+        rig.deliver(1)
+        await rig.drain()  # Soon after the last commit: this one follows by itself.
+        await first.wait()
+        await asyncio.sleep(0.02)
+        rig.deliver(2)
+        await rig.drain()
+        await until(lambda: rig.app.committed() == 3)
+        await asyncio.sleep(0.3)  # Time for the one that failed to be repeated, if it is.
+        await rig.finish()
+        return rig
+
+    assert asyncio.run(scenario()).app.committed() == 3
+
+
+def test_a_record_that_is_parked_while_its_partition_goes_away_is_not_committed() -> None:
+    async def scenario() -> Rig:
+        rig = Rig()
+        rig.handler.undecodable = {0}
+        park = rig.handler.park
+
+        async def parks_slowly(*arguments: Any) -> None:
+            await rig.app.on_partitions_revoked.send()
+            await park(*arguments)
+
+        rig.handler.park = parks_slowly  # type: ignore[method-assign]
+        rig.deliver(0)
+        await rig.finish()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert rig.handler.parked == [(0, "undecodable")]
+    assert rig.app.commits == []
