@@ -70,7 +70,7 @@ class Loading:
 
 
 class EndNotReached(DependencyDown):
-    """The end of a topic was not reached within the deadline: Kafka is slow or away, or there is too much to read."""
+    """There is more to read than the time allows, though Kafka answers."""
 
 
 class LogReader:
@@ -119,10 +119,12 @@ class LogReader:
                 messages = consumer.consume(1000, POLL_S)
                 loading.took(len(messages))
                 now = time.monotonic()
-                if messages:
+                if any(message.error() is None for message in messages):
                     deadline = now + deadline_s
-                if now > deadline or (latest is not None and now > latest):
+                if latest is not None and now > latest:
                     raise EndNotReached(f"the end of {topic} was not reached in time")
+                if now > deadline:
+                    raise DependencyDown(f"nothing more of {topic} came, and its end was not reached")
                 for message in messages:
                     if message.error() is None and (message.offset() or 0) < marks[message.partition() or 0][1]:
                         yield message

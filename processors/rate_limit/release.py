@@ -22,7 +22,9 @@ from schemas.topics import REJECTIONS
 
 log = get_logger()
 
-READ_DEADLINE_S = 30.0
+READ_WITHIN_S = 30.0
+KAFKA_SILENT_S = 10.0
+"""Shorter: an outage of Kafka is waited for, and is no reason to park a release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _read(reader: LogReader, codec: Codec, releases: Sequence[RejectionRelease])
     asked = [partition for partition in wanted if partition in known]
     newest: dict[tuple[int, bytes], bytes | None] = {}
     for message in reader.read_to_end(
-        REJECTIONS, asked, deadline_s=READ_DEADLINE_S, offsets=first, within_s=READ_DEADLINE_S
+        REJECTIONS, asked, deadline_s=KAFKA_SILENT_S, offsets=first, within_s=READ_WITHIN_S
     ):
         partition, key = message.partition() or 0, message.key() or b""
         if key in wanted[partition]:
