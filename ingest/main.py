@@ -46,9 +46,10 @@ class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, b
             super().signal_handler_interrupt()
             return
         self._leaving = True
-        for worker in multiprocessing.active_children():
+        # Never without a pid: 0 would be all of this group of processes.
+        for pid in [worker.pid for worker in multiprocessing.active_children() if worker.pid]:
             with suppress(ProcessLookupError):
-                os.kill(worker.pid or 0, LEAVING_SIGNAL)
+                os.kill(pid, LEAVING_SIGNAL)
         later = threading.Timer(self._unready_s, super().signal_handler_interrupt)
         later.daemon = True
         later.start()

@@ -159,8 +159,10 @@ class Spool:
                 self._writing_count = len(batch)
                 try:
                     numbers = await loop.run_in_executor(self._thread, self._add, [entry for entry, _ in batch])
-                except sqlite3.Error as error:
-                    log.error("the spool cannot be written", error=type(error).__name__, reason=str(error))
+                except Exception as error:
+                    # Whatever it is, somebody waits for each of these. SQLite's own words tell of no row.
+                    reason = str(error) if isinstance(error, sqlite3.Error) else None
+                    log.error("the spool cannot be written", error=type(error).__name__, reason=reason)
                     self.bytes -= sum(entry.size_bytes for entry, _ in batch)
                     for _, future in batch:
                         if not future.done():

@@ -274,3 +274,21 @@ def test_what_was_put_survives_kill_9(tmp_path: Path) -> None:
 
 def test_an_entry_counts_with_its_headers() -> None:
     assert Entry(b"kk", b"vvv", [("h", b"1234")]).size_bytes == 2 + 3 + 5 + OVERHEAD_BYTES
+
+
+def test_whatever_goes_wrong_in_writing_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    async def work() -> None:
+        spool = await opened(tmp_path)
+        monkeypatch.setattr(spool, "_add", fail)
+        with pytest.raises(SpoolFull):
+            await asyncio.wait_for(spool.put(entry(b"one")), 5)
+        assert (spool.bytes, spool.records) == (0, 0)
+        monkeypatch.undo()
+        await spool.put(entry(b"two"))
+        assert await values(spool) == [b"two"]
+        await spool.close()
+
+    asyncio.run(work())
