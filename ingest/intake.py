@@ -209,7 +209,8 @@ class Intake:
         if by_hand and key is None and (first := repeats.first(network, form)) is not None:
             submission = replace(submission, edge_verdict=DUPLICATE)
             allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
-            self._keep(submission)
+            if first.keeps_repeat():
+                self._keep(submission)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
             return Taken(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)

@@ -21,15 +21,23 @@ REMEMBERED_S = 24 * 3600.0
 REMEMBERED_MAX = 100_000
 DOUBLE_CLICK_S = 10.0
 RECENT_MAX = 10_000
+REPEATS_KEPT = 10
+"""Of one form within these seconds; no finger clicks more, and a program must not get round the limit's bounds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class First:
     """A form that was taken, or is about to be."""
 
     lead_id: UUID
     acknowledged: asyncio.Future[Kept]
     at: float
+    repeats: int = 0
+
+    def keeps_repeat(self) -> bool:
+        """Count the same form once more; return whether its contents are still to be kept."""
+        self.repeats += 1
+        return self.repeats <= REPEATS_KEPT
 
 
 class Repeats:

@@ -93,3 +93,17 @@ def test_the_same_form_within_seconds_is_found_unless_it_failed(monkeypatch: pyt
         assert found.first("192.0.2.1", FORM) is None
 
     asyncio.run(scenario())
+
+
+def test_of_one_form_sent_on_and_on_only_the_first_repeats_are_kept() -> None:
+    async def scenario() -> list[bool]:
+        found = Repeats(SECRET)
+        found.sent("192.0.2.1", FORM, uuid4(), asyncio.get_running_loop().create_future())
+        kept = []
+        for _ in range(module.REPEATS_KEPT + 5):
+            first = found.first("192.0.2.1", FORM)
+            assert first is not None
+            kept.append(first.keeps_repeat())
+        return kept
+
+    assert asyncio.run(scenario()) == [True] * module.REPEATS_KEPT + [False] * 5
