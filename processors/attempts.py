@@ -77,7 +77,7 @@ class Attempts:
             except Exception as error:
                 if len(records) > 1:
                     for record in records:
-                        # Each may take long, and nothing is committed meanwhile: a watchdog must not take it for a hang.
+                        # Each may take long, and nothing is committed meanwhile: no watchdog is to take it for a hang.
                         self._health.waiting("a batch that is handled record by record")
                         await self._until_done([record], still_ours)
                     return
