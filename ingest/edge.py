@@ -39,6 +39,8 @@ class Own:
     id: UUID
     at: datetime
     offset: int | None = None
+    kept: bool = False
+    """Whether Kafka has it, or the spool: its sender may be told so."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,13 @@ class Edge:
         if state is not None and since:
             state = replace(state, accepted=(*state.accepted, *since))
         return judge(state, submission, at=at, offset=known + 1)
+
+    def has(self, submission: Submission) -> bool:
+        """Say whether a submission that counts was kept before under its id, by this node or judged already."""
+        key = submission.client_network.encode()
+        state = self._state(key)
+        judged = state is not None and any(acceptance.id == submission.id for acceptance in state.accepted)
+        return judged or any(own.kept and own.id == submission.id for own in self._own.get(key, ()))
 
     def accepted(self, submission: Submission, at: datetime) -> Own:
         """Remember that a submission is on its way; tell the offset when it is known, or `undo` when it failed."""

@@ -27,7 +27,7 @@ from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
 from nigredo.view import TopicView
-from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, SPAM, Verdict
+from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, REPEATED, SPAM, Verdict
 from schemas.codec import Codec
 from schemas.events import RefusalCount, Submission
 from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
@@ -223,6 +223,9 @@ class Intake:
         if verdict.outcome == SPAM and not edge.refused(submission, submission.taken_at):
             # So much of it came from there that only the number is kept; the program is not told.
             return Taken(submission.id, allowance, verdict.outcome)
+        if verdict.outcome == REPEATED and edge.has(submission):
+            # The limiter would only read past it, as often as somebody likes to send it.
+            return Taken(submission.id, allowance, verdict.outcome)
         counts = verdict.outcome == ACCEPTED and not submission.exempt
         own = edge.accepted(submission, submission.taken_at) if counts else None
         try:
@@ -230,15 +233,17 @@ class Intake:
                 kept = self._publish(submission)
             except DependencyDown as error:
                 raise NotAcknowledged(str(error), submission.id) from error
-            if by_hand and key is None:
+            if by_hand:
+                # With a key too: the page's script, when its answer is lost, sends the form once more without one.
                 repeats.sent(network, form, submission.id, kept)
             position = await self._acknowledged(submission.id, kept)
         except BaseException:
             if own is not None:
                 edge.undo(submission, own)
             raise
-        if own is not None and position is not None:
-            own.offset = position.offset
+        if own is not None:
+            own.kept = True
+            own.offset = own.offset if position is None else position.offset
         return Taken(submission.id, allowance, verdict.outcome)
 
     async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Kept]) -> Kept:

@@ -204,3 +204,22 @@ def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allo
     # Nobody who had something left was turned away.
     if steps.count("other node") == 0:
         assert taken == min(LIMIT, steps.count("post"))
+
+
+def test_what_is_sent_again_is_known_once_it_was_kept_and_not_before() -> None:
+    node, one = edge(), submission()
+    own = node.accepted(one, one.taken_at)
+    assert node.judge(one, one.taken_at).outcome == REPEATED
+    assert not node.has(one)
+
+    own.kept = True
+    assert node.has(one)
+    assert not node.has(submission())
+
+
+def test_what_another_node_took_is_known_once_it_was_judged() -> None:
+    node, one = edge(), submission()
+    assert not node.has(one)
+
+    node.apply([row(judge(None, one, at=one.taken_at, offset=7).state)])
+    assert node.has(one)
