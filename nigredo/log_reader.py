@@ -109,6 +109,8 @@ class LogReader:
             if since is not None and starts:
                 asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
                 found = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
+                if (error := next((at.error for at in found if at.error is not None), None)) is not None:
+                    raise DependencyDown(f"Kafka: {error.name()}")
                 # A partition without a record that young is told as its end, where no position would ever show.
                 starts = [at for at in found if at.offset >= 0]
                 open_partitions = {at.partition for at in starts}
@@ -207,8 +209,7 @@ class LogReader:
         """Return the offset a group committed for each partition; None where it has none. Raises DependencyDown."""
         with self._consumer(group) as consumer:
             asked = [TopicPartition(topic, partition) for partition in partitions]
-            answer = consumer.committed(asked, timeout=CALL_TIMEOUT_S)
-            return {at.partition: None if at.offset == OFFSET_INVALID else at.offset for at in answer}
+            return {at.partition: offset for at, offset in self._committed(consumer, asked)}
 
     def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
         """Return where a group stands in partitions of topics, in the order given. Raises DependencyDown."""
@@ -217,9 +218,8 @@ class LogReader:
             return []
         with self._consumer(group) as consumer:
             found = []
-            for at in consumer.committed(asked, timeout=CALL_TIMEOUT_S):
+            for at, committed in self._committed(consumer, asked):
                 start, end = self._watermarks(consumer, at.topic, at.partition)
-                committed = None if at.offset == OFFSET_INVALID else at.offset
                 found.append(Standing(at.topic, at.partition, committed, start, end))
             return found
 
@@ -241,6 +241,14 @@ class LogReader:
             raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
         finally:
             consumer.close()
+
+    @staticmethod
+    def _committed(consumer: Consumer, asked: Sequence[TopicPartition]) -> Iterator[tuple[TopicPartition, int | None]]:
+        for at in consumer.committed(list(asked), timeout=CALL_TIMEOUT_S):
+            if at.error is not None:
+                # Not to be taken for a partition without an offset: some begin such a one anew.
+                raise DependencyDown(f"Kafka: {at.error.name()}")
+            yield at, None if at.offset == OFFSET_INVALID else at.offset
 
     @staticmethod
     def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:

@@ -1,0 +1,92 @@
+"""What a form becomes that was sent before: published again only where that tells the limiter something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, cast
+
+from ingest.edge import Edge
+from ingest.form import Form
+from ingest.intake import Intake
+from ingest.repeats import REPEATS_KEPT
+from ingest.spool import Entry
+from nigredo.health import Health
+from nigredo.kafka import Position
+from nigredo.settings import Settings
+from schemas.codec import Codec
+from schemas.events import Contact, Submission
+from schemas.topics import SUBMISSIONS, load_schema
+
+CLIENT = IPv4Address("192.0.2.1")
+FORM = Form(Contact("Ana", "ana@example.com", "Oi", {}), None, None)
+
+
+class OneSchema:
+    def id_of(self, *_: object) -> int:
+        return 1
+
+    def schema_of(self, _: int) -> Any:
+        return load_schema("submissions")
+
+
+class Taking:
+    """An outlet that keeps everything at once."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.kept: list[Submission] = []
+
+    def send(self, entry: Entry) -> asyncio.Future[Position]:
+        event = self._codec.decode(SUBMISSIONS, entry.value)
+        assert isinstance(event, Submission)
+        self.kept.append(event)
+        future: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        future.set_result(Position(SUBMISSIONS, 0, len(self.kept) - 1))
+        return future
+
+
+def play(tmp_path: Path, story: Callable[[Intake, Taking], Awaitable[None]]) -> None:
+    """Run a story with an intake that is connected to nothing."""
+    secret = tmp_path / "secret"
+    secret.write_text("not a secret, but as long as one has to be")
+
+    async def run() -> None:
+        codec = Codec(OneSchema())  # type: ignore[arg-type]
+        codec.prepare([SUBMISSIONS])
+        intake = Intake(Settings.from_environment({"IDEMPOTENCY_SECRET_FILE": str(secret)}), Health("test"))
+        outlet, inside = Taking(codec), cast(Any, intake)
+        inside._codec, inside._outlet = codec, outlet
+        inside._edge = Edge(codec, window_s=3600, networks_max=1000)
+        await story(intake, outlet)
+
+    asyncio.run(run())
+
+
+def test_a_form_sent_again_under_its_key_is_not_published_again_once_it_was_kept(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        ids = {(await intake.take(FORM, CLIENT, None, key="k")).lead_id for _ in range(50)}
+        assert [one.id for one in outlet.kept] == list(ids)
+
+    play(tmp_path, story)
+
+
+def test_a_form_that_the_pages_script_sent_with_a_key_is_found_when_the_page_sends_it_without(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        first = await intake.take(FORM, CLIENT, None, key="k", by_hand=True)
+        again = await intake.take(FORM, CLIENT, None, by_hand=True)
+        assert again.lead_id == first.lead_id
+        assert [one.edge_verdict for one in outlet.kept] == [None, "duplicate"]
+
+    play(tmp_path, story)
+
+
+def test_a_double_click_without_end_does_not_fill_the_log(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        ids = {(await intake.take(FORM, CLIENT, None, by_hand=True)).lead_id for _ in range(100)}
+        assert len(ids) == 1
+        assert len(outlet.kept) == 1 + REPEATS_KEPT
+
+    play(tmp_path, story)
