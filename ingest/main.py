@@ -17,7 +17,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
-from ingest.exposition import Exposition, shared_folder
+from ingest.exposition import Exposition, parent_folder, shared_folder
 from ingest.intake import read_secret
 from nigredo.health import HealthServer
 from nigredo.settings import Settings
@@ -77,7 +77,7 @@ def _serve(settings: Settings) -> None:
     multiprocessing.set_start_method("spawn", force=True)
     with ExitStack() as ends:
         if settings.health_port:
-            folder = ends.enter_context(shared_folder(settings.state_dir / "ingest-metrics"))
+            folder = ends.enter_context(shared_folder(parent_folder(settings.state_dir)))
             # The library reads its one setting from the environment alone, in the workers.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
             server = HealthServer(None, settings.health_host, settings.health_port, Exposition(folder))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ingest.exposition import Exposition, shared_folder
+from ingest.exposition import Exposition, parent_folder, shared_folder
 from tests.unit.test_metrics import Told, read, value
 
 WORKER = """
@@ -104,3 +104,20 @@ def test_the_time_of_the_processor_never_goes_back(tmp_path: Path) -> None:
     assert after is not None
     # Clock ticks are rounded for each process.
     assert after > before - 0.05
+
+
+def test_the_numbers_are_kept_in_memory_unless_there_is_no_place_or_it_is_not_ours(tmp_path: Path) -> None:
+    memory, state = tmp_path / "memory", tmp_path / "state"
+    assert parent_folder(state, memory) == state / "ingest-metrics"
+
+    memory.mkdir()
+    ours = parent_folder(state, memory)
+    assert ours.parent == memory
+    assert ours.stat().st_mode & 0o777 == 0o700
+    assert parent_folder(state, memory) == ours
+
+    ours.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    ours.symlink_to(elsewhere)
+    assert parent_folder(state, memory) == state / "ingest-metrics"
