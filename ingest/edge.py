@@ -134,7 +134,10 @@ class Edge:
         return judge(state, submission, at=at, offset=known + 1)
 
     def has(self, submission: Submission) -> bool:
-        """Say whether a submission that counts was kept before under its id, by this node or judged already."""
+        """Say whether a submission that counts was kept before under its id, by this node or judged already.
+
+        What is exempt may be sent as often as its network likes, and is published each time.
+        """
         key = submission.client_network.encode()
         state = self._state(key)
         judged = state is not None and any(acceptance.id == submission.id for acceptance in state.accepted)
