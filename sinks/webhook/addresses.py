@@ -23,6 +23,9 @@ _REFUSED = [
         "2001::/32",  # Teredo: whatever IPv4 address is hidden in it.
         "192.88.99.0/24",  # Relays of 6to4, long withdrawn.
         "100.64.0.0/10",  # Carrier-grade NAT.
+        "192.0.0.0/24",  # Protocol assignments, and a cloud's metadata; older Pythons know a part of it only.
+        "168.63.129.16/32",  # A cloud's own services, that only its machines see, at an address that looks public.
+        "3fff::/20",  # Documentation.
         "fec0::/10",  # Site-local, deprecated and still routed here and there.
     )
 ]

@@ -89,12 +89,18 @@ def rotated(found: Sequence[Secret], old_until: datetime) -> tuple[Secret, ...]:
 
 
 def write_secrets(file: Path, found: Sequence[Secret]) -> None:
-    """Replace a secret file at once, readable by its owner alone at every moment. Raises ConfigurationError."""
+    """Replace a secret file at once, readable by its owner alone at every moment. Raises ConfigurationError.
+
+    The owner stays the same: root may change a file that another user's process reads.
+    """
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write("".join(f"{secret.line}\n" for secret in found))
             opened.flush()
+            if os.geteuid() == 0 and file.exists():
+                before = file.stat()
+                os.fchown(opened.fileno(), before.st_uid, before.st_gid)
             os.fsync(opened.fileno())
         unfinished.replace(file)
     except OSError as error:

@@ -94,7 +94,7 @@ def test_members_come_back_by_themselves_when_whoever_sent_them_away_is_gone(sta
         (("webhook-sender", "--to-offset", "0:999999999"), "would skip"),
         (("webhook-sender", "--to-offset", "99:0"), "does not read"),
         (("webhook-sender", "--to-datetime", "yesterday"), "2026-01-31T09:30:00Z"),
-        (("webhook-sender-none", "--to-earliest"), "there is no group"),
+        (("webhook-sender-none", "--to-earliest"), "never began"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(stack: Stack, arguments: tuple[str, ...], said: str) -> None:
