@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ CALL_TIMEOUT_S = 10.0
 WINDOW_MAX = 5000
 """Records of a partition that may be done above one that is not; past it the partition waits."""
 CLOCKS_DIFFER = timedelta(minutes=1)
+HAND_OVER_WITHIN_S = 7.0
+"""How long a revocation waits for attempts under way. The broker waits for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,24 @@ class Group:
     """A membership, from `join` to `leave`."""
 
     def __init__(
-        self, settings: Settings, name: str, topics: Sequence[str], *, changed: Callable[[Sequence[Place]], None]
+        self,
+        settings: Settings,
+        name: str,
+        topics: Sequence[str],
+        *,
+        changed: Callable[[Sequence[Place]], None],
+        busy: Callable[[], bool],
     ) -> None:
-        """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing."""
+        """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
+
+        busy: asked there too, whether attempts are under way.
+        """
         self._settings = settings
         self._name = name
         self._topics = topics
         self._changed = changed
+        self._busy = busy
+        self._ending = False
         self._lock = threading.Lock()
         self._progress = Progress()
         self._leads: dict[int, Partition] = {}
@@ -153,9 +167,9 @@ class Group:
         return record, ticket
 
     def holds(self, ticket: Ticket) -> bool:
-        """Say whether the assignment under which a record was begun still holds."""
+        """Say whether the assignment under which a record was begun still holds, and is not about to end."""
         with self._lock:
-            return self._progress.holds(ticket)
+            return not self._ending and self._progress.holds(ticket)
 
     def finish(self, ticket: Ticket) -> None:
         """Count a record as done, unless its assignment is over."""
@@ -210,12 +224,19 @@ class Group:
         self._changed([(at.topic, at.partition) for at in committed])
 
     def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        """Begin no further attempt, and let those under way get on record: then the next owner repeats none."""
+        with self._lock:
+            self._ending = True
+        until = time.monotonic() + HAND_OVER_WITHIN_S
+        while self._busy() and time.monotonic() < until:
+            time.sleep(0.02)
         self._commit(consumer)
         self._lost(consumer, _)
 
     def _lost(self, _: Consumer, __: list[TopicPartition]) -> None:
         with self._lock:
             self._progress.revoked()
+            self._ending = False
             self._leads = {}
         self._changed([])
 

@@ -41,7 +41,10 @@ class Session:
         self._partitions = partitions
         self._loop = asyncio.get_running_loop()
         topics = [LEADS, *retry_topics(tools.endpoint.name), WEBHOOK_REPLAYS]
-        self._group = Group(tools.settings(), name, topics, changed=self._changed_in_thread)
+        gate = tools.gate
+        self._group = Group(
+            tools.settings(), name, topics, changed=self._changed_in_thread, busy=lambda: gate.under_way > 0
+        )
         self._handling = Handling(tools, self._group, name)
         self._running: dict[str, set[asyncio.Task[None]]] = {LEAD: set(), RETRY: set(), REPLAY: set()}
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()

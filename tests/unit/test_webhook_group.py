@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from nigredo.settings import Settings
 from schemas.topics import LEADS
 from sinks.webhook.group import Group, Room
-from sinks.webhook.watermark import Place
+from sinks.webhook.watermark import Place, Ticket
 
 NAME = "sender"
 DEADLINE_S = 30.0
@@ -62,12 +62,12 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
                 await other.poll(NO_ROOM)
 
     async def scenario() -> set[tuple[int, int]]:
-        group = Group(settings, NAME, [LEADS], changed=changed)
+        group = Group(settings, NAME, [LEADS], changed=changed, busy=lambda: False)
         group.join()
         await until_assigned(group, PARTITIONS)
         for _ in range(3):
             await polled(group, NO_ROOM)
-        other = Group(settings, NAME, [LEADS], changed=lambda _: None)
+        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
         other.join()
         await until_assigned(group, PARTITIONS // 2, other)
         await asyncio.gather(other.leave(), until_assigned(group, PARTITIONS))
@@ -79,3 +79,39 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
         return found
 
     assert asyncio.run(scenario()) == {(number, offset) for number in range(PARTITIONS) for offset in range(EACH)}
+
+
+def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_is_begun_meanwhile(
+    servers: str,
+) -> None:
+    """Else each member that comes or goes would have what is under way sent twice."""
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    tickets: dict[int, Ticket] = {}
+    seen: list[tuple[int, bool]] = []
+
+    async def scenario() -> None:
+        def busy() -> bool:
+            """What is under way is done when this was asked a few times."""
+            seen.append((other.assigned, any(map(group.holds, tickets.values()))))
+            return len(seen) < 5
+
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=busy)
+        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group.join()
+        deadline = time.monotonic() + DEADLINE_S
+        while len(tickets) < PARTITIONS and time.monotonic() < deadline:
+            for message in await group.poll(ROOM):
+                taken = group.take(message)
+                if taken is not None:
+                    tickets[message.partition() or 0] = taken[1]
+        assert all(map(group.holds, tickets.values()))
+        other.join()
+        while not other.assigned and time.monotonic() < deadline:
+            await asyncio.gather(group.poll(NO_ROOM), other.poll(NO_ROOM))
+        assert other.assigned
+        await asyncio.gather(group.leave(), other.leave())
+
+    asyncio.run(scenario())
+
+    assert len(tickets) == PARTITIONS
+    assert seen[:5] == [(0, False)] * 5
