@@ -272,7 +272,7 @@ def test_a_place_that_the_log_does_not_have_stops_it_with_what_helps(
         assert process.wait(60) == 1
         last = [line for line in mine.log().splitlines() if '"stopped"' in line][-1]
         assert f"offset {beyond}" in last
-        assert f"nigredo rewind {mine.group} --to-offset 2:" in last
+        assert f"nigredo rewind {mine.group} --accept-gaps --to-offset 2:" in last
 
 
 def test_an_endpoint_begins_with_what_was_there_when_asked_to(
