@@ -6,13 +6,14 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -87,6 +88,20 @@ class Stack:
     def status(self) -> Any:
         """Return what `nigredo status --json` says."""
         return json.loads(self.nigredo("status", "--json").out)
+
+    def kill(self, part: str) -> None:
+        """Kill a part's process with SIGKILL, once there is one: after an earlier kill its place is empty at first."""
+
+        def killed() -> bool:
+            pid = self.status()["parts"][part]["pid"]
+            if pid is None:
+                return False
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
+            return False
+
+        eventually(killed, within_s=60, what=f"a {part} to kill")
 
     @contextmanager
     def database(self, role: str = "admin") -> Iterator[psycopg.Connection]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import httpx
@@ -111,20 +112,21 @@ def test_a_failing_receiver_gets_the_same_body_and_id_again_until_it_takes_it(st
 
 
 def test_leads_that_the_receiver_cannot_take_hold_up_no_others(stack: Stack) -> None:
-    """More of them than may be under way at once (WEBHOOK_IN_FLIGHT_MAX, 64)."""
+    """More of them than may be under way at once (WEBHOOK_IN_FLIGHT_MAX, 64), and all before the others."""
     assert stack.nigredo("stop", "webhook-sender").code == 0
     refused = [stack.post().json()["id"] for _ in range(80)]
+    good = [stack.post().json()["id"] for _ in range(40)]
     httpx.put(f"{stack.fibonacci_url}/fault", json={"fail_ids": refused}, timeout=5).raise_for_status()
+
+    def delivered() -> set[str]:
+        return {hook["headers"]["webhook-id"] for hook in stack.received() if hook["status"] == 200}
+
     try:
         assert stack.nigredo("start", "webhook-sender").code == 0
-        good = [stack.post().json()["id"] for _ in range(40)]
-
-        def delivered() -> set[str]:
-            return {hook["headers"]["webhook-id"] for hook in stack.received() if hook["status"] == 200}
-
         eventually(lambda: set(good) <= delivered(), within_s=20, what="the leads that can be taken")
     finally:
         httpx.put(f"{stack.fibonacci_url}/fault", json={}, timeout=5).raise_for_status()
+    # Within seconds, unless the machine is so busy that they come to the third retry, after a minute.
     eventually(lambda: set(refused) <= delivered(), within_s=90, every_s=0.2, what="the others, once they can be taken")
 
 
@@ -138,7 +140,8 @@ def test_a_restarted_limiter_and_sender_deliver_nothing_twice(stack: Stack) -> N
         return [hook["headers"]["webhook-id"] for hook in stack.received() if hook["status"] == 200]
 
     eventually(lambda: set(taken) <= set(delivered()), within_s=40, what="every delivery")
-    assert [lead_id for lead_id in taken if delivered().count(lead_id) > 1] == []
+    times = Counter(delivered())
+    assert [lead_id for lead_id in taken if times[lead_id] > 1] == []
 
 
 def test_personal_data_is_in_no_log(stack: Stack) -> None:

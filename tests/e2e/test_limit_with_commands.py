@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 from datetime import datetime, timedelta
@@ -63,9 +62,6 @@ def test_kills_among_resets_and_releases_change_no_verdict(stack: Stack) -> None
             producer.produce(SUBMISSIONS, key=key, value=value)
         assert producer.flush(20) == 0
 
-    def kill() -> None:
-        os.kill(stack.status()["parts"]["rate-limiter"]["pid"], 9)
-
     mixed = [client for client in clients for _ in range(EACH)]
     chance.shuffle(mixed)
     half = len(mixed) // 2
@@ -81,9 +77,9 @@ def test_kills_among_resets_and_releases_change_no_verdict(stack: Stack) -> None
         for _ in range(2):
             producer.produce(SUBMISSIONS, key=key, value=codec.encode(SUBMISSIONS, release))
         send(chance.sample(mixed[half:], 5))
-    kill()
+    stack.kill("rate-limiter")
     send(mixed[half:])
-    kill()
+    stack.kill("rate-limiter")
     eventually(lambda: lag(stack, reader) == 0, within_s=120, every_s=0.5, what="the end of the log")
 
     expected, released = judged(stack, codec, networks)

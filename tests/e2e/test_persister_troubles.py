@@ -12,7 +12,7 @@ from schemas.topics import LEADS
 from tests.e2e.test_limit_across_workers import second_worker
 
 STORED = "SELECT count(*) FROM nigredo.leads WHERE id = ANY(%s::uuid[])"
-AWAY_S = 20.0
+AWAY_S = 10.0
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'nigredo-persister%%' AND pid <> pg_backend_pid()"""

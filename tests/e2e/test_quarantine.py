@@ -128,7 +128,7 @@ def test_the_limiter_killed_among_releases_puts_each_through(stack: Stack) -> No
     ]
 
     positions = commands.release(releases[:4])
-    os.kill(stack.status()["parts"]["rate-limiter"]["pid"], 9)
+    stack.kill("rate-limiter")
     positions += commands.release(releases)
     commands.wait_handled(positions, deadline_s=90)
 

@@ -324,7 +324,7 @@ def test_a_sink_that_is_killed_amid_a_replay_sends_all_of_it_and_repeats_no_more
         assert document(stack, "replay", *span, "--no-wait")["written"] == len(wanted)
         eventually(lambda: sum((sent(stack) - before).values()) >= 5, within_s=WITHIN_S, what="some of it")
         under_way = stack.settings().webhook_in_flight_max
-        os.kill(stack.status()["parts"]["webhook-sender"]["pid"], signal.SIGKILL)
+        stack.kill("webhook-sender")
     eventually(
         lambda: document(stack, "replay", *span, "--dry-run")["waiting"] == 0,
         within_s=90,
