@@ -15,13 +15,11 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from nigredo.encoded_window import decoded, rank_of
-from nigredo.errors import DependencyDown
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
 from nigredo.window import Verdict, judge
 from schemas.codec import Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState, RefusalCount, Submission
-from schemas.registry import RegistryUnavailable
 
 log = get_logger()
 
@@ -101,8 +99,6 @@ class Edge:
         except Undecodable as error:
             log.error("a rate limit cannot be read", error=str(error))
             return None
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
 
     def loaded(self) -> None:
         """Make what came since `begin` hold."""

@@ -14,14 +14,13 @@ from ipaddress import ip_network
 
 from nigredo.api_keys import ApiKey, from_value
 from nigredo.clock import Clock, utc_now
-from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.errors import ConfigurationError
 from nigredo.networks import Address, unmapped
 from nigredo.settings import Network, Settings
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
 from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
-from schemas.registry import RegistryUnavailable
 from schemas.topics import CONTROL
 
 log = get_logger()
@@ -139,8 +138,6 @@ def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:
     """
     try:
         entry = codec.decode(CONTROL, value)
-    except RegistryUnavailable as error:
-        raise DependencyDown(str(error)) from error
     except Undecodable as error:
         log.error("a control entry cannot be read", key=key.decode("utf-8", "replace")[:100], error=str(error))
         return None

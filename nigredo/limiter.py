@@ -20,7 +20,6 @@ from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from schemas.codec import Codec, Undecodable
 from schemas.events import AuditEntry, LimitReset, RateLimitState, RejectionRelease
-from schemas.registry import RegistryUnavailable
 from schemas.topics import AUDIT, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
 READ_DEADLINE_S = 120.0
@@ -63,8 +62,6 @@ class LimiterCommands:
                 state = codec.decode(RATE_LIMITS, value)
             except Undecodable:
                 continue
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
             known = found.get(network)
             # Whoever read further is right, whoever wrote last.
             if isinstance(state, RateLimitState) and (known is None or known.input_offset <= state.input_offset):

@@ -8,11 +8,9 @@ from datetime import datetime
 from uuid import UUID
 
 from nigredo.clock import utc_now
-from nigredo.errors import DependencyDown
 from nigredo.limiter import READ_DEADLINE_S, LimiterCommands
 from schemas.codec import Undecodable
 from schemas.events import Rejection, RejectionRelease
-from schemas.registry import RegistryUnavailable
 from schemas.topics import LEADS, REJECTIONS
 
 
@@ -56,8 +54,6 @@ class Quarantine:
             event = self._commands.codec.decode(REJECTIONS, value)
         except Undecodable:
             return None
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
         return event if isinstance(event, Rejection) else None
 
     def release(self, kept: Collection[Kept], *, deadline_s: float) -> Mapping[UUID, tuple[int, int]]:

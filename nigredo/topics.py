@@ -125,8 +125,8 @@ def ensure_schemas(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS, 
             return
         except SchemaIncompatible as error:
             raise StartRefused(str(error)) from error
-        except RegistryUnavailable as error:
+        except RegistryUnavailable:
             wait_s = backoff.next_wait_s()
             if time.monotonic() + wait_s > deadline:
-                raise DependencyDown(str(error)) from error
+                raise
             time.sleep(wait_s)

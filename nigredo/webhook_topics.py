@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from functools import cached_property
 
-from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.errors import ConfigurationError
 from nigredo.groups import sender_group
 from nigredo.log_reader import LogReader
 from nigredo.replay import from_key
@@ -14,7 +14,6 @@ from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event, WebhookDead
-from schemas.registry import RegistryUnavailable
 from schemas.topics import AUDIT, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS
 
 RETRIES_PREFIX = "nigredo.webhook-retries."
@@ -86,7 +85,5 @@ class WebhookTopics:
         """Return an event; None for a tombstone, and for what nobody can read."""
         try:
             return None if value is None else self.codec.decode(topic, value)
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
         except Undecodable:
             return None  # At worst a lead is sent once more.

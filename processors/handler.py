@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.errors import RecordRefused
 from nigredo.record import Record
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event
-from schemas.registry import RegistryUnavailable
 
 
 class Stale(Exception):
@@ -60,5 +59,3 @@ async def decode(codec: Codec, record: Record) -> Event | None:
         return await asyncio.to_thread(codec.decode, record.topic, record.value)
     except Undecodable as error:
         raise RecordRefused("undecodable", str(error)) from error
-    except RegistryUnavailable as error:
-        raise DependencyDown(str(error)) from error

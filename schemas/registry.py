@@ -16,10 +16,12 @@ from typing import Any
 
 import httpx
 
+from nigredo.errors import DependencyDown
+
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
-class RegistryUnavailable(Exception):
+class RegistryUnavailable(DependencyDown):
     """The registry did not answer and the cache does not know; may succeed later."""
 
 

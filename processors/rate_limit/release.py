@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.errors import RecordRefused
 from nigredo.log_reader import EndNotReached, LogReader
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Lead, Rejection, RejectionRelease
-from schemas.registry import RegistryUnavailable
 from schemas.topics import REJECTIONS
 
 log = get_logger()
@@ -109,8 +108,6 @@ def _read(reader: LogReader, codec: Codec, releases: Sequence[RejectionRelease])
 def _decoded(codec: Codec, value: bytes) -> Rejection | None:
     try:
         event = codec.decode(REJECTIONS, value)
-    except RegistryUnavailable as error:
-        raise DependencyDown(str(error)) from error
     except Undecodable as error:
         log.error("a rejection cannot be read", error=str(error))
         return None

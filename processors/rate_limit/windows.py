@@ -10,12 +10,10 @@ from itertools import islice
 from confluent_kafka import Message
 
 from nigredo.encoded_window import Rank, decoded, rank_of
-from nigredo.errors import DependencyDown
 from nigredo.telemetry import get_logger
 from nigredo.window import forgettable
 from schemas.codec import Codec, Undecodable
 from schemas.events import RateLimitState
-from schemas.registry import RegistryUnavailable
 
 log = get_logger()
 
@@ -53,8 +51,6 @@ class Windows:
                 continue
             try:
                 rank = rank_of(self._codec, value)
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
             except Undecodable as error:
                 # The network's last state that can be read stands.
                 at = {"partition": message.partition(), "offset": message.offset()}

@@ -18,7 +18,6 @@ from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead, WebhookRetry
-from schemas.registry import RegistryUnavailable
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
 from sinks.webhook.counting import count_attempt
 from sinks.webhook.delivery import Attempt
@@ -144,8 +143,6 @@ class AttemptLog:
                 attempt = self._codec.decode(DELIVERIES, message.value() or b"")
             except Undecodable:
                 continue  # Not ours to judge: at worst a lead is delivered twice.
-            except RegistryUnavailable as error:
-                raise DependencyDown(str(error)) from error
             if (
                 isinstance(attempt, DeliveryAttempt)
                 and attempt.endpoint == self._endpoint.name

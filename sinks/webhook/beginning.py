@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 
 from nigredo.clock import utc_now
-from nigredo.errors import DependencyDown, StartRefused
+from nigredo.errors import StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.kafka import Publisher, producer_config
 from nigredo.log_reader import LogReader
@@ -20,7 +20,6 @@ from nigredo.telemetry import get_logger
 from nigredo.topics import ensure_schemas, ensure_topics
 from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
-from schemas.registry import RegistryUnavailable
 from schemas.topics import CONTROL, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.endpoint import COMPONENT, NOW, Endpoint
 
@@ -94,8 +93,6 @@ def _begun(reader: LogReader, codec: Codec, key: str) -> set[int]:
         value = message.value()
         try:
             entry = None if value is None else codec.decode(CONTROL, value)
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
         except Undecodable as error:
             # The last entry that can be read stands.
             log.error("a control entry cannot be read", key=key, offset=message.offset(), error=str(error))

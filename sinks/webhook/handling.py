@@ -24,7 +24,6 @@ from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
-from schemas.registry import RegistryUnavailable
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.attempts import AttemptLog, Case
 from sinks.webhook.delivery import Deliverer
@@ -325,8 +324,6 @@ class Handling:
             # stay in their order.
             async with self._asking:
                 return await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
-        except RegistryUnavailable as error:
-            raise DependencyDown(str(error)) from error
         except Undecodable as error:
             await park(self._tools.publisher, self._tools.codec, self._name, record, "undecodable", str(error))
             log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
