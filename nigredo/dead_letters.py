@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
+from typing import Protocol
 
 from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.errors import RecordRefused
-from nigredo.kafka import Publisher
 from nigredo.record import Record
 from schemas.codec import Codec
 from schemas.events import DeadLetter, RecordHeader
@@ -16,7 +17,14 @@ from schemas.topics import DEAD_LETTERS
 ERROR_MAX = 500
 
 
-async def park(publisher: Publisher, codec: Codec, function: str, record: Record, reason: str, error: str) -> None:
+class Publishes(Protocol):
+    """What puts a record on a topic, and can be waited for until Kafka has it."""
+
+    def publish(self, topic: str, *, key: bytes | None, value: bytes | None) -> Awaitable[object]:
+        """Hand a record to Kafka."""
+
+
+async def park(publisher: Publishes, codec: Codec, function: str, record: Record, reason: str, error: str) -> None:
     """Publish the record to the dead letters and return once Kafka has it. Raises DependencyDown.
 
     The key is the record's place, so that parking it again after a crash replaces it rather than doubling it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,38 +66,6 @@ def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A record to be produced. Without a `partition` its key decides."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
-    partition: int = -1
-
-
-class _Batch:
-    """Records that are acknowledged together: one callback a record and one future for all is what it costs."""
-
-    def __init__(
-        self, future: asyncio.Future[None], size: int, arrived: Callable[[asyncio.Future[Any], Any], None]
-    ) -> None:
-        self._future = future
-        self._left = size
-        self._arrived = arrived
-        self._failed = False
-
-    def delivered(self, error: KafkaError | None, _: Message) -> None:
-        """Count one acknowledgement; called by librdkafka in the polling thread, for one record after another."""
-        self._left -= 1
-        if error is not None and not self._failed:
-            self._failed = True
-            self._arrived(self._future, _as_ours(error))
-        elif not self._left and not self._failed:
-            self._arrived(self._future, None)
-
-
 class Publisher:
     """An idempotent producer whose every record answers with a future on the event loop.
 
@@ -154,40 +122,6 @@ class Publisher:
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
-            raise _as_ours(error.args[0]) from error
-        self._await(future)
-        return future
-
-    def publish_all(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
-        """Hand records to Kafka; the future resolves once all in-sync replicas have every one of them.
-
-        It fails as that of `publish` does, with the first record that failed: any of the others may have been
-        written. Raises Overloaded at once, then too with some of them written perhaps. Counts as one that waits.
-        """
-        if self._stopping.is_set() or len(self._pending) >= self._in_flight_max:
-            raise Overloaded("too many records wait for Kafka's acknowledgement")
-        future: asyncio.Future[None] = self._loop.create_future()
-        if not records:
-            future.set_result(None)
-            return future
-        batch = _Batch(future, len(records), self._note)
-        try:
-            with self._lock:
-                produce = self._producer.produce
-                for record in records:
-                    produce(
-                        record.topic,
-                        record.value,
-                        record.key,
-                        record.partition,
-                        batch.delivered,
-                        headers=list(record.headers),
-                    )
-        except BufferError as error:
-            future.cancel()
-            raise Overloaded("the producer's queue is full") from error
-        except KafkaException as error:
-            future.cancel()
             raise _as_ours(error.args[0]) from error
         self._await(future)
         return future

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ from processors.measuring import count_batch
 log = get_logger()
 
 BATCH_MAX = 1000
+BATCH_MAX_BYTES = 16 * 1024 * 1024
+"""Of the values taken; a batch is over once it is reached."""
 COMMIT_EVERY_S = 0.5
 COMMIT_TIMEOUT_S = 5.0
 COMMIT_AGAIN_S = 1.0
@@ -43,12 +45,20 @@ class InOrder:
     """Connects a handler to a Faust app. Make it before the app starts; it registers all it needs."""
 
     def __init__(
-        self, app: faust.App, reader: LogReader, health: Health, topics: Sequence[str], handler: Handler
+        self,
+        app: faust.App,
+        reader: LogReader,
+        health: Health,
+        topics: Sequence[str],
+        handler: Handler,
+        *,
+        batch_max: int = BATCH_MAX,
     ) -> None:
         self._app = app
         self._health = health
         self.assignment = Assignment(app, reader, health, topics, handler, self._begun)
         self._attempts = Attempts(handler, health, self.assignment.tell_ready)
+        self._batch_max = batch_max
         self._idle = asyncio.Event()
         self._idle.set()
         self._failures = Backoff(longest_s=10.0)
@@ -92,15 +102,31 @@ class InOrder:
         # Not `stream.events()` alone: that acknowledges when the loop's body ends, also when it failed.
         async for first in cast(faust.Stream[Any], stream).noack().events():
             epoch = self.assignment.epoch
-            # What else has arrived is taken as it is: Faust would go round its loop once for each.
-            messages = [first.message, *_arrived(queue, BATCH_MAX - 1)]
+            messages = [first.message]
             try:
+                await self._take_arrived(messages, queue, epoch)
                 if batch := [_record(message) for message in messages if await self._next(message, epoch)]:
                     await self._finish(batch, epoch)
             except BaseException:
                 # Cancelled: Faust may start the agent again in this very assignment, on the record after these.
                 self.assignment.begin_afresh({message.tp for message in messages}, epoch)
                 raise
+
+    async def _take_arrived(self, messages: list[Any], queue: Any, epoch: int) -> None:
+        """Take what else has arrived, as it is: Faust would go round its loop once for each.
+
+        Under a backlog Faust hands on a hundred records in every turn of the event loop; it is given its turns until
+        the batch is full, since each batch waits for the broker all the same.
+        """
+        left = BATCH_MAX_BYTES - len(messages[0].value or b"")
+        while len(messages) < self._batch_max and left > 0:
+            if queue.empty():
+                await asyncio.sleep(0)
+                if queue.empty() or epoch != self.assignment.epoch:
+                    return
+            message = queue.get_nowait().message
+            messages.append(message)
+            left -= len(message.value or b"")
 
     async def _next(self, message: Any, epoch: int) -> bool:
         tp, offset = message.tp, message.offset
@@ -175,13 +201,6 @@ class InOrder:
                         # Without another record nothing else would ever commit them, and the lag would stay.
                         self._to_commit = offsets | self._to_commit
                         self._commit_in(COMMIT_AGAIN_S)
-
-
-def _arrived(queue: Any, most: int) -> Iterator[Any]:
-    for _ in range(most):
-        if queue.empty():
-            return
-        yield queue.get_nowait().message
 
 
 def _record(message: Any) -> Record:

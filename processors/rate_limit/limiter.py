@@ -7,17 +7,18 @@ same window and gets the same verdict. That is all there is to recovery.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nigredo import metrics
+from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.clock import utc_now
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown, RecordRefused, StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.headers import cloud_event
 from nigredo.health import Health
-from nigredo.kafka import FOR_EVER_S, Outgoing, Publisher, producer_config
+from nigredo.kafka import FOR_EVER_S, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
@@ -45,7 +46,8 @@ log = get_logger()
 COMPONENT = "rate-limiter"
 REGISTRY_DEADLINE_S = 10.0
 """After it the process says what it waits for, and tries again."""
-IN_FLIGHT_MAX = 10_000
+IN_FLIGHT_MAX = 100
+"""Batches: one at a time, and those that were given up with their assignment."""
 Judged = Submission | LimitReset | RefusalCount | RejectionRelease
 LOAD_DEADLINE_S = 30.0
 FORGET_MIN = 100
@@ -62,7 +64,7 @@ class Limiter:
         self._reader = LogReader(settings, COMPONENT)
         self._windows: dict[int, Windows] = {}
         self._codec: Codec
-        self._publisher: Publisher
+        self._publisher: BulkPublisher
 
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
@@ -71,7 +73,7 @@ class Limiter:
             settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS], deadline_s=REGISTRY_DEADLINE_S
         )
         config = producer_config(settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=FOR_EVER_S)
-        self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
+        self._publisher = BulkPublisher(config, in_flight_max=IN_FLIGHT_MAX)
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         """Load the windows of a partition; of several states of a network the one that read furthest is true.
@@ -135,12 +137,12 @@ class Limiter:
                 changed[key] = after
             if output is not None:
                 outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
-        await self._deliver([self._outgoing_output(topic, event) for topic, event in outputs], still_ours)
+        await self._deliver((self._outgoing_output(topic, event) for topic, event in outputs), still_ours)
         if released:
             # Only now: a tombstone without its lead would lose the person.
             gone = [Outgoing(REJECTIONS, kept.key, None, partition=kept.partition) for kept in released]
             await self._deliver(gone, still_ours)
-        await self._deliver([self._outgoing_state(at, state) for (at, _), state in changed.items()], still_ours)
+        await self._deliver((self._outgoing_state(at, state) for (at, _), state in changed.items()), still_ours)
         for (partition, _), state in changed.items():
             self._windows[partition].keep(state)
         # Brokers' clocks differ, so one partition's says nothing about another.
@@ -173,8 +175,8 @@ class Limiter:
         key, value = state.client_network.encode(), self._codec.encode(RATE_LIMITS, state)
         return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
-    async def _deliver(self, records: Sequence[Outgoing], still_ours: Callable[[], bool]) -> None:
-        """Return once Kafka has all of them. Raises DependencyDown at the first that failed; Stale."""
+    async def _deliver(self, records: Iterable[Outgoing], still_ours: Callable[[], bool]) -> None:
+        """Return once Kafka has all of them, which are made as they are sent. Raises DependencyDown, Stale."""
         sent = self._publisher.publish_all(records)
         while not sent.done():
             await asyncio.wait({sent}, timeout=ACK_PATIENCE_S)
@@ -183,7 +185,7 @@ class Limiter:
                 raise Stale
             if not sent.done():
                 self._health.waiting("Kafka's acknowledgement")
-                log.warning("Kafka has not acknowledged yet", records=len(records))
+                log.warning("Kafka has not acknowledged yet")
         sent.result()
         if not still_ours():
             raise Stale

@@ -17,6 +17,8 @@ from processors.watchdog import Watchdog
 from schemas.topics import SUBMISSIONS
 
 START_DEADLINE_S = 60.0
+BATCH_MAX = 4000
+"""A batch waits for the broker twice, whatever its size."""
 
 
 def main() -> int:
@@ -28,7 +30,8 @@ def _serve(settings: Settings) -> None:
     _until_checked(settings)
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    in_order = InOrder(app, LogReader(settings, COMPONENT), health, [SUBMISSIONS], Limiter(settings, health))
+    reader, handler = LogReader(settings, COMPONENT), Limiter(settings, health)
+    in_order = InOrder(app, reader, health, [SUBMISSIONS], handler, batch_max=BATCH_MAX)
     with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], lambda: in_order.assignment.positions):
         run_app(app, settings, health)
 

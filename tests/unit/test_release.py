@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from nigredo.bulk import Outgoing
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
-from nigredo.kafka import Outgoing
 from nigredo.log_reader import EndNotReached
 from nigredo.record import Record
 from nigredo.settings import Settings
