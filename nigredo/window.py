@@ -19,7 +19,7 @@ REPEATED = "repeated"
 """A lead id accepted within the window, once more: done already, nothing to write."""
 
 EXEMPT_KEPT = 50
-"""Ids of exempt acceptances that a window knows: what a network may send has no limit then, what is kept of it has."""
+"""Acceptances that a window knows without counting them: exempt ones have no limit, what is kept of them has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,15 @@ def judge(state: RateLimitState | None, submission: Submission, *, at: datetime,
 def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, offset: int) -> RateLimitState | None:
     """Free a network: nothing that came before counts. None when there was nothing to free.
 
-    What was exempt never counted, and stays known.
+    The newest acceptances stay known, as those that were exempt are: a repeat of one is no second lead.
     """
     if state is None:
         return None
-    return replace(state, accepted=(), refused=0, updated_at=max(at, state.updated_at), input_offset=offset)
+    known = sorted((*state.exempt, *state.accepted), key=lambda acceptance: acceptance.at)
+    now = max(at, state.updated_at)
+    return replace(
+        state, accepted=(), refused=0, exempt=tuple(known[-EXEMPT_KEPT:]), updated_at=now, input_offset=offset
+    )
 
 
 def count_refusals(

@@ -143,7 +143,8 @@ class RateLimitState:
     """Submissions refused since the oldest counted acceptance."""
     # By name only: `updated_at` and `input_offset` stay last on the wire, where windows are ranked by them undecoded.
     exempt: tuple[Acceptance, ...] = field(default=(), kw_only=True)
-    """The newest accepted outside the limit, oldest first: known, so that none is accepted twice, and never counted."""
+    """The newest accepted outside the limit, or before the network was freed, oldest first: known, so that none is
+    accepted twice, and never counted."""
     updated_at: datetime
     """Append time of the newest submission judged; never goes back."""
     input_offset: int

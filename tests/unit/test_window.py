@@ -222,27 +222,29 @@ def test_a_known_window_moves_its_offset_on_with_every_record(log: list[tuple[An
 
 
 @st.composite
-def logs_with_repeats(draw: st.DrawFn) -> list[tuple[Submission, datetime]]:
-    """Draw submissions of which some are exempt, under so few ids that many come again, also within the window."""
-    at, log = NOON, list[tuple[Submission, datetime]]()
+def logs_with_repeats(draw: st.DrawFn) -> list[tuple[Anything, datetime]]:
+    """Draw submissions of which some are exempt, under so few ids that many come again, and resets between them."""
+    at, log = NOON, list[tuple[Anything, datetime]]()
     for _ in range(draw(st.integers(1, 60))):
         at += timedelta(seconds=draw(st.integers(0, 1800)))
         lead_id = UUID(int=draw(st.integers(0, 7)))
-        log.append((submission(limit=draw(limits), lead_id=lead_id, exempt=draw(st.booleans())), at))
+        one = submission(limit=draw(limits), lead_id=lead_id, exempt=draw(st.booleans()))
+        log.append((RESET if draw(st.integers(0, 5)) == 0 else one, at))
     return log
 
 
 @given(logs_with_repeats())
-def test_an_id_is_accepted_once_within_the_window_whether_it_was_exempt_or_not(
-    log: list[tuple[Submission, datetime]],
+def test_an_id_is_accepted_once_within_the_window_whether_it_was_exempt_or_its_network_freed(
+    log: list[tuple[Anything, datetime]],
 ) -> None:
     accepted: dict[UUID, datetime] = {}
 
-    for (event, at), verdict in zip(log, judge_all(log), strict=True):
-        known = event.id in accepted and at - accepted[event.id] < HOUR
-        assert (verdict.outcome == REPEATED) == known
-        if verdict.outcome == ACCEPTED:
-            accepted[event.id] = at
+    for (event, at), (outcome, _) in zip(log, outcomes(log), strict=True):
+        if isinstance(event, Submission):
+            known = event.id in accepted and at - accepted[event.id] < HOUR
+            assert (outcome == REPEATED) == known
+            if outcome == ACCEPTED:
+                accepted[event.id] = at
 
 
 @given(logs(), st.data())
@@ -365,6 +367,15 @@ def test_a_reset_frees_the_network() -> None:
 
     assert after.outcome == ACCEPTED
     assert reset(None, LimitReset(NETWORK, "test", NOON), at=NOON, offset=0) is None
+
+
+def test_of_what_counted_before_a_network_was_freed_the_newest_stay_known_and_no_more() -> None:
+    full = judge_all([(submission(limit=200), NOON + timedelta(seconds=n)) for n in range(2 * EXEMPT_KEPT)])[-1].state
+
+    freed = reset(full, RESET, at=full.updated_at, offset=full.input_offset + 1)
+
+    assert freed is not None
+    assert (freed.accepted, freed.exempt) == ((), full.accepted[-EXEMPT_KEPT:])
 
 
 def test_refusals_that_come_as_a_number_are_counted() -> None:
