@@ -89,6 +89,7 @@ class Assignment:
             load.cancel()
         for forgotten in (self._loads, self._next, self._sought):
             forgotten.clear()
+        self._handler.revoked()
 
     def begin_afresh(self, partitions: Iterable[TP], epoch: int) -> None:
         """Begin partitions again, and seek them, as long as they are still ours."""

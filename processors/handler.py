@@ -42,6 +42,9 @@ class Handler(Protocol):
         when `still_ours()` became false on the way or somebody else was found to do the same work.
         """
 
+    def revoked(self) -> None:
+        """Let go of what is kept of the partitions, all of them: what is ours next is begun afresh."""
+
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Put a record that can never be handled aside, durably, with the reason. May raise DependencyDown."""
 

@@ -94,6 +94,10 @@ class Persister:
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error
 
+    def revoked(self) -> None:
+        """Forget where the partitions stand: somebody else may move them on."""
+        self._stored.clear()
+
     async def decode(self, record: Record) -> Event | None:
         """Return a record's event. Raises RecordRefused, DependencyDown."""
         return await decode(self._codec, record)

@@ -102,6 +102,11 @@ class Limiter:
 
         windows.load(self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S), committed, told)
 
+    def revoked(self) -> None:
+        """Let go of the windows, which may be somebody else's to change from here on."""
+        self._windows.clear()
+        metrics.LIMITER_NETWORKS.of().set(0)
+
     async def decode(self, record: Record) -> Event:
         """Return the submission event. Raises RecordRefused, DependencyDown."""
         event = await decode(self._codec, record)

@@ -58,6 +58,9 @@ class Hanging:
         with (self._folder / "done").open("a") as file:
             file.writelines(f"{record.partition}:{record.offset}\n" for record, _ in records)
 
+    def revoked(self) -> None:
+        """Nothing is kept."""
+
     async def park(self, record: Record, reason: str, error: str) -> None:
         raise AssertionError("nothing is parked here")
 

@@ -119,12 +119,16 @@ class Recorder:
         self.undecodable: set[int] = set()
         self.unforeseen: set[int] = set()
         self.before_work: Callable[[], Awaitable[None]] | None = None
+        self.revocations = 0
 
     async def open(self) -> None:
         pass
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         return self.start
+
+    def revoked(self) -> None:
+        self.revocations += 1
 
     async def decode(self, record: Record) -> Event | None:
         if record.offset in self.unforeseen:

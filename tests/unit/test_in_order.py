@@ -184,6 +184,26 @@ def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() 
     assert rig.app.committed() == 2
 
 
+def test_the_handler_lets_go_of_its_partitions_once_the_batch_in_hand_is_done() -> None:
+    async def scenario() -> list[int]:
+        rig, found = Rig(), list[int]()
+
+        async def slow() -> None:
+            await asyncio.sleep(0.05)
+            found.append(rig.handler.revocations)
+
+        rig.handler.before_work = slow
+        rig.deliver(0)
+        rig.stream.ended = True
+        working = rig.start()
+        await until(lambda: not rig.in_order._idle.is_set())
+        await rig.app.on_partitions_revoked.send()
+        await working
+        return [*found, rig.handler.revocations]
+
+    assert asyncio.run(scenario()) == [0, 1]
+
+
 def test_a_rebalance_in_the_middle_of_a_batch_drops_it_whole() -> None:
     async def scenario() -> Rig:
         rig = Rig()

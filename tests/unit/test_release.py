@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -283,3 +285,17 @@ def test_a_reset_in_a_batch_frees_what_comes_after_it() -> None:
     work(limiter_on(kafka), first, second, LimitReset(NETWORK, "test", NOON), third)
 
     assert [lead.id for lead in kafka.events(LEADS)] == [first.id, third.id]
+
+
+def test_the_windows_of_partitions_that_were_given_away_leave_memory() -> None:
+    limiter = limiter_on(Kafka())
+    work(limiter, submission())
+    kept = weakref.ref(windows(limiter))
+    assert kept() is not None
+
+    limiter.revoked()
+    gc.collect()
+
+    assert kept() is None
+    with pytest.raises(Stale):
+        work(limiter, submission(), still_ours=False)
