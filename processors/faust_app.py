@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from nigredo.settings import Settings
 
 COMMIT_NEVER_S = 86_400.0
 STREAM_BUFFER_MAX = 4000
+GARBAGE_AFTER = (50_000, 20, 20)
+"""Python's own 700 new objects are the records of a hundredth of a batch, which live until it is done."""
 
 
 class App(faust.App):
@@ -104,6 +107,9 @@ def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = 
     server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
     if server:
         server.start()
+    # What is loaded by now stays. Looking for garbage in it, and in every half-done batch, took an eighth of the time.
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_AFTER)
     try:
         worker = _Worker(app, loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
         # Its spinner writes to the log even where there is no terminal.
