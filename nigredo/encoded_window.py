@@ -1,19 +1,24 @@
 """Windows as `nigredo.rate-limits` holds them: of several of one network, the one that read furthest is true.
 
 The limiter loads them and the edge of ingest follows them, hundreds of thousands at a time. Most are never asked for,
-so both keep the bytes, and rank them without decoding them.
+so both keep the bytes, and rank them without decoding them. The limiter writes one for every network of every batch,
+which was its largest expense, so they are encoded here and not field by field by a library that looks each up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from schemas.codec import Codec, Undecodable
-from schemas.events import RateLimitState
+from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 
 SHORTEST = 13
 """The five bytes before every record, and one for each field."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 class Rank(NamedTuple):
@@ -21,6 +26,46 @@ class Rank(NamedTuple):
 
     input_offset: int
     updated_at_ms: int
+
+
+def encoded(codec: Codec, state: RateLimitState) -> bytes:
+    """Return what `Codec.encode` would; a test holds the two together, whatever the schema becomes."""
+    network = state.client_network.encode()
+    return b"".join(
+        (
+            codec.prefix(RATE_LIMITS),
+            _number(len(network)),
+            network,
+            _number(state.limit),
+            _number(state.window_s),
+            _acceptances(state.accepted),
+            _number(state.refused),
+            _acceptances(state.exempt),
+            _number((state.updated_at - EPOCH) // MILLISECOND),
+            _number(state.input_offset),
+        )
+    )
+
+
+def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
+    """Return an array: its length, an id of 36 letters and a time each, and the zero that ends it."""
+    if not acceptances:
+        return b"\x00"
+    items = [
+        b"\x48" + str(acceptance.id).encode() + _number((acceptance.at - EPOCH) // MILLISECOND)
+        for acceptance in acceptances
+    ]
+    return _number(len(items)) + b"".join(items) + b"\x00"
+
+
+def _number(number: int) -> bytes:
+    """Return a number in groups of seven bits, lowest first, each but the last one marked; signs alternate."""
+    left, groups = number << 1 ^ number >> 63, bytearray()
+    while left > 0x7F:
+        groups.append(left & 0x7F | 0x80)
+        left >>= 7
+    groups.append(left)
+    return bytes(groups)
 
 
 def rank_of(codec: Codec, value: bytes) -> Rank:

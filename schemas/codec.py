@@ -52,12 +52,16 @@ class Codec:
                 spec = spec_of(topic)
                 self._ids[topic] = self._registry.id_of(spec.subject, load_schema(spec.schema))
 
+    def prefix(self, topic: str) -> bytes:
+        """Return how a value on `topic`, which was prepared, begins."""
+        return PREFIX.pack(MAGIC, self._ids[topic])
+
     def encode(self, topic: str, event: Event) -> bytes:
         """Return the record value of `event` on `topic`, which was prepared."""
         schema = self._ours(topic)
         name, plain = type(event).__name__, _as_plain(event)
         out = io.BytesIO()
-        out.write(PREFIX.pack(MAGIC, self._ids[topic]))
+        out.write(self.prefix(topic))
         fastavro.schemaless_writer(out, schema, (f"nigredo.{name}", plain) if isinstance(schema, list) else plain)
         return out.getvalue()
 

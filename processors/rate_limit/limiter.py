@@ -14,6 +14,7 @@ from nigredo import metrics
 from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.clock import utc_now
 from nigredo.dead_letters import park
+from nigredo.encoded_window import encoded
 from nigredo.errors import DependencyDown, RecordRefused, StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.headers import cloud_event
@@ -177,7 +178,7 @@ class Limiter:
 
     def _outgoing_state(self, partition: int, state: RateLimitState) -> Outgoing:
         # By the number of the input's partition: the next owner of that partition looks for it there.
-        key, value = state.client_network.encode(), self._codec.encode(RATE_LIMITS, state)
+        key, value = state.client_network.encode(), encoded(self._codec, state)
         return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
     async def _deliver(self, records: Iterable[Outgoing], still_ours: Callable[[], bool]) -> None:

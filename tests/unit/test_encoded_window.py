@@ -1,4 +1,4 @@
-"""Ranking windows by their bytes: the same as decoding them, for every window there can be."""
+"""Windows and their bytes: encoding and ranking them gives what the codec gives, for every window there can be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.encoded_window import decoded, rank_of
+from nigredo.encoded_window import decoded, encoded, rank_of
 from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState
 from schemas.registry import SchemaUnknown
@@ -55,6 +55,13 @@ states = st.builds(
     updated_at=times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms)),
     input_offset=st.integers(-1, 2**62),
 )
+
+
+@given(states)
+def test_a_window_is_encoded_as_its_schema_says(state: RateLimitState) -> None:
+    codec = a_codec()
+
+    assert encoded(codec, state) == codec.encode(RATE_LIMITS, state)
 
 
 @given(states)
