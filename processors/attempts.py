@@ -59,7 +59,7 @@ class Attempts:
         return decoded
 
     async def _until_done(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
-        """Handle records for as long as it takes; those that never can be are found one by one and parked."""
+        """Handle records for as long as it takes; those that never can be are found by halving and parked."""
         backoff, failures = Backoff(longest_s=10.0), 0
         while records:
             if not still_ours():
@@ -76,10 +76,11 @@ class Attempts:
                 log.warning("a batch waits", error=str(error), records=len(records))
             except Exception as error:
                 if len(records) > 1:
-                    for record in records:
+                    middle = len(records) // 2
+                    for half in (records[:middle], records[middle:]):
                         # Each may take long, and nothing is committed meanwhile: no watchdog is to take it for a hang.
-                        self._health.waiting("a batch that is handled record by record")
-                        await self._until_done([record], still_ours)
+                        self._health.waiting("a batch that is handled part by part")
+                        await self._until_done(half, still_ours)
                     return
                 failures += 1
                 if self._may_be_parked(error, failures):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from uuid import uuid4
 
 import httpx
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
+from nigredo.bulk import BulkPublisher, Outgoing
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config, producer_config
+from nigredo.log_reader import LogReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, any_client, eventually, running_stack
 from tests.e2e.nodes import FORM, Load, an_address, another_node, frozen, submitted
@@ -225,3 +233,40 @@ def test_what_is_in_flight_at_sigterm_is_answered_and_kept(own: Stack, spool: st
     ids = {httpx.Response(200, content=answer.split(b"\r\n\r\n")[1]).json()["id"] for answer in answers}
     in_topic = {str(lead_id) for found in submitted(own).values() for lead_id in found}
     assert ids | {late.json()["id"]} <= in_topic
+
+
+def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_goes_through(own: Stack) -> None:
+    """The processors' batches: those that were given up, and those that wait for the broker to come back."""
+    topic = f"test-{uuid4()}"
+    admin = AdminClient(client_config(own.bootstrap_servers, "test"))
+    admin.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])[topic].result(10)
+    batches = {name: [f"{name} {number}".encode() for number in range(300)] for name in ("before", "given up", "after")}
+
+    def publish(publisher: BulkPublisher, name: str) -> asyncio.Future[None]:
+        return publisher.publish_all(Outgoing(topic, value, value) for value in batches[name])
+
+    async def scenario() -> None:
+        hasty, patient = (
+            BulkPublisher(producer_config(own.bootstrap_servers, "test", delivery_timeout_s=seconds), in_flight_max=10)
+            for seconds in (3, 300)
+        )
+        await asyncio.wait_for(publish(hasty, "before"), 30)
+        assert (await asyncio.to_thread(own.nigredo, "stop", "kafka")).code == 0
+        try:
+            given_up, waiting = publish(hasty, "given up"), publish(patient, "after")
+            with pytest.raises(DependencyDown):
+                await asyncio.wait_for(given_up, 30)
+            assert not waiting.done()
+        finally:
+            assert (await asyncio.to_thread(own.nigredo, "start", "kafka")).code == 0
+        await asyncio.wait_for(waiting, 60)
+        await asyncio.wait_for(publish(hasty, "after"), 60)
+        await hasty.close()
+        await patient.close()
+
+    asyncio.run(scenario())
+
+    read = Counter(m.value() for m in LogReader(own.settings(), "test").read_to_end(topic, range(4), deadline_s=30))
+    assert {read[value] for value in batches["before"]} == {1}
+    assert {read[value] for value in batches["after"]} == {2}
+    assert {read[value] for value in batches["given up"]} == {0}

@@ -120,6 +120,7 @@ class Recorder:
         self.unforeseen: set[int] = set()
         self.before_work: Callable[[], Awaitable[None]] | None = None
         self.revocations = 0
+        self.batches: list[int] = []
 
     async def open(self) -> None:
         pass
@@ -147,6 +148,7 @@ class Recorder:
         if any(record.offset in self.poison for record, _ in records):
             raise ZeroDivisionError
         self.done += [(record.partition, record.offset) for record, _ in records]
+        self.batches.append(len(records))
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         self.parked.append((record.offset, reason))

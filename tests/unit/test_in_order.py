@@ -35,6 +35,67 @@ def test_records_are_handled_in_order_and_then_committed() -> None:
     assert rig.app.committed() == 3
 
 
+def test_under_a_backlog_a_batch_is_filled_over_several_turns_of_the_event_loop() -> None:
+    async def scenario() -> Rig:
+        rig = Rig()
+
+        async def hand_on() -> None:
+            for start in range(0, 90, 10):
+                rig.deliver(*range(start, start + 10))
+                await asyncio.sleep(0)
+
+        handing_on = asyncio.create_task(hand_on())
+        await rig.finish()
+        await handing_on
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == list(range(90))
+    assert rig.handler.batches == [90]
+
+
+def test_a_batch_is_over_once_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "BATCH_MAX_BYTES", 10)
+
+    async def scenario() -> Rig:
+        rig = Rig()
+        rig.deliver(*range(25))
+        await rig.finish()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == list(range(25))
+    assert rig.handler.batches == [10, 10, 5]
+
+
+def test_what_arrives_in_a_new_assignment_is_not_taken_into_a_batch_of_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    really_sleep = asyncio.sleep
+
+    async def scenario() -> Rig:
+        rig, turns = Rig(), 0
+
+        async def sleep(delay: float) -> None:
+            nonlocal turns
+            turns += delay == 0
+            if turns == 1:
+                turns += 1
+                await rig.app.on_partitions_revoked.send()
+                await rig.app.on_rebalance_complete.send()
+                rig.deliver(0, 1)
+            await really_sleep(delay)
+
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        rig.deliver(0)
+        await rig.finish()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == [0, 1]
+    assert rig.app.seeks == []
+
+
 def test_what_is_delivered_twice_is_handled_once() -> None:
     async def scenario() -> Rig:
         rig = Rig()
@@ -99,7 +160,7 @@ def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_ar
     assert rig.app.committed() == 3
 
 
-def test_a_batch_that_is_handled_record_by_record_says_so_again_and_again_to_a_watchdog() -> None:
+def test_a_batch_that_is_handled_part_by_part_says_so_again_and_again_to_a_watchdog() -> None:
     async def scenario() -> list[int]:
         rig, given = Rig(), list[int]()
 
@@ -112,8 +173,29 @@ def test_a_batch_that_is_handled_record_by_record_says_so_again_and_again_to_a_w
         await rig.finish()
         return given
 
-    _, *alone = asyncio.run(scenario())
-    assert len(set(alone)) == len(alone) == 3
+    _, *parts = asyncio.run(scenario())
+    assert len(set(parts)) == len(parts) == 2
+
+
+def test_one_bad_record_among_many_is_found_by_halving() -> None:
+    async def scenario() -> tuple[Rig, int]:
+        rig, calls = Rig(), 0
+
+        async def count() -> None:
+            nonlocal calls
+            calls += 1
+
+        rig.handler.before_work = count
+        rig.handler.poison = {37}
+        rig.deliver(*range(64))
+        await rig.finish()
+        return rig, calls
+
+    rig, calls = asyncio.run(scenario())
+    assert handled(rig) == [offset for offset in range(64) if offset != 37]
+    assert rig.handler.parked == [(37, "failed")]
+    # The whole, two halves six times, and the record itself twice more.
+    assert calls == 1 + 2 * 6 + 2
 
 
 def test_a_record_that_cannot_be_decoded_is_parked_at_once() -> None:
