@@ -32,7 +32,7 @@ from schemas.codec import Codec
 from schemas.registry import Registry
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS
 
-READY_DEADLINE_S = 60.0
+READY_DEADLINE_S = 120.0
 WATCH_EVERY_S = 0.05
 PARTITIONS = 4
 ROOT = Path(__file__).parents[1]

@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, Producer
 from bench.lab import Lab, LabError
 from bench.measure import Figures
 from nigredo.clock import utc_now
+from nigredo.encoded_window import encoded
 from nigredo.kafka import producer_config
 from schemas.codec import Codec
 from schemas.events import (
@@ -90,6 +91,15 @@ def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Iterat
             edge_verdict=None,
         )
         yield network.encode(), codec.encode(SUBMISSIONS, event)
+
+
+def windows(codec: Codec, count: int) -> Iterator[Record]:
+    """Yield the encoded windows of networks with their keys, three acceptances each, as if read up to offset 0."""
+    now = utc_now()
+    for number in range(count):
+        network = f"{11 + number // 16_777_216}.{number // 65_536 % 256}.{number // 256 % 256}.{number % 256}"
+        counted = tuple(Acceptance(uuid4(), now) for _ in range(3))
+        yield network.encode(), encoded(codec, RateLimitState(network, 10, 3600, counted, 0, now, 0))
 
 
 @dataclass(frozen=True, slots=True)

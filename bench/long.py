@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from rich.console import Console
 
 from bench import report
 from bench.lab import ROOT, Lab, LabError, Running, disk_bytes, open_lab
-from bench.load import Record, accepted_leads, produce, submissions, wrk
+from bench.load import Record, accepted_leads, produce, submissions, windows, wrk
+from bench.measure import pace
 from schemas.codec import Codec
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
@@ -52,6 +54,8 @@ STEPS = [
     *(Step("limiter", size, networks) for networks in (FEW, MANY) for size in SIZES),
     *(Step("persister", size, size // 3) for size in SIZES),
     *(Step("webhook", size, size) for size in SIZES[:2]),
+    *(Step(stage, SIZES[1], MANY) for stage in ("one limiter", "two limiters")),
+    *(Step("windows", size, size) for size in SIZES),
 ]
 
 
@@ -106,6 +110,7 @@ def table(documents: list[report.Document]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     documents = sorted(documents, key=lambda one: (one["stage"], one["networks"] != FEW, one["records"]))
+    loaded = [one for one in documents if "loaded" in one]
     smallest: dict[tuple[str, bool], float] = {}
     for one in documents:
         cost = smallest.setdefault((one["stage"], one["networks"] == FEW), one["cpu_s_per_1000"])
@@ -114,22 +119,32 @@ def table(documents: list[report.Document]) -> str:
             f"| {one['cpu_s_per_1000']:.3f} | {one['cpu_s_per_1000'] / cost:.2f} | {one['memory_mib']:,.0f} "
             f"| {one['peak_mib']:,.0f} | {one['disk_kib_per_1000']:,.0f} |"
         )
+    if loaded:
+        lines += [
+            "",
+            "| windows | loaded by | ready in s | with none | bytes of memory each |",
+            "|--:|---|--:|--:|--:|",
+        ]
+    for one in loaded:
+        for name, by in one["loaded"].items():
+            took = f"{by['ready_s']:.1f} | {by['with_none_s']:.1f}"
+            lines.append(f"| {one['records']:,} | {name} | {took} | {by['bytes_each']:,.0f} |")
     return "\n".join(lines)
 
 
 @contextmanager
-def _costs(lab: Lab, step: Step, running: Running, found: dict[str, object]) -> Iterator[None]:
-    """Fill `found` with what the work inside cost the process and the disk."""
-    cpu, disk, began = running.cpu_s(), _disk(lab), time.monotonic()
+def _costs(lab: Lab, step: Step, running: Sequence[Running], found: dict[str, object]) -> Iterator[None]:
+    """Fill `found` with what the work inside cost the processes and the disk."""
+    cpu, disk, began = sum(one.cpu_s() for one in running), _disk(lab), time.monotonic()
     yield
     took = time.monotonic() - began
     thousands = step.records / 1000
     found |= {
         "rate": step.records / took,
         "seconds": took,
-        "cpu_s_per_1000": (running.cpu_s() - cpu) / thousands,
-        "memory_mib": running.rss_bytes() / 2**20,
-        "peak_mib": running.peak_bytes() / 2**20,
+        "cpu_s_per_1000": (sum(one.cpu_s() for one in running) - cpu) / thousands,
+        "memory_mib": sum(one.rss_bytes() for one in running) / 2**20,
+        "peak_mib": sum(one.peak_bytes() for one in running) / 2**20,
         "disk_kib_per_1000": (_disk(lab) - disk) / 1024 / thousands,
         "memory_of_parts_mib": lab.parts_mib(),
     }
@@ -145,7 +160,7 @@ def _ingest(lab: Lab, step: Step) -> Mapping[str, object]:
         # The machine has to become warm first; the load generator counts seconds, not requests.
         warm = wrk(ingest.url, seconds=2)
         salts, before = count(1), ends()
-        with _costs(lab, step, ingest, found):
+        with _costs(lab, step, [ingest], found):
             while (left := step.records - (ends() - before)) > 0:
                 # A salt has room for 16 million addresses; a generator begins at the first one of its salt.
                 wrk(ingest.url, seconds=min(600.0, max(1.0, left / warm["rate"])), salt=next(salts))
@@ -156,9 +171,63 @@ def _ingest(lab: Lab, step: Step) -> Mapping[str, object]:
 def _limiter(lab: Lab, step: Step) -> Mapping[str, object]:
     produce(lab, SUBMISSIONS, submissions(lab.codec(), step.records, step.networks, salt=0))
     found: dict[str, object] = {}
-    with lab.ends(LEADS, REJECTIONS) as ends, lab.ours("rate-limiter") as limiter, _costs(lab, step, limiter, found):
+    with lab.ends(LEADS, REJECTIONS) as ends, lab.ours("rate-limiter") as limiter, _costs(lab, step, [limiter], found):
         lab.watch(ends, step.records, running=limiter, deadline_s=DEADLINE_S)
     return found
+
+
+def _limiters(lab: Lab, step: Step, *, workers: int) -> Mapping[str, object]:
+    """Measure workers that share the partitions, all of them assigned before the first record."""
+    found: dict[str, object] = {}
+    with ExitStack() as stack:
+        ends = stack.enter_context(lab.ends(LEADS, REJECTIONS))
+        running = [stack.enter_context(lab.ours("rate-limiter", instance=f"-{n}")) for n in range(workers)]
+        produce(lab, SUBMISSIONS, submissions(lab.codec(), FEW, FEW, salt=1))
+        lab.watch(ends, FEW, running=running[0])
+        stack.enter_context(_costs(lab, step, running, found))
+        produce(lab, SUBMISSIONS, submissions(lab.codec(), step.records, step.networks, salt=0))
+        total = step.records + FEW
+        samples = lab.watch(ends, total, running=running[0], deadline_s=DEADLINE_S)
+        found["pace"] = pace(samples, total)
+    return found | {"rate": found["pace"]}
+
+
+def _windows(lab: Lab, step: Step) -> Mapping[str, object]:
+    """Measure how long windows take to load, in the limiter and at the edge, and what each takes of memory."""
+    processes: Mapping[str, Mapping[str, str]] = {"rate-limiter": {}, "ingest": {"EDGE_NETWORKS_MAX": "10000000"}}
+
+    def start() -> Mapping[str, tuple[float, int, int, float]]:
+        found = {}
+        for name, settings in processes.items():
+            with lab.ours(name, **settings) as running:
+                found[name] = running.ready_s, running.rss_bytes(), running.peak_bytes(), running.cpu_s()
+        return found
+
+    codec, disk = lab.codec(), _disk(lab)
+    produce(lab, SUBMISSIONS, submissions(codec, FEW, FEW, salt=0))
+    lab.skip()
+    none = start()
+    produce(lab, RATE_LIMITS, windows(codec, step.records))
+    all_of_them = start()
+    loaded = {
+        name: {
+            "ready_s": ready_s,
+            "with_none_s": none[name][0],
+            "bytes_each": (rss - none[name][1]) / step.records,
+        }
+        for name, (ready_s, rss, _, _) in all_of_them.items()
+    }
+    ready_s, rss, peak, cpu = all_of_them["rate-limiter"]
+    return {
+        "loaded": loaded,
+        "rate": step.records / ready_s,
+        "seconds": ready_s,
+        "cpu_s_per_1000": (cpu - none["rate-limiter"][3]) / step.records * 1000,
+        "memory_mib": rss / 2**20,
+        "peak_mib": peak / 2**20,
+        "disk_kib_per_1000": (_disk(lab) - disk) / 1024 / step.records * 1000,
+        "memory_of_parts_mib": lab.parts_mib(),
+    }
 
 
 def _persister(lab: Lab, step: Step) -> Mapping[str, object]:
@@ -172,7 +241,7 @@ def _persister(lab: Lab, step: Step) -> Mapping[str, object]:
             (DELIVERIES, accepted.attempts),
         ):
             produce(lab, topic, records)
-    with lab.database() as database, lab.ours("persister") as persister, _costs(lab, step, persister, found):
+    with lab.database() as database, lab.ours("persister") as persister, _costs(lab, step, [persister], found):
 
         def stored() -> int:
             row = database.execute("SELECT coalesce(sum(next_offset), 0) FROM nigredo.stream_offsets").fetchone()
@@ -189,7 +258,7 @@ def _webhook(lab: Lab, step: Step) -> Mapping[str, object]:
         lab.ends(DELIVERIES) as ends,
         lab.server("bench.references.receiver:create") as receiver,
         lab.ours("webhook-sender", FIBONACCI_WEBHOOK_URL=f"{receiver}/0") as sink,
-        _costs(lab, step, sink, found),
+        _costs(lab, step, [sink], found),
     ):
         lab.watch(ends, step.records, running=sink, deadline_s=DEADLINE_S)
     return found
@@ -205,6 +274,9 @@ _STAGES: Mapping[str, Callable[[Lab, Step], Mapping[str, object]]] = {
     "limiter": _limiter,
     "persister": _persister,
     "webhook": _webhook,
+    "one limiter": partial(_limiters, workers=1),
+    "two limiters": partial(_limiters, workers=2),
+    "windows": _windows,
 }
 
 
