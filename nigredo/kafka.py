@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,9 @@ from nigredo.telemetry import get_logger
 log = get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
+POLL_EVERY_S = 0.001
+"""While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
+POLL_IDLE_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.1
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
@@ -59,6 +61,9 @@ def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_
         "enable.idempotence": True,
         "partitioner": "murmur2_random",
         "linger.ms": 2,
+        # One request is worked on by the broker, which takes a connection's in turn, and one is on the way to it. With
+        # more, librdkafka's thread goes round without a pause while a partition waits for an acknowledgement.
+        "max.in.flight.requests.per.connection": 2,
         "delivery.timeout.ms": int(delivery_timeout_s * 1000),
         # One try may not outlast the whole budget, else a lost connection is noticed only when it is spent.
         "request.timeout.ms": max(1000, min(10_000, int(delivery_timeout_s * 1000))),
@@ -69,8 +74,8 @@ def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_
 class Publisher:
     """An idempotent producer whose every record answers with a future on the event loop.
 
-    One thread polls librdkafka; acknowledgements that arrive together wake the loop once. Belongs to the event loop
-    it was made in; `publish` is called there. Always `await close()`.
+    Belongs to the event loop it was made in: `publish` is called there, and a timer there fetches the
+    acknowledgements that have come (docs/adr/0020). Always `await close()`.
     """
 
     def __init__(self, config: dict[str, Any], *, in_flight_max: int, answer_within_s: float | None = None) -> None:
@@ -78,17 +83,15 @@ class Publisher:
         self._config = config | {"error_cb": self._failed}
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
         self._fatal: KafkaError | None = None
         self._producer = Producer(self._config)
-        self._arrived: list[tuple[asyncio.Future[Any], Position | Exception | None]] = []
         self._answer_within_s = answer_within_s
         # In the order of publishing, with the time by which each is answered.
-        self._pending: dict[asyncio.Future[Any], float] = {}
+        self._pending: dict[asyncio.Future[Position], float] = {}
         self._sweep: asyncio.TimerHandle | None = None
-        self._stopping = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="kafka-acks", daemon=True)
-        self._poller.start()
+        self._closed = False
+        self._poll_soon = False
+        self._next_poll = self._loop.call_later(POLL_IDLE_EVERY_S, self._poll)
 
     def publish(
         self,
@@ -105,20 +108,19 @@ class Publisher:
         written: an error is no proof of absence) and with RecordRefused when the broker can never take it. Raises
         Overloaded at once when `in_flight_max` records already wait. Cancelling the future does not unsend.
         """
-        if self._stopping.is_set() or len(self._pending) >= self._in_flight_max:
+        if self._closed or len(self._pending) >= self._in_flight_max:
             raise Overloaded("too many records wait for Kafka's acknowledgement")
         future: asyncio.Future[Position] = self._loop.create_future()
         options: dict[str, Any] = {} if partition is None else {"partition": partition}
         try:
-            with self._lock:
-                self._producer.produce(
-                    topic,
-                    key=key,
-                    value=value,
-                    headers=list(headers),
-                    on_delivery=partial(self._delivered, future),
-                    **options,
-                )
+            self._producer.produce(
+                topic,
+                key=key,
+                value=value,
+                headers=list(headers),
+                on_delivery=partial(self._delivered, future),
+                **options,
+            )
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
@@ -126,8 +128,11 @@ class Publisher:
         self._await(future)
         return future
 
-    def _await(self, future: asyncio.Future[Any]) -> None:
+    def _await(self, future: asyncio.Future[Position]) -> None:
         self._pending[future] = self._loop.time() + (self._answer_within_s or 0.0)
+        if not self._poll_soon:
+            self._next_poll.cancel()
+            self._poll_again(soon=True)
         if self._sweep is None and self._answer_within_s is not None:
             self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue)
 
@@ -151,10 +156,10 @@ class Publisher:
             if self._pending:
                 await asyncio.wait(set(self._pending), timeout=deadline_s)
         finally:
-            self._stopping.set()
+            self._closed = True
+        self._next_poll.cancel()
         if self._sweep is not None:
             self._sweep.cancel()
-        await asyncio.to_thread(self._poller.join, 2.0)
         left = [future for future in self._pending if not future.done()]
         for future in left:
             future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
@@ -174,63 +179,50 @@ class Publisher:
         self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue) if self._pending else None
 
     def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
-        """Collect one acknowledgement; called by librdkafka in the polling thread."""
-        outcome: Position | Exception
+        """Answer one record; called by librdkafka out of `_poll`."""
         if error is not None:
-            outcome = _as_ours(error)
+            self._resolve(future, _as_ours(error))
         else:
-            outcome = Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
-        self._note(future, outcome)
+            self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset() or 0))
 
-    def _note(self, future: asyncio.Future[Any], outcome: Position | Exception | None) -> None:
-        self._arrived.append((future, outcome))
+    def _resolve(self, future: asyncio.Future[Position], outcome: Position | Exception) -> None:
+        self._pending.pop(future, None)
+        if future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
     def _failed(self, error: KafkaError) -> None:
-        """Take note of a client-level error; called by librdkafka in the polling thread."""
+        """Take note of a client-level error; called by librdkafka out of `_poll`."""
         if error.fatal():
             self._fatal = error
 
     def _poll(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._producer.poll(0.1)
-                if self._fatal is not None:
-                    self._replace(self._fatal)
-            except Exception as error:
-                # This thread is what every waiting future depends on: it does not end while the publisher lives.
-                log.error("the producer's thread met an error", error=type(error).__name__)
-                self._stopping.wait(0.5)
-            self._hand_over()
+        try:
+            self._producer.poll(0)
+            if self._fatal is not None:
+                self._replace(self._fatal)
+        except Exception as error:
+            # This timer is what every waiting future depends on: it does not end while the publisher lives.
+            log.error("polling the producer met an error", error=type(error).__name__)
+            self._poll_again(soon=False)
+        else:
+            self._poll_again(soon=bool(self._pending))
+
+    def _poll_again(self, *, soon: bool) -> None:
+        self._poll_soon = soon
+        self._next_poll = self._loop.call_later(POLL_EVERY_S if soon else POLL_IDLE_EVERY_S, self._poll)
 
     def _replace(self, error: KafkaError) -> None:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
         log.error("producer replaced after a fatal error", error=error.name())
-        fresh = Producer(self._config)
-        with self._lock:
-            old, self._producer, self._fatal = self._producer, fresh, None
+        old, self._producer, self._fatal = self._producer, Producer(self._config), None
         old.purge()
-        # Every record it still had is answered here with an error, so that no future waits for ever.
+        # Every record it still had is answered here with an error, so that no future waits for ever. They are at hand:
+        # the loop does not stand still for as long as it might.
         old.flush(1.0)
-
-    def _hand_over(self) -> None:
-        if not self._arrived:
-            return
-        arrived, self._arrived = self._arrived, []
-        try:
-            self._loop.call_soon_threadsafe(self._resolve, arrived)
-        except RuntimeError:
-            # The loop is closed: the process is ending and nobody waits for these any more.
-            return
-
-    def _resolve(self, arrived: list[tuple[asyncio.Future[Any], Position | Exception | None]]) -> None:
-        for future, outcome in arrived:
-            self._pending.pop(future, None)
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
 
 
 def _as_ours(error: KafkaError) -> Exception:
