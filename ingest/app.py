@@ -17,6 +17,7 @@ import falcon
 import falcon.asgi
 
 from ingest import counting
+from ingest.access_log import AccessLog
 from ingest.answers import add_error_handlers, prefers_html, tell_allowance, user_agent
 from ingest.arriving import CUT_OFF, Application, Arriving
 from ingest.body import parse_form
@@ -35,9 +36,7 @@ from nigredo.health import Health
 from nigredo.metric_labels import CREATE, GET, INGEST, LIST, function_of
 from nigredo.networks import client_address
 from nigredo.settings import Settings
-from nigredo.telemetry import configure_logging, get_logger
-
-log = get_logger()
+from nigredo.telemetry import configure_logging
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
@@ -157,6 +156,7 @@ class Lifecycle:
         self._trusted_proxies = settings.trusted_proxies
         self._intake = intake
         self._pool = pool
+        self._access_log = AccessLog()
         self._functions = {component: settings.function(component) for component in (CREATE, LIST, GET)}
 
     async def process_startup(self, *_: Any) -> None:
@@ -209,19 +209,18 @@ class Lifecycle:
         self._answer_cors(request, response)
         if request.path.startswith("/health"):
             return
-        status = int(str(response.status).split()[0])
+        status = response.status_code
         took_s = time.perf_counter() - request.context.began
         function = self._functions[function_of(request.uri_template or "", request.method)]
         counting.count(request, function, status, took_s)
-        write = log.error if status >= 500 and not succeeded else log.info
-        write(
-            "request",
+        self._access_log.add(
+            failed=status >= 500 and not succeeded,
             function=function,
             request_id=request.context.request_id,
             method=request.method,
             route=request.uri_template or "unknown",
             status_code=status,
-            duration_ms=round(took_s * 1000, 1),
+            took_s=took_s,
             lead_id=request.context.lead_id,
         )
 
