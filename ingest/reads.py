@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -84,7 +84,11 @@ class Reads:
 
     async def _rows(self, values: Mapping[str, Any], *statements: str) -> Sequence[Sequence[Row]]:
         try:
-            async with asyncio.timeout(DEADLINE_S), self._pool.connection() as connection:
+            async with (
+                asyncio.timeout(DEADLINE_S),
+                self._pool.connection() as connection,
+                _snapshot(connection, statements),
+            ):
                 cursor = connection.cursor(row_factory=dict_row)
                 found = []
                 for statement in statements:
@@ -97,6 +101,17 @@ class Reads:
         except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed) as error:
             count_failure(self._pool, error)
             raise ReadsDown(describe(error)) from error
+
+
+@asynccontextmanager
+async def _snapshot(connection: psycopg.AsyncConnection[Any], statements: Sequence[str]) -> AsyncIterator[None]:
+    """Let several statements see the same rows: a lead that comes between two of them would lack its submission."""
+    if len(statements) == 1:
+        yield
+        return
+    async with connection.transaction():
+        await connection.execute(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
 
 
 def lead_id_of(text: str) -> UUID | None:
