@@ -122,16 +122,22 @@ def _path(value: str) -> Path:
     return Path(_text(value)).absolute()
 
 
+_ORIGIN = re.compile(
+    r"(?P<scheme>https?)://(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::(?P<port>\d{1,5}))?"
+)
+
+
 def _origins(value: str) -> tuple[str, ...]:
-    """Parse web origins as browsers send them: scheme, host and port, nothing more."""
+    """Parse web origins as browsers send them: scheme, host and port, nothing more, and no port that goes unsaid."""
     found = []
     for part in value.split(","):
         if not (text := part.strip().rstrip("/").lower()):
             continue
-        parts = urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname or text != f"{parts.scheme}://{parts.netloc}":
+        origin = _ORIGIN.fullmatch(text)
+        if origin is None or not 0 < int(origin["port"] or 1) < 65_536:
+            # Nothing that no browser would ever send: a pattern, say, that seems to allow and does not.
             raise _Wrong("must be origins such as https://www.example.com, separated by commas")
-        found.append(text)
+        found.append(text.removesuffix(":443" if origin["scheme"] == "https" else ":80"))
     return tuple(found)
 
 
@@ -198,7 +204,8 @@ class Settings:
     """A form that was filled in faster, as its page's script says, is a program's; 0 for no such check."""
     idempotency_secret_file: Path = _from("IDEMPOTENCY_SECRET_FILE", _path, ".nigredo/secrets/idempotency")
     """What lead ids are derived with from an `Idempotency-Key`: the same text at every node."""
-    body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "65536")
+    body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "131072")
+    """The longest message there may be is longer than half of that in some alphabets, as browsers write forms."""
     trusted_proxies: tuple[Network, ...] = _from("TRUSTED_PROXIES", _networks, "")
     rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10", live=True)
     rate_limit_window_s: int = _from("RATE_LIMIT_WINDOW_SECONDS", _integer(1, 86_400), "3600")

@@ -70,3 +70,31 @@ def test_a_request_that_could_give_up_before_its_producer_is_refused() -> None:
 def test_a_spool_too_small_for_its_workers_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="INGEST_SPOOL_MAX_BYTES"):
         Settings.from_environment({"INGEST_SPOOL_MAX_BYTES": "200000", "INGEST_WORKERS": "2"})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "https://*.example.com",
+        "https://me@example.com",
+        "https://example.com:99999",
+        "https://exa mple.com",
+        "https://example.com\\x",
+        "https://example.com/page",
+        "https://exämple.com",
+        "ftp://example.com",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match="origins such as"):
+        Settings.parse("CORS_ALLOWED_ORIGINS", origin)
+
+
+def test_origins_are_kept_as_browsers_send_them() -> None:
+    written = "HTTPS://www.Example.com:443/, http://localhost:8000, http://[::1]:80"
+
+    found = Settings.parse("REDIRECT_ALLOWED_ORIGINS", written)
+
+    assert found == ("https://www.example.com", "http://localhost:8000", "http://[::1]")
