@@ -233,8 +233,9 @@ class Intake:
                 kept = self._publish(submission)
             except DependencyDown as error:
                 raise NotAcknowledged(str(error), submission.id) from error
-            if by_hand:
-                # With a key too: the page's script, when its answer is lost, sends the form once more without one.
+            if by_hand and verdict.outcome != SPAM:
+                # With a key too: a person whose answer was lost may send the form once more without one. What looked
+                # like a program's is no first one: the same from a person would be put aside as its repeat.
                 repeats.sent(network, form, submission.id, kept)
             position = await self._acknowledged(submission.id, kept)
         except BaseException:

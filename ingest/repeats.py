@@ -8,7 +8,6 @@ import hmac
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -47,7 +46,7 @@ class Repeats:
         """secret: the same at every node, so that every node gives a repeat the same id."""
         self._secret = secret
         self._bodies: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
-        self._recent: OrderedDict[tuple[str, Hashable], First] = OrderedDict()
+        self._recent: OrderedDict[bytes, First] = OrderedDict()
 
     def lead_id(self, network: str, key: str, form: Form) -> UUID:
         """Return the id of a form sent under a key: the same form under the same key has the same.
@@ -56,7 +55,7 @@ class Repeats:
         """
         if not 0 < len(key) <= KEY_MAX or not key.isascii() or not key.isprintable():
             raise FormRefused(400, FieldProblem(KEY_HEADER, f"must be 1 to {KEY_MAX} printable ASCII characters"))
-        now, known, content = time.monotonic(), self._hash(network, key), self._hash(json.dumps(_content(form)))
+        now, known, content = time.monotonic(), self._hash(network, key), self._content(form)
         before, since = self._bodies.get(known, (content, now))
         if before != content and now - since < REMEMBERED_S:
             raise FormRefused(422, FieldProblem(KEY_HEADER, "was used for another form"))
@@ -69,7 +68,7 @@ class Repeats:
 
     def first(self, network: str, form: Form) -> First | None:
         """Return the same form of the same network within the last seconds."""
-        found = self._recent.get((network, _content(form)))
+        found = self._recent.get(self._hash(network, self._content(form).hex()))
         if found is None or time.monotonic() - found.at > DOUBLE_CLICK_S or _failed(found.acknowledged):
             return None
         return found
@@ -77,19 +76,18 @@ class Repeats:
     def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Kept]) -> None:
         """Remember a form for the seconds in which it may be sent again by mistake."""
         now = time.monotonic()
-        self._recent[network, _content(form)] = First(lead_id, acknowledged, now)
+        self._recent[self._hash(network, self._content(form).hex())] = First(lead_id, acknowledged, now)
         while len(self._recent) > RECENT_MAX or now - next(iter(self._recent.values())).at > DOUBLE_CLICK_S:
             self._recent.popitem(last=False)
 
+    def _content(self, form: Form) -> bytes:
+        """Return what stands for all that makes a form what it is, however long that is."""
+        contact = form.contact
+        extra = sorted(contact.extra.items())
+        return self._hash(json.dumps((contact.name, contact.email, contact.message, extra, form.form_id)))
+
     def _hash(self, *parts: str) -> bytes:
         return hmac.digest(self._secret, "\0".join(parts).encode(), hashlib.sha256)
-
-
-def _content(form: Form) -> tuple[Hashable, ...]:
-    """Return all that makes a form what it is."""
-    contact = form.contact
-    extra = tuple(sorted(contact.extra.items()))
-    return (contact.name, contact.email, contact.message, extra, form.form_id)
 
 
 def _failed(future: asyncio.Future[Kept]) -> bool:

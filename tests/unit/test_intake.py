@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, cast
@@ -88,5 +89,15 @@ def test_a_double_click_without_end_does_not_fill_the_log(tmp_path: Path) -> Non
         ids = {(await intake.take(FORM, CLIENT, None, by_hand=True)).lead_id for _ in range(100)}
         assert len(ids) == 1
         assert len(outlet.kept) == 1 + REPEATS_KEPT
+
+    play(tmp_path, story)
+
+
+def test_what_looked_like_a_programs_form_is_no_first_one_for_a_persons(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        hasty = await intake.take(replace(FORM, took_s=0.5), CLIENT, None, by_hand=True)
+        again = await intake.take(FORM, CLIENT, None, by_hand=True)
+        assert again.lead_id != hasty.lead_id
+        assert [one.edge_verdict for one in outlet.kept] == ["spam", None]
 
     play(tmp_path, story)
