@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import falcon
 import falcon.asgi
+from falcon import mediatypes
 
-from ingest.form import FormRefused
+from ingest.form import FormRefused, label
 from ingest.intake import Allowance, NotAcknowledged, RateLimited
-from ingest.page import form_page, language_of
+from ingest.page import LANGUAGES, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
 from ingest.reads import ReadsDown
 from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -22,7 +25,11 @@ Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 
 RETRY_AFTER_S = 5
+DETAILS = {404: "There is no such address.", 405: "This address does not take this kind of request."}
 USER_AGENT_MAX = 512
+UNTOLD_MAINTENANCE = Settings.default("MAINTENANCE_TEXT")
+KINDS = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
+"""What an answer may be. Who likes several as much is a program: no browser names JSON."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
@@ -39,19 +46,59 @@ def user_agent(request: Request) -> str | None:
 
 def prefers_html(request: Request) -> bool:
     """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
-    return "html" in request.accept and request.client_prefers(("text/html", "application/json")) == "text/html"
+    accepted = request.accept.lower()
+    if "html" not in accepted:
+        return False
+    try:
+        return mediatypes.best_match(KINDS, accepted) == "text/html"
+    except ValueError:
+        return False
+
+
+def language_for(request: Request) -> tuple[str, bool]:
+    """Return the language a page is to be in, and whether the reader chose it by the parameter `lang`."""
+    chosen = request.get_param("lang")
+    return (chosen, True) if chosen in LANGUAGES else (language_of(request.get_header("Accept-Language")), False)
+
+
+def source_of(request: Request) -> str | None:
+    """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
+    if campaign := request.get_param("utm_source"):
+        return label(campaign)
+    if not request.referer:
+        return None
+    try:
+        parts = urlsplit(request.referer)
+        campaigns = parse_qs(parts.query).get("utm_source") or [parts.hostname or ""]
+    except ValueError:
+        return None
+    return label(campaigns[0])
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Say whether the client has what this tag, without its quotes, stands for (RFC 9110, 13.1.2)."""
+    # A proxy that compresses makes a tag weak; here that compares the same.
+    known = request.if_none_match or []
+    return known == ["*"] or etag in known
 
 
 def answer_problem(request: Request, response: Response, problem: Problem) -> None:
     """Answer with problem details, or with a page where a person reads it."""
-    response.status = falcon.code_to_http_status(problem.status)
-    response.set_header("Vary", "Accept")
+    _begin_error(response, problem.status)
     if prefers_html(request):
+        language, chosen = language_for(request)
         response.content_type = falcon.MEDIA_HTML
-        response.data = problem.as_page(language_of(request.get_header("Accept-Language")))
+        response.data = problem.as_page(language, chosen=chosen)
     else:
         response.content_type = PROBLEM_JSON
         response.data = problem.as_json()
+
+
+def _begin_error(response: Response, status: int) -> None:
+    response.status = falcon.code_to_http_status(status)
+    response.set_header("Vary", "Accept, Accept-Language")
+    # Nobody keeps an error: a lead that is not stored yet will be, and who is refused now is taken later.
+    response.set_header("Cache-Control", "no-store")
 
 
 def _request_id(request: Request) -> str:
@@ -61,10 +108,14 @@ def _request_id(request: Request) -> str:
 async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
     if error.typed is not None and prefers_html(request):
         # The form again, with what was typed: nobody writes a message twice.
-        response.status = falcon.code_to_http_status(error.status)
-        response.set_header("Vary", "Accept, Accept-Language")
+        typed = dict(error.typed)
+        if not {"source", "utm_source"} & typed.keys() and (source := source_of(request)) is not None:
+            # The next time it comes from this page.
+            typed["source"] = source
+        language, chosen = language_for(request)
+        _begin_error(response, error.status)
         response.content_type = falcon.MEDIA_HTML
-        response.data = form_page(language_of(request.get_header("Accept-Language")), error.typed, error.problems)
+        response.data = form_page(language, typed, error.problems, chosen=chosen)
         return
     fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
     answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
@@ -88,7 +139,7 @@ async def _dependency_down(request: Request, response: Response, error: Dependen
     log.error("submission not taken", error=str(error), request_id=_request_id(request))
     response.set_header("Retry-After", str(RETRY_AFTER_S))
     detail = "Your message could not be taken just now. Please send it again in a moment."
-    lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
+    lead_id = request.context.lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
     answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
 
 
@@ -106,8 +157,9 @@ async def _record_refused(request: Request, response: Response, error: RecordRef
 
 async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
     response.set_headers(error.headers or {})
-    detail = error.description or error.title or ""
-    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request)))
+    detail = error.description or DETAILS.get(error.status_code) or error.title or ""
+    own_words = request.context.maintenance and detail != UNTOLD_MAINTENANCE
+    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request), own_words=own_words))
 
 
 async def _unexpected(request: Request, response: Response, error: Exception, _: Any) -> None:

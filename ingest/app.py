@@ -11,22 +11,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from random import getrandbits
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import falcon
 import falcon.asgi
 
 from ingest import counting
 from ingest.access_log import AccessLog
-from ingest.answers import add_error_handlers, prefers_html, tell_allowance, user_agent
+from ingest.answers import (
+    add_error_handlers,
+    is_known,
+    language_for,
+    prefers_html,
+    source_of,
+    tell_allowance,
+    user_agent,
+)
 from ingest.arriving import CUT_OFF, Application, Arriving
 from ingest.body import parse_form
-from ingest.form import Form, label
+from ingest.form import Form
 from ingest.health import HealthRoute, LiveRoute
 from ingest.intake import Intake
 from ingest.leads import LeadRoute, Recent, answer_page, authorize
 from ingest.openapi import DOCUMENT
-from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page, language_of
+from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page
 from ingest.reads import Reads
 from ingest.repeats import KEY_HEADER
 from nigredo import metrics
@@ -46,7 +54,8 @@ MAINTENANCE_RETRY_AFTER_S = 300
 POOL_CLOSE_S = 2.0
 LEAVING_SIGNAL = signal.SIGUSR1
 """What the server sends to its workers a moment before it ends them."""
-CORS_EXPOSED = "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
+STATIC = "public, max-age=3600, s-maxage=3600"
+CORS_EXPOSED = "ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
 CORS_MAX_AGE_S = 600
 
@@ -64,6 +73,8 @@ class Leads:
         """Answer with a page of leads, newest first."""
         authorize(request, self._intake, LEADS_READ)
         await answer_page(request, response, self._reads)
+
+    on_head = on_get
 
     async def on_post(self, request: Request, response: Response) -> None:
         """Take a form: 202 once Kafka has it, or 303 for a browser."""
@@ -87,7 +98,7 @@ class Leads:
         tell_allowance(response, taken.allowance)
         if prefers_html(request):
             response.status = falcon.HTTP_303
-            response.location = next_of(form, settings)
+            response.location = next_of(form, settings) or thanks_for(request)
             return
         response.status = falcon.HTTP_202
         response.location = f"/api/leads/{lead_id}"
@@ -113,21 +124,22 @@ class Leads:
 class PageRoute:
     """A page, in the language the client asks for; a cache asks each time whether it still holds."""
 
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    def __init__(self, pages: Mapping[tuple[str, bool], Page]) -> None:
         self._pages = pages
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Send the page, or 304 to who has it."""
-        page = self._pages[language_of(request.get_header("Accept-Language"))]
+        page = self._pages[language_for(request)]
         response.set_header("Vary", "Accept-Language")
         response.set_header("Cache-Control", "no-cache")
-        # Compared as a whole: there is one tag, and no weak ones.
-        response.set_header("ETag", page.etag)
-        if request.get_header("If-None-Match") == page.etag:
+        response.set_header("ETag", f'"{page.etag}"')
+        if is_known(request, page.etag):
             response.status = falcon.HTTP_304
             return
         response.content_type = falcon.MEDIA_HTML
         response.data = page.content
+
+    on_head = on_get
 
 
 class OpenApiRoute:
@@ -138,15 +150,19 @@ class OpenApiRoute:
         response.set_header("Cache-Control", "no-cache")
         response.media = DOCUMENT
 
+    on_head = on_get
+
 
 class ScriptRoute:
     """The form's script; its name changes with its content."""
 
     async def on_get(self, _: Request, response: Response) -> None:
-        """Send it, for good."""
-        response.set_header("Cache-Control", "public, max-age=31536000, immutable")
+        """Send it, for as long as the runbook lets caches keep what does not change."""
+        response.set_header("Cache-Control", STATIC)
         response.content_type = falcon.MEDIA_JS
         response.data = SCRIPT
+
+    on_head = on_get
 
 
 class Lifecycle:
@@ -187,6 +203,7 @@ class Lifecycle:
         )
         if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
             metrics.IP_BLOCK_REJECTIONS.of().inc()
+            log.info("blocked address", request_id=request.context.request_id, ip_address=str(address))
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
 
     def _answer_cors(self, request: Request, response: Response) -> None:
@@ -225,30 +242,23 @@ class Lifecycle:
         )
 
 
-def next_of(form: Form, settings: Settings) -> str:
-    """Return where a browser goes after the form: where the form says, if its origin is allowed."""
-    if form.next_url is not None and form.next_url.isascii() and form.next_url.isprintable():
-        try:
-            parts = urlsplit(form.next_url)
-        except ValueError:
-            return "/thanks"
-        if f"{parts.scheme}://{parts.netloc}".lower() in settings.redirect_allowed_origins:
-            return form.next_url
-    return "/thanks"
-
-
-def source_of(request: Request) -> str | None:
-    """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
-    if campaign := request.get_param("utm_source"):
-        return label(campaign)
-    if not request.referer:
+def next_of(form: Form, settings: Settings) -> str | None:
+    """Return where a form wants the browser to go afterwards, if that origin is allowed."""
+    if form.next_url is None or not form.next_url.isprintable():
         return None
     try:
-        parts = urlsplit(request.referer)
-        campaigns = parse_qs(parts.query).get("utm_source") or [parts.hostname or ""]
+        parts = urlsplit(form.next_url)
     except ValueError:
         return None
-    return label(campaigns[0])
+    origin = f"{parts.scheme}://{parts.netloc}"
+    # Not every letter of another alphabet is another one in lower case.
+    return form.next_url if origin.isascii() and origin.lower() in settings.redirect_allowed_origins else None
+
+
+def thanks_for(request: Request) -> str:
+    """Return the page of thanks, in the language in which the form was shown."""
+    language, chosen = language_for(request)
+    return f"/thanks?lang={language}" if chosen else "/thanks"
 
 
 def from_browser(request: Request) -> bool:
@@ -261,6 +271,8 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     pool, recent = make_pool(settings, "create-lead"), Recent()
     reads = Reads(pool)
     app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, pool)])
+    # A form whose address was written with a slash at its end is somebody's message all the same.
+    app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app)
     app.add_route("/api/leads", Leads(settings, intake, reads, recent))
     one = LeadRoute(intake, reads, recent)

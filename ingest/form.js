@@ -1,21 +1,40 @@
 // The form works without this script. With it, a message that is sent twice (an impatient click, a network that went
-// away) is taken once, and errors appear without losing what was typed.
+// away) is taken once, and nothing that was typed is lost, whatever the answer.
 "use strict";
-for (const form of document.querySelectorAll('form[action$="/api/leads"]')) {
-  const opened = performance.now();
-  let key = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) + Date.now();
-  form.addEventListener("input", () => { form.dataset.changed = "yes"; });
+const opened = performance.now();
+// Who mends a form that came back, or sends a text that the browser kept, is quick: his time is not told.
+let fresh = !document.querySelector("[role=alert]"), typed = false;
+
+const newKey = () => crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) + Date.now();
+
+function tell(form, text) {
+  let alert = document.querySelector("[role=alert]");
+  if (!alert) {
+    alert = document.createElement("p");
+    alert.setAttribute("role", "alert");
+    alert.className = "wrong";
+    alert.tabIndex = -1;
+    form.before(alert);
+  }
+  alert.textContent = text;
+  alert.focus();
+}
+
+function attend(form) {
+  // Another site's form that came back leads to that site, where a script may not follow.
+  if (form.elements._next) return;
+  let key = newKey(), changed = false;
+  form.addEventListener("input", () => { changed = typed = true; });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (form.dataset.changed === "yes") {
+    if (changed) {
       // Another text is another message.
-      key = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) + Date.now();
-      form.dataset.changed = "no";
+      key = newKey();
+      changed = false;
     }
-    const button = form.querySelector("[type=submit]");
+    const button = form.querySelector("[type=submit]"), body = new URLSearchParams(new FormData(form));
     button.disabled = true;
-    const body = new URLSearchParams(new FormData(form));
-    body.set("_seconds", ((performance.now() - opened) / 1000).toFixed(1));
+    if (fresh && typed) body.set("_seconds", ((performance.now() - opened) / 1000).toFixed(1));
     try {
       const answer = await fetch(form.action, {
         method: "POST", body, headers: { Accept: "text/html", "Idempotency-Key": key },
@@ -25,15 +44,23 @@ for (const form of document.querySelectorAll('form[action$="/api/leads"]')) {
         return;
       }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      document.title = page.title;
-      document.querySelector("main").replaceWith(page.querySelector("main"));
-      document.querySelector("[role=alert]")?.focus();
-      // The form in the new page is sent as without this script.
+      const main = page.querySelector("main"), again = page.querySelector("form");
+      if (again) {
+        document.title = page.title;
+        document.querySelector("main").replaceWith(main);
+        fresh = false;
+        attend(again);
+        document.querySelector("[role=alert]")?.focus();
+      } else {
+        // Not taken, and not for what was typed: it stays, to be sent again.
+        tell(form, [...main.querySelectorAll("h1, [role=alert]")].map((part) => part.textContent).join(": "));
+      }
     } catch {
-      // The network is away: the browser says so in its own words.
-      form.submit();
+      tell(form, form.dataset.away);
     } finally {
       button.disabled = false;
     }
   });
 }
+
+document.querySelectorAll('form[action^="/api/leads"]').forEach(attend);

@@ -22,6 +22,7 @@ MESSAGE_MAX = 10_000
 LABEL_MAX = 100
 EXTRA_FIELDS_MAX = 50
 SHOWN = ("name", "email", "message")
+NEXT = "_next"
 EXTRA_NAME_MAX = 100
 EXTRA_VALUE_MAX = 2_000
 
@@ -45,7 +46,7 @@ class FormRefused(Exception):
     """The body is no acceptable form. `status` is the HTTP status: 400, 415 or 422."""
 
     def __init__(self, status: int, *problems: FieldProblem, typed: Mapping[str, str] | None = None) -> None:
-        """typed: what the fields of the page held, so that it can show them again."""
+        """typed: what the fields of the form held, so that a page can give them all back."""
         super().__init__(", ".join(problem.field for problem in problems))
         self.status = status
         self.problems = problems
@@ -99,16 +100,21 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     email = _email(address, problems) if address is not None else None
     extra = _extra(fields, problems)
     if problems or name is None or email is None or message is None:
-        typed = {name: value for name in SHOWN if isinstance(value := fields.get(name), str)}
-        raise FormRefused(422, *problems, typed=typed)
+        raise FormRefused(422, *problems, typed=_typed(fields))
     return Form(
         Contact(name, email, message, extra),
         form_id,
         source or _utm_source(fields),
-        next_url=str(fields["_next"]) if fields.get("_next") else None,
+        next_url=str(fields[NEXT]).strip() if fields.get(NEXT) else None,
         trapped=bool(fields.get("_gotcha")),
         took_s=_seconds(fields.get("_seconds")),
     )
+
+
+def _typed(fields: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return what a person typed, and what a site's form says of itself; not the marks of programs."""
+    names = [name for name in fields if name == NEXT or not name.startswith("_")]
+    return {name: value for name in names if isinstance(value := _as_text(fields[name]), str)}
 
 
 def _utm_source(fields: Mapping[str, Any]) -> str | None:
@@ -128,7 +134,8 @@ def _seconds(value: Any) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return seconds if math.isfinite(seconds) else None
+    # Nobody is done before he began: a clock was set back meanwhile.
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _email(address: str, problems: list[FieldProblem]) -> str | None:

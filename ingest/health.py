@@ -29,6 +29,8 @@ class HealthRoute:
             document["spool"] = {"records": spool.records, "bytes": spool.bytes, "oldest_age_s": age_s}
         response.media = document
 
+    on_head = on_get
+
 
 class LiveRoute:
     """`/health/live`: whether the process answers at all, whatever Kafka does."""
@@ -36,3 +38,5 @@ class LiveRoute:
     async def on_get(self, _: Request, response: Response) -> None:
         """Answer 200."""
         response.media = {"status": "ok"}
+
+    on_head = on_get

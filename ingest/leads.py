@@ -12,6 +12,7 @@ from uuid import UUID
 import falcon
 import falcon.asgi
 
+from ingest.answers import is_known
 from ingest.form import LABEL_MAX, FieldProblem, FormRefused, label
 from ingest.intake import Intake
 from ingest.reads import LIMIT_MAX, BadCursor, Reads, ReadsDown, lead_id_of
@@ -61,11 +62,11 @@ def authorize(request: Request, intake: Intake, scope: str) -> None:
 def answer_cached(request: Request, response: Response, document: Any) -> None:
     """Answer with JSON that its reader alone may keep, or with 304 when he has it."""
     content = json.dumps(document, ensure_ascii=False).encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    response.set_header("ETag", etag)
+    etag = hashlib.sha256(content).hexdigest()[:32]
+    response.set_header("ETag", f'"{etag}"')
     response.set_header("Cache-Control", CACHE_CONTROL)
     response.append_header("Vary", "Authorization")
-    if etag in (request.get_header("If-None-Match") or "").replace("W/", "").split(", "):
+    if is_known(request, etag):
         response.status = falcon.HTTP_304
         return
     response.content_type = falcon.MEDIA_JSON
@@ -128,11 +129,15 @@ class LeadRoute:
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.lead(found))
 
+    on_head = on_get
+
     async def on_get_trail(self, request: Request, response: Response, lead_id: str) -> None:
         """Answer with every stage the submission went through, with places and times."""
         authorize(request, self._intake, LEADS_READ)
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.trail(found))
+
+    on_head_trail = on_get_trail
 
     def _answer(self, request: Request, response: Response, lead_id: UUID | None, document: Any) -> None:
         if document is not None:

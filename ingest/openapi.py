@@ -7,6 +7,7 @@ from typing import Any
 
 from ingest.body import JSON, MULTIPART, URLENCODED
 from ingest.form import EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_NAME_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
+from ingest.page import LANGUAGES
 from ingest.problems import PROBLEM_JSON, TITLES
 from ingest.reads import LIMIT_MAX
 from ingest.repeats import KEY_HEADER, KEY_MAX
@@ -33,10 +34,17 @@ def _ref(kind: str, name: str) -> Document:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def _problem(status: int, *headers: str, html: bool = True, others: Document | None = None) -> Document:
-    content = {PROBLEM_JSON: {"schema": _ref("schemas", "Problem")}} | ({"text/html": HTML} if html else {})
-    named = {name: _ref("headers", name) for name in ("X-Request-Id", *headers)}
-    return {"description": TITLES[status], "headers": named | (others or {}), "content": content}
+def _headers(*names: str) -> Document:
+    """Return headers of an answer, beside those that every answer has."""
+    return {name: _ref("headers", name) for name in ("X-Request-Id", "X-Content-Type-Options", *names)}
+
+
+def _problem(status: int, *headers: str) -> Document:
+    return {
+        "description": TITLES[status],
+        "headers": _headers("Cache-Control", "Vary", *headers),
+        "content": {PROBLEM_JSON: {"schema": _ref("schemas", "Problem")}, "text/html": HTML},
+    }
 
 
 def _problems(*statuses: int) -> Document:
@@ -46,9 +54,10 @@ def _problems(*statuses: int) -> Document:
         429: ("Retry-After", "RateLimit", "RateLimit-Policy"),
         503: ("Retry-After",),
     }
-    return {str(status): _problem(status, *headers.get(status, ())) for status in statuses}
+    return {str(status): _problem(status, *CORS, *headers.get(status, ())) for status in statuses}
 
 
+CORS = ("Access-Control-Allow-Origin", "Access-Control-Expose-Headers")
 CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f"
 BREAKS = r"\t\n\r\u2028\u2029"
 SPACES = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -149,9 +158,9 @@ TRAIL = _object(
 )
 PROBLEM = _object(
     {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
+        "type": {"const": "about:blank", "description": "The status says it all; `errors` names what is wrong."},
+        "title": {"enum": list(TITLES.values())},
+        "status": {"enum": list(TITLES)},
         "detail": {"type": "string"},
         "request_id": {"type": "string"},
         "id": UUID | {"description": "Of a 503: the lead's id, should the form have been taken all the same."},
@@ -180,6 +189,18 @@ HEALTH = _object(
     required=("status", "function", "waiting_for"),
 )
 HEADERS: Document = {
+    "X-Content-Type-Options": {"description": "Always the same.", "schema": {"const": "nosniff"}},
+    "Cache-Control": {"description": "Who may keep the answer, and for how long.", "schema": {"type": "string"}},
+    "Vary": {"description": "The headers of the request that the answer depends on.", "schema": {"type": "string"}},
+    "Location": {"description": "The lead; or where the browser goes.", "schema": {"type": "string"}},
+    "Access-Control-Allow-Origin": {
+        "description": "The origin that asked, when it is in `CORS_ALLOWED_ORIGINS`.",
+        "schema": {"type": "string"},
+    },
+    "Access-Control-Expose-Headers": {
+        "description": "What scripts of that origin may read.",
+        "schema": {"type": "string"},
+    },
     "X-Request-Id": {"description": "This request in our logs.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
     "RateLimit": {
@@ -195,19 +216,49 @@ HEADERS: Document = {
 def _json(schema: Document, *headers: str) -> Document:
     return {
         "description": "It is here.",
-        "headers": {name: _ref("headers", name) for name in ("X-Request-Id", *headers)},
+        "headers": _headers(*headers),
         "content": {JSON: {"schema": schema}},
     }
 
 
 def _cached(schema: Document) -> Document:
-    return {"200": _json(schema, "ETag"), "304": {"description": "Not changed since."}}
+    kept = ("ETag", "Cache-Control", "Vary", *CORS)
+    return {"200": _json(schema, *kept), "304": {"description": "Not changed since.", "headers": _headers(*kept)}}
+
+
+def _page(operation: str, summary: str) -> Document:
+    kept = ("ETag", "Cache-Control", "Vary")
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            "security": [],
+            "parameters": [LANGUAGE],
+            "responses": {
+                "200": {"description": "It is here.", "headers": _headers(*kept), "content": {"text/html": HTML}},
+                "304": {"description": "Not changed since.", "headers": _headers(*kept)},
+            }
+            | {str(status): _problem(status) for status in (403, 500)},
+        }
+    }
+
+
+def _health(operation: str) -> Document:
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": "Whether forms can be taken now",
+            "security": [],
+            "responses": {"200": _json(HEALTH), "503": _json(HEALTH)},
+        }
+    }
 
 
 def _query(name: str, schema: Document, description: str) -> Document:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
+LANGUAGE = _query("lang", {"type": "string"}, f"One of {', '.join(LANGUAGES)}; else what `Accept-Language` prefers.")
 LEAD_ID = {"name": "lead_id", "in": "path", "required": True, "schema": UUID}
 READ = {"security": [{"key": [LEADS_READ]}]}
 LABEL = NULLABLE_TEXT | {"maxLength": LABEL_MAX}
@@ -226,6 +277,7 @@ POST_LEAD: Document = {
             "description": "The same form under the same key is taken once.",
         },
         _query("utm_source", {"type": "string"}, "Where the person came from, as the page's address says."),
+        LANGUAGE,
     ],
     "requestBody": {
         "required": True,
@@ -234,11 +286,10 @@ POST_LEAD: Document = {
     "responses": {
         "202": {
             "description": "Taken.",
-            "headers": {name: _ref("headers", name) for name in ("X-Request-Id", "RateLimit", "RateLimit-Policy")}
-            | {"Location": {"schema": {"type": "string"}}},
+            "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS),
             "content": {JSON: {"schema": _object({"id": UUID, "status": {"const": "accepted"}})}},
         },
-        "303": {"description": "Taken.", "headers": {"Location": {"schema": {"type": "string"}}}},
+        "303": {"description": "Taken.", "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS)},
         **_problems(400, 403, 408, 413, 415, 422, 429, 500, 503),
     },
 }
@@ -279,20 +330,25 @@ PATHS: Document = {
             "responses": _cached(_ref("schemas", "Trail")) | _problems(401, 403, 404, 500, 503),
         }
     },
-    "/health": {
-        "get": {
-            "operationId": "health",
-            "summary": "Whether forms can be taken now; `/health/ready` is the same",
-            "security": [],
-            "responses": {"200": _json(HEALTH), "503": _json(HEALTH)},
-        }
-    },
+    "/health": _health("health"),
+    "/health/ready": _health("ready"),
     "/health/live": {
         "get": {
             "operationId": "alive",
             "summary": "Whether the process answers, whatever Kafka does",
             "security": [],
             "responses": {"200": _json(_object({"status": {"const": "ok"}}))},
+        }
+    },
+    "/": _page("form", "The form"),
+    "/thanks": _page("thanks", "What a browser sees once the form is taken"),
+    "/openapi.json": {
+        "get": {
+            "operationId": "description",
+            "summary": "This document",
+            "security": [],
+            "responses": {"200": _json({"type": "object"}, "Cache-Control")}
+            | {str(status): _problem(status) for status in (403, 500)},
         }
     },
 }
@@ -302,6 +358,9 @@ DOCUMENT: Document = {
         "title": "Nigredo",
         "version": version("nigredo"),
         "summary": "Captures leads and loses none",
+        "description": "Whatever is got by GET answers HEAD too. OPTIONS tells the methods of an address, and a "
+        "browser whether a script of its page may use them. Another method is answered 405, an unknown address 404, "
+        "both as problem details; a head over 32 KiB is answered 431, without any.",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
     "paths": PATHS,

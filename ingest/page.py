@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from ingest.form import EMAIL_MAX, MESSAGE_MAX, NAME_MAX, FieldProblem
+from ingest.form import EMAIL_MAX, EXTRA_VALUE_MAX, MESSAGE_MAX, NAME_MAX, SHOWN, FieldProblem, shown
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --paper: #f7f6f3; --line: #8b8678; --mark: #8a3b12 }
@@ -53,6 +53,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "another": "Write another one",
         "back": "Back to the form",
         "wrong": "Please look at these fields again:",
+        "away": "Your message could not be sent: the network is away. Please send it again.",
+        "other": "pt",
+        "in the other": "Português",
     },
     "pt": {
         "form": "Fale conosco",
@@ -67,6 +70,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "another": "Escrever outra",
         "back": "Voltar ao formulário",
         "wrong": "Por favor, verifique estes campos:",
+        "away": "Não foi possível enviar sua mensagem: sem conexão. Por favor, envie de novo.",
+        "other": "en",
+        "in the other": "English",
     },
 }
 PORTUGUESE: Sequence[tuple[str, str]] = (
@@ -76,6 +82,9 @@ PORTUGUESE: Sequence[tuple[str, str]] = (
     (r"is given more than once", "foi enviado mais de uma vez"),
     (r"has a control character", "tem um caractere inválido"),
     (r"has a line break or a tab", "tem uma quebra de linha ou tabulação"),
+    (r"is not UTF-8", "não está em UTF-8"),
+    (r"has half of a surrogate pair", "tem um caractere inválido"),
+    (r"must be text", "precisa ser texto"),
     (r"is a file, and files are not taken", "é um arquivo, e arquivos não são aceitos"),
 )
 """What may be wrong with a field, as `ingest.form` says it, in Portuguese; anything else stays as it is."""
@@ -83,7 +92,7 @@ PORTUGUESE: Sequence[tuple[str, str]] = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page that is the same for everybody, and its tag for caches."""
+    """A page that is the same for everybody, and its tag for caches, without the quotes."""
 
     content: bytes
     etag: str
@@ -92,11 +101,11 @@ class Page:
 def language_of(accepted: str | None) -> str:
     """Return the language to answer in, by the client's `Accept-Language` (RFC 9110, 12.5.4)."""
     best, weight_of_best = FALLBACK, 0.0
-    for part in (accepted or "").split(","):
-        tag, _, weight_text = part.partition(";q=")
-        language = tag.strip().lower().partition("-")[0]
+    for part in (accepted or "").lower().split(","):
+        tag, _, parameter = part.partition(";")
+        language = tag.strip().partition("-")[0]
         try:
-            weight = float(weight_text) if weight_text else 1.0
+            weight = float(parameter.strip().removeprefix("q=")) if parameter else 1.0
         except ValueError:
             continue
         if language in LANGUAGES and weight > weight_of_best:
@@ -116,72 +125,110 @@ def page(language: str, title: str, content: str, *, script: bool = False) -> by
     ).encode("utf-8", "replace")
 
 
-def form_page(language: str, typed: Mapping[str, str] | None = None, problems: Sequence[FieldProblem] = ()) -> bytes:
-    """Return the form: empty, or with what was typed and what is wrong with it, each beside its field."""
+def form_page(
+    language: str,
+    typed: Mapping[str, str] | None = None,
+    problems: Sequence[FieldProblem] = (),
+    *,
+    chosen: bool = False,
+) -> bytes:
+    """Return the form: empty, or with what was typed and what is wrong with it, each beside its field.
+
+    typed may hold fields of somebody else's form: those come along unseen, and where something is wrong with them, to
+    be mended. chosen: whether the person asked for this language, so that what follows is in it too.
+    """
     text, typed = TEXTS[language], typed or {}
     wrong = {problem.field: _told(language, problem.detail) for problem in problems}
     alert = ""
     if wrong:
-        items = "".join(f"<li>{_link(language, field)} {html.escape(detail)}</li>" for field, detail in wrong.items())
+        on_page = {*SHOWN, *map(shown, typed)}
+        items = "".join(
+            f"<li>{_link(language, field) if field in on_page else html.escape(field)} {html.escape(detail)}</li>"
+            for field, detail in wrong.items()
+        )
         alert = f'<div role="alert" class="wrong" tabindex="-1"><p>{text["wrong"]}</p><ul>{items}</ul></div>\n'
 
     def field(name: str, most: int, *, kind: str = "", complete: str = "") -> str:
-        attributes = f'id="{name}" name="{name}" required maxlength="{most}"{complete}{kind}'
+        field_id = _id_of(shown(name))
+        attributes = f'id="{field_id}" name="{html.escape(name)}" maxlength="{most}"{complete}{kind}'
+        if name in SHOWN:
+            attributes += " required"
         note = ""
-        if name in wrong:
-            attributes += f' aria-invalid="true" aria-describedby="{name}-wrong"'
-            note = f'<p class="wrong" id="{name}-wrong">{html.escape(wrong[name])}</p>\n'
+        if shown(name) in wrong:
+            attributes += f' aria-invalid="true" aria-describedby="{field_id}-wrong"'
+            note = f'<p class="wrong" id="{field_id}-wrong">{html.escape(wrong[shown(name)])}</p>\n'
         value = html.escape(typed.get(name, ""))
         # The first line break within a textarea is the page's own, and not shown.
         box = (
             f"<textarea {attributes}>\n{value}</textarea>"
-            if name == "message"
+            if name in ("message", *others)
             else f'<input {attributes} value="{value}">'
         )
-        return f'<label for="{name}">{text[name]}</label>\n{box}\n{note}'
+        label = text[name] if name in SHOWN else html.escape(shown(name))
+        return f'<label for="{field_id}">{label}</label>\n{box}\n{note}'
 
+    others = [name for name in typed if name not in SHOWN]
+    hidden = "".join(
+        f'<input type="hidden" name="{html.escape(name)}" value="{html.escape(typed[name])}">\n'
+        for name in others
+        if shown(name) not in wrong
+    )
     content = (
         f"<h1>{text['form']}</h1>\n<p>{text['lead-in']}</p>\n{alert}"
-        '<form action="/api/leads" method="post">\n'
+        f'<form action="/api/leads{_asked(language, chosen)}" method="post" data-away="{text["away"]}">\n'
         + field("name", NAME_MAX, complete=' autocomplete="name"')
         + field("email", EMAIL_MAX, kind=' type="email"', complete=' autocomplete="email"')
         + field("message", MESSAGE_MAX)
-        + f'<div class="trap" aria-hidden="true"><label for="_gotcha">{text["trap"]}</label>'
+        + "".join(field(name, EXTRA_VALUE_MAX) for name in others if shown(name) in wrong)
+        + f'{hidden}<div class="trap" aria-hidden="true"><label for="_gotcha">{text["trap"]}</label>'
         '<input id="_gotcha" name="_gotcha" tabindex="-1" autocomplete="off"></div>\n'
         f'<button type="submit">{text["send"]}</button>\n</form>'
     )
+    if not typed:
+        other = text["other"]
+        content += f'\n<p lang="{other}"><a href="/?lang={other}" hreflang="{other}">{text["in the other"]}</a></p>'
     return page(language, text["form"], content, script=True)
 
 
-def thanks_page(language: str) -> bytes:
+def thanks_page(language: str, *, chosen: bool = False) -> bytes:
     """Return what a person sees once the message is taken."""
     text = TEXTS[language]
     content = (
-        f'<h1>{text["thanks"]}</h1>\n<p role="status">{text["taken"]}</p>\n<p><a href="/">{text["another"]}</a></p>'
+        f'<h1>{text["thanks"]}</h1>\n<p role="status">{text["taken"]}</p>\n'
+        f'<p><a href="/{_asked(language, chosen)}">{text["another"]}</a></p>'
     )
     return page(language, text["thanks"], content)
 
 
-def error_page(language: str, title: str, detail: str, problems: Sequence[FieldProblem]) -> bytes:
+def error_page(
+    language: str, title: str, detail: str, problems: Sequence[FieldProblem], *, chosen: bool = False
+) -> bytes:
     """Return what went wrong, and the way back."""
-    items = "".join(
-        f"<li><b>{html.escape(p.field)}</b> {html.escape(_told(language, p.detail))}</li>" for p in problems
-    )
-    content = (
-        f'<h1>{html.escape(title)}</h1><p role="alert">{html.escape(detail)}</p>'
-        f'{f"<ul>{items}</ul>" if items else ""}<p><a href="/">{TEXTS[language]["back"]}</a></p>'
-    )
+    alerts = f'<p role="alert">{html.escape(detail)}</p>\n' if detail else ""
+    if problems:
+        items = (f"<b>{html.escape(each.field)}</b> {html.escape(_told(language, each.detail))}" for each in problems)
+        alerts += f'<ul role="alert">{"".join(f"<li>{item}</li>" for item in items)}</ul>\n'
+    back = f'<a href="/{_asked(language, chosen)}">{TEXTS[language]["back"]}</a>'
+    content = f"<h1>{html.escape(title)}</h1>\n{alerts}<p>{back}</p>"
     return page(language, title, content)
 
 
 def cached(content: bytes) -> Page:
     """Return a page with the tag that a cache asks for it by."""
-    return Page(content, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+    return Page(content, hashlib.sha256(content).hexdigest()[:16])
+
+
+def _asked(language: str, chosen: bool) -> str:
+    return f"?lang={language}" if chosen else ""
+
+
+def _id_of(field: str) -> str:
+    """Return a field's id in the page: its name, or for a name from outside one that cannot clash with ours."""
+    return field if field in SHOWN else f"other-{hashlib.sha256(field.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
 
 def _link(language: str, field: str) -> str:
-    name = TEXTS[language].get(field)
-    return f'<a href="#{field}">{name}</a>' if name else html.escape(field)
+    return f'<a href="#{_id_of(field)}">{TEXTS[language][field] if field in SHOWN else html.escape(field)}</a>'
 
 
 def _told(language: str, detail: str) -> str:
@@ -192,5 +239,7 @@ def _told(language: str, detail: str) -> str:
     return detail
 
 
-FORMS = {language: cached(form_page(language)) for language in LANGUAGES}
-THANKS = {language: cached(thanks_page(language)) for language in LANGUAGES}
+_BOTH = [(language, chosen) for language in LANGUAGES for chosen in (False, True)]
+FORMS = {(language, chosen): cached(form_page(language, chosen=chosen)) for language, chosen in _BOTH}
+THANKS = {(language, chosen): cached(thanks_page(language, chosen=chosen)) for language, chosen in _BOTH}
+"""By language, and whether the person chose it."""

@@ -19,20 +19,26 @@ TITLES = {
     408: "The request took too long",
     413: "The request is too large",
     415: "Content type not supported",
-    422: "The form cannot be accepted",
+    422: "This cannot be accepted as it is",
     429: "Too many requests",
     500: "Something went wrong",
     503: "Not taken for now",
 }
 IN_PORTUGUESE = {
+    400: ("O pedido não pôde ser lido", "Por favor, volte ao formulário e envie de novo."),
+    401: ("Acesso não identificado", "Esta página precisa de uma chave."),
+    403: ("Acesso não permitido", "Não aceitamos pedidos do seu endereço."),
     404: ("Não há nada aqui", "O endereço não existe."),
+    405: ("Não é permitido aqui", "Este endereço não aceita esse tipo de pedido."),
+    408: ("O pedido demorou demais", "Sua mensagem não chegou inteira a tempo. Por favor, envie de novo."),
     413: ("A mensagem é grande demais", "Por favor, envie um texto menor."),
+    415: ("Tipo de conteúdo não aceito", "Por favor, volte ao formulário e envie de novo."),
     422: ("O formulário não pôde ser aceito", "Por favor, verifique os campos."),
     429: ("Mensagens demais", "Você já nos enviou várias mensagens. Por favor, tente novamente mais tarde."),
     500: ("Algo deu errado", "Por favor, tente novamente em instantes."),
     503: ("Indisponível no momento", "Não pudemos receber sua mensagem agora. Por favor, envie de novo em instantes."),
 }
-"""Title and detail of what people meet in a browser; an operator's own maintenance text is in his language."""
+"""Title and detail of what people meet in a browser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Problem:
     errors: Sequence[FieldProblem] = ()
     lead_id: str | None = None
     """Of a form that may or may not have been taken."""
+    own_words: bool = False
+    """Whether an operator wrote the detail: then it is shown as it is, in whatever language."""
 
     @property
     def title(self) -> str:
@@ -69,10 +77,11 @@ class Problem:
             document["errors"] = [{"field": error.field, "detail": error.detail} for error in self.errors]
         return json.dumps(document).encode()
 
-    def as_page(self, language: str) -> bytes:
-        """Return the body for people."""
+    def as_page(self, language: str, *, chosen: bool = False) -> bytes:
+        """Return the body for people. chosen: whether the reader asked for this language."""
+        title, detail = self.title, self.detail
         if language == "pt" and self.status in IN_PORTUGUESE:
-            title, detail = IN_PORTUGUESE[self.status]
-            return error_page(language, title, detail, self.errors)
+            title, translated = IN_PORTUGUESE[self.status]
+            detail = detail if self.own_words else translated
         # What is wrong with each field says it all; the detail would only repeat it.
-        return error_page(language, self.title, "" if self.errors else self.detail, self.errors)
+        return error_page(language, title, "" if self.errors else detail, self.errors, chosen=chosen)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -20,6 +21,14 @@ from nigredo.testing import Stack, eventually
 
 ALLOWED = "Access-Control-Allow-Origin"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "FORMS.md"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_a_limit(stack: Stack) -> Iterator[None]:
+    """Let this machine's browsers send as many forms as there are tests."""
+    assert stack.nigredo("config", "set", "RATE_LIMIT_EXEMPT=127.0.0.0/8").code == 0
+    yield
+    assert stack.nigredo("config", "unset", "RATE_LIMIT_EXEMPT").code == 0
 
 
 @contextmanager
@@ -48,6 +57,12 @@ def browser(tool: Callable[[str], str]) -> Iterator[webdriver.Chrome]:
 def scripted(tool: Callable[[str], str]) -> Iterator[webdriver.Chrome]:
     with chromium(tool, javascript=True) as driver:
         yield driver
+
+
+@pytest.fixture
+def person() -> str:
+    """A name that nobody had before."""
+    return f"Maria {uuid4().hex}"
 
 
 @pytest.fixture
@@ -118,9 +133,11 @@ def allowed(stack: Stack, site: Site) -> Iterator[None]:
             assert stack.nigredo("config", "unset", name).code == 0
 
 
-def test_the_form_works_without_javascript_and_the_lead_is_delivered(stack: Stack, browser: webdriver.Chrome) -> None:
+def test_the_form_works_without_javascript_and_the_lead_is_delivered(
+    stack: Stack, browser: webdriver.Chrome, person: str
+) -> None:
     browser.get(stack.url)
-    for field, value in {"name": "Maria Browser", "email": "maria@example.com", "message": "Olá,\ntudo bem?"}.items():
+    for field, value in {"name": person, "email": "maria@example.com", "message": "Olá,\ntudo bem?"}.items():
         label = browser.find_element(By.CSS_SELECTOR, f"label[for={field}]")
         assert label.is_displayed()
         browser.find_element(By.NAME, field).send_keys(value)
@@ -129,8 +146,8 @@ def test_the_form_works_without_javascript_and_the_lead_is_delivered(stack: Stac
     WebDriverWait(browser, 10).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
 
     assert "Thank you" in browser.find_element(By.TAG_NAME, "h1").text
-    query = "SELECT id, message FROM nigredo.leads WHERE name = 'Maria Browser'"
-    lead_id, message = eventually(lambda: stack.rows(query), within_s=10, what="the lead's row")[0]
+    query = "SELECT id, message FROM nigredo.leads WHERE name = %s"
+    lead_id, message = eventually(lambda: stack.rows(query, person), within_s=10, what="the lead's row")[0]
     assert message == "Olá,\ntudo bem?"
     eventually(
         lambda: str(lead_id) in [hook["headers"]["webhook-id"] for hook in stack.received()],
@@ -155,44 +172,46 @@ def test_a_refused_form_comes_back_with_what_was_typed(stack: Stack, browser: we
 
 
 def test_with_javascript_the_form_is_sent_under_a_key_and_errors_appear_in_place(
-    stack: Stack, scripted: webdriver.Chrome
+    stack: Stack, scripted: webdriver.Chrome, person: str
 ) -> None:
     scripted.get(stack.url)
-    fill(scripted, name="Maria Script", email="maria@localhost", message="Olá")
+    fill(scripted, name=person, email="maria@localhost", message="Olá")
     WebDriverWait(scripted, 10).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "[role=alert]"))
     assert scripted.current_url == f"{stack.url}/"
 
     scripted.get(stack.url)
     # A person takes longer than a program.
     WebDriverWait(scripted, 10).until(lambda driver: driver.execute_script("return performance.now()") > 2_100)
-    fill(scripted, name="Maria Script", email="maria@example.com", message="Olá")
+    fill(scripted, name=person, email="maria@example.com", message="Olá")
     WebDriverWait(scripted, 10).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
 
-    query = "SELECT count(*) FROM nigredo.leads WHERE name = 'Maria Script'"
-    eventually(lambda: stack.rows(query) == [(1,)], within_s=10, what="the lead's row")
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = %s"
+    eventually(lambda: stack.rows(query, person) == [(1,)], within_s=10, what="the lead's row")
 
 
 def test_the_snippet_without_a_script_works_on_another_site(
-    stack: Stack, browser: webdriver.Chrome, site: Site
+    stack: Stack, browser: webdriver.Chrome, site: Site, person: str
 ) -> None:
     site.page = snippet("html", stack, site)
     with allowed(stack, site):
         browser.get(f"{site.url}/contact?utm_source=letter")
-        fill(browser, name="Maria Site", email="maria@example.com", message="Olá")
+        fill(browser, name=person, email="maria@example.com", message="Olá")
         WebDriverWait(browser, 10).until(lambda driver: driver.current_url == f"{site.url}/thanks.html")
 
-    query = "SELECT form_id, source FROM nigredo.leads WHERE name = 'Maria Site'"
+    query = "SELECT form_id, source FROM nigredo.leads WHERE name = %s"
     # Browsers tell another site the origin alone.
-    assert eventually(lambda: stack.rows(query), within_s=10, what="the lead's row") == [("contact", "localhost")]
+    assert eventually(lambda: stack.rows(query, person), within_s=10, what="the lead's row") == [
+        ("contact", "localhost")
+    ]
 
 
 def test_the_snippet_with_a_script_works_on_a_site_that_is_allowed_and_only_there(
-    stack: Stack, scripted: webdriver.Chrome, site: Site
+    stack: Stack, scripted: webdriver.Chrome, site: Site, person: str
 ) -> None:
     site.page = snippet("fetch", stack, site)
     with allowed(stack, site):
         scripted.get(site.url)
-        fill(scripted, name="Maria Fetch", email="maria@localhost", message="Olá")
+        fill(scripted, name=person, email="maria@localhost", message="Olá")
         status = scripted.find_element(By.CSS_SELECTOR, "[role=status]")
         WebDriverWait(scripted, 10).until(lambda _: "email" in status.text)
 
@@ -200,5 +219,57 @@ def test_the_snippet_with_a_script_works_on_a_site_that_is_allowed_and_only_ther
         fill(scripted, email="maria@example.com")
         WebDriverWait(scripted, 10).until(lambda _: status.text == "Thank you.")
 
-    query = "SELECT count(*) FROM nigredo.leads WHERE name = 'Maria Fetch'"
-    eventually(lambda: stack.rows(query) == [(1,)], within_s=10, what="the lead's row")
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = %s"
+    eventually(lambda: stack.rows(query, person) == [(1,)], within_s=10, what="the lead's row")
+
+
+def test_a_message_that_is_not_taken_stays_in_the_form_to_be_sent_again(
+    stack: Stack, scripted: webdriver.Chrome, person: str
+) -> None:
+    def told() -> str:
+        return " ".join(alert.text for alert in scripted.find_elements(By.CSS_SELECTOR, "[role=alert]"))
+
+    def in_maintenance() -> bool:
+        return httpx.post(f"{stack.url}/api/leads").status_code == 503
+
+    scripted.get(f"{stack.url}/?lang=pt")
+    WebDriverWait(scripted, 10).until(lambda driver: driver.execute_script("return performance.now()") > 2_100)
+    assert stack.nigredo("maintenance", "on", "--text", "Back at noon.").code == 0
+    try:
+        eventually(in_maintenance, within_s=5, what="maintenance")
+        fill(scripted, name=person, email="maria@example.com", message="Olá")
+        WebDriverWait(scripted, 10).until(lambda _: "Back at noon." in told())
+    finally:
+        assert stack.nigredo("maintenance", "off").code == 0
+    eventually(lambda: not in_maintenance(), within_s=5, what="the end of maintenance")
+    scripted.set_network_conditions(offline=True, latency=0, throughput=0)
+    scripted.find_element(By.CSS_SELECTOR, "button").click()
+    WebDriverWait(scripted, 10).until(lambda _: "sem conexão" in told())
+    assert scripted.find_element(By.NAME, "message").get_attribute("value") == "Olá"
+
+    scripted.delete_network_conditions()
+    scripted.find_element(By.CSS_SELECTOR, "button").click()
+    WebDriverWait(scripted, 10).until(lambda driver: driver.current_url == f"{stack.url}/thanks?lang=pt")
+
+    assert scripted.find_element(By.TAG_NAME, "h1").text == "Obrigado"
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = %s"
+    eventually(lambda: stack.rows(query, person) == [(1,)], within_s=10, what="the lead's row")
+
+
+@pytest.mark.parametrize("javascript", [False, True])
+def test_another_sites_form_is_mended_on_our_page_and_leads_back_there(
+    stack: Stack, tool: Callable[[str], str], site: Site, person: str, *, javascript: bool
+) -> None:
+    name = f"{person} {javascript}"
+    site.page = snippet("html", stack, site)
+    with allowed(stack, site), chromium(tool, javascript=javascript) as driver:
+        driver.get(f"{site.url}/contact")
+        fill(driver, name=name, email="maria@localhost", message="Olá")
+        WebDriverWait(driver, 10).until(lambda _: driver.find_elements(By.CSS_SELECTOR, "[aria-invalid=true]"))
+        driver.find_element(By.NAME, "email").clear()
+        # Quicker than anybody fills in a whole form.
+        fill(driver, email="maria@example.com")
+        WebDriverWait(driver, 10).until(lambda _: driver.current_url == f"{site.url}/thanks.html")
+
+    query = "SELECT form_id, source FROM nigredo.leads WHERE name = %s"
+    assert eventually(lambda: stack.rows(query, name), within_s=10, what="the lead's row") == [("contact", "localhost")]

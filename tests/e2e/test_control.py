@@ -140,11 +140,16 @@ def test_a_block_for_a_time_ends_by_itself(stack: Stack) -> None:
 
 def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
     nigredo(stack, "maintenance", "on", "--text", "Back at noon.")
+    reader = {"Accept": "text/html", "Accept-Language": "pt-BR"}
     try:
         eventually(lambda: post(stack, an_address()).status_code == 503, within_s=5, what="maintenance")
         answer = post(stack, an_address())
         assert answer.json()["detail"] == "Back at noon."
         assert int(answer.headers["Retry-After"]) > 0
+        # What the operator wrote is told to everybody, whatever language the rest is in.
+        page = httpx.post(f"{stack.url}/api/leads", headers=reader | {"X-Forwarded-For": an_address()})
+        assert "Back at noon." in page.text
+        assert 'lang="pt"' in page.text
         assert httpx.get(stack.url).status_code == 200
         assert httpx.get(f"{stack.url}/health").status_code == 200
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from uuid import uuid4
 
 import httpx
@@ -59,8 +60,16 @@ def test_a_browser_goes_where_the_form_says_if_that_is_allowed(stack: Stack) -> 
             f"//{SITE}",
             f"{SITE}@evil.example/",
             "javascript:alert(1)",
+            f"{SITE}\\@evil.example/",
+            f"{SITE}:x@evil.example/",
+            f"https:///{SITE.removeprefix('https://')}/",
+            f"{SITE}%2eevil.example/",
+            "https://www。example.com/",
+            "https://www.\N{FULLWIDTH LATIN SMALL LETTER E}xample.com/",
         ):
             assert post(stack, form(_next=wrong), **BROWSER).headers["Location"] == "/thanks"
+        page = post(stack, form(_next=f" {SITE}/obrigado?nome=João "), **BROWSER)
+        assert page.headers["Location"] == f"{SITE}/obrigado?nome=Jo%C3%A3o"
     answer = post(stack, form(_next=allowed))
     assert answer.status_code == 202
 
@@ -186,4 +195,102 @@ def test_pages_are_light_and_cached_as_the_runbook_says(stack: Stack) -> None:
     assert len(page.content) < 8_000
     known = httpx.get(stack.url, headers={"Accept-Language": "pt", "If-None-Match": page.headers["ETag"]})
     assert (known.status_code, known.content) == (304, b"")
-    assert "immutable" in httpx.get(f"{stack.url}{script}").headers["Cache-Control"]
+    assert httpx.get(f"{stack.url}{script}").headers["Cache-Control"] == "public, max-age=3600, s-maxage=3600"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "status"),
+    [
+        ("text/html", 303),
+        ("TEXT/HTML", 303),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", 303),
+        ("text/html;q=0.9, application/json;q=0.1", 303),
+        ("application/json, text/plain, */*", 202),
+        ("application/json, text/html", 202),
+        ("text/html;q=0.1, application/json", 202),
+        ("text/html;q=0, */*", 202),
+        ("text/html;q=high", 202),
+        ("*/*", 202),
+        ("html", 202),
+    ],
+)
+def test_browsers_get_pages_and_programs_json(stack: Stack, accepted: str, status: int) -> None:
+    assert post(stack, form(), Accept=accepted).status_code == status
+    refused = post(stack, {"name": "Ana"}, Accept=accepted)
+    kind = "text/html" if status == 303 else "application/problem+json"
+    assert (refused.status_code, refused.headers["Content-Type"].partition(";")[0]) == (422, kind)
+    assert refused.headers["Cache-Control"] == "no-store"
+
+
+class Inputs(HTMLParser):
+    """The fields of a page's form, as a browser would send them."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self.action = ""
+        self._area: str | None = None
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        name = attributes.get("name")
+        if tag == "form":
+            self.action = attributes["action"] or ""
+        if tag in ("input", "textarea") and name:
+            self.fields[name] = attributes.get("value") or ""
+            self._area = name if tag == "textarea" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._area:
+            self.fields[self._area] += data
+            self._area = None
+
+
+def test_another_sites_form_that_comes_back_is_sent_again_with_all_it_held(stack: Stack) -> None:
+    headers = BROWSER | {"X-Forwarded-For": an_address()}
+    fields = form(email="nowhere", company="Ltda", fax="1\x002", form_id="contact", _next=f"{SITE}/danke")
+    page = httpx.post(
+        f"{stack.url}/api/leads?lang=pt", data=fields, headers=headers | {"Referer": "https://shop.example/x"}
+    )
+
+    again = Inputs(page.text)
+    again.fields |= {"email": "ana@example.com", "fax": "12"}
+    headers["Referer"] = str(page.url)
+    answer = httpx.post(f"{stack.url}{again.action}", data=again.fields, headers=headers)
+
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/thanks?lang=pt"
+    assert again.fields["_next"] == f"{SITE}/danke"
+    query = "SELECT source, form_id, extra FROM nigredo.leads WHERE message = %s"
+    row = eventually(lambda: stack.rows(query, fields["message"]), within_s=20, what="the lead's row")
+    assert row == [("shop.example", "contact", {"company": "Ltda", "fax": "12"})]
+
+
+def test_a_message_as_long_as_it_may_be_is_taken_in_every_alphabet(stack: Stack) -> None:
+    for letter in ("\N{CJK UNIFIED IDEOGRAPH-6F22}", "\N{GRINNING FACE}"):
+        headers = {"X-Forwarded-For": an_address()}
+        for body in ({"data": form(message=letter * 10_000)}, {"json": form(message=letter * 10_000)}):
+            assert httpx.post(f"{stack.url}/api/leads", headers=headers, timeout=20, **body).status_code == 202  # type: ignore[arg-type]
+
+
+def test_a_slash_at_the_end_of_the_address_loses_no_form(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/api/leads/", data=form(), headers={"X-Forwarded-For": an_address()})
+
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/", "/thanks", "/health", "/health/live", "/openapi.json"])
+def test_what_is_got_can_be_asked_after(stack: Stack, path: str) -> None:
+    got, asked = httpx.get(stack.url + path), httpx.head(stack.url + path)
+
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    assert asked.headers["Content-Length"] == str(len(got.content))
+
+
+def test_a_person_may_choose_the_language(stack: Stack) -> None:
+    chosen = httpx.get(f"{stack.url}/?lang=pt", headers={"Accept-Language": "en"})
+    unknown = httpx.get(f"{stack.url}/?lang=xx", headers={"Accept-Language": "en"})
+
+    assert 'lang="pt"' in chosen.text.partition("<head>")[0]
+    assert 'lang="en"' in unknown.text.partition("<head>")[0]

@@ -171,6 +171,10 @@ def test_a_reader_who_has_it_gets_304(stack: Stack, reader: Reader) -> None:
     again = httpx.get(first.url, headers=reader.headers | {"If-None-Match": first.headers["ETag"]})
 
     assert (again.status_code, again.content) == (304, b"")
+    tag = first.headers["ETag"]
+    for known, status in ((f"W/{tag}", 304), (f'"x",{tag}', 304), (f'{tag} , "x"', 304), ("*", 304), ('"x"', 200)):
+        asked = httpx.get(first.url, headers=reader.headers | {"If-None-Match": known})
+        assert asked.status_code == status, known
     assert "private" in first.headers["Cache-Control"]
 
 

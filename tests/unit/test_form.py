@@ -104,6 +104,8 @@ def test_any_bytes_called_multipart_are_a_form_or_refused(body: bytes) -> None:
         ({"_seconds": "1.5"}, (None, False, 1.5)),
         ({"_seconds": "soon"}, (None, False, None)),
         ({"_seconds": "nan"}, (None, False, None)),
+        ({"_seconds": "-3"}, (None, False, None)),
+        ({"_next": " https://example.com/x "}, ("https://example.com/x", False, None)),
         ({"_seconds": [1]}, (None, False, None)),
     ],
 )
@@ -198,3 +200,18 @@ def test_further_fields_are_kept_up_to_a_bound() -> None:
     assert len(parse(GOOD | most).contact.extra) == EXTRA_FIELDS_MAX
     with pytest.raises(FormRefused):
         parse(GOOD | most | {"one_more": "x"})
+
+
+def test_a_refused_form_tells_all_that_it_held_but_the_marks_of_programs() -> None:
+    body = b"name=Ana&email=nowhere&company=Ltda&topic=a&topic=b&_next=https://example.com/&_gotcha=x&_seconds=9"
+
+    with pytest.raises(FormRefused) as refused:
+        parse_form(URLENCODED, body)
+
+    assert refused.value.typed == {
+        "name": "Ana",
+        "email": "nowhere",
+        "company": "Ltda",
+        "topic": "a, b",
+        "_next": "https://example.com/",
+    }

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.form import FieldProblem
-from ingest.page import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, error_page, form_page, language_of
+from ingest.page import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, THANKS, error_page, form_page, language_of
+from ingest.problems import IN_PORTUGUESE, TITLES, Problem
 
 
 class Elements(HTMLParser):
@@ -47,6 +48,7 @@ class Elements(HTMLParser):
         ("pt-BR,pt;q=0.9,en;q=0.8", "pt"),
         ("en;q=0.3, pt;q=0.2", "en"),
         ("en;q=0.3, PT-pt;q=0.9", "pt"),
+        ("en; q=0.3, pt; Q=0.9", "pt"),
         ("pt;q=high", "en"),
     ],
 )
@@ -61,7 +63,7 @@ def test_no_header_breaks_the_choice_of_a_language(accepted: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_field_has_its_label_and_the_page_its_language(language: str) -> None:
-    page = Elements(FORMS[language].content)
+    page = Elements(FORMS[language, False].content)
 
     assert ("html", {"lang": language}) in page.tags
     labelled = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
@@ -103,3 +105,47 @@ def test_an_error_page_holds_no_element_that_was_typed(typed: str) -> None:
         *("html", "head", "meta", "title", "style", "body", "main"),
         *("h1", "p", "ul", "li", "b", "a"),
     }
+
+
+def test_the_fields_of_another_sites_form_come_back_with_it_and_what_is_wrong_with_them_can_be_mended() -> None:
+    typed = {"name": "Ana", "company": "<Ltda>", "fax": "1\t2", "_next": "https://example.com/"}
+    page = Elements(form_page("en", typed, [FieldProblem("fax", "has a line break or a tab")]))
+
+    hidden = {tag["name"]: tag["value"] for name, tag in page.tags if name == "input" and tag.get("type") == "hidden"}
+    assert hidden == {"company": "<Ltda>", "_next": "https://example.com/"}
+    (fax,) = [attributes for _, attributes in page.tags if attributes.get("name") == "fax"]
+    assert fax["aria-invalid"] == "true"
+    assert page.one(str(fax["aria-describedby"]))["class"] == "wrong"
+    assert ("a", {"href": f"#{fax['id']}"}) in page.tags
+    assert ("label", {"for": fax["id"]}) in page.tags
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=5), st.text(max_size=20))
+def test_no_field_of_another_sites_form_becomes_an_element(typed: dict[str, str], wrong: str) -> None:
+    page = Elements(form_page("en", typed | {wrong: "x"}, [FieldProblem(wrong, "is wrong")]))
+
+    assert {name for name, _ in page.tags} <= {
+        *("html", "head", "meta", "title", "style", "script", "body", "main", "h1", "p", "div", "ul", "li", "a"),
+        *("form", "label", "input", "textarea", "button"),
+    }
+    assert len([name for name, _ in page.tags if name == "script"]) == 1
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_whoever_chose_a_language_stays_in_it(language: str) -> None:
+    form, thanks = Elements(FORMS[language, True].content), Elements(THANKS[language, True].content)
+    error = Elements(Problem(404, "", "").as_page(language, chosen=True))
+
+    (sent_to,) = [attributes["action"] for name, attributes in form.tags if name == "form"]
+    assert sent_to == f"/api/leads?lang={language}"
+    assert ("a", {"href": f"/?lang={language}"}) in thanks.tags
+    assert ("a", {"href": f"/?lang={language}"}) in error.tags
+    assert [attributes["hreflang"] for _, attributes in form.tags if "hreflang" in attributes] == [
+        other for other in LANGUAGES if other != language
+    ]
+
+
+def test_errors_are_in_portuguese_but_what_an_operator_wrote() -> None:
+    assert "Back at noon" not in Problem(503, "Back at noon.", "").as_page("pt").decode()
+    assert "Back at noon." in Problem(503, "Back at noon.", "", own_words=True).as_page("pt").decode()
+    assert set(IN_PORTUGUESE) == set(TITLES)
