@@ -44,7 +44,9 @@ from nigredo.health import Health
 from nigredo.metric_labels import CREATE, GET, INGEST, LIST, function_of
 from nigredo.networks import client_address
 from nigredo.settings import Settings
-from nigredo.telemetry import configure_logging
+from nigredo.telemetry import configure_logging, get_logger
+
+log = get_logger()
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response

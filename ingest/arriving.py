@@ -29,6 +29,9 @@ class Arriving:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
+        if scope["http_version"] == "1":
+            # The server's name for 1.0, which nginx speaks to what is behind it unless told otherwise.
+            scope["http_version"] = "1.0"
         begun = False
 
         async def arriving() -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from nigredo.log_reader import LogReader
-from nigredo.testing import Stack
+from nigredo.testing import Stack, any_client
 from schemas.topics import SUBMISSIONS
 
 JSON = {"Content-Type": "application/json"}
@@ -170,3 +170,15 @@ def test_half_a_form_of_a_client_that_went_away_is_no_form(stack: Stack, framing
         answer = connection.recv(65536)
 
     assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_a_proxy_that_speaks_http_1_0_is_served(stack: Stack) -> None:
+    # What nginx speaks to what is behind it, unless told otherwise.
+    form = b"name=Ana&email=ana%40example.com&message=Oi"
+    head = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"X-Forwarded-For: %s\r\n" % any_client().encode()
+    with socket.create_connection(("127.0.0.1", stack.home.port("ingest")), timeout=20) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(form) + form)
+
+        answer = connection.recv(65536)
+
+    assert answer.partition(b" ")[2].startswith(b"202")
