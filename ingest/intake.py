@@ -39,6 +39,7 @@ PROBE_TIMEOUT_S = 1.0
 SPOOL_FOLDER = "spool"
 LEAVING = "the end of this process"
 LOAD_EVERY_S = 1.0
+LOADED_WITHIN_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
 SECRET_LEAST = 24
@@ -110,6 +111,7 @@ class Intake:
         self._last_ack = 0.0
         self._probing: asyncio.Task[str | None] | None = None
         self._leaving = False
+        self._loaded = asyncio.Event()
         self.spool: Spool | None = None
         """Where submissions wait while Kafka is away; None when there is no such thing."""
 
@@ -175,6 +177,7 @@ class Intake:
             while not await asyncio.to_thread(view.wait_loaded, LOAD_EVERY_S):
                 self._health.waiting(f"{topic} to be read")
         self._codec = codec
+        self._loaded.set()
         await self.check()
 
     async def take(
@@ -188,8 +191,10 @@ class Intake:
         Raises NotAcknowledged when Kafka did not answer within the deadline: the form may have been taken all the
         same, and sent again under its key it is taken once. Raises RecordRefused when it is too large for the broker.
         """
+        if self._edge is None or self._codec is None:
+            await self._until_loaded()
         edge, repeats = self._edge, self._repeats
-        if edge is None or self._codec is None:
+        if edge is None:
             raise DependencyDown("not ready yet")
         settings, network = self.control.settings, client_network(address)
         submission = Submission(
@@ -246,6 +251,14 @@ class Intake:
             own.kept = True
             own.offset = own.offset if position is None else position.offset
         return Taken(submission.id, allowance, verdict.outcome)
+
+    async def _until_loaded(self) -> None:
+        """Wait a moment for the start to be over: another worker may have said that this node is ready."""
+        try:
+            async with asyncio.timeout(LOADED_WITHIN_S):
+                await self._loaded.wait()
+        except TimeoutError:
+            raise DependencyDown("not ready yet") from None
 
     async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Kept]) -> Kept:
         try:

@@ -9,11 +9,14 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from ingest.edge import Edge
 from ingest.form import Form
 from ingest.intake import Intake
 from ingest.repeats import REPEATS_KEPT
 from ingest.spool import Entry
+from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.kafka import Position
 from nigredo.settings import Settings
@@ -99,5 +102,29 @@ def test_what_looked_like_a_programs_form_is_no_first_one_for_a_persons(tmp_path
         again = await intake.take(FORM, CLIENT, None, by_hand=True)
         assert again.lead_id != hasty.lead_id
         assert [one.edge_verdict for one in outlet.kept] == ["spam", None]
+
+    play(tmp_path, story)
+
+
+def test_a_worker_that_is_not_loaded_yet_lets_a_form_wait_a_moment(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        inside = cast(Any, intake)
+        edge, inside._edge = inside._edge, None
+        early = asyncio.create_task(intake.take(FORM, CLIENT, None))
+        await asyncio.sleep(0)
+        assert not early.done()
+        inside._edge = edge
+        inside._loaded.set()
+        assert (await early).lead_id == outlet.kept[0].id
+
+    play(tmp_path, story)
+
+
+def test_a_worker_that_does_not_get_loaded_says_so_before_long(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        cast(Any, intake)._edge = None
+        with pytest.raises(DependencyDown, match="not ready yet"):
+            async with asyncio.timeout(3):
+                await intake.take(FORM, CLIENT, None)
 
     play(tmp_path, story)
