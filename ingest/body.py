@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from falcon.errors import HTTPInvalidHeader, MediaMalformedError
 from falcon.media.multipart import MultipartFormHandler
 
-from ingest.form import FieldProblem, Form, FormRefused, form_of, shown
+from ingest.form import FieldProblem, Form, FormRefused, form_of, shown, typed_of
 
 PAIRS_MAX = 500
 
@@ -81,7 +81,7 @@ def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
             continue
         given.setdefault(name, []).append(value)
     if problems:
-        raise FormRefused(400, *problems)
+        raise FormRefused(400, *problems, typed=typed_of(_single(given)))
     return _single(given)
 
 
@@ -103,7 +103,8 @@ def _multipart_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
     except (MediaMalformedError, HTTPInvalidHeader, UnicodeDecodeError, ValueError):
         raise FormRefused(400, FieldProblem("body", "is not multipart form data")) from None
     if problems:
-        raise FormRefused(422, *problems)
+        # What was typed comes back, to be sent without the file.
+        raise FormRefused(422, *problems, typed=typed_of(_single(given)))
     return _single(given)
 
 

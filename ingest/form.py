@@ -100,7 +100,7 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     email = _email(address, problems) if address is not None else None
     extra = _extra(fields, problems)
     if problems or name is None or email is None or message is None:
-        raise FormRefused(422, *problems, typed=_typed(fields))
+        raise FormRefused(422, *problems, typed=typed_of(fields))
     return Form(
         Contact(name, email, message, extra),
         form_id,
@@ -111,7 +111,7 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     )
 
 
-def _typed(fields: Mapping[str, Any]) -> Mapping[str, str]:
+def typed_of(fields: Mapping[str, Any]) -> Mapping[str, str]:
     """Return what a person typed, and what a site's form says of itself; not the marks of programs."""
     names = [name for name in fields if name == NEXT or not name.startswith("_")]
     return {name: value for name in names if isinstance(value := _as_text(fields[name]), str)}

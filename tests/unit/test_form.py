@@ -83,6 +83,7 @@ def test_a_file_is_refused_by_its_field_and_an_empty_choice_is_none(name: str, c
     except FormRefused as refused:
         assert not taken
         assert [(refused.status, problem.field) for problem in refused.problems] == [(422, "cv")]
+        assert refused.typed == GOOD
     else:
         assert taken
         assert form == parse_form(JSON, json.dumps(GOOD).encode())
