@@ -43,7 +43,8 @@ class Recent:
             self._taken.popitem(last=False)
 
     def __contains__(self, lead_id: object) -> bool:
-        return lead_id in self._taken
+        # What is not stored by then was refused behind the topic: who asked would ask for ever.
+        return isinstance(lead_id, UUID) and time.monotonic() - self._taken.get(lead_id, -NOT_YET_S) < NOT_YET_S
 
 
 def authorize(request: Request, intake: Intake, scope: str) -> None:
