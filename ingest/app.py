@@ -29,6 +29,7 @@ from ingest.answers import (
 )
 from ingest.arriving import CUT_OFF, Application, Arriving
 from ingest.body import parse_form
+from ingest.deadline import Deadline
 from ingest.form import Form
 from ingest.health import HealthRoute, LiveRoute
 from ingest.intake import Intake
@@ -70,6 +71,7 @@ class Leads:
         self._intake = intake
         self._reads = reads
         self._recent = recent
+        self._deadline = Deadline(BODY_DEADLINE_S)
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Answer with a page of leads, newest first."""
@@ -104,15 +106,14 @@ class Leads:
             return
         response.status = falcon.HTTP_202
         response.location = f"/api/leads/{lead_id}"
-        response.media = {"id": lead_id, "status": "accepted"}
+        response.text = f'{{"id": "{lead_id}", "status": "accepted"}}'
 
     async def _body(self, request: Request) -> bytes:
         most = self._settings.body_max_bytes
         if (request.content_length or 0) > most:
             raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
         try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                body: bytes = await request.bounded_stream.read(most + 1)
+            body: bytes = await self._deadline.of(request.bounded_stream.read(most + 1))
         except TimeoutError:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
         if len(body) > most:
