@@ -71,11 +71,11 @@ def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
     for pair in pairs:
         raw_name, _, raw_value = pair.partition(b"=")
         try:
-            name = unquote_to_bytes(raw_name.replace(b"+", b" ")).decode("utf-8")
+            name = _unquoted(raw_name).decode("utf-8")
         except UnicodeDecodeError:
             raise FormRefused(400, FieldProblem("body", "has a field name that is not UTF-8")) from None
         try:
-            value = unquote_to_bytes(raw_value.replace(b"+", b" ")).decode("utf-8")
+            value = _unquoted(raw_value).decode("utf-8")
         except UnicodeDecodeError:
             problems.append(FieldProblem(shown(name), "is not UTF-8"))
             continue
@@ -83,6 +83,11 @@ def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
     if problems:
         raise FormRefused(400, *problems, typed=typed_of(_single(given)))
     return _single(given)
+
+
+def _unquoted(raw: bytes) -> bytes:
+    spaced = raw.replace(b"+", b" ")
+    return unquote_to_bytes(spaced) if b"%" in spaced else spaced
 
 
 def _multipart_fields(content_type: str, body: bytes) -> Mapping[str, Any]:

@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from ingest.edge import Edge
 from ingest.form import Form
+from ingest.ids import random_ids
 from ingest.outlet import Kept, Outlet
 from ingest.repeats import Repeats
 from ingest.spool import Entry, Spool
@@ -104,6 +105,7 @@ class Intake:
         self._edge: Edge | None = None
         self._control: ControlKeeper | None = None
         self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
+        self._ids = random_ids()
         self._views: list[TopicView] = []
         self._publisher: Publisher | None = None
         self._outlet: Outlet | None = None
@@ -198,7 +200,7 @@ class Intake:
             raise DependencyDown("not ready yet")
         settings, network = self.control.settings, client_network(address)
         submission = Submission(
-            id=uuid4() if key is None else repeats.lead_id(network, key, form),
+            id=next(self._ids) if key is None else repeats.lead_id(network, key, form),
             client_network=network,
             ip_address=str(address),
             user_agent=user_agent,
@@ -313,7 +315,7 @@ class Intake:
             now = self._clock()
             for count in self._edge.untold(now):
                 try:
-                    await self._publish_event(count, uuid4(), "lead.refused", now)
+                    await self._publish_event(count, next(self._ids), "lead.refused", now)
                 except Exception as error:
                     # This task is the only one that tells of them: it does not end while the process lives.
                     log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import Headers, Overloaded, _as_ours
+from nigredo.kafka import BY_KEY, Headers, Overloaded, as_ours
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -35,7 +35,7 @@ class Outgoing:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
-    partition: int = -1
+    partition: int = BY_KEY
 
 
 class _Batch:
@@ -50,7 +50,7 @@ class _Batch:
     def failed(self, error: KafkaError | None, _: Message) -> None:
         """Keep the first failure; called by librdkafka in the flushing thread, for records that failed alone."""
         if error is not None and self.error is None:
-            self.error = _as_ours(error)
+            self.error = as_ours(error)
 
 
 class BulkPublisher:
@@ -104,7 +104,7 @@ class BulkPublisher:
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
-            raise _as_ours(error.args[0]) from error
+            raise as_ours(error.args[0]) from error
         if empty:
             batch.future.set_result(None)
         return batch.future

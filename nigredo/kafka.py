@@ -20,6 +20,8 @@ POLL_EVERY_S = 0.001
 """While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
 POLL_IDLE_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.1
+BY_KEY = -1
+"""librdkafka's number for a partition that the key decides."""
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
 
@@ -111,20 +113,19 @@ class Publisher:
         if self._closed or len(self._pending) >= self._in_flight_max:
             raise Overloaded("too many records wait for Kafka's acknowledgement")
         future: asyncio.Future[Position] = self._loop.create_future()
-        options: dict[str, Any] = {} if partition is None else {"partition": partition}
         try:
             self._producer.produce(
                 topic,
-                key=key,
-                value=value,
+                value,
+                key,
+                BY_KEY if partition is None else partition,
+                partial(self._delivered, future),
                 headers=list(headers),
-                on_delivery=partial(self._delivered, future),
-                **options,
             )
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
-            raise _as_ours(error.args[0]) from error
+            raise as_ours(error.args[0]) from error
         self._await(future)
         return future
 
@@ -146,7 +147,7 @@ class Publisher:
         try:
             found = self._producer.list_topics(topic, timeout=timeout_s).topics.get(topic)
         except KafkaException as error:
-            raise _as_ours(error.args[0]) from error
+            raise as_ours(error.args[0]) from error
         if found is None or found.error is not None:
             raise DependencyDown(f"there is no topic {topic} yet")
 
@@ -181,7 +182,7 @@ class Publisher:
     def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
         """Answer one record; called by librdkafka out of `_poll`."""
         if error is not None:
-            self._resolve(future, _as_ours(error))
+            self._resolve(future, as_ours(error))
         else:
             self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset() or 0))
 
@@ -225,7 +226,7 @@ class Publisher:
         old.flush(1.0)
 
 
-def _as_ours(error: KafkaError) -> Exception:
+def as_ours(error: KafkaError) -> Exception:
     """Classify a client error by what its caller must do."""
     if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD):
         return RecordRefused("too_large" if error.code() != KafkaError.INVALID_RECORD else "invalid", error.name())
