@@ -18,12 +18,13 @@ class TokenBucket:
         self._rate = rate
         self._tokens = min(self._tokens, max(1.0, rate))
 
-    def wait_s(self, now: float) -> float:
-        """Return how long until a token is there; 0 when one is."""
+    def wait_s(self, now: float, *, kept: float = 0.0) -> float:
+        """Return how long until a token is there; 0 when one is. kept: seconds' worth that are to be left."""
         if self._rate == 0:
             return 0.0
         self._fill(now)
-        return max(0.0, (1.0 - self._tokens) / self._rate)
+        wanted = min(1.0 + kept * self._rate, max(1.0, self._rate))
+        return max(0.0, (wanted - self._tokens) / self._rate)
 
     def take(self, now: float) -> None:
         """Take a token, which `wait_s` said is there."""

@@ -1,8 +1,9 @@
 """Which attempt may be made now: places, rate, breaker and pause, in one place and in one order.
 
-Live leads and due retries go in the order in which they came; replays only when none of them waits. A probe of the
-breaker is rather the newest lead that was not tried yet: leads that nobody can take often come together, and must not
-be all that is ever probed.
+Live leads and due retries go in the order in which they came; replays only when none of them waits, and as long as
+some come, only into a part of the places and with a part of the rate left over. A probe of the breaker is rather the
+newest lead that was not tried yet: leads that nobody can take often come together, and must not be all that is ever
+probed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from sinks.webhook.breaker import Breaker
 from sinks.webhook.bucket import TokenBucket
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.retry import BLOCKED, DELIVERED
+
+LIVE_FOR_S = 10.0
+"""So long after the last live lead or due retry the next one is expected."""
+BEHIND_SHARE = 1 / 16
+"""Of the places, what replays get while live leads come, one at least: more would keep the receiver, and this process,
+busy with them just when a lead comes."""
+RATE_KEPT = 1 / 2
+"""Of a second's worth of the rate, what replays leave for leads that come together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +51,8 @@ class Gate:
         self._paused = True
         self._live: deque[_Waiter] = deque()
         self._behind: deque[_Waiter] = deque()
+        self._behind_under_way = 0
+        self._live_until = clock()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -74,12 +85,14 @@ class Gate:
             return False  # Whoever comes after `clear` would wait for a turn that a pause may never bring.
         waiter = _Waiter(wanted, fresh)
         (self._behind if behind else self._live).append(waiter)
+        if not behind:
+            self._live_until = self._clock() + LIVE_FOR_S
         self._let_through()
         try:
             return await waiter.entered
         except asyncio.CancelledError:
             if waiter.entered.done() and not waiter.entered.cancelled() and waiter.entered.result():
-                self.leave()
+                self.leave(behind=behind)
             raise
 
     def told(self, lead_id: UUID, attempt: Attempt) -> None:
@@ -90,9 +103,10 @@ class Gate:
             blocked = attempt.outcome == BLOCKED
             self.breaker.failed(self._clock(), lead_id, asked_s=attempt.retry_after_s, at_once=blocked)
 
-    def leave(self) -> None:
-        """Free a place."""
+    def leave(self, *, behind: bool) -> None:
+        """Free a place. behind: as it was told to `enter`."""
         self._under_way -= 1
+        self._behind_under_way -= behind
         self._let_through()
 
     def clear(self) -> None:
@@ -109,11 +123,13 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         while not self._paused and (self._live or self._behind):
-            now = self._clock()
+            now, behind = self._clock(), not self._live
             if self._under_way >= self.breaker.allows(now, self._places):
                 self._look_again_in(self.breaker.probe_in_s(now))
                 return
-            if (wait_s := self._bucket.wait_s(now)) > 0:
+            if behind and self._behind_under_way >= self._behind_most(now):
+                return
+            if (wait_s := self._bucket.wait_s(now, kept=RATE_KEPT if behind else 0.0)) > 0:
                 self._look_again_in(wait_s)
                 return
             waiter = self._next()
@@ -124,7 +140,11 @@ class Gate:
                 continue
             self._bucket.take(now)
             self._under_way += 1
+            self._behind_under_way += behind
             waiter.entered.set_result(True)
+
+    def _behind_most(self, now: float) -> int:
+        return self._places if now >= self._live_until else max(1, int(self._places * BEHIND_SHARE))
 
     def _next(self) -> _Waiter:
         queue = self._live or self._behind

@@ -24,6 +24,7 @@ BATCH_MAX = 500
 POLL_S = 0.2
 CALL_TIMEOUT_S = 5.0
 DEADLINE_S = 30.0
+TOGETHER_MAX = 10
 SKIP_MAX = 2000
 """So many records are rather read over than sought past."""
 
@@ -90,7 +91,9 @@ class LeadReader:
                     if not wanted.answer.done():
                         wanted.answer.set_exception(down)
                 continue
-            for wanted, record in zip(batch, found, strict=True):
+            for number, (wanted, record) in enumerate(zip(batch, found, strict=True)):
+                if number % TOGETHER_MAX == 0:
+                    await asyncio.sleep(0)  # All that begins at once, a live lead has to wait for.
                 if not wanted.answer.done():
                     wanted.answer.set_result(record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 import uvloop
 
@@ -14,6 +15,10 @@ from nigredo.telemetry import configure_logging
 from sinks.webhook.endpoint import COMPONENT, endpoint_of
 from sinks.webhook.worker import Worker
 
+TAKES_TURNS_EVERY_S = 0.0005
+"""How long a thread that reads the log may keep the event loop from going on each time it waits for anything; Python's
+own 5 ms, several times for each lead, made live leads wait for seconds."""
+
 
 def main() -> int:
     """Deliver until a signal ends it; return the exit code."""
@@ -21,6 +26,7 @@ def main() -> int:
 
 
 def _run(settings: Settings) -> None:
+    sys.setswitchinterval(TAKES_TURNS_EVERY_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 

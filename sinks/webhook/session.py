@@ -22,7 +22,9 @@ LEADS_MAX = 500
 """Leads in hand that do not wait for their next attempt; more are not taken from the log."""
 RETRIES_MAX = 500
 REPLAYS_MAX = 200
-"""References in hand whose time has come."""
+"""References in hand whose time has come. More follow when half of them are done: their leads are read together."""
+REPLAYS_AHEAD_MAX = 2000
+"""Replays that are read ahead; with so many the topic is paused, until half of them are done."""
 FULL_PATIENCE_S = 1.0
 """How long to wait for room before the partitions are paused: pausing throws away what was fetched ahead."""
 COMMIT_EVERY_S = 0.5
@@ -49,6 +51,7 @@ class Session:
         self._running: dict[str, set[asyncio.Task[None]]] = {LEAD: set(), RETRY: set(), REPLAY: set()}
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
+        self._replays_full = False
 
     def describe(self) -> Mapping[str, Any]:
         """Return what the health document says of it; for any thread."""
@@ -105,9 +108,11 @@ class Session:
 
     def _room(self) -> Room:
         replays = len(self._running[REPLAY]) + len(self._handling.replays) + self._notes.qsize()
+        # Not record by record: pausing throws away what was fetched ahead, and one at a time leads would come so too.
+        self._replays_full = replays >= (REPLAYS_AHEAD_MAX // 2 if self._replays_full else REPLAYS_AHEAD_MAX)
         return Room(
             leads=max(0, LEADS_MAX - self._leads_in_hand),
-            replays=max(0, REPLAYS_MAX - replays),
+            replays=0 if self._replays_full else REPLAYS_AHEAD_MAX - replays,
             paused=self._tools.gate.paused,
         )
 
@@ -126,6 +131,7 @@ class Session:
         """One after the other, since a tombstone must not pass by what it takes out."""
         while True:
             await self._handling.note(*await self._notes.get())
+            await asyncio.sleep(0)  # Hundreds come at a time, and a lead must not wait for all of them.
 
     def _start_due(self) -> None:
         now = utc_now()
@@ -133,8 +139,9 @@ class Session:
             (RETRY, self._handling.retries, RETRIES_MAX),
             (REPLAY, self._handling.replays, REPLAYS_MAX),
         ):
-            for waits in waiting.due(now, most - len(self._running[kind])):
-                self._start(kind, self._handling.reference(waits))
+            if (running := len(self._running[kind])) <= most // 2:
+                for waits in waiting.due(now, most - running):
+                    self._start(kind, self._handling.reference(waits))
 
     def _start(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -34,6 +34,19 @@ def test_waiting_as_long_as_told_is_enough(rate: float) -> None:
     assert now >= (300 - max(1.0, rate)) / rate * 0.99 - 1
 
 
+@given(st.floats(0.1, 100), st.floats(0, 1))
+def test_whoever_leaves_a_part_of_it_to_others_gets_the_whole_rate_when_nobody_else_takes_any(
+    rate: float, kept: float
+) -> None:
+    bucket, now = TokenBucket(rate, 0.0), 0.0
+    for _ in range(100):
+        now += bucket.wait_s(now, kept=kept) + 1e-9
+        assert bucket.wait_s(now, kept=kept) < 1e-6
+        bucket.take(now)
+
+    assert now <= 100 / rate + 1
+
+
 def test_no_rate_is_no_limit() -> None:
     bucket = TokenBucket(0, 0.0)
     for _ in range(10_000):

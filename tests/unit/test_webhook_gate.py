@@ -9,7 +9,7 @@ from uuid import uuid4
 from sinks.webhook.breaker import OPEN_AFTER, Breaker
 from sinks.webhook.bucket import TokenBucket
 from sinks.webhook.delivery import Attempt
-from sinks.webhook.gate import Gate
+from sinks.webhook.gate import LIVE_FOR_S, Gate
 from sinks.webhook.retry import BLOCKED, DELIVERED, RETRY
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -44,9 +44,9 @@ class Crowd:
         entered = await self.gate.enter(lambda: name not in self.unwanted, fresh=fresh, behind=behind)
         (self.inside if entered else self.sent_away).append(name)
 
-    async def end(self, outcome: str = DELIVERED) -> None:
+    async def end(self, outcome: str = DELIVERED, *, behind: bool = False) -> None:
         self.gate.told(uuid4(), Attempt(outcome, NOON, 1, None, None))
-        self.gate.leave()
+        self.gate.leave(behind=behind)
         await self.settled()
 
     async def settled(self) -> None:
@@ -77,6 +77,46 @@ def test_replays_go_behind_whatever_else_waits() -> None:
         return crowd
 
     assert asyncio.run(scenario()).inside == ["first", "lead", "retry", "replay"]
+
+
+def test_while_live_leads_come_replays_get_a_part_of_the_places_and_all_of_them_once_none_comes_any_more() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=32)
+        await crowd.come("lead")
+        await crowd.come(*(f"replay {number}" for number in range(40)), behind=True)
+        assert crowd.inside == ["lead", "replay 0", "replay 1"]
+        await crowd.end(behind=True)
+        assert crowd.inside[3:] == ["replay 2"]
+        await crowd.end()
+        assert len(crowd.inside) == 4, "the lead's own place is not for a replay"
+        crowd.clock.now = LIVE_FOR_S
+        await crowd.end(behind=True)
+        return crowd
+
+    crowd = asyncio.run(scenario())
+    assert crowd.gate.under_way == 32
+
+
+def test_a_single_place_is_for_replays_too() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=1)
+        await crowd.come("lead")
+        await crowd.come("replay", behind=True)
+        await crowd.end()
+        return crowd
+
+    assert asyncio.run(scenario()).inside == ["lead", "replay"]
+
+
+def test_replays_leave_a_part_of_the_rate_to_leads_that_come_together() -> None:
+    async def scenario() -> Crowd:
+        crowd = Crowd(places=100, rate=20.0)
+        await crowd.come(*(f"replay {number}" for number in range(30)), behind=True)
+        assert len(crowd.inside) == 10
+        await crowd.come(*(f"lead {number}" for number in range(15)))
+        return crowd
+
+    assert asyncio.run(scenario()).inside[10:] == [f"lead {number}" for number in range(10)]
 
 
 def test_while_paused_nobody_goes_and_then_in_order() -> None:
@@ -123,7 +163,7 @@ def test_whoever_is_cancelled_gives_its_place_back() -> None:
         await crowd.come("a", "b", "c")
         crowd.tasks["b"].cancel()
         # Let through and cancelled in the same moment.
-        crowd.gate.leave()
+        crowd.gate.leave(behind=False)
         crowd.tasks["c"].cancel()
         await crowd.settled()
         await crowd.come("d")
