@@ -115,6 +115,7 @@ def replay(
     document = _document(plan, asked, endpoint)
     if dry_run or not plan.counts.to_send:
         context.result(document, _described(plan, asked) + ("" if plan.counts.to_send else "\nnothing to send"))
+        _refuse_missing(plan, asked)
         return
     context.tell(_described(plan, asked))
     if not yes:
@@ -131,6 +132,7 @@ def replay(
             f"{document['written'] - document['delivered']} leads were not delivered (yet); see `nigredo webhook "
             "undelivered` and `nigredo dead list`"
         )
+    _refuse_missing(plan, asked)
 
 
 def _range(
@@ -171,9 +173,20 @@ def _document(plan: Plan, asked: Range, endpoint: str) -> dict[str, Any]:
         "waiting": counts.waiting,
         "not_failed": counts.not_failed,
         "not_reached": plan.not_reached,
-        "not_found": max(0, len(asked.ids) - counts.asked_for - plan.not_reached),
+        "not_found": _missing(plan, asked),
         "to_send": counts.to_send,
     }
+
+
+def _missing(plan: Plan, asked: Range) -> int:
+    return max(0, len(asked.ids) - plan.counts.asked_for - plan.not_reached)
+
+
+def _refuse_missing(plan: Plan, asked: Range) -> None:
+    """End with an error when a lead was asked for that there is not; the others were sent all the same."""
+    if missing := _missing(plan, asked):
+        which = str(next(iter(asked.ids))) if len(asked.ids) == 1 else f"{missing} of {len(asked.ids)}"
+        raise ConfigurationError(f"--lead: {which} not found; the id is another, or the lead was erased long ago")
 
 
 def _described(plan: Plan, asked: Range) -> str:
@@ -189,7 +202,7 @@ def _described(plan: Plan, asked: Range) -> str:
     lines = [f"{count:>9}  {what}" for count, what in told if count or what in ("leads in range", "to send")]
     if plan.not_reached:
         lines.append(f"{plan.not_reached:>9}  not reached by live delivery yet: sent by it")
-    if missing := max(0, len(asked.ids) - counts.asked_for - plan.not_reached):
+    if missing := _missing(plan, asked):
         lines.append(f"{missing:>9}  not found")
     return "\n".join(lines)
 

@@ -297,17 +297,33 @@ def test_what_cannot_be_is_refused_in_one_line(stack: Stack, arguments: tuple[st
     assert len(done.err.splitlines()) == 1
 
 
-def test_nothing_is_sent_unless_somebody_agrees_and_an_unknown_lead_is_told(stack: Stack) -> None:
+def test_nothing_is_sent_unless_somebody_agrees(stack: Stack) -> None:
     (lead,) = delivered(stack, 1)
     before = sent(stack)
 
     refused = stack.nigredo("replay", "--lead", lead, "--include-delivered")
-    unknown = document(stack, "replay", "--lead", "00000000-0000-0000-0000-000000000001", "--yes")
 
     assert refused.code != 0
     assert "--yes" in refused.err
-    assert (unknown["not_found"], unknown["to_send"]) == (1, 0)
     assert sent(stack) == before
+
+
+def test_a_lead_that_there_is_not_is_an_error_and_the_others_are_sent(stack: Stack) -> None:
+    (lead,), unknown = delivered(stack, 1), "00000000-0000-0000-0000-000000000001"
+    before = sent(stack)
+
+    for options in (("--dry-run",), ("--yes",), ("--yes", "--json")):
+        alone = stack.nigredo("replay", "--lead", unknown, *options)
+        assert alone.code != 0
+        assert unknown in alone.err
+        assert len(alone.err.splitlines()) == 1
+    beside = stack.nigredo("replay", "--lead", unknown, "--lead", lead, "--include-delivered", "--yes", "--json")
+
+    told = json.loads(beside.out)
+    assert (told["not_found"], told["delivered"]) == (1, 1)
+    assert beside.code != 0
+    assert "1 of 2 not found" in beside.err
+    assert sent(stack) - before == Counter([lead])
 
 
 @pytest.mark.embedded
