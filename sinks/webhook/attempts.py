@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
@@ -26,8 +29,17 @@ from sinks.webhook.retry import DELIVERED, REFUSED, delay_for
 from sinks.webhook.watermark import Place
 
 log = get_logger()
+T = TypeVar("T")
 
 LOAD_DEADLINE_S = 60.0
+LOADS_MAX = 4
+"""Partitions whose past is read at once."""
+REREAD_MAX = 10_000
+"""Of a partition so many references above the committed offset may have been settled: the window, and what was done
+since the last commit."""
+
+Settled = dict[tuple[Place, bytes], int]
+"""Where the end of a reference stands, by the reference's place and key."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +65,8 @@ class AttemptLog:
         self._reader = LogReader(settings, COMPONENT)
         self._codec = codec
         self._publisher = publisher
+        # Not the pool that everybody shares: the log may be slow, and there the registry is asked too.
+        self._threads = ThreadPoolExecutor(LOADS_MAX, thread_name_prefix="past")
         # Without its query, where some receivers want their token.
         self._told_url = urlunsplit(urlsplit(endpoint.url)._replace(query="", fragment=""))
 
@@ -132,11 +146,25 @@ class AttemptLog:
         """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
         await self._publish(place[0], key, None, partition=place[1])
 
-    def delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
+    async def delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
         """Return which leads of a partition were delivered since then, and when, oldest first.
 
-        Blocks; raises DependencyDown.
+        Raises DependencyDown.
         """
+        return await self._in_thread(self._delivered_since, partition, since)
+
+    async def settled_after(self, positions: Mapping[Place, int]) -> Settled:
+        """Return which of the next references of these places are settled further on. Raises DependencyDown."""
+        return await self._in_thread(self._settled_after, positions)
+
+    def close(self) -> None:
+        """Begin no further read."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def _delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
         delivered: dict[UUID, datetime] = {}
         for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
             try:
@@ -150,6 +178,20 @@ class AttemptLog:
             ):
                 delivered[attempt.lead_id] = attempt.sent_at
         return delivered
+
+    def _settled_after(self, positions: Mapping[Place, int]) -> Settled:
+        settled: Settled = {}
+        standing: dict[Place, set[bytes]] = {place: set() for place in positions}
+        for topic in sorted({place[0] for place in positions}):
+            offsets = {place[1]: offset for place, offset in positions.items() if place[0] == topic}
+            for message in self._reader.read_to_end(topic, list(offsets), deadline_s=LOAD_DEADLINE_S, offsets=offsets):
+                key, seen = message.key() or b"", standing[topic, message.partition() or 0]
+                if message.value() is None:
+                    if key in seen:
+                        settled[(topic, message.partition() or 0), key] = message.offset() or 0
+                elif len(seen) < REREAD_MAX:
+                    seen.add(key)
+        return settled
 
     async def _publish(self, topic: str, key: bytes, event: Event | None, *, partition: int | None = None) -> None:
         """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""

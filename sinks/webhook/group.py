@@ -180,6 +180,11 @@ class Group:
                 self._leads[ticket.place[1]].begun.pop(ticket.offset, None)
         metrics.RECORDS_HANDLED.of(ticket.place[0]).inc()
 
+    def positions(self) -> dict[Place, int]:
+        """Return how far each assigned partition may be committed."""
+        with self._lock:
+            return self._progress.positions()
+
     def partition(self, number: int) -> Partition | None:
         """Return an assigned partition of the leads."""
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -24,15 +24,15 @@ from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
-from schemas.topics import WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.attempts import AttemptLog, Case
-from sinks.webhook.delivery import Deliverer
+from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
+from sinks.webhook.attempts import AttemptLog, Case, Settled
+from sinks.webhook.delivery import Attempt, Deliverer
 from sinks.webhook.endpoint import Endpoint
 from sinks.webhook.gate import Gate
-from sinks.webhook.group import Group, Partition
+from sinks.webhook.group import WINDOW_MAX, Group, Partition
 from sinks.webhook.leads import LeadReader
 from sinks.webhook.request import traceparent_of
-from sinks.webhook.retry import IN_PLACE_LONGEST_S, Standing, after
+from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
 from sinks.webhook.waiting import Waiting, Waits
 from sinks.webhook.watermark import Place, Ticket
 
@@ -40,8 +40,12 @@ log = get_logger()
 
 RESTING_MAX = 2000
 """Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
-DELIVERED_MAX = 50_000
-"""Delivered leads of a partition that are remembered, so that one written twice is sent once."""
+DELIVERED_MAX = 2 * WINDOW_MAX
+"""Delivered leads of a partition that are remembered, so that one written twice, or done above the offset that was
+committed last, is sent once: the limiter writes again at most its last batch, and nothing is done past the window."""
+
+Settle = Callable[[Place | None], Awaitable[None]]
+"""Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,14 @@ class Handling:
         self.resting = 0
         """Leads that wait in place."""
         self._tools = tools
+        self._retry_topics = retry_topics(tools.endpoint.name)
         self._group = group
         self._name = name
         self._stopping = asyncio.Event()
         self._asking = asyncio.Lock()
         self._last_taken_at: datetime | None = None
         self._in_hand: dict[UUID, set[Case]] = {}
+        self._settled: asyncio.Task[Settled] | None = None
 
     def stop(self) -> None:
         """Begin no further attempt."""
@@ -94,6 +100,7 @@ class Handling:
         """Let go of what waited under an assignment that is over."""
         self.retries.clear()
         self.replays.clear()
+        self._settled = None
         self._tools.gate.clear()
 
     def ours(self, ticket: Ticket) -> bool:
@@ -151,8 +158,15 @@ class Handling:
         if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._tools.endpoint.name:
             self._group.finish(ticket)
             return True
+        if (await self._settled_later()).get((ticket.place, record.key), -1) > record.offset:
+            self._group.finish(ticket)
+            return True
         waits = Waits(ticket, record.key, Reference(record, event))
         if isinstance(event, WebhookRetry):
+            if await self._reached_since(event.lead_id, event.lead_partition, event.first_attempt_at, event.replay):
+                await self._tools.attempts.settle(ticket.place, record.key)
+                self._group.finish(ticket)
+                return True
             older = self.retries.put(waits, event.not_before)
         else:
             # In the order in which they were asked for, but by no clock that is ahead of this one.
@@ -168,29 +182,33 @@ class Handling:
         else:
             queue, began, number, replay = self.replays, utc_now(), 0, True
         case = Case(event.lead_partition, event.lead_offset, began, number, replay)
+
+        async def settle(put_off: Place | None) -> None:
+            # A newer record of its key, written or still to be read, is no business of this one.
+            if put_off != ticket.place and not queue.holds(ticket.place, waits.key):
+                await self._tools.attempts.settle(ticket.place, waits.key)
+
         record = await self._tools.leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
         lead = None if record is None else await self._decoded(record)
-        put_off: Place | None = None
-        # An erased lead is settled, and one that was delivered since it was put off.
-        if record is not None and isinstance(lead, Lead) and not await self._delivered_since(lead, case):
-            done, put_off = await self._see_through(lead, record, ticket, case)
-            if not done:
-                return False
-            partition = self._group.partition(case.lead_partition)
-            if partition is not None and put_off is None:
-                self._remember(partition, lead.id)
-        # A newer record of its key, written or still to be read, is no business of this one.
-        if put_off != ticket.place and not queue.holds(ticket.place, waits.key):
-            await self._tools.attempts.settle(ticket.place, waits.key)
-        return True
-
-    async def _delivered_since(self, lead: Lead, case: Case) -> bool:
-        """Say whether a lead that waited was delivered meanwhile; who asked for a replay wants it sent all the same."""
         partition = self._group.partition(case.lead_partition)
-        if partition is None or case.replay:
+        if record is None or not isinstance(lead, Lead):
+            await settle(None)  # Erased.
+            return True
+        if replay or partition is None:
+            return await self._see_through(lead, record, ticket, case, settle)
+        async with self._turn(partition, lead.id):
+            if await self._reached_since(lead.id, case.lead_partition, began, replay):
+                await settle(None)
+                return True
+            return await self._see_through(lead, record, ticket, case, settle)
+
+    async def _reached_since(self, lead_id: UUID, number: int, since: datetime, replay: bool) -> bool:
+        """Say whether a lead that waits was delivered meanwhile; who asked for a replay wants it sent all the same."""
+        partition = self._group.partition(number)
+        if partition is None or replay:
             return False
-        at = (await self._delivered(case.lead_partition, partition)).get(lead.id)
-        return at is not None and at > case.first_attempt_at
+        at = (await self._delivered(number, partition)).get(lead_id)
+        return at is not None and at > since
 
     def _withdraw(self, key: bytes, partition: int) -> None:
         """Send a lead no more: the person was erased while it was in hand, or waited."""
@@ -200,7 +218,7 @@ class Handling:
             return  # Not one of ours.
         for case in self._in_hand.get(lead_id, ()):
             case.withdrawn = True
-        for topic in retry_topics(self._tools.endpoint.name):
+        for topic in self._retry_topics:
             self._take_out((topic, partition), key)
         self._take_out((WEBHOOK_REPLAYS, partition), self._tools.endpoint.key(lead_id))
         self._tools.gate.clear()
@@ -212,43 +230,46 @@ class Handling:
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
-    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: Case) -> bool:
-        """See a lead through, unless it was delivered already; one that was written twice waits for its first."""
-        while (first := partition.sending.get(lead.id)) is not None:
+    @contextlib.asynccontextmanager
+    async def _turn(self, partition: Partition, lead_id: UUID) -> AsyncIterator[None]:
+        """Let one record of a lead at a time be seen through: the next one may find it delivered."""
+        while (first := partition.sending.get(lead_id)) is not None:
             await first.wait()
-        partition.sending[lead.id] = asyncio.Event()
+        partition.sending[lead_id] = asyncio.Event()
         try:
+            yield
+        finally:
+            partition.sending.pop(lead_id).set()
+
+    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: Case) -> bool:
+        """See a lead through, unless it was delivered already."""
+        async with self._turn(partition, lead.id):
             if lead.id in await self._delivered(record.partition, partition):
                 return True
-            done, put_off = await self._see_through(lead, record, ticket, case)
-            if done and put_off is None:
-                self._remember(partition, lead.id)
-            return done
-        finally:
-            partition.sending.pop(lead.id).set()
+            return await self._see_through(lead, record, ticket, case, _nothing_to_settle)
 
-    async def _see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case) -> tuple[bool, Place | None]:
-        """Attempt until the lead is delivered, dead, or put off; return whether it is, and where it waits if put off.
+    async def _see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+        """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
 
-        Not done when the assignment ended first; done without an attempt when the lead was withdrawn.
+        Returns False when the assignment ended first.
         """
         cases = self._in_hand.setdefault(lead.id, set())
         cases.add(case)
         try:
-            return await self._attempt(lead, record, ticket, case)
+            return await self._attempt(lead, record, ticket, case, settle)
         finally:
             cases.discard(case)
             if not cases:
                 self._in_hand.pop(lead.id, None)
 
-    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case) -> tuple[bool, Place | None]:
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
         tools, trace = self._tools, traceparent_of(record.headers)
 
         def wanted() -> bool:
             return not case.withdrawn and self.ours(ticket)
 
         while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
-            # The place is kept until the attempt is on record: what a crash may repeat is what has a place.
+            # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
             try:
                 case.number += 1
                 timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
@@ -265,20 +286,42 @@ class Handling:
                     retry_after_s=attempt.retry_after_s,
                 )
                 await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
+                if await self._ended(lead, case, attempt, following, settle):
+                    return True
             finally:
-                tools.gate.leave()
-            if following.done:
-                self._last_taken_at = utc_now()
-                if case.replay:
-                    await tools.attempts.revive(lead, case)
-                return True, None
-            if following.dead:
-                await tools.attempts.bury(lead, case, attempt)
-                return True, None
-            if following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
-                return True, await tools.attempts.put_off(lead, case, following.retry_in_s)
+                tools.gate.leave(behind=case.replay)
             await self._rest(following.retry_in_s, ticket)
-        return case.withdrawn, None
+        if case.withdrawn:
+            await settle(None)
+        return case.withdrawn
+
+    async def _ended(self, lead: Lead, case: Case, attempt: Attempt, following: Next, settle: Settle) -> bool:
+        """Write what follows from an attempt; False when the next one is made here, after a rest."""
+        put_off: Place | None = None
+        if following.done:
+            self._last_taken_at = utc_now()
+            if case.replay:
+                await self._tools.attempts.revive(lead, case)
+        elif following.dead:
+            await self._tools.attempts.bury(lead, case, attempt)
+        elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
+            put_off = await self._tools.attempts.put_off(lead, case, following.retry_in_s)
+        else:
+            return False
+        await settle(put_off)
+        if put_off is None:
+            await self._reached(lead.id, case.lead_partition)
+        return True
+
+    async def _reached(self, lead_id: UUID, number: int) -> None:
+        """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
+        partition, key = self._group.partition(number), str(lead_id).encode()
+        if partition is not None:
+            self._remember(partition, lead_id)
+        for topic in self._retry_topics:
+            if (waits := self.retries.cancel((topic, number), key)) is not None:
+                await self._tools.attempts.settle(waits.ticket.place, key)
+                self._group.finish(waits.ticket)
 
     def _standing(self, lead_id: UUID, case: Case) -> Standing:
         breaker = self._tools.gate.breaker
@@ -301,9 +344,19 @@ class Handling:
     async def _delivered(self, number: int, partition: Partition) -> dict[UUID, datetime]:
         """Return the leads of a partition that need no delivery, those from before its assignment loaded once."""
         if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
-            loading = asyncio.to_thread(self._tools.attempts.delivered_since, number, partition.counts_since)
+            loading = self._tools.attempts.delivered_since(number, partition.counts_since)
             partition.delivered = asyncio.create_task(loading)
         return await asyncio.shield(partition.delivered)
+
+    async def _settled_later(self) -> Settled:
+        """Return which references of the assignment are followed by their end, loaded once.
+
+        They stand above an older one that waits, so they are read again, perhaps long before their end is.
+        """
+        if self._settled is None or (self._settled.done() and self._settled.exception()):
+            at = {place: offset for place, offset in self._group.positions().items() if place[0] != LEADS}
+            self._settled = asyncio.create_task(self._tools.attempts.settled_after(at))
+        return await asyncio.shield(self._settled)
 
     @staticmethod
     def _remember(partition: Partition, lead_id: UUID) -> None:
@@ -329,3 +382,7 @@ class Handling:
             log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
                       offset=record.offset)  # fmt: skip
             return None
+
+
+async def _nothing_to_settle(_: Place | None) -> None:
+    """A lead that was read where it stands has no reference."""

@@ -73,12 +73,12 @@ class Worker:
         deliverer = Deliverer(
             endpoint.url, connections_max=endpoint.in_flight_max, allowed=settings.webhook_allowed_networks
         )
-        leads = LeadReader(settings, self._name)
+        leads, attempts = LeadReader(settings, self._name), AttemptLog(settings, endpoint, codec, publisher)
         tools = Tools(
             endpoint=endpoint,
             codec=codec,
             publisher=publisher,
-            attempts=AttemptLog(settings, endpoint, codec, publisher),
+            attempts=attempts,
             deliverer=deliverer,
             gate=self._gate,
             leads=leads,
@@ -100,6 +100,7 @@ class Worker:
             await publisher.close()
             await deliverer.close()
             await leads.close()
+            attempts.close()
 
     def _ended(self, stop: asyncio.Event) -> bool:
         """Obey the switches; say whether the group is to be left."""
