@@ -1,8 +1,11 @@
-"""Our processes beside parts that somebody else runs."""
+"""Our processes beside parts that somebody else runs, and a sender for each endpoint of a file."""
 
 from __future__ import annotations
 
+import json
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,25 +13,70 @@ import pytest
 from nigredo.stack.home import Home
 from nigredo.stack.processes import PROCESSES
 from nigredo.testing import Stack, eventually, running_stack, started
+from sinks.webhook.signing import Secret, write_secrets
+
+pytestmark = pytest.mark.embedded
+EXTERNAL = ("--external", "kafka,registry,postgres")
 
 
-@pytest.mark.embedded
-def test_a_stack_works_on_a_kafka_registry_and_postgres_that_it_did_not_start(tmp_path: Path) -> None:
-    with running_stack() as host:
+@pytest.fixture(scope="module")
+def host() -> Iterator[Stack]:
+    with running_stack() as found:
         for process in PROCESSES:
-            assert host.nigredo("stop", process).code == 0
-        # The same ports and the same passwords, in a home that has nothing else of the first.
-        guest = Stack(Home.open(tmp_path / "guest", host.home.port_base))
-        shutil.copytree(host.home.dir / "secrets", guest.home.dir / "secrets")
+            assert found.nigredo("stop", process).code == 0
+        yield found
 
-        with started(guest, "--external", "kafka,registry,postgres"):
-            assert sorted(guest.status()["parts"]) == sorted(PROCESSES)
-            lead_id = guest.post().json()["id"]
-            stored = "SELECT 1 FROM nigredo.leads WHERE id = %s"
-            eventually(lambda: guest.rows(stored, lead_id), within_s=20, what="the lead's row")
-            eventually(
-                lambda: lead_id in [hook["headers"]["webhook-id"] for hook in guest.received()],
-                within_s=20,
-                what="the lead's webhook",
-            )
-        assert host.status()["parts"]["kafka"]["ready"], "what the guest did not start it must not stop"
+
+@pytest.fixture
+def guest(host: Stack, tmp_path: Path) -> Stack:
+    """The same ports and the same passwords, in a home that has nothing else of the first."""
+    found = Stack(Home.open(tmp_path / "guest", host.home.port_base))
+    shutil.copytree(host.home.dir / "secrets", found.home.dir / "secrets")
+    return found
+
+
+def test_a_stack_works_on_a_kafka_registry_and_postgres_that_it_did_not_start(host: Stack, guest: Stack) -> None:
+    with started(guest, *EXTERNAL):
+        assert sorted(guest.status()["parts"]) == sorted(PROCESSES)
+        lead_id = guest.post().json()["id"]
+        stored = "SELECT 1 FROM nigredo.leads WHERE id = %s"
+        eventually(lambda: guest.rows(stored, lead_id), within_s=20, what="the lead's row")
+        eventually(
+            lambda: lead_id in [hook["headers"]["webhook-id"] for hook in guest.received()],
+            within_s=20,
+            what="the lead's webhook",
+        )
+    assert host.status()["parts"]["kafka"]["ready"], "what the guest did not start it must not stop"
+
+
+def test_each_endpoint_of_a_file_has_its_sender_and_a_dead_one_changes_nothing_for_the_others(
+    guest: Stack, tmp_path: Path
+) -> None:
+    urls = {"crm": f"{guest.fibonacci_url}/public/nigredo-event", "gone": "http://127.0.0.1:9/hook"}
+    lines = []
+    for name, url in urls.items():
+        write_secrets(tmp_path / name, [Secret(secrets.token_bytes(32))])
+        lines += [f"[endpoints.{name}]", f'url = "{url}"', f'secret_file = "{tmp_path / name}"', 'start = "now"']
+    file = tmp_path / "endpoints.toml"
+    file.write_text("\n".join(lines))
+
+    environment = {"WEBHOOK_ENDPOINTS_FILE": str(file)}
+
+    with started(guest, *EXTERNAL, environment=environment):
+        parts = guest.status()["parts"]
+        assert sorted(parts) == sorted([*PROCESSES, "webhook-sender-crm", "webhook-sender-gone"])
+        assert all(part["ready"] for part in parts.values())
+        ids = {guest.post().json()["id"] for _ in range(12)}
+        rows = "SELECT endpoint, success, count(DISTINCT lead_id) FROM nigredo.webhook_logs GROUP BY 1, 2"
+
+        def told() -> dict[tuple[str, bool], int]:
+            return {(endpoint, success): count for endpoint, success, count in guest.rows(rows)}
+
+        eventually(lambda: told().get(("crm", True)) == len(ids), within_s=30, what="the leads of the one")
+        eventually(lambda: told().get(("gone", False), 0) >= 10, within_s=30, what="attempts at the other")
+        assert told()["fibonacci", True] >= len(ids)
+        assert not {("gone", True), ("crm", False), ("fibonacci", False)} & set(told())
+        crm = guest.nigredo("webhook", "status", "--endpoint", "crm", "--json", environment=environment)
+        gone = guest.nigredo("webhook", "status", "--endpoint", "gone", "--json", environment=environment)
+        assert (crm.code, json.loads(crm.out)["failed_10m"]) == (0, 0)
+        assert (gone.code, json.loads(gone.out)["failed_share_10m"]) == (1, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -174,6 +175,28 @@ def test_a_route_gone_wrong_opens_the_breaker_and_buries_next_to_nothing(mine: S
     )
     # The first that is refused is not known to be one of many.
     assert list(answered.values()).count("dead") <= 1
+
+
+def test_a_spell_of_500s_costs_no_lead_and_the_receiver_is_asked_less_meanwhile(mine: Sink) -> None:
+    """Five seconds of it, where a real one takes minutes: nothing in it changes after the breaker has opened."""
+    mine.receiver.behaviour = answering(500)
+    leads = mine.leads(100)
+    eventually(lambda: mine.health().get("breaker") == "open", within_s=30, what="the breaker is open")
+    eventually(lambda: mine.health().get("in_flight", 9) <= 1, within_s=30, what="nothing under way but a probe")
+    opened = len(mine.receiver.requests)
+    time.sleep(5)
+    probes = len(mine.receiver.requests) - opened
+
+    mine.receiver.behaviour = TAKING
+
+    answered = eventually(
+        lambda: done if len(done := delivered_or_dead(mine, leads)) == len(leads) else None,
+        within_s=90,
+        every_s=0.5,
+        what="every lead",
+    )
+    assert set(answered.values()) == {"delivered"}
+    assert probes <= 10, "no more than the attempts that were under way, and probes a second and more apart"
 
 
 def test_a_lead_that_waits_long_is_in_nobodys_way(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
