@@ -127,7 +127,7 @@ def test_a_spool_survives_kill_9_and_is_drained_at_the_next_start(own: Stack) ->
 
 
 def test_a_spool_that_is_full_refuses_and_is_not_ready_until_kafka_is_back(own: Stack) -> None:
-    with another_node(own, INGEST_SPOOL="on", INGEST_SPOOL_MAX_BYTES="140000") as node:
+    with another_node(own, INGEST_SPOOL="on", INGEST_SPOOL_MAX_BYTES="140000", BODY_MAX_BYTES="65536") as node:
         with frozen(kafka_pid(own)):
             answers = [node.post(message="x" * 9000) for _ in range(20)]
             assert [answer.status_code for answer in answers[:10]] == [202] * 10
