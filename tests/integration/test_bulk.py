@@ -162,10 +162,37 @@ def test_an_empty_batch_is_acknowledged_at_once() -> None:
     asyncio.run(scenario())
 
 
-def test_after_a_fatal_error_the_batch_has_failed_and_a_new_producer_goes_on(
+def test_after_a_fatal_error_a_new_producer_goes_on(stack: Stack, topic: str) -> None:
+    """A real one: a producer that guarantees that there is no gap has no way on after a record that is refused."""
+
+    async def scenario() -> None:
+        config = producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=60)
+        publisher = BulkPublisher(config | {"enable.gapless.guarantee": True}, in_flight_max=10)
+        await published(publisher, records(topic, b"before"))
+        with pytest.raises((DependencyDown, RecordRefused)):
+            await published(publisher, records(topic, b"v", b"x" * (SMALL + 1), b"w"))
+        for value in (b"after", b"and after"):
+            await eventually_published(publisher, records(topic, value))
+        await publisher.close()
+
+    async def eventually_published(publisher: BulkPublisher, batch: list[Outgoing]) -> None:
+        """As a processor does it: until the old producer is replaced, it may refuse."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    return await published(publisher, batch)
+                except DependencyDown:
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+
+    assert read(stack, topic)[0] == b"before"
+    assert read(stack, topic)[-2:] == [b"after", b"and after"]
+
+
+def test_a_fatal_error_fails_the_batch_even_when_nobody_is_called_back_for_its_records(
     stack: Stack, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the client tells of it: the call that waits raises, for the records on their way nobody is called back."""
     made: list[Producer] = []
 
     class Once(Producer):
