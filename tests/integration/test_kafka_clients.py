@@ -9,7 +9,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import utc_now
@@ -98,6 +98,20 @@ def test_closing_answers_everybody_who_still_waits() -> None:
         return left
 
     assert asyncio.run(scenario()) == 1
+
+
+def test_after_a_fatal_error_a_new_producer_takes_over_and_everybody_is_answered() -> None:
+    async def scenario() -> list[BaseException]:
+        publisher = publisher_of(nobody(), timeout_s=60)
+        waiting = [publisher.publish("t", key=b"%d" % n, value=b"v") for n in range(100)]
+        # As librdkafka tells of it; a broker cannot be made to cause one at will.
+        publisher._failed(KafkaError(KafkaError._FATAL, "for a test", fatal=True))
+        answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+        publisher.publish("t", key=b"k", value=b"v")
+        assert await publisher.close(deadline_s=0.1) == 1
+        return [answer for answer in answers if isinstance(answer, DependencyDown)]
+
+    assert len(asyncio.run(scenario())) == 100
 
 
 def test_a_record_too_large_for_the_broker_is_refused_for_good(stack: Stack, topic: str) -> None:
