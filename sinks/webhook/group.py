@@ -6,6 +6,7 @@ The consumer belongs to one thread, where its callbacks run too; what the event 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ BATCH_MAX = 500
 CALL_TIMEOUT_S = 10.0
 WINDOW_MAX = 5000
 """Records of a partition that may be done above one that is not; past it the partition waits."""
+INHERITED_MAX = 2 * WINDOW_MAX
+"""Of the records above the committed offset an earlier process may have done so many: the window, and what was done
+since its last commit."""
 CLOCKS_DIFFER = timedelta(minutes=1)
 HAND_OVER_WITHIN_S = 7.0
 """How long a revocation waits for attempts under way. The broker waits for minutes."""
@@ -55,18 +59,32 @@ class Partition:
     """One assigned partition of the leads. `counts_since`: deliveries made after it are not made again."""
 
     counts_since: datetime
+    own_from: int
+    """Nothing at or after this offset was done before this assignment: the log ended here, or enough was read."""
+    taken: int = 0
     begun: dict[int, datetime] = field(default_factory=dict)
     """Since when each record is in hand, oldest first."""
     sending: dict[UUID, asyncio.Event] = field(default_factory=dict)
     delivered: asyncio.Task[dict[UUID, datetime]] | None = field(default=None)
+    delivered_max: int = 0
 
-    def metadata(self) -> str:
+    def take(self, offset: int) -> None:
+        """Note that a record is in hand."""
+        self.begun[offset] = utc_now()
+        self.taken += 1
+        if self.taken == INHERITED_MAX:
+            self.own_from = min(self.own_from, offset)
+
+    def metadata(self, watermark: int) -> str:
         """Return since when deliveries matter to whoever goes on from the watermark, in milliseconds.
 
-        What is done above the oldest open record was begun after it, and so delivered after it.
+        What is done above the oldest open record was begun after it, and so delivered after it, unless an earlier
+        process did it: as long as that may be, nothing is said that was not said before.
         """
-        oldest = next(iter(self.begun.values()), utc_now())
-        return str(int(max(self.counts_since, oldest - CLOCKS_DIFFER).timestamp() * 1000))
+        since = self.counts_since
+        if watermark >= self.own_from:
+            since = max(since, next(iter(self.begun.values()), utc_now()) - CLOCKS_DIFFER)
+        return str(int(since.timestamp() * 1000))
 
 
 class Group:
@@ -163,7 +181,7 @@ class Group:
             if ticket is None:
                 return None
             if record.topic == LEADS:
-                self._leads[record.partition].begun[record.offset] = utc_now()
+                self._leads[record.partition].take(record.offset)
         return record, ticket
 
     def holds(self, ticket: Ticket) -> bool:
@@ -211,6 +229,7 @@ class Group:
         """Seed each partition from its committed offset. An error is kept for `poll`: here it would be lost."""
         try:
             committed = consumer.committed(assigned, timeout=CALL_TIMEOUT_S)
+            ends = {at.partition: _end(consumer, at) for at in assigned if at.topic == LEADS}
         except KafkaException as error:
             self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error.args[0].name()}")
             return
@@ -219,7 +238,11 @@ class Group:
             return
         with self._lock:
             self._progress.assigned({(at.topic, at.partition): at.offset for at in committed})
-            self._leads = {at.partition: Partition(_counts_since(at.metadata)) for at in committed if at.topic == LEADS}
+            self._leads = {
+                at.partition: Partition(_counts_since(at.metadata), ends[at.partition])
+                for at in committed
+                if at.topic == LEADS
+            }
             self._paused, self._full, self._committed = set(), set(), {}
         consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
         # What was paused stays so over an assignment, unless it is said otherwise: nobody would ever resume it.
@@ -249,7 +272,7 @@ class Group:
         """Commit how far each partition is done. A commit that fails costs a repetition, never a lead."""
         with self._lock:
             offsets = [
-                TopicPartition(*place, offset, self._leads[place[1]].metadata() if place[0] == LEADS else "")
+                TopicPartition(*place, offset, self._leads[place[1]].metadata(offset) if place[0] == LEADS else "")
                 for place, offset in self._progress.positions().items()
                 if every or self._committed.get(place) != offset
             ]
@@ -320,3 +343,9 @@ def _counts_since(metadata: str | None) -> datetime:
     from there on sent, also what was delivered before.
     """
     return from_ms(int(metadata)) if metadata and metadata.isdecimal() else utc_now()
+
+
+def _end(consumer: Consumer, at: TopicPartition) -> int:
+    """Return where a partition ends; an offset that is never reached when nobody says."""
+    marks = consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_TIMEOUT_S)
+    return sys.maxsize if marks is None else int(marks[1])

@@ -29,7 +29,7 @@ from sinks.webhook.attempts import AttemptLog, Case, Settled
 from sinks.webhook.delivery import Attempt, Deliverer
 from sinks.webhook.endpoint import Endpoint
 from sinks.webhook.gate import Gate
-from sinks.webhook.group import WINDOW_MAX, Group, Partition
+from sinks.webhook.group import INHERITED_MAX, Group, Partition
 from sinks.webhook.leads import LeadReader
 from sinks.webhook.request import traceparent_of
 from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
@@ -40,9 +40,9 @@ log = get_logger()
 
 RESTING_MAX = 2000
 """Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
-DELIVERED_MAX = 2 * WINDOW_MAX
-"""Delivered leads of a partition that are remembered, so that one written twice, or done above the offset that was
-committed last, is sent once: the limiter writes again at most its last batch, and nothing is done past the window."""
+DELIVERED_MAX = INHERITED_MAX
+"""Delivered leads of a partition that are remembered beside those loaded, so that one written twice is sent once: the
+limiter writes again at most its last batch. By then all of those loaded that matter have come by."""
 
 Settle = Callable[[Place | None], Awaitable[None]]
 """Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
@@ -362,8 +362,9 @@ class Handling:
     def _remember(partition: Partition, lead_id: UUID) -> None:
         if partition.delivered is not None and partition.delivered.done() and not partition.delivered.exception():
             delivered = partition.delivered.result()
+            partition.delivered_max = partition.delivered_max or len(delivered) + DELIVERED_MAX
             delivered[lead_id] = utc_now()
-            if len(delivered) > DELIVERED_MAX:
+            if len(delivered) > partition.delivered_max:
                 del delivered[next(iter(delivered))]
 
     async def _decoded(self, record: Record) -> Event | None:
