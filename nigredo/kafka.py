@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -202,7 +203,7 @@ class Publisher:
 
     def _poll(self) -> None:
         try:
-            self._producer.poll(0)
+            self._fetch()
             if self._fatal is not None:
                 self._replace(self._fatal)
         except Exception as error:
@@ -211,6 +212,15 @@ class Publisher:
             self._poll_again(soon=False)
         else:
             self._poll_again(soon=bool(self._pending))
+
+    def _fetch(self) -> None:
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            # So the Python client tells of a fatal error, rather than by `error_cb`.
+            self._failed(error.args[0])
+            if self._fatal is None:
+                raise
 
     def _poll_again(self, *, soon: bool) -> None:
         self._poll_soon = soon
@@ -221,9 +231,11 @@ class Publisher:
         log.error("producer replaced after a fatal error", error=error.name())
         old, self._producer, self._fatal = self._producer, Producer(self._config), None
         old.purge()
-        # Every record it still had is answered here with an error, so that no future waits for ever. They are at hand:
-        # the loop does not stand still for as long as it might.
-        old.flush(1.0)
+        # What the old one can say of its records it says here, at once: the loop does not stand still for a second.
+        with suppress(KafkaException):
+            old.flush(1.0)
+        for future in list(self._pending):
+            self._resolve(future, DependencyDown("Kafka: a fatal error of the producer"))
 
 
 def as_ours(error: KafkaError) -> Exception:
