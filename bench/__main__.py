@@ -59,7 +59,9 @@ def main(
     if documents and not smoke:
         report.draw(session.folder, session.found)
     if session.folder == HERE / "results" and not only and not session.code:
-        report.put(report.README, "bench", report.quoted(report.load(session.folder)))
+        kept = report.load(session.folder)
+        report.put(report.README, "bench", report.quoted(kept))
+        report.put(report.PERFORMANCE, "cost", report.costs(kept))
     print(json.dumps(documents) if as_json else report.table(documents))
     for line in (line for result in session.found for line in result.unfair):
         # In a hurried round nothing is warm.

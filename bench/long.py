@@ -32,7 +32,6 @@ FEW, MANY = 100, 1_000_000
 DEADLINE_S = 1_200.0
 AT_A_TIME = 20_000
 RESULTS = Path(__file__).parent / "results" / "long"
-DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def main(largest: int, as_json: bool) -> None:
         code = 1
     documents = [kept for step in steps if (kept := _kept(step, version))]
     if len(documents) == len(STEPS):
-        report.put(DOCUMENT, "long", table(documents) + "\n")
+        report.put(report.PERFORMANCE, "long", table(documents) + "\n")
     print(json.dumps(documents) if as_json else table(documents))
     sys.exit(code)
 

@@ -30,7 +30,6 @@ RECORDS = 60_000
 LEADS_COUNT = 20_000
 SHOWN = 14
 RESULTS = Path(__file__).parent / "results" / "profile"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 OURS = ("ingest/", "nigredo/", "processors/", "schemas/", "sinks/")
 START = ("nigredo/cli/", "nigredo/startup.py", "main.py", "faust_app.py")
 """What only starts the rest: it is under every sample."""
@@ -53,7 +52,7 @@ def main(as_json: bool) -> None:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(1)
     documents = report.load(RESULTS)
-    report.put(DOCUMENT, "profile", table(documents))
+    report.put(report.PERFORMANCE, "profile", table(documents))
     print(json.dumps(documents) if as_json else table(documents))
 
 

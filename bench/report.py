@@ -19,6 +19,7 @@ from bench.measure import Result
 
 PACKAGES = ("falcon", "granian", "confluent-kafka", "faust-streaming", "aiokafka", "fastavro", "psycopg", "httpx")
 README = Path(__file__).parents[1] / "README.md"
+PERFORMANCE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 NOT_MEASURED = "Not measured yet.\n"
 """What a document says in the place of figures that there are none of."""
 Document = Mapping[str, Any]
@@ -112,6 +113,18 @@ def quoted(documents: Sequence[Document]) -> str:
     about: Mapping[str, Any] = documents[0]["machine"]
     where = f"Measured by `make bench` on {about['cores']} cores ({about['cpu']}, {about['memory_gib']:.0f} GiB)"
     return f"{where}, {str(documents[0]['measured_at'])[:10]}, everything on the one machine.\n\n{table(documents)}\n"
+
+
+def costs(documents: Sequence[Document]) -> str:
+    """Return what a thousand leads cost and how long each part takes to start, as Markdown."""
+    cost = {what: value for document in documents for what, value in document.get("cost of 1,000 leads", {}).items()}
+    starts = {what: seconds for document in documents for what, seconds in document.get("start-up, s", {}).items()}
+    lines = ["| 1,000 leads cost | |", "|---|--:|", *(f"| {what} | {value:,.4g} |" for what, value in cost.items())]
+    lines += ["", "| start | s, median | lowest to highest |", "|---|--:|--:|"]
+    for what, seconds in starts.items():
+        between = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        lines.append(f"| {what} | {statistics.median(seconds):.1f} | {between} |")
+    return "\n".join(lines) + "\n"
 
 
 def put(document: Path, mark: str, text: str) -> None:
