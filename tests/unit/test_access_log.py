@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import select
+import sys
+
+import pytest
+
+from ingest.access_log import AccessLog
+
+
+class Pipe(io.StringIO):
+    """Keeps what is written to it at once apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def flush(self) -> None:
+        self.pieces.append(self.getvalue())
+        self.seek(0)
+        self.truncate()
+
+
+def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else lines of two workers mix: a full pipe takes a part, and the other one's come in between."""
+    monkeypatch.setattr(sys, "stderr", pipe := Pipe())
+
+    async def scenario() -> None:
+        log = AccessLog()
+        for _ in range(64):
+            log.add(
+                failed=False,
+                function="nigredo-create-lead-production",
+                request_id="f" * 32,
+                method="POST",
+                route="/api/leads/{lead_id}/trail",
+                status_code=202,
+                took_s=123.4567,
+                lead_id="00000000-0000-4000-8000-000000000000",
+            )
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+    assert max(len(piece.encode()) for piece in pipe.pieces) <= select.PIPE_BUF
+    assert [json.loads(line)["status_code"] for piece in pipe.pieces for line in piece.splitlines()] == [202] * 64
