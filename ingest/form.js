@@ -36,7 +36,8 @@ function attend(form) {
     button.disabled = true;
     if (fresh && typed) body.set("_seconds", ((performance.now() - opened) / 1000).toFixed(1));
     try {
-      const answer = await fetch(form.action, {
+      // Not `form.action`: that is a field, where another site's form has one of this name.
+      const answer = await fetch(form.getAttribute("action"), {
         method: "POST", body, headers: { Accept: "text/html", "Idempotency-Key": key },
       });
       if (answer.redirected) {

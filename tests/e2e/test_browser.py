@@ -273,3 +273,20 @@ def test_another_sites_form_is_mended_on_our_page_and_leads_back_there(
 
     query = "SELECT form_id, source FROM nigredo.leads WHERE name = %s"
     assert eventually(lambda: stack.rows(query, name), within_s=10, what="the lead's row") == [("contact", "localhost")]
+
+
+def test_another_sites_form_with_a_field_called_action_is_mended_too(
+    stack: Stack, scripted: webdriver.Chrome, site: Site, person: str
+) -> None:
+    site.page = f"""<!doctype html><form action="{stack.url}/api/leads" method="post">
+        <input type="hidden" name="action" value="subscribe">
+        <input name="name"><input name="email"><textarea name="message"></textarea><button>Send</button></form>"""
+    scripted.get(f"{site.url}/contact")
+    fill(scripted, name=person, email="maria@localhost", message="Hello")
+    WebDriverWait(scripted, 10).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "[aria-invalid=true]"))
+    scripted.find_element(By.NAME, "email").clear()
+    fill(scripted, email="maria@example.com")
+    WebDriverWait(scripted, 10).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
+
+    query = "SELECT extra->>'action' FROM nigredo.leads WHERE name = %s"
+    assert eventually(lambda: stack.rows(query, person), within_s=10, what="the lead's row") == [("subscribe",)]
