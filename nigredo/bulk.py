@@ -61,14 +61,9 @@ class BulkPublisher:
 
     def __init__(self, config: dict[str, Any], *, in_flight_max: int) -> None:
         """config: of `producer_config`. in_flight_max: how many batches may wait."""
-        self._config = config | {
-            "linger.ms": LINGER_MS,
-            "delivery.report.only.error": True,
-            "error_cb": self._client_failed,
-        }
+        self._config = config | {"linger.ms": LINGER_MS, "delivery.report.only.error": True}
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
-        self._fatal = False
         self._producer = Producer(self._config)
         # Held while a batch is handed over whole: a batch belongs to one producer.
         self._lock = threading.Lock()
@@ -151,11 +146,9 @@ class BulkPublisher:
             if not self._some_wait.wait(LOOK_EVERY_S):
                 self._producer.poll(0)
         except KafkaException as error:
-            # So librdkafka's client tells of a fatal error, rather than by `error_cb`.
+            # So the Python client tells of a fatal error, and never by `error_cb`.
             if not error.args[0].fatal():
                 raise
-            self._fatal = True
-        if self._fatal:
             self._replace()
         return 1
 
@@ -171,9 +164,6 @@ class BulkPublisher:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, done)
 
-    def _client_failed(self, error: KafkaError) -> None:
-        self._fatal = self._fatal or error.fatal()
-
     def _replace(self) -> None:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error.
 
@@ -182,7 +172,7 @@ class BulkPublisher:
         log.error("producer replaced after a fatal error")
         fresh = Producer(self._config)
         with self._lock:
-            old, self._producer, self._fatal = self._producer, fresh, False
+            old, self._producer = self._producer, fresh
             for batch in self._waiting:
                 batch.error = batch.error or DependencyDown("Kafka: a fatal error of the producer")
         old.purge()
