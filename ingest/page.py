@@ -1,7 +1,7 @@
 """The pages people see: the form, the thanks, an error. Plain HTML in two languages that works without JavaScript.
 
 What differs between the languages is in `TEXTS`. The style is inline, the script a file of its own whose name changes
-with its content, so that it may be cached for good.
+with its content, so that what a cache kept is never another page's.
 """
 
 from __future__ import annotations
