@@ -79,6 +79,10 @@ class Handling:
     def __init__(self, tools: Tools, group: Group, name: str) -> None:
         self.retries: Waiting[Reference] = Waiting()
         self.replays: Waiting[Reference] = Waiting()
+        self.put_off: Waiting[Reference] = Waiting()
+        """Replays that failed before. Apart from the other retries: they wait behind live leads, and would fill the
+        hands in which those are to be."""
+        self._queues = (self.retries, self.replays, self.put_off)
         self.resting = 0
         """Leads that wait in place."""
         self._tools = tools
@@ -98,10 +102,15 @@ class Handling:
 
     def forget(self) -> None:
         """Let go of what waited under an assignment that is over."""
-        self.retries.clear()
-        self.replays.clear()
+        for queue in self._queues:
+            queue.clear()
         self._settled = None
         self._tools.gate.clear()
+
+    @property
+    def retries_waiting(self) -> int:
+        """How many later attempts wait for their time."""
+        return len(self.retries) + len(self.put_off)
 
     def ours(self, ticket: Ticket) -> bool:
         """Say whether a record is still to be handled here."""
@@ -167,25 +176,25 @@ class Handling:
                 await self._tools.attempts.settle(ticket.place, record.key)
                 self._group.finish(ticket)
                 return True
-            older = self.retries.put(waits, event.not_before)
+            queue, due = self.put_off if event.replay else self.retries, event.not_before
         else:
             # In the order in which they were asked for, but by no clock that is ahead of this one.
-            older = self.replays.put(waits, min(event.requested_at, utc_now()))
-        if older is not None:
-            self._group.finish(older.ticket)
+            queue, due = self.replays, min(event.requested_at, utc_now())
+        self._take_out(ticket.place, record.key)  # An older one of its key.
+        queue.put(waits, due)
         return True
 
     async def _reference(self, waits: Waits[Reference]) -> bool:
         event, ticket = waits.what.event, waits.ticket
         if isinstance(event, WebhookRetry):
-            queue, began, number, replay = self.retries, event.first_attempt_at, event.attempts, event.replay
+            began, number, replay = event.first_attempt_at, event.attempts, event.replay
         else:
-            queue, began, number, replay = self.replays, utc_now(), 0, True
+            began, number, replay = utc_now(), 0, True
         case = Case(event.lead_partition, event.lead_offset, began, number, replay)
 
         async def settle(put_off: Place | None) -> None:
             # A newer record of its key, written or still to be read, is no business of this one.
-            if put_off != ticket.place and not queue.holds(ticket.place, waits.key):
+            if put_off != ticket.place and not any(queue.holds(ticket.place, waits.key) for queue in self._queues):
                 await self._tools.attempts.settle(ticket.place, waits.key)
 
         record = await self._tools.leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
@@ -224,7 +233,7 @@ class Handling:
         self._tools.gate.clear()
 
     def _take_out(self, place: Place, key: bytes) -> None:
-        for queue in (self.retries, self.replays):
+        for queue in self._queues:
             if (waits := queue.cancel(place, key)) is not None:
                 self._group.finish(waits.ticket)
 
@@ -319,9 +328,10 @@ class Handling:
         if partition is not None:
             self._remember(partition, lead_id)
         for topic in self._retry_topics:
-            if (waits := self.retries.cancel((topic, number), key)) is not None:
-                await self._tools.attempts.settle(waits.ticket.place, key)
-                self._group.finish(waits.ticket)
+            for queue in (self.retries, self.put_off):
+                if (waits := queue.cancel((topic, number), key)) is not None:
+                    await self._tools.attempts.settle(waits.ticket.place, key)
+                    self._group.finish(waits.ticket)
 
     def _standing(self, lead_id: UUID, case: Case) -> Standing:
         breaker = self._tools.gate.breaker

@@ -30,7 +30,7 @@ FULL_PATIENCE_S = 1.0
 COMMIT_EVERY_S = 0.5
 STOP_GRACE_S = 7.0
 
-LEAD, RETRY, REPLAY = "lead", "retry", "replay"
+LEAD, RETRY, PUT_OFF, REPLAY = "lead", "retry", "put off", "replay"
 
 
 class Session:
@@ -48,7 +48,7 @@ class Session:
             tools.settings(), name, topics, changed=self._changed_in_thread, busy=lambda: gate.under_way > 0
         )
         self._handling = Handling(tools, self._group, name)
-        self._running: dict[str, set[asyncio.Task[None]]] = {LEAD: set(), RETRY: set(), REPLAY: set()}
+        self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in (LEAD, RETRY, PUT_OFF, REPLAY)}
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
         self._replays_full = False
@@ -59,7 +59,7 @@ class Session:
         return {
             "partitions": self._group.assigned,
             "in_hand": sum(map(len, self._running.values())),
-            "retries_waiting": len(self._handling.retries),
+            "retries_waiting": self._handling.retries_waiting,
             "oldest_in_hand_s": 0.0 if oldest is None else round((utc_now() - oldest).total_seconds(), 1),
         }
 
@@ -87,7 +87,7 @@ class Session:
     async def _tell(self) -> None:
         endpoint = self._tools.endpoint.name
         metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.gate.breaker.closed)
-        metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(len(self._handling.retries) + self._handling.resting)
+        metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handling.retries_waiting + self._handling.resting)
         await self._group.tell(endpoint)
 
     # --- room ---------------------------------------------------------------------------------------------------------
@@ -137,6 +137,7 @@ class Session:
         now = utc_now()
         for kind, waiting, most in (
             (RETRY, self._handling.retries, RETRIES_MAX),
+            (PUT_OFF, self._handling.put_off, REPLAYS_MAX),
             (REPLAY, self._handling.replays, REPLAYS_MAX),
         ):
             if (running := len(self._running[kind])) <= most // 2:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from nigredo.clock import utc_now
+from nigredo.record import Record
+from schemas.events import WebhookRetry
+from schemas.topics import retry_topic
+from sinks.webhook.handling import Handling, Reference
+from sinks.webhook.session import RETRIES_MAX, Session
+from sinks.webhook.waiting import Waits
+from sinks.webhook.watermark import Ticket
+
+TOPIC = retry_topic("fibonacci", "1m")
+
+
+class FakeGroup:
+    """A membership that lasts, whose references have no end on record and whose leads are others'."""
+
+    def __init__(self) -> None:
+        self.finished: list[int] = []
+
+    def holds(self, _: Ticket) -> bool:
+        return True
+
+    def finish(self, ticket: Ticket) -> None:
+        self.finished.append(ticket.offset)
+
+    def partition(self, _: int) -> None:
+        return None
+
+    def positions(self) -> dict[Any, int]:
+        return {}
+
+
+class FakeTools:
+    """As much of the tools as notes need. A record's value is the retry itself."""
+
+    def __init__(self) -> None:
+        self.endpoint = SimpleNamespace(name="fibonacci")
+        self.codec = SimpleNamespace(knows=lambda _: True, decode=lambda _, value: value)
+        self.attempts = self
+
+    async def settled_after(self, _: Any) -> dict[Any, int]:
+        return {}
+
+
+async def note(handling: Handling, offset: int, lead_id: UUID, *, replay: bool) -> None:
+    """Let a retry wait that was due an hour ago, the lower its offset the longer."""
+    now = utc_now()
+    retry = WebhookRetry(
+        lead_id=lead_id,
+        endpoint="fibonacci",
+        attempts=1,
+        not_before=now - timedelta(hours=1) + timedelta(milliseconds=offset),
+        first_attempt_at=now,
+        lead_partition=0,
+        lead_offset=offset,
+        replay=replay,
+    )
+    record = Record(TOPIC, 0, offset, now, str(lead_id).encode(), cast(bytes, retry), ())
+    await handling.note(record, Ticket(1, (TOPIC, 0), offset))
+
+
+def handling_of(group: FakeGroup) -> Handling:
+    return Handling(cast(Any, FakeTools()), cast(Any, group), "sink")
+
+
+def test_replays_that_were_put_off_do_not_hold_up_a_live_leads_retry() -> None:
+    async def scenario() -> None:
+        handling, started = handling_of(FakeGroup()), asyncio.Queue[UUID]()
+
+        async def reference(waits: Waits[Reference]) -> None:
+            started.put_nowait(waits.what.event.lead_id)
+            # Behind live leads it may be long until it is its turn.
+            await asyncio.Event().wait()
+
+        cast(Any, handling).reference = reference
+        session, live = object.__new__(Session), uuid4()
+        cast(Any, session)._handling = handling
+        session._running = {kind: set() for kind in ("lead", "retry", "put off", "replay")}
+        for offset in range(RETRIES_MAX):
+            await note(handling, offset, uuid4(), replay=True)
+        session._start_due()
+        await note(handling, RETRIES_MAX, live, replay=False)
+        session._start_due()
+        await asyncio.sleep(0)
+
+        assert live in {started.get_nowait() for _ in range(started.qsize())}
+
+    asyncio.run(scenario())
+
+
+def test_of_a_lead_one_reference_waits_in_a_topic_the_newest_whether_it_is_a_replays_or_not() -> None:
+    async def scenario() -> None:
+        group, lead_id = FakeGroup(), uuid4()
+        handling = handling_of(group)
+        await note(handling, 1, lead_id, replay=False)
+        await note(handling, 2, lead_id, replay=True)
+        assert (group.finished, handling.retries_waiting) == ([1], 1)
+        await note(handling, 3, lead_id, replay=False)
+        assert (group.finished, handling.retries_waiting) == ([1, 2], 1)
+
+    asyncio.run(scenario())
