@@ -346,6 +346,9 @@ def _counts_since(metadata: str | None) -> datetime:
 
 
 def _end(consumer: Consumer, at: TopicPartition) -> int:
-    """Return where a partition ends; an offset that is never reached when nobody says."""
-    marks = consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_TIMEOUT_S)
+    """Return where a partition ends; an offset that is never reached when nobody says, as while it has no leader."""
+    try:
+        marks = consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_TIMEOUT_S)
+    except KafkaException:
+        marks = None
     return sys.maxsize if marks is None else int(marks[1])

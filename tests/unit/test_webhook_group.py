@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from nigredo.settings import Settings
 from schemas.topics import LEADS
+from sinks.webhook import group as group_module
 from sinks.webhook.group import Group, Room
 from sinks.webhook.watermark import Place, Ticket
 
@@ -115,3 +116,25 @@ def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_
 
     assert len(tickets) == PARTITIONS
     assert seen[:5] == [(0, False)] * 5
+
+
+def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaderless(Consumer):
+        def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+
+    monkeypatch.setattr(group_module, "Consumer", Leaderless)
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group.join()
+        deadline, taken = time.monotonic() + DEADLINE_S, 0
+        while taken < PARTITIONS * EACH:
+            assert time.monotonic() < deadline
+            taken += sum(group.take(message) is not None for message in await group.poll(ROOM))
+        await group.leave()
+
+    asyncio.run(scenario())
