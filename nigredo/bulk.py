@@ -64,6 +64,7 @@ class BulkPublisher:
         self._config = config | {"linger.ms": LINGER_MS, "delivery.report.only.error": True}
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
+        self._fatal = False
         self._producer = Producer(self._config)
         # Held while a batch is handed over whole: a batch belongs to one producer.
         self._lock = threading.Lock()
@@ -149,6 +150,8 @@ class BulkPublisher:
             # So the Python client tells of a fatal error, and never by `error_cb`.
             if not error.args[0].fatal():
                 raise
+            self._fatal = True
+        if self._fatal:
             self._replace()
         return 1
 
@@ -172,7 +175,7 @@ class BulkPublisher:
         log.error("producer replaced after a fatal error")
         fresh = Producer(self._config)
         with self._lock:
-            old, self._producer = self._producer, fresh
+            old, self._producer, self._fatal = self._producer, fresh, False
             for batch in self._waiting:
                 batch.error = batch.error or DependencyDown("Kafka: a fatal error of the producer")
         old.purge()

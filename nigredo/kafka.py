@@ -83,7 +83,7 @@ class Publisher:
 
     def __init__(self, config: dict[str, Any], *, in_flight_max: int, answer_within_s: float | None = None) -> None:
         """answer_within_s: a future fails after this long whatever librdkafka does; longer than its own timeout."""
-        self._config = config | {"error_cb": self._failed}
+        self._config = config
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
         self._fatal: KafkaError | None = None
@@ -196,11 +196,6 @@ class Publisher:
         else:
             future.set_result(outcome)
 
-    def _failed(self, error: KafkaError) -> None:
-        """Take note of a client-level error; called by librdkafka out of `_poll`."""
-        if error.fatal():
-            self._fatal = error
-
     def _poll(self) -> None:
         try:
             self._fetch()
@@ -217,10 +212,10 @@ class Publisher:
         try:
             self._producer.poll(0)
         except KafkaException as error:
-            # So the Python client tells of a fatal error, rather than by `error_cb`.
-            self._failed(error.args[0])
-            if self._fatal is None:
+            # So the Python client tells of a fatal error, once, and never by `error_cb`.
+            if not error.args[0].fatal():
                 raise
+            self._fatal = error.args[0]
 
     def _poll_again(self, *, soon: bool) -> None:
         self._poll_soon = soon
