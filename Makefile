@@ -11,6 +11,9 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
+# Tests wait more than they work. Each worker starts a stack of its own; a stack that is there already serves but one.
+TEST_WORKERS ?= $(if $(NIGREDO_TEST_HOME)$(filter testcontainers,$(NIGREDO_TEST_STACK)),0,2)
+
 BENCH_READY := $(VENV)/.bench-ready
 QUIX := $(VENV)/quix
 
@@ -24,8 +27,8 @@ setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when a
 run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 	@exec $(BIN)/nigredo up --sample
 
-test: setup ## run every test against real Kafka, registry and Postgres
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: setup ## run every test against real Kafka, registry and Postgres (two files at a time; TEST_WORKERS=0: one)
+	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SECOND, SEED)
 	@exec $(BIN)/python -m tests.chaos $(KILLS:%=--kills %) $(SUBMISSIONS:%=--submissions %) $(NETWORKS:%=--networks %) \

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +134,15 @@ def any_client() -> str:
     """Return an address in an IPv6 network that no other test uses (RFC 3849: for documentation)."""
     # In the form in which it is stored: without leading zeros.
     return str(ip_address(f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"))
+
+
+_used_ipv4 = count(secrets.randbelow(2**17))
+
+
+def any_ipv4_client() -> str:
+    """Return an IPv4 address that no other test of this run uses (198.18.0.0/15, RFC 2544: for benchmarks)."""
+    # The factor is odd, so no address comes twice; those that follow each other are in networks of their own.
+    return str(ip_address("198.18.0.0") + next(_used_ipv4) * 7919 % 2**17)
 
 
 def run_nigredo(*arguments: str, environment: Mapping[str, str] | None = None) -> Command:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from nigredo.log_reader import LogReader
-from nigredo.testing import Stack, eventually
+from nigredo.testing import Stack, any_ipv4_client, eventually
 from schemas.events import Lead, Submission
 from schemas.topics import LEADS, SUBMISSIONS
 from tests.e2e.test_limit import codec_of
@@ -30,11 +30,6 @@ def nigredo(stack: Stack, *arguments: str) -> str:
     return done.out
 
 
-def an_address() -> str:
-    number = uuid4().int
-    return f"198.18.{number % 256}.{number // 256 % 256}"
-
-
 @contextmanager
 def changed(stack: Stack, assignment: str) -> Iterator[None]:
     nigredo(stack, "config", "set", assignment)
@@ -45,10 +40,12 @@ def changed(stack: Stack, assignment: str) -> Iterator[None]:
 
 
 def test_the_limit_changes_while_it_runs_and_says_where_it_comes_from(stack: Stack) -> None:
-    address = an_address()
+    address = any_ipv4_client()
     with changed(stack, "RATE_LIMIT_PER_HOUR=2"):
         eventually(
-            lambda: "q=2;" in post(stack, an_address()).headers["RateLimit-Policy"], within_s=5, what="the new limit"
+            lambda: "q=2;" in post(stack, any_ipv4_client()).headers["RateLimit-Policy"],
+            within_s=5,
+            what="the new limit",
         )
         assert "set by" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
 
@@ -59,7 +56,7 @@ def test_the_limit_changes_while_it_runs_and_says_where_it_comes_from(stack: Sta
 
 
 def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None:
-    address = an_address()
+    address = any_ipv4_client()
     answers = [post(stack, address) for _ in range(11)]
 
     assert [answer.status_code for answer in answers] == [202] * 10 + [429]
@@ -82,7 +79,7 @@ def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None
 
 
 def test_a_restarted_node_remembers_and_another_learns(stack: Stack) -> None:
-    address = an_address()
+    address = any_ipv4_client()
     assert [post(stack, address).status_code for _ in range(10)] == [202] * 10
 
     nigredo(stack, "restart", "ingest")
@@ -92,7 +89,7 @@ def test_a_restarted_node_remembers_and_another_learns(stack: Stack) -> None:
 
 def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_holds(stack: Stack) -> None:
     codec, reader, key = codec_of(stack), LogReader(stack.settings(), "test"), str(uuid4())
-    network = an_address().rpartition(".")[0]
+    network = any_ipv4_client().rpartition(".")[0]
 
     def unlimited() -> bool:
         # Nothing is taken from what the limit leaves.
@@ -142,19 +139,19 @@ def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
     nigredo(stack, "maintenance", "on", "--text", "Back at noon.")
     reader = {"Accept": "text/html", "Accept-Language": "pt-BR"}
     try:
-        eventually(lambda: post(stack, an_address()).status_code == 503, within_s=5, what="maintenance")
-        answer = post(stack, an_address())
+        eventually(lambda: post(stack, any_ipv4_client()).status_code == 503, within_s=5, what="maintenance")
+        answer = post(stack, any_ipv4_client())
         assert answer.json()["detail"] == "Back at noon."
         assert int(answer.headers["Retry-After"]) > 0
         # What the operator wrote is told to everybody, whatever language the rest is in.
-        page = httpx.post(f"{stack.url}/api/leads", headers=reader | {"X-Forwarded-For": an_address()})
+        page = httpx.post(f"{stack.url}/api/leads", headers=reader | {"X-Forwarded-For": any_ipv4_client()})
         assert "Back at noon." in page.text
         assert 'lang="pt"' in page.text
         assert httpx.get(stack.url).status_code == 200
         assert httpx.get(f"{stack.url}/health").status_code == 200
     finally:
         nigredo(stack, "maintenance", "off")
-    eventually(lambda: post(stack, an_address()).status_code == 202, within_s=5, what="the end of maintenance")
+    eventually(lambda: post(stack, any_ipv4_client()).status_code == 202, within_s=5, what="the end of maintenance")
 
 
 @pytest.mark.parametrize(

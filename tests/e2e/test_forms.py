@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from nigredo.testing import Stack, eventually
+from nigredo.testing import Stack, any_ipv4_client, eventually
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 SITE = "https://www.example.com"
@@ -20,14 +20,9 @@ def form(**changes: str) -> dict[str, str]:
     return {"name": "Ana", "email": "ana@example.com", "message": f"Oi {uuid4()}"} | changes
 
 
-def an_address() -> str:
-    number = uuid4().int
-    return f"198.19.{number % 256}.{number // 256 % 256}"
-
-
 def post(stack: Stack, fields: dict[str, str], address: str | None = None, **headers: str) -> httpx.Response:
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    headers["X-Forwarded-For"] = address or an_address()
+    headers["X-Forwarded-For"] = address or any_ipv4_client()
     return httpx.post(f"{stack.url}/api/leads", data=fields, headers=headers, timeout=10)
 
 
@@ -101,7 +96,7 @@ def test_scripts_of_allowed_sites_may_post_and_read_every_answer(stack: Stack) -
 
 @pytest.mark.parametrize("marks", [{"_gotcha": "http://spam.example"}, {"_seconds": "0.4"}])
 def test_a_program_is_told_that_all_went_well_and_its_form_is_put_aside(stack: Stack, marks: dict[str, str]) -> None:
-    address = an_address()
+    address = any_ipv4_client()
 
     answer = post(stack, form(**marks), address)
 
@@ -110,7 +105,7 @@ def test_a_program_is_told_that_all_went_well_and_its_form_is_put_aside(stack: S
 
 
 def test_a_double_click_is_one_lead_and_does_not_count(stack: Stack) -> None:
-    address, fields = an_address(), form()
+    address, fields = any_ipv4_client(), form()
 
     answers = [post(stack, fields, address, Sec_Fetch_Mode="cors") for _ in range(3)]
 
@@ -123,7 +118,7 @@ def test_a_double_click_is_one_lead_and_does_not_count(stack: Stack) -> None:
 
 
 def test_a_form_sent_again_under_its_key_is_one_lead_and_another_under_it_is_refused(stack: Stack) -> None:
-    address, fields, key = an_address(), form(), str(uuid4())
+    address, fields, key = any_ipv4_client(), form(), str(uuid4())
 
     first = post(stack, fields, address, Idempotency_Key=key)
     again = post(stack, fields, address, Idempotency_Key=key)
@@ -156,7 +151,7 @@ def test_a_lead_knows_where_it_came_from(
     stack: Stack, fields: dict[str, str], headers: dict[str, str], query: str, source: str | None
 ) -> None:
     answer = httpx.post(
-        f"{stack.url}/api/leads{query}", data=form(**fields), headers=headers | {"X-Forwarded-For": an_address()}
+        f"{stack.url}/api/leads{query}", data=form(**fields), headers=headers | {"X-Forwarded-For": any_ipv4_client()}
     )
 
     assert answer.status_code == 202
@@ -175,7 +170,7 @@ def test_a_browser_gets_the_form_back_with_what_was_typed(stack: Stack) -> None:
 
 
 def test_multipart_forms_are_taken_and_files_are_refused_by_name(stack: Stack) -> None:
-    url, headers = f"{stack.url}/api/leads", {"X-Forwarded-For": an_address()}
+    url, headers = f"{stack.url}/api/leads", {"X-Forwarded-For": any_ipv4_client()}
     parts = [(name, (None, value)) for name, value in form().items()]
 
     taken = httpx.post(url, files=parts, headers=headers)
@@ -248,7 +243,7 @@ class Inputs(HTMLParser):
 
 
 def test_another_sites_form_that_comes_back_is_sent_again_with_all_it_held(stack: Stack) -> None:
-    headers = BROWSER | {"X-Forwarded-For": an_address()}
+    headers = BROWSER | {"X-Forwarded-For": any_ipv4_client()}
     fields = form(email="nowhere", company="Ltda", fax="1\x002", form_id="contact", _next=f"{SITE}/danke")
     page = httpx.post(
         f"{stack.url}/api/leads?lang=pt", data=fields, headers=headers | {"Referer": "https://shop.example/x"}
@@ -269,13 +264,13 @@ def test_another_sites_form_that_comes_back_is_sent_again_with_all_it_held(stack
 
 def test_a_message_as_long_as_it_may_be_is_taken_in_every_alphabet(stack: Stack) -> None:
     for letter in ("\N{CJK UNIFIED IDEOGRAPH-6F22}", "\N{GRINNING FACE}"):
-        headers = {"X-Forwarded-For": an_address()}
+        headers = {"X-Forwarded-For": any_ipv4_client()}
         for body in ({"data": form(message=letter * 10_000)}, {"json": form(message=letter * 10_000)}):
             assert httpx.post(f"{stack.url}/api/leads", headers=headers, timeout=20, **body).status_code == 202  # type: ignore[arg-type]
 
 
 def test_a_slash_at_the_end_of_the_address_loses_no_form(stack: Stack) -> None:
-    answer = httpx.post(f"{stack.url}/api/leads/", data=form(), headers={"X-Forwarded-For": an_address()})
+    answer = httpx.post(f"{stack.url}/api/leads/", data=form(), headers={"X-Forwarded-For": any_ipv4_client()})
 
     assert answer.status_code == 202
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import psycopg
 
-from nigredo.testing import Stack, eventually
-from tests.e2e.test_control import an_address, post
+from nigredo.testing import Stack, any_ipv4_client, eventually
+from tests.e2e.test_control import post
 
 # As it stands there, with no patience left.
 KILL_IDLE = b"""
@@ -59,11 +59,11 @@ def page(stack: Stack) -> int:
 
 
 def test_persister_reset_and_reads_go_on_while_idle_sessions_are_ended(stack: Stack) -> None:
-    limited, restarts = an_address(), stack.status()["parts"]["persister"]["restarts"]
+    limited, restarts = any_ipv4_client(), stack.status()["parts"]["persister"]["restarts"]
     with killing_idle_sessions(stack) as ended:
         begun, ids = time.monotonic(), []
         while len(ids) < FORMS or time.monotonic() - begun < MEANWHILE_S:
-            ids.append(post(stack, an_address()).json()["id"])
+            ids.append(post(stack, any_ipv4_client()).json()["id"])
         for _ in range(PAGES):
             eventually(lambda: page(stack) == 200, within_s=60, what="a page of leads")
         assert [post(stack, limited).status_code for _ in range(11)] == [202] * 10 + [429]

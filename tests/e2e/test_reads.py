@@ -10,17 +10,12 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from nigredo.testing import Stack, eventually
-
-
-def an_address() -> str:
-    number = uuid4().int
-    return f"198.51.{number % 256}.{number // 256 % 256}"
+from nigredo.testing import Stack, any_ipv4_client, eventually
 
 
 def post(stack: Stack, **fields: str) -> str:
     form = {"name": "Ana", "email": "ana@example.com", "message": "Oi"} | fields
-    headers = {"X-Forwarded-For": an_address()}
+    headers = {"X-Forwarded-For": any_ipv4_client()}
     answer = httpx.post(f"{stack.url}/api/leads", json=form, headers=headers, timeout=10)
     assert answer.status_code == 202
     return str(answer.json()["id"])

@@ -6,9 +6,8 @@ import asyncio
 from uuid import uuid4
 
 from nigredo.db import make_pool
-from nigredo.testing import Stack, eventually
+from nigredo.testing import Stack, any_ipv4_client, eventually
 from processors.persistence.cleanup import BATCH_MAX, CleanUp
-from tests.e2e.test_control import an_address
 from tests.e2e.test_freeing import A_ROW, psql, resets
 
 SUBMISSION = b"""
@@ -35,7 +34,7 @@ def clean_up(stack: Stack) -> float:
 
 
 def test_windows_older_than_a_day_go_and_nobody_is_freed_by_that(stack: Stack) -> None:
-    old, young, asked_for = an_address(), an_address(), an_address()
+    old, young, asked_for = any_ipv4_client(), any_ipv4_client(), any_ipv4_client()
     with stack.database() as database:
         for network, since in ((old, "now() - interval '25 hours'"), (young, "now() - interval '23 hours'")):
             database.execute(A_ROW.replace(b"%s::timestamptz", since.encode()), [network])
