@@ -27,8 +27,8 @@ setup: $(READY) ## fill .venv with the locked dependencies (nothing to do when a
 run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 	@exec $(BIN)/nigredo up --sample
 
-test: setup ## run every test against real Kafka, registry and Postgres (two files at a time; TEST_WORKERS=0: one)
-	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+test: setup ## run every test against real Kafka, registry and Postgres (two at a time; TEST_WORKERS=0: one)
+	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SECOND, SEED)
 	@exec $(BIN)/python -m tests.chaos $(KILLS:%=--kills %) $(SUBMISSIONS:%=--submissions %) $(NETWORKS:%=--networks %) \
