@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import psycopg
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from nigredo.backoff import Backoff
@@ -118,7 +118,10 @@ class DatabaseOffsets:
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Store them, all or none. Raises DependencyDown."""
-        ids = self._topic_ids(sorted({topic for topic, _ in offsets}))
+        topics = sorted({topic for topic, _ in offsets})
+        ids = self._topic_ids(topics)
+        if gone := [topic for topic in topics if topic not in ids]:
+            raise DependencyDown(f"there is no topic {gone[0]} any more")
         try:
             with self._connect() as connection, connection.transaction():
                 for (topic, partition), offset in sorted(offsets.items()):
@@ -154,7 +157,12 @@ class DatabaseOffsets:
         try:
             asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
             for topic, answer in asked.items():
-                ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)
+                try:
+                    ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)
+                except KafkaException as error:
+                    # What was deleted for good has offsets all the same, and nothing to be set back.
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
         except KafkaException as error:
             raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
         except TimeoutError as error:

@@ -12,8 +12,8 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import from_ms
-from nigredo.errors import ConfigurationError
-from nigredo.rewind import Rewind, Step, To
+from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.rewind import DatabaseOffsets, Rewind, Step, To
 from nigredo.testing import Stack
 
 STANDS_AT = 9
@@ -108,3 +108,17 @@ def test_a_group_that_stands_past_the_end_of_a_topic_made_anew_goes_back_to_what
     step = planned(stack, topic, To(offsets={(topic, 0): DELETED}), stands_at=500)
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, 10 - DELETED, 0)
+
+
+def test_a_topic_that_was_deleted_for_good_keeps_no_other_from_being_set_back(stack: Stack) -> None:
+    gone = f"gone-{uuid4()}"
+    row = (
+        "INSERT INTO nigredo.stream_offsets (topic, topic_id, partition, next_offset) VALUES (%s, %s, 0, 7) RETURNING 1"
+    )
+    stack.rows(f"{row} RETURNING 1", gone, str(uuid4()))
+    try:
+        assert gone not in {topic for topic, _ in DatabaseOffsets(stack.settings()).standing()}
+        with pytest.raises(DependencyDown, match="no topic"):
+            DatabaseOffsets(stack.settings()).set_back({(gone, 0): 0})
+    finally:
+        stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic = %s RETURNING 1", gone)
