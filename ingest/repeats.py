@@ -68,7 +68,7 @@ class Repeats:
 
     def first(self, network: str, form: Form) -> First | None:
         """Return the same form of the same network within the last seconds."""
-        found = self._recent.get(self._hash(network, self._content(form).hex()))
+        found = self._recent.get(self._place(network, form))
         if found is None or time.monotonic() - found.at > DOUBLE_CLICK_S or _failed(found.acknowledged):
             return None
         return found
@@ -76,9 +76,13 @@ class Repeats:
     def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Kept]) -> None:
         """Remember a form for the seconds in which it may be sent again by mistake."""
         now = time.monotonic()
-        self._recent[self._hash(network, self._content(form).hex())] = First(lead_id, acknowledged, now)
+        self._recent[self._place(network, form)] = First(lead_id, acknowledged, now)
         while len(self._recent) > RECENT_MAX or now - next(iter(self._recent.values())).at > DOUBLE_CLICK_S:
             self._recent.popitem(last=False)
+
+    def _place(self, network: str, form: Form) -> bytes:
+        """Return by what a form of a network is remembered."""
+        return self._hash(network, self._content(form).hex())
 
     def _content(self, form: Form) -> bytes:
         """Return what stands for all that makes a form what it is, however long that is."""

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import BY_KEY, Headers, Overloaded, as_ours
+from nigredo.kafka import BY_KEY, Headers, Overloaded, as_ours, fail_left, give_up
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -120,11 +120,7 @@ class BulkPublisher:
         await asyncio.to_thread(self._flusher.join, 2.0)
         # Lets what the thread still handed over come first.
         await asyncio.sleep(0)
-        left = [batch.future for batch in self._waiting if not batch.future.done()]
-        for future in left:
-            future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
-            future.exception()  # Marks it as retrieved: nobody may be waiting any more.
-        return len(left)
+        return fail_left(batch.future for batch in self._waiting)
 
     # --- in the flushing thread --------------------------------------------------------------------------------------
 
@@ -178,9 +174,7 @@ class BulkPublisher:
             old, self._producer, self._fatal = self._producer, fresh, False
             for batch in self._waiting:
                 batch.error = batch.error or DependencyDown("Kafka: a fatal error of the producer")
-        old.purge()
-        with suppress(KafkaException):
-            old.flush(1.0)
+        give_up(old)
 
 
 def _resolve(done: Sequence[_Batch]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -162,12 +162,9 @@ class Publisher:
         self._next_poll.cancel()
         if self._sweep is not None:
             self._sweep.cancel()
-        left = [future for future in self._pending if not future.done()]
-        for future in left:
-            future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
-            future.exception()  # Marks it as retrieved: nobody may be waiting any more.
+        left = fail_left(self._pending)
         self._pending.clear()
-        return len(left)
+        return left
 
     def _fail_overdue(self) -> None:
         """Fail what should have been answered by now. One timer for all is cheaper than one for each."""
@@ -225,12 +222,26 @@ class Publisher:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
         log.error("producer replaced after a fatal error", error=error.name())
         old, self._producer, self._fatal = self._producer, Producer(self._config), None
-        old.purge()
-        # What the old one can say of its records it says here, at once: the loop does not stand still for a second.
-        with suppress(KafkaException):
-            old.flush(1.0)
+        # Of what is at hand by then: the loop does not stand still for a second.
+        give_up(old)
         for future in list(self._pending):
             self._resolve(future, DependencyDown("Kafka: a fatal error of the producer"))
+
+
+def fail_left(futures: Iterable[asyncio.Future[Any]]) -> int:
+    """Fail what a producer that is closed leaves without an answer; return how many these are."""
+    left = [future for future in futures if not future.done()]
+    for future in left:
+        future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
+        future.exception()  # Marks it as retrieved: nobody may be waiting any more.
+    return len(left)
+
+
+def give_up(producer: Producer) -> None:
+    """Have a producer that met a fatal error say what it can of its records."""
+    producer.purge()
+    with suppress(KafkaException):
+        producer.flush(1.0)
 
 
 def as_ours(error: KafkaError) -> Exception:
