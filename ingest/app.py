@@ -27,7 +27,7 @@ from ingest.answers import (
     tell_allowance,
     user_agent,
 )
-from ingest.arriving import CUT_OFF, Application, Arriving
+from ingest.arriving import Application, Arriving, BodyCutOff, BodyTooLong, read_body
 from ingest.body import parse_form
 from ingest.deadline import Deadline
 from ingest.form import Form
@@ -110,18 +110,17 @@ class Leads:
 
     async def _body(self, request: Request) -> bytes:
         most = self._settings.body_max_bytes
-        if (request.content_length or 0) > most:
-            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
         try:
-            body: bytes = await self._deadline.of(request.bounded_stream.read(most + 1))
+            if (request.content_length or 0) > most:
+                raise BodyTooLong
+            return await self._deadline.of(read_body(request.scope, most))
+        except BodyTooLong:
+            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.") from None
         except TimeoutError:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
-        if len(body) > most:
-            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.")
-        if request.scope.get(CUT_OFF):
+        except BodyCutOff:
             # Half a message is nobody's message.
-            raise falcon.HTTPBadRequest(description="The body ended before it was whole.")
-        return body
+            raise falcon.HTTPBadRequest(description="The body ended before it was whole.") from None
 
 
 class PageRoute:

@@ -1,4 +1,4 @@
-"""Between the server and Falcon: a body that is slow to begin, or ends too early, is seen for what it is."""
+"""Between the server and Falcon: a body is read by us, piece by piece, and not before somebody wants it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CUT_OFF = "nigredo.cut_off"
+_RECEIVE = "nigredo.receive"
+_LATER: Mapping[str, Any] = {"type": "http.request", "body": b"", "more_body": True}
+
+
+class BodyTooLong(Exception):
+    """The body has more bytes than it may."""
+
+
+class BodyCutOff(Exception):
+    """The client went away before its body was whole."""
 
 
 class Arriving:
     """An ASGI application that hands requests on as soon as their head is there.
 
     Falcon waits for the first piece of a body before it looks at a request: for ever when none comes, and before a
-    refusal that needs no body. So it gets an empty piece at once. A client that goes away in the middle of its body
-    looks to it like one that is done: that is noted in the scope.
+    refusal that needs no body. So it gets an empty piece at once, and nothing else: whoever wants the body calls
+    `read_body`. Falcon's own stream would take a client that goes away in the middle for one that is done.
     """
 
     def __init__(self, application: Application) -> None:
@@ -32,16 +41,28 @@ class Arriving:
         if scope["http_version"] == "1":
             # The server's name for 1.0, which nginx speaks to what is behind it unless told otherwise.
             scope["http_version"] = "1.0"
-        begun = False
+        scope[_RECEIVE] = receive
+        await self._application(scope, _body_later, send)
 
-        async def arriving() -> Mapping[str, Any]:
-            nonlocal begun
-            if not begun:
-                begun = True
-                return {"type": "http.request", "body": b"", "more_body": True}
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                scope[CUT_OFF] = True
-            return event
 
-        await self._application(scope, arriving, send)
+async def _body_later() -> Mapping[str, Any]:
+    return _LATER
+
+
+async def read_body(scope: Scope, most: int) -> bytes:
+    """Return the whole body of a request that came through `Arriving`.
+
+    Raises BodyTooLong as soon as it has more than `most` bytes, BodyCutOff when it ends before it is whole. Waits as
+    long as the client takes: set a deadline.
+    """
+    receive: Receive = scope[_RECEIVE]
+    body = bytearray()
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise BodyCutOff
+        body += event.get("body", b"")
+        if len(body) > most:
+            raise BodyTooLong
+        if not event.get("more_body", False):
+            return bytes(body)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import falcon.asgi
+from prometheus_client import Counter
 
 from ingest.page import SCRIPT_PATH
 from nigredo import metrics
@@ -15,6 +18,9 @@ ROUTE_LABELS = {
     SCRIPT_PATH: "/static/form.js",
 }
 """What metrics call the routes whose template is not what operators know."""
+
+_more: dict[Counter, int] = {}
+"""What the counters are still to be told: a worker has one event loop."""
 
 
 def begin(request: falcon.asgi.Request) -> None:
@@ -34,7 +40,7 @@ def count(request: falcon.asgi.Request, function: str, status: int, took_s: floa
     template = request.uri_template or request.path
     route, method, context = ROUTE_LABELS.get(template, template), request.method, request.context
     told_as = MAINTENANCE if context.maintenance else str(status)
-    metrics.API_REQUESTS.of(function, route, method, told_as).inc()
+    _count(metrics.API_REQUESTS.of(function, route, method, told_as))
     metrics.API_LATENCY.of(route, method).observe(took_s)
     if status >= 500 and not context.maintenance:
         metrics.API_ERRORS.of(route, told_as).inc()
@@ -43,4 +49,17 @@ def count(request: falcon.asgi.Request, function: str, status: int, took_s: floa
     if context.source is not None:
         # Of a form that was not taken its answer tells why.
         outcome = context.outcome or (RATE_LIMITED if status == 429 else "failed")
-        metrics.LEAD_SUBMISSIONS.of(context.source, outcome).inc()
+        _count(metrics.LEAD_SUBMISSIONS.of(context.source, outcome))
+
+
+def _count(counter: Counter) -> None:
+    """Count one more when the event loop has gone round, together with its others of this turn."""
+    if not _more:
+        asyncio.get_running_loop().call_soon(_tell)
+    _more[counter] = _more.get(counter, 0) + 1
+
+
+def _tell() -> None:
+    for counter, count in _more.items():
+        counter.inc(count)
+    _more.clear()

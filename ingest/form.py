@@ -130,6 +130,8 @@ def label(text: str) -> str | None:
 
 
 def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
+from ipaddress import IPv4Address
+from math import ceil
 from pathlib import Path
 from uuid import UUID
 
@@ -59,11 +61,10 @@ class Allowance:
     @classmethod
     def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
         """Return what a verdict leaves."""
-        counted = verdict.state.accepted
-        reset = counted[0].at + timedelta(seconds=submission.window_s) - at if counted else timedelta()
+        limit, window_s, counted = submission.limit, submission.window_s, verdict.state.accepted
         # Whole seconds, rounded up: who comes back a second early is refused again.
-        seconds = max(0, -int(-reset.total_seconds() // 1))
-        return cls(submission.limit, submission.window_s, max(0, submission.limit - len(counted)), seconds)
+        reset_s = window_s + ceil((counted[0].at - at).total_seconds()) if counted else 0
+        return cls(limit, window_s, max(0, limit - len(counted)), max(0, reset_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class Intake:
         submission = Submission(
             id=next(self._ids) if key is None else repeats.lead_id(network, key, form),
             client_network=network,
-            ip_address=str(address),
+            ip_address=network if isinstance(address, IPv4Address) else str(address),
             user_agent=user_agent,
             form_id=form.form_id,
             source=form.source,
@@ -225,7 +226,7 @@ class Intake:
         if verdict.outcome == RATE_LIMITED:
             self._refuse(edge, submission)
             retry_at = verdict.retry_at or submission.taken_at
-            retry_after_s = max(1, -int(-(retry_at - submission.taken_at).total_seconds() // 1))
+            retry_after_s = max(1, ceil((retry_at - submission.taken_at).total_seconds()))
             raise RateLimited(allowance, retry_after_s)
         if verdict.outcome == SPAM and not edge.refused(submission, submission.taken_at):
             # So much of it came from there that only the number is kept; the program is not told.

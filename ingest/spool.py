@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class Entry:
     @property
     def size_bytes(self) -> int:
         """What it counts for in the spool's bound."""
-        headers = sum(len(name) + len(value) for name, value in self.headers)
+        headers = sum(map(len, chain.from_iterable(self.headers)))
         return len(self.key) + len(self.value) + headers + OVERHEAD_BYTES
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from socket import AF_INET, inet_pton
 
 from nigredo.settings import Network
 
@@ -33,8 +34,12 @@ def unmapped(address: Address) -> Address:
 
 def within(address: Address, networks: Sequence[Network]) -> bool:
     """Say whether an address lies in one of the networks."""
-    address = unmapped(address)
-    return any(address.version == network.version and address in network for network in networks)
+    if networks:
+        address = unmapped(address)
+        for network in networks:
+            if address in network:
+                return True
+    return False
 
 
 def parse_hop(text: str) -> Address | None:
@@ -45,6 +50,11 @@ def parse_hop(text: str) -> Address | None:
 # The hops of proxies come with every request, and making an address costs as much as a hundred look-ups.
 @lru_cache(maxsize=4096)
 def _parse_hop(text: str) -> Address | None:
+    try:
+        # What nearly every hop is, read as strictly as `ip_address` does in a fifth of its time.
+        return IPv4Address(inet_pton(AF_INET, text.strip()))
+    except (OSError, ValueError):
+        pass
     text = text.strip().strip('"').strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

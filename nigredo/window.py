@@ -47,13 +47,13 @@ def judge(state: RateLimitState | None, submission: Submission, *, at: datetime,
         refused = before.refused + (submission.edge_verdict != DUPLICATE)
         limited = submission.edge_verdict == RATE_LIMITED
         retry_at = _retry_at(counted, submission) if limited else None
-        return Verdict(submission.edge_verdict, retry_at, replace(before, refused=refused))
+        return Verdict(submission.edge_verdict, retry_at, _changed(before, refused=refused))
     if submission.exempt:
         exempt = (*before.exempt, Acceptance(submission.id, now))[-EXEMPT_KEPT:]
-        return Verdict(ACCEPTED, None, replace(before, exempt=exempt))
+        return Verdict(ACCEPTED, None, _changed(before, exempt=exempt))
     if len(counted) < submission.limit:
-        return Verdict(ACCEPTED, None, replace(before, accepted=(*counted, Acceptance(submission.id, now))))
-    return Verdict(RATE_LIMITED, _retry_at(counted, submission), replace(before, refused=before.refused + 1))
+        return Verdict(ACCEPTED, None, _changed(before, accepted=(*counted, Acceptance(submission.id, now))))
+    return Verdict(RATE_LIMITED, _retry_at(counted, submission), _changed(before, refused=before.refused + 1))
 
 
 def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, offset: int) -> RateLimitState | None:
@@ -109,13 +109,33 @@ def _advanced(
     return RateLimitState(network, limit, window_s, counted, refused, now, offset, exempt=exempt)
 
 
+def _changed(
+    state: RateLimitState,
+    *,
+    accepted: tuple[Acceptance, ...] | None = None,
+    refused: int | None = None,
+    exempt: tuple[Acceptance, ...] | None = None,
+) -> RateLimitState:
+    """Return a window with this changed. `dataclasses.replace` takes three times as long."""
+    return RateLimitState(
+        state.client_network,
+        state.limit,
+        state.window_s,
+        state.accepted if accepted is None else accepted,
+        state.refused if refused is None else refused,
+        state.updated_at,
+        state.input_offset,
+        exempt=state.exempt if exempt is None else exempt,
+    )
+
+
 def _within(acceptances: tuple[Acceptance, ...], window: timedelta, now: datetime) -> tuple[Acceptance, ...]:
     # Most networks are not exempt: for them there is nothing to build.
     return acceptances and tuple(acceptance for acceptance in acceptances if now - acceptance.at < window)
 
 
 def _knows(acceptances: tuple[Acceptance, ...], submission: Submission) -> bool:
-    return any(acceptance.id == submission.id for acceptance in acceptances)
+    return bool(acceptances) and any(acceptance.id == submission.id for acceptance in acceptances)
 
 
 def _retry_at(counted: tuple[Acceptance, ...], submission: Submission) -> datetime | None:

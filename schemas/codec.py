@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
+from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
 import fastavro
@@ -129,32 +131,35 @@ class Codec:
         return self._readers[topic]
 
 
-# Which fields of an event hold further events; worked out once a class, so that a record costs no reflection.
-_NESTED: dict[type, tuple[tuple[str, type | None, bool], ...]] = {}
-
-
+@cache
 def _fields_of(cls: type) -> tuple[tuple[str, type | None, bool], ...]:
-    """Return (name, nested class or None, whether it is a tuple of them) of each field."""
-    if cls not in _NESTED:
-        hints = get_type_hints(cls)
-        described = []
-        for field in dataclasses.fields(cls):
-            hint = hints[field.name]
-            many = get_origin(hint) is tuple
-            inner = get_args(hint)[0] if many else hint
-            described.append((field.name, inner if dataclasses.is_dataclass(inner) else None, many))
-        _NESTED[cls] = tuple(described)  # type: ignore[arg-type]
-    return _NESTED[cls]
+    """Return (name, nested class or None, whether it is a tuple of them) of each field; once a class."""
+    hints = get_type_hints(cls)
+    described = []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        many = get_origin(hint) is tuple
+        inner = get_args(hint)[0] if many else hint
+        described.append((field.name, inner if dataclasses.is_dataclass(inner) else None, many))
+    return tuple(described)  # type: ignore[arg-type] # a dataclass's type is one
 
 
 def _as_plain(event: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for name, nested, many in _fields_of(type(event)):
-        value = getattr(event, name)
-        if nested is not None:
-            value = [_as_plain(item) for item in value] if many else _as_plain(value)
-        plain[name] = value
+    names, values_of, nested = _reading(type(event))  # type: ignore[arg-type] # a class can be hashed
+    plain = dict(zip(names, values_of(event), strict=True))
+    for name, many in nested:
+        value = plain[name]
+        plain[name] = [_as_plain(item) for item in value] if many else _as_plain(value)
     return plain
+
+
+@cache
+def _reading(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[tuple[str, bool], ...]]:
+    """Return the names of a class's fields, what reads them all at once, and which are events (or tuples of them)."""
+    fields = _fields_of(cls)
+    names = tuple(name for name, _, _ in fields)
+    nested = tuple((name, many) for name, inner, many in fields if inner is not None)
+    return names, attrgetter(*names), nested
 
 
 def _from_plain(cls: type, plain: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.body import JSON, MULTIPART, URLENCODED, parse_form
+from ingest.body import JSON, MULTIPART, URLENCODED, parse_form, read_fields
 from ingest.form import EXTRA_FIELDS_MAX, Form, FormRefused, normal_email
 
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
@@ -126,6 +126,19 @@ def test_any_bytes_are_a_form_or_refused_by_name(body: bytes, content_type: str 
         assert 400 <= refused.status < 500
     else:
         assert "\0" not in form.contact.name + form.contact.message
+
+
+@given(st.text("ab=&+% \n0123456789ABCDEFcé\ufffd", max_size=40).map(str.encode).filter(bytes.strip))
+def test_a_body_as_browsers_write_it_holds_what_a_look_at_each_field_finds(body: bytes) -> None:
+    """Whitespace around it makes the parser look at each field itself: to the form it is nothing."""
+
+    def read(body: bytes) -> object:
+        try:
+            return read_fields(URLENCODED, body)
+        except FormRefused as error:
+            return error.status, error.problems
+
+    assert read(body) == read(b"\n&" + body)
 
 
 @given(st.dictionaries(st.sampled_from(["name", "email", "message", "form_id", "source", "x"]), anything))

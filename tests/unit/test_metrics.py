@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -164,7 +165,12 @@ def counted(status: int, *, maintenance: bool = False, source: str | None = None
     request.context.maintenance = maintenance
     if source is not None:
         counting.note_form(cast(Any, request), source)
-    counting.count(cast(Any, request), "nigredo-create-lead-dev", status, 0.01)
+
+    async def turn() -> None:
+        counting.count(cast(Any, request), "nigredo-create-lead-dev", status, 0.01)
+        await asyncio.sleep(0)
+
+    asyncio.run(turn())
     grown = {}
     for (name, labels), count in read(metrics.exposition().decode()).items():
         if name.endswith("_total") and name.startswith("nigredo_") and count != before.get((name, labels), 0.0):

@@ -75,3 +75,13 @@ def test_networks_of_the_other_family_never_match() -> None:
 
 def test_a_zone_is_no_part_of_an_address() -> None:
     assert parse_hop("fe80::1%eth0") == ip_address("fe80::1")
+
+
+@given(st.text("0123456789.", max_size=17) | st.ip_addresses(v=4).map(str))
+def test_an_ipv4_hop_is_read_as_strictly_as_the_standard_library_does(text: str) -> None:
+    try:
+        expected = ip_address(text)
+    except ValueError:
+        expected = None
+
+    assert parse_hop(text) == expected
