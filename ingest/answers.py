@@ -10,8 +10,9 @@ import falcon
 import falcon.asgi
 from falcon import mediatypes
 
+from ingest.allowance import Allowance
 from ingest.form import FormRefused, label
-from ingest.intake import Allowance, NotAcknowledged, RateLimited
+from ingest.intake import NotAcknowledged, RateLimited
 from ingest.page import LANGUAGES, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
 from ingest.reads import ReadsDown

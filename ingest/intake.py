@@ -11,7 +11,9 @@ from math import ceil
 from pathlib import Path
 from uuid import UUID
 
+from ingest.allowance import Allowance
 from ingest.edge import Edge
+from ingest.encoded_submission import encoded
 from ingest.form import Form
 from ingest.ids import random_ids
 from ingest.outlet import Kept, Outlet
@@ -30,7 +32,7 @@ from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
 from nigredo.view import TopicView
-from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, REPEATED, SPAM, Verdict
+from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, REPEATED, SPAM
 from schemas.codec import Codec
 from schemas.events import RefusalCount, Submission
 from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
@@ -46,25 +48,6 @@ LOADED_WITHIN_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
 SECRET_LEAST = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """What the limit leaves a client network: how many more within the window, and when the next one comes free."""
-
-    limit: int
-    window_s: int
-    remaining: int
-    reset_s: int
-    """Seconds until the oldest counted submission counts no more; 0 when none counts."""
-
-    @classmethod
-    def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
-        """Return what a verdict leaves."""
-        limit, window_s, counted = submission.limit, submission.window_s, verdict.state.accepted
-        # Whole seconds, rounded up: who comes back a second early is refused again.
-        reset_s = window_s + ceil((counted[0].at - at).total_seconds()) if counted else 0
-        return cls(limit, window_s, max(0, limit - len(counted)), max(0, reset_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,20 +256,21 @@ class Intake:
         return position
 
     def _publish(self, submission: Submission) -> asyncio.Future[Kept]:
-        return self._publish_event(submission, submission.id, "lead.submitted", submission.taken_at)
-
-    def _publish_event(
-        self, event: Submission | RefusalCount, event_id: UUID, kind: str, at: datetime
-    ) -> asyncio.Future[Kept]:
-        if self._codec is None or self._outlet is None:
+        if self._codec is None:
             raise DependencyDown("not ready yet")
-        return self._outlet.send(
-            Entry(
-                key=event.client_network.encode(),
-                value=self._codec.encode(SUBMISSIONS, event),
-                headers=cloud_event(kind, event_id, self._function, at),
-            )
-        )
+        value = encoded(self._codec, submission)
+        return self._send(submission.client_network, value, submission.id, "lead.submitted", submission.taken_at)
+
+    def _publish_count(self, count: RefusalCount, at: datetime) -> asyncio.Future[Kept]:
+        if self._codec is None:
+            raise DependencyDown("not ready yet")
+        value = self._codec.encode(SUBMISSIONS, count)
+        return self._send(count.client_network, value, next(self._ids), "lead.refused", at)
+
+    def _send(self, network: str, value: bytes, event_id: UUID, kind: str, at: datetime) -> asyncio.Future[Kept]:
+        if self._outlet is None:
+            raise DependencyDown("not ready yet")
+        return self._outlet.send(Entry(network.encode(), value, cloud_event(kind, event_id, self._function, at)))
 
     def _drained(self, entry: Entry, position: Position) -> None:
         self._last_ack = time.monotonic()
@@ -316,7 +300,7 @@ class Intake:
             now = self._clock()
             for count in self._edge.untold(now):
                 try:
-                    await self._publish_event(count, next(self._ids), "lead.refused", now)
+                    await self._publish_count(count, now)
                 except Exception as error:
                     # This task is the only one that tells of them: it does not end while the process lives.
                     log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)

@@ -8,17 +8,15 @@ which was its largest expense, so they are encoded here and not field by field b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from schemas.codec import Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState
+from schemas.primitives import number, text, time
 from schemas.topics import RATE_LIMITS
 
 SHORTEST = 13
 """The five bytes before every record, and one for each field."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MILLISECOND = timedelta(milliseconds=1)
 
 
 class Rank(NamedTuple):
@@ -30,19 +28,17 @@ class Rank(NamedTuple):
 
 def encoded(codec: Codec, state: RateLimitState) -> bytes:
     """Return what `Codec.encode` would; a test holds the two together, whatever the schema becomes."""
-    network = state.client_network.encode()
     return b"".join(
         (
             codec.prefix(RATE_LIMITS),
-            _number(len(network)),
-            network,
-            _number(state.limit),
-            _number(state.window_s),
+            text(state.client_network),
+            number(state.limit),
+            number(state.window_s),
             _acceptances(state.accepted),
-            _number(state.refused),
+            number(state.refused),
             _acceptances(state.exempt),
-            _number((state.updated_at - EPOCH) // MILLISECOND),
-            _number(state.input_offset),
+            time(state.updated_at),
+            number(state.input_offset),
         )
     )
 
@@ -51,21 +47,8 @@ def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
     """Return an array: its length, an id of 36 letters and a time each, and the zero that ends it."""
     if not acceptances:
         return b"\x00"
-    items = [
-        b"\x48" + str(acceptance.id).encode() + _number((acceptance.at - EPOCH) // MILLISECOND)
-        for acceptance in acceptances
-    ]
-    return _number(len(items)) + b"".join(items) + b"\x00"
-
-
-def _number(number: int) -> bytes:
-    """Return a number in groups of seven bits, lowest first, each but the last one marked; signs alternate."""
-    left, groups = number << 1 ^ number >> 63, bytearray()
-    while left > 0x7F:
-        groups.append(left & 0x7F | 0x80)
-        left >>= 7
-    groups.append(left)
-    return bytes(groups)
+    items = [b"\x48" + str(acceptance.id).encode() + time(acceptance.at) for acceptance in acceptances]
+    return number(len(items)) + b"".join(items) + b"\x00"
 
 
 def rank_of(codec: Codec, value: bytes) -> Rank:
@@ -96,9 +79,9 @@ def _last_fields(value: bytes) -> Rank:
         start = end - 1
         while value[start - 1] & 0x80:
             start -= 1
-        number = 0
+        found = 0
         for byte in reversed(value[start:end]):
-            number = number << 7 | byte & 0x7F
-        numbers.append(number >> 1 ^ -(number & 1))
+            found = found << 7 | byte & 0x7F
+        numbers.append(found >> 1 ^ -(found & 1))
         end = start
     return Rank(*numbers)
