@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from nigredo.encoded_window import decoded, rank_of
+from nigredo.known_windows import KnownWindows
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
 from nigredo.window import Verdict, judge
@@ -56,10 +57,8 @@ class Edge:
         self._codec = codec
         self._window = timedelta(seconds=window_s)
         self._networks_max = networks_max
-        # Undecoded, and in the order of their last change: most are never asked for, and the oldest go first.
+        self._states = self._coming = KnownWindows(codec)
         # Ordered dictionaries, since a plain one takes ever longer to find its first key the more of them were deleted.
-        self._states: OrderedDict[bytes, tuple[int, bytes, int]] = OrderedDict()
-        self._coming = self._states
         self._own: OrderedDict[bytes, list[Own]] = OrderedDict()
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
@@ -67,38 +66,24 @@ class Edge:
 
     def begin(self) -> None:
         """Start afresh; what was known stands meanwhile."""
-        self._coming = OrderedDict()
+        self._coming = KnownWindows(self._codec)
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take the limiter's states."""
+        """Take the limiter's states. A schema that is not known yet is learnt here: the loop must not wait for it."""
         states = self._coming
         for row in rows:
             if row.key is None:
                 continue
-            if row.value is None:
-                states.pop(row.key, None)
-            elif (offset := self._offset(row.value)) is not None:
-                known = states.get(row.key)
-                # One that a worker wrote after its partition was given to another one may come late.
-                if known is None or known[2] <= offset:
-                    states[row.key] = (row.timestamp_ms, row.value, offset)
-                    states.move_to_end(row.key)
+            try:
+                states.take(row.key, row.value)
+            except Undecodable as error:
+                log.error("a rate limit cannot be read", error=str(error))
         oldest_ms = int((time.time() - (self._window + KEPT_LONGER).total_seconds()) * 1000)
-        for key in self._first(states, LET_GO_AT_ONCE + len(rows)):
-            if states[key][0] >= oldest_ms and len(states) <= self._networks_max:
-                break
-            del states[key]
 
-    def _offset(self, value: bytes) -> int | None:
-        """Return how far a window read; None for one that cannot be read.
+        def over(value: bytes) -> bool:
+            return len(states) > self._networks_max or rank_of(self._codec, value).updated_at_ms < oldest_ms
 
-        A schema that is not known yet is learnt here: the loop must not wait for the registry.
-        """
-        try:
-            return rank_of(self._codec, value).input_offset
-        except Undecodable as error:
-            log.error("a rate limit cannot be read", error=str(error))
-            return None
+        states.let_go(over, LET_GO_AT_ONCE + len(rows))
 
     def loaded(self) -> None:
         """Make what came since `begin` hold."""
@@ -200,6 +185,6 @@ class Edge:
         if found is None:
             return None
         try:
-            return decoded(self._codec, found[1])
+            return decoded(self._codec, found)
         except Undecodable:
             return None

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from schemas.codec import Codec, Undecodable
+from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import Acceptance, RateLimitState
 from schemas.primitives import number, text, time
 from schemas.topics import RATE_LIMITS
 
 SHORTEST = 13
 """The five bytes before every record, and one for each field."""
+SMALLEST_TIME = 2**33
+"""As Avro writes it; no count of refusals is as great, so a value that was cut off is not taken for a whole one."""
 
 
 class Rank(NamedTuple):
@@ -53,8 +55,8 @@ def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
 
 def rank_of(codec: Codec, value: bytes) -> Rank:
     """Return how far an encoded window read. Raises Undecodable, RegistryUnavailable."""
-    if len(value) >= SHORTEST and codec.written_as_ours(RATE_LIMITS, value):
-        return _last_fields(value)
+    if len(value) >= SHORTEST and codec.written_as_ours(RATE_LIMITS, value) and (rank := _last_fields(value)):
+        return rank
     state = decoded(codec, value)
     return Rank(state.input_offset, round(state.updated_at.timestamp() * 1000))
 
@@ -67,21 +69,24 @@ def decoded(codec: Codec, value: bytes) -> RateLimitState:
     return state
 
 
-def _last_fields(value: bytes) -> Rank:
-    """Read the two fields at the end, `updated_at` and `input_offset`, which are longs.
+def _last_fields(value: bytes) -> Rank | None:
+    """Read the two fields at the end, `updated_at` and `input_offset`, which are longs. None if that is not their end.
 
-    Avro writes a number in groups of seven bits, lowest first, and marks each byte but the last one of a number; so the
-    byte before a number is never marked where the field before it ends with a number too, or, as `exempt` does, with
-    the zero that ends an array.
+    Avro writes a number in groups of seven bits, lowest first, and marks each byte but the last one of a number. So
+    from the end a number goes on to its next group as long as that is marked, and `updated_at` begins after the zero
+    that ends the array before it. Written out twice: a million of these are read while a process starts.
     """
-    numbers, end = [], len(value)
-    for _ in range(2):
-        start = end - 1
-        while value[start - 1] & 0x80:
-            start -= 1
-        found = 0
-        for byte in reversed(value[start:end]):
-            found = found << 7 | byte & 0x7F
-        numbers.append(found >> 1 ^ -(found & 1))
-        end = start
-    return Rank(*numbers)
+    at = len(value) - 1
+    offset = value[at]
+    at -= 1
+    while (byte := value[at]) & 0x80:
+        offset = offset << 7 | byte & 0x7F
+        at -= 1
+    updated = byte
+    at -= 1
+    while (byte := value[at]) & 0x80:
+        updated = updated << 7 | byte & 0x7F
+        at -= 1
+    if byte or updated < SMALLEST_TIME or at < PREFIX.size or value[-1] & 0x80:
+        return None
+    return Rank(offset >> 1 ^ -(offset & 1), updated >> 1 ^ -(updated & 1))

@@ -25,6 +25,12 @@ CALL_TIMEOUT_S = 5.0
 POLL_S = 0.2
 PATIENCE_S = 30.0
 TOLD_EVERY_S = 3.0
+READ_AHEAD: Mapping[str, int] = {
+    "queued.max.messages.kbytes": 4096,
+    # librdkafka's own second, after which it looks whether there is room again, made up most of a long reading.
+    "fetch.queue.backoff.ms": 20,
+}
+"""How much a consumer that reads a whole topic fetches before it is asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +239,7 @@ class LogReader:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 50,
+                **READ_AHEAD,
             }
         )
         try:

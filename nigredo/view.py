@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
-from nigredo.log_reader import Loading
+from nigredo.log_reader import READ_AHEAD, Loading
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -67,7 +67,7 @@ class TopicView:
             "enable.auto.offset.store": False,
             # An offset that is gone means that records were missed: told, so that all is loaded again.
             "auto.offset.reset": "error",
-            "queued.max.messages.kbytes": 16_384,
+            **READ_AHEAD,
         }
         self._loaded = threading.Event()
         self._stopping = threading.Event()

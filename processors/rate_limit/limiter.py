@@ -64,6 +64,7 @@ class Limiter:
         self._health = health
         self._reader = LogReader(settings, COMPONENT)
         self._windows: dict[int, Windows] = {}
+        self._assignments = 0
         self._codec: Codec
         self._publisher: BulkPublisher
 
@@ -98,13 +99,18 @@ class Limiter:
         return committed
 
     def _load(self, windows: Windows, partition: int, committed: int | None) -> None:
+        assignment = self._assignments
+
         def told(records: int) -> None:
+            if assignment != self._assignments:
+                raise Stale  # Nobody waits for this thread any more.
             self._health.waiting(f"the windows of partition {partition}: {records} records read")
 
         windows.load(self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S), committed, told)
 
     def revoked(self) -> None:
         """Let go of the windows, which may be somebody else's to change from here on."""
+        self._assignments += 1
         self._windows.clear()
         metrics.LIMITER_NETWORKS.of().set(0)
 

@@ -9,7 +9,8 @@ from itertools import islice
 
 from confluent_kafka import Message
 
-from nigredo.encoded_window import Rank, decoded, rank_of
+from nigredo.encoded_window import decoded, rank_of
+from nigredo.known_windows import KnownWindows
 from nigredo.telemetry import get_logger
 from nigredo.window import forgettable
 from schemas.codec import Codec, Undecodable
@@ -19,20 +20,28 @@ log = get_logger()
 
 WINDOW_LONGEST_MS = 86_400_000
 """No window is longer (`RATE_LIMIT_WINDOW_SECONDS`)."""
+TOLD_EVERY = 10_000
 
 
 class Windows:
-    """Windows in the order of their last change. What was loaded stays encoded until a record asks for it."""
+    """Windows in the order of their last change: those that were loaded, as they came, then those that changed since.
+
+    What was loaded stays encoded until a record asks for it.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
+        self._loaded = KnownWindows(codec)
         # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
-        self._windows: OrderedDict[str, RateLimitState | bytes] = OrderedDict()
-        self.furthest = -1
-        """The greatest input offset that any window loaded tells of."""
+        self._changed: OrderedDict[str, RateLimitState] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._loaded) + len(self._changed)
+
+    @property
+    def furthest(self) -> int:
+        """The greatest input offset that any window loaded tells of; -1 without one."""
+        return self._loaded.furthest
 
     def load(self, messages: Iterable[Message], committed: int | None, told: Callable[[int], None]) -> None:
         """Take the windows of a partition of `nigredo.rate-limits`, oldest record first.
@@ -40,44 +49,46 @@ class Windows:
         committed: where judging goes on. Windows at or past it are kept whatever their age: their record comes again.
         told: called with the number of records every few thousand. Raises DependencyDown.
         """
-        best: dict[str, tuple[Rank, bytes]] = {}
         for number, message in enumerate(messages, 1):
-            if number % 10_000 == 0:
-                told(number)
-            network, value = (message.key() or b"").decode(), message.value()
-            if value is None:
-                # Nobody here writes one: it tells no offset, so that a late one could free a network (docs/adr/0014).
-                best.pop(network, None)
-                continue
             try:
-                rank = rank_of(self._codec, value)
+                self._loaded.take(message.key() or b"", message.value())
             except Undecodable as error:
                 # The network's last state that can be read stands.
                 at = {"partition": message.partition(), "offset": message.offset()}
                 log.error("a window cannot be read", error=str(error), **at)
-                continue
-            if network not in best or rank.input_offset >= best[network][0].input_offset:
-                best[network] = (rank, value)
-        # What is still to be judged is no older than the newest verdict: windows over by then decide nothing. Only what
-        # their bytes tell is asked here; `forget` lets go of the rest of them little by little.
-        newest_ms = max((rank.updated_at_ms for rank, _ in best.values()), default=0)
-        self.furthest = max((rank.input_offset for rank, _ in best.values()), default=-1)
-        for network, (rank, value) in sorted(best.items(), key=lambda item: item[1][0].updated_at_ms):
-            over = newest_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS
-            if not over or committed is None or rank.input_offset >= committed:
-                self._windows[network] = value
+            if number % TOLD_EVERY == 0:
+                told(number)
+                self._let_go_of_loaded(committed)
+        self._let_go_of_loaded(committed)
+
+    def _let_go_of_loaded(self, committed: int | None) -> None:
+        """Let go of what was over when the newest window changed: what is still to be judged is no older than that.
+
+        Only what their bytes tell is asked here; `forget` lets go of the rest of them little by little.
+        """
+        newest_ms = next((rank_of(self._codec, value).updated_at_ms for value in self._loaded), 0)
+
+        def over(value: bytes) -> bool:
+            rank = rank_of(self._codec, value)
+            old = newest_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS
+            return old and committed is not None and rank.input_offset < committed
+
+        self._loaded.let_go(over)
 
     def get(self, network: str) -> RateLimitState | None:
         """Return a network's window."""
-        found = self._windows.get(network)
-        if isinstance(found, bytes):
-            found = self._windows[network] = decoded(self._codec, found)
+        found = self._changed.get(network)
+        if found is None and (value := self._loaded.pop(network.encode())) is not None:
+            found = self._decoded(value)
+            if found is not None:
+                self._changed[network] = found
         return found
 
     def keep(self, state: RateLimitState) -> None:
         """Put a window in the place of the network's older one."""
-        self._windows[state.client_network] = state
-        self._windows.move_to_end(state.client_network)
+        self._loaded.pop(state.client_network.encode())
+        self._changed[state.client_network] = state
+        self._changed.move_to_end(state.client_network)
 
     def forget(self, now: datetime, at_once: int) -> None:
         """Let go of windows that decide nothing any more, oldest first; the topic forgets them by itself.
@@ -85,11 +96,26 @@ class Windows:
         at_once: how many may go; more than a batch can add, so that it keeps up. Where windows of different lengths
         are mixed, a longer one may hold up shorter ones until it is over itself.
         """
-        over = []
-        for network in islice(self._windows, at_once):
-            state = self.get(network)
-            if state is None or not forgettable(state, now):
+
+        def over(value: bytes) -> bool:
+            state = self._decoded(value)
+            return state is None or forgettable(state, now)
+
+        before = len(self._loaded)
+        self._loaded.let_go(over, at_once)
+        at_once -= before - len(self._loaded)
+        gone = []
+        for network, state in islice(self._changed.items(), at_once):
+            if not forgettable(state, now):
                 break
-            over.append(network)
-        for network in over:
-            del self._windows[network]
+            gone.append(network)
+        for network in gone:
+            del self._changed[network]
+
+    def _decoded(self, value: bytes) -> RateLimitState | None:
+        try:
+            return decoded(self._codec, value)
+        except Undecodable as error:
+            # Broken between its beginning and its end, which alone were read so far.
+            log.error("a window cannot be read", error=str(error))
+            return None

@@ -52,7 +52,7 @@ states = st.builds(
     accepted=acceptances,
     refused=st.integers(0, 2**31 - 1),
     exempt=acceptances,
-    updated_at=times_ms.map(lambda ms: EPOCH + timedelta(milliseconds=ms)),
+    updated_at=(times_ms | st.integers(2**40, 2**41)).map(lambda ms: EPOCH + timedelta(milliseconds=ms)),
     input_offset=st.integers(-1, 2**62),
 )
 
@@ -92,6 +92,18 @@ def test_a_window_of_the_release_before_ranks_the_same_and_knows_nothing_of_who_
         assert rank_of(codec, value) == rank_of(codec, codec.encode(RATE_LIMITS, state))
         assert not codec.written_as_ours(RATE_LIMITS, value)
     assert decoded(codec, value) == older
+
+
+@given(states)
+def test_a_window_that_was_cut_off_is_told_as_such_wherever_it_was_cut(state: RateLimitState) -> None:
+    codec = a_codec()
+    value = codec.encode(RATE_LIMITS, state)
+    rank_of(codec, value)
+    assert codec.written_as_ours(RATE_LIMITS, value)
+
+    for end in range(len(value)):
+        with pytest.raises(Undecodable):
+            rank_of(codec, value[:end])
 
 
 @pytest.mark.parametrize("value", [b"", b"\x00", b"\x01\x00\x00\x00\x07abc", b"\x00\x00\x00\x00\x07"])

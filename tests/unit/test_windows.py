@@ -70,6 +70,21 @@ def test_a_window_that_cannot_be_read_leaves_the_one_before_it() -> None:
     assert [line["log_level"] for line in logs] == ["error", "error"]
 
 
+def test_a_window_broken_in_its_middle_is_told_when_it_is_asked_for_and_is_in_nobodys_way() -> None:
+    whole, over = window("a", 1), window("b", 2)
+    broken = bytearray(CODEC.encode(RATE_LIMITS, whole))
+    broken[20] |= 0x80  # Within the id of an acceptance: no text any more, and its ends are as they were.
+
+    with capture_logs() as logs:
+        windows = loaded(Told("a", bytes(broken)), Told("other", bytes(broken)), *told(over))
+        assert logs == []
+        assert windows.get("a") is None
+        windows.forget(NOON + HOUR, 100)
+
+    assert [line["event"] for line in logs] == ["a window cannot be read"] * 2
+    assert len(windows) == 0
+
+
 def test_windows_over_for_good_are_not_loaded_unless_their_record_comes_again() -> None:
     old, again = window("old", 3, NOON - 30 * HOUR), window("again", 8, NOON - 30 * HOUR)
 
@@ -101,7 +116,21 @@ def test_a_window_that_changed_is_the_last_to_go() -> None:
 
 def test_no_more_are_let_go_at_once_than_told() -> None:
     windows = loaded(*told(*(window(str(number), number) for number in range(10))))
+    for number in range(10, 20):
+        windows.keep(window(str(number), number))
 
     windows.forget(NOON + HOUR, 4)
+    assert len(windows) == 16
 
-    assert len(windows) == 6
+    windows.forget(NOON + HOUR, 8)
+    assert len(windows) == 8
+
+
+def test_a_window_that_changed_is_not_kept_a_second_time_as_it_was_loaded() -> None:
+    windows = loaded(*told(window("a", 1)))
+    newer = window("a", 2)
+
+    windows.keep(newer)
+
+    assert windows.get("a") == newer
+    assert len(windows) == 1

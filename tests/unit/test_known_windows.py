@@ -1,0 +1,58 @@
+"""Windows held as they came: of each network the one that read furthest, and the oldest change first in line to go."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nigredo.encoded_window import encoded, rank_of
+from nigredo.known_windows import KnownWindows
+from schemas.events import RateLimitState
+from tests.unit.test_encoded_window import a_codec
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+CODEC = a_codec()
+
+
+def value(key: str, offset: int) -> bytes:
+    return encoded(CODEC, RateLimitState(key, 10, 3600, (), 0, NOON + timedelta(seconds=offset), offset))
+
+
+def taken(records: list[tuple[str, int | None]]) -> KnownWindows:
+    known = KnownWindows(CODEC)
+    for key, offset in records:
+        known.take(key.encode(), None if offset is None else value(key, offset))
+    return known
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 9))))
+def test_the_furthest_of_each_network_is_known_and_the_last_to_change_comes_first(
+    records: list[tuple[str, int | None]],
+) -> None:
+    expected: dict[str, int] = {}
+    for key, offset in records:
+        if offset is None:
+            expected.pop(key, None)
+        elif offset >= expected.get(key, -1):
+            expected.pop(key, None)
+            expected[key] = offset
+
+    known = taken(records)
+
+    assert list(known) == [value(key, offset) for key, offset in reversed(expected.items())]
+    assert {key: known.get(key.encode()) for key in "abc"} == {
+        key: value(key, expected[key]) if key in expected else None for key in "abc"
+    }
+    assert known.furthest == max((offset for _, offset in records if offset is not None), default=-1)
+
+
+@given(st.integers(0, 9), st.none() | st.integers(0, 9))
+def test_the_oldest_go_as_long_as_they_are_over_and_no_more_than_told(over: int, at_once: int | None) -> None:
+    known = taken([(key, offset) for offset, key in enumerate("abcde")])
+
+    known.let_go(lambda found: rank_of(CODEC, found).input_offset < over, at_once)
+
+    gone = min(over, 5, 5 if at_once is None else at_once)
+    assert list(known) == [value(key, offset) for offset, key in enumerate("abcde")][gone:][::-1]
