@@ -5,14 +5,12 @@ in the end-to-end tests.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown, RecordRefused
-from processors import attempts, in_order
+from processors import in_order
 from processors.handler import Stale
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
 
@@ -130,117 +128,6 @@ def test_a_hole_that_compaction_left_is_no_skipped_record() -> None:
     assert handled(rig) == [0, 1, 4, 5]
     assert rig.app.seeks == []
     assert rig.app.committed() == 6
-
-
-def test_a_dependency_that_is_away_loses_nothing_and_commits_nothing() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.trouble = [DependencyDown("away")] * 4
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert handled(rig) == [0, 1, 2]
-    assert rig.handler.parked == []
-    assert [max(offsets.values()) for offsets in rig.app.commits] == [3]
-
-
-def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_are_handled() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.poison = {1}
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert handled(rig) == [0, 2]
-    assert rig.handler.parked == [(1, "failed")]
-    assert rig.app.committed() == 3
-
-
-def test_a_batch_that_is_handled_part_by_part_says_so_again_and_again_to_a_watchdog() -> None:
-    async def scenario() -> list[int]:
-        rig, given = Rig(), list[int]()
-
-        async def note() -> None:
-            given.append(rig.health.reasons_given)
-
-        rig.handler.before_work = note
-        rig.handler.trouble = [RecordRefused("refused_by_database", "no")]
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return given
-
-    _, *parts = asyncio.run(scenario())
-    assert len(set(parts)) == len(parts) == 2
-
-
-def test_one_bad_record_among_many_is_found_by_halving() -> None:
-    async def scenario() -> tuple[Rig, int]:
-        rig, calls = Rig(), 0
-
-        async def count() -> None:
-            nonlocal calls
-            calls += 1
-
-        rig.handler.before_work = count
-        rig.handler.poison = {37}
-        rig.deliver(*range(64))
-        await rig.finish()
-        return rig, calls
-
-    rig, calls = asyncio.run(scenario())
-    assert handled(rig) == [offset for offset in range(64) if offset != 37]
-    assert rig.handler.parked == [(37, "failed")]
-    # The whole, two halves six times, and the record itself twice more.
-    assert calls == 1 + 2 * 6 + 2
-
-
-def test_a_record_that_cannot_be_decoded_is_parked_at_once() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.undecodable = {0}
-        rig.deliver(0, 1)
-        await rig.finish()
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert rig.handler.parked == [(0, "undecodable")]
-    assert handled(rig) == [1]
-
-
-def test_a_record_that_breaks_the_decoder_itself_stops_nothing() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.unforeseen = {1}
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert rig.handler.parked == [(1, "failed")]
-    assert handled(rig) == [0, 2]
-    assert rig.app.committed() == 3
-
-
-def test_a_broken_release_parks_a_few_records_and_then_waits_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FAILED_IN_A_ROW_MAX", 3)
-
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.unforeseen = set(range(10))
-        rig.deliver(*range(10))
-        working = rig.start()
-        await until(lambda: "a person" in (rig.health.waiting_for or ""))
-        working.cancel()
-        await asyncio.wait({working})
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert [offset for offset, _ in rig.handler.parked] == [0, 1, 2]
-    assert rig.app.commits == []
 
 
 def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() -> None:
@@ -386,23 +273,3 @@ def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytes
         return rig
 
     assert asyncio.run(scenario()).app.committed() == 3
-
-
-def test_a_record_that_is_parked_while_its_partition_goes_away_is_not_committed() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.undecodable = {0}
-        park = rig.handler.park
-
-        async def parks_slowly(*arguments: Any) -> None:
-            await rig.app.on_partitions_revoked.send()
-            await park(*arguments)
-
-        rig.handler.park = parks_slowly  # type: ignore[method-assign]
-        rig.deliver(0)
-        await rig.finish()
-        return rig
-
-    rig = asyncio.run(scenario())
-    assert rig.handler.parked == [(0, "undecodable")]
-    assert rig.app.commits == []
