@@ -44,7 +44,14 @@ def _compacted(**config: str) -> dict[str, str]:
 
 
 def _compacted_and_deleted_after(ms: int, **config: str) -> dict[str, str]:
-    return _compacted() | {"cleanup.policy": "compact,delete", "retention.ms": str(ms)} | _dotted(config)
+    kept = {
+        "cleanup.policy": "compact,delete",
+        "retention.ms": str(ms),
+        # A segment goes once its newest record is that old, and compaction merges old ones with new ones up to this
+        # size (docs/adr/0022): so much of a partition may stay on disk past its time, read by nobody.
+        "segment.bytes": str(16 * 2**20),
+    }
+    return _compacted() | kept | _dotted(config)
 
 
 def _dotted(config: Mapping[str, str]) -> dict[str, str]:

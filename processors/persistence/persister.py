@@ -21,6 +21,7 @@ from nigredo.startup import ready_codec
 from processors.handler import Decoded, Stale, decode
 from processors.persistence.chores import Chores
 from processors.persistence.cleanup import CleanUp
+from processors.persistence.expiry import Expiry
 from processors.persistence.resets import ResetRelay
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
@@ -65,7 +66,7 @@ class Persister:
         await self._pool.open()
         self._store = Store(self._pool)
         self._resets = ResetRelay(settings, self._pool, self._codec)
-        self._chores = Chores(self._resets, CleanUp(self._pool))
+        self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT))
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:
         """Return where the database says that the partition goes on; the start of the log if it never saw it."""

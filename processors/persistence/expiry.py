@@ -1,0 +1,76 @@
+"""Ends what compacted topics keep, record by record: Kafka deletes segments, and compaction makes one of old and new.
+
+A topic with the policy `compact,delete` is to keep nothing past its `retention.ms`. But Kafka deletes a segment once
+its newest record is that old, and its cleaner merges small segments on every round, up to `segment.bytes`: a record
+from long ago stays as long as something young is merged with it. So the start of each partition is moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from datetime import timedelta
+
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from nigredo.clock import Clock, utc_now
+from nigredo.errors import DependencyDown
+from nigredo.kafka import client_config
+from nigredo.log_reader import LogReader
+from nigredo.settings import Settings
+from nigredo.telemetry import get_logger
+from schemas.topics import TOPICS, TopicSpec
+
+log = get_logger()
+
+EVERY_S = 3600.0
+CALL_TIMEOUT_S = 10.0
+EXPIRING: Mapping[str, TopicSpec] = {
+    name: spec for name, spec in TOPICS.items() if "compact,delete" in spec.config["cleanup.policy"]
+}
+
+
+class Expiry:
+    """The chore that moves it, to the first record that is young enough."""
+
+    name = "expiry"
+
+    def __init__(
+        self, settings: Settings, component: str, topics: Mapping[str, TopicSpec] = EXPIRING, clock: Clock = utc_now
+    ) -> None:
+        self._reader = LogReader(settings, component)
+        self._config = client_config(settings.kafka_bootstrap_servers, settings.function(component))
+        self._topics = topics
+        self._clock = clock
+        # Not at once, and persisters that were started together not together.
+        self.first_after_s = random.uniform(30.0, 90.0)  # noqa: S311 - jitter, not a secret
+
+    async def run(self) -> float:
+        """Delete all that is past its time. Raises DependencyDown; what was deleted until then is."""
+        await asyncio.to_thread(self._delete)
+        return random.uniform(0.9, 1.1) * EVERY_S  # noqa: S311 - jitter, not a secret
+
+    def _delete(self) -> None:
+        starts = []
+        for name, spec in self._topics.items():
+            oldest = self._clock() - timedelta(milliseconds=int(spec.config["retention.ms"]))
+            for partition in self._reader.partitions(name):
+                # The first one that is as young: all before it are older.
+                young = self._reader.offset_at(name, partition, oldest)
+                if self._reader.watermarks(name, partition)[0] < young:
+                    starts.append(TopicPartition(name, partition, young))
+        if not starts:
+            return
+        admin = AdminClient(self._config)
+        try:
+            for at, deleted in admin.delete_records(starts, request_timeout=CALL_TIMEOUT_S).items():
+                deleted.result(CALL_TIMEOUT_S + 2)
+                log.info(
+                    "records past their time were deleted", topic=at.topic, partition=at.partition, start=at.offset
+                )
+        except KafkaException as error:
+            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+        except TimeoutError as error:
+            raise DependencyDown("Kafka does not answer") from error
