@@ -95,7 +95,9 @@ class Assignment:
         """Begin partitions again, and seek them, as long as they are still ours."""
         if epoch == self.epoch:
             for tp in partitions:
-                self._loads.pop(tp, None)
+                if begun := self._loads.pop(tp, None):
+                    # One that is still at it would end later and put what is older in the place of the new one's.
+                    begun.cancel()
                 self._next.pop(tp, None)
                 self._load(tp, seek=True)
 

@@ -273,3 +273,40 @@ def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytes
         return rig
 
     assert asyncio.run(scenario()).app.committed() == 3
+
+
+def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was_at_it_already() -> None:
+    """The agent is cancelled while it waits for a partition; Faust starts it again in the same assignment."""
+
+    async def scenario() -> Rig:
+        rig = Rig()
+        slow, asked = asyncio.Event(), 0
+
+        async def begin(*_: object) -> int:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await slow.wait()
+            return 0
+
+        rig.handler.begin = begin  # type: ignore[method-assign]
+        rig.deliver(0)
+        first = rig.start()
+        await until(lambda: asked == 1)
+        first.cancel()
+        await asyncio.wait({first})
+        rig.deliver(0, 1, 2)
+        second = rig.start()
+        await until(lambda: handled(rig) == [0, 1, 2])
+        slow.set()
+        await asyncio.sleep(0.01)  # Enough turns for the first one to end.
+        rig.deliver(3)
+        await until(lambda: 3 in handled(rig))
+        second.cancel()
+        await asyncio.wait({second})
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == [0, 1, 2, 3]
+    assert all(offset == 0 for _, offset in rig.app.seeks)
+    assert len(rig.app.seeks) == 1
