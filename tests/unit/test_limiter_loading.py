@@ -1,0 +1,45 @@
+"""Loading a partition's windows when the partition is taken away meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from nigredo.health import Health
+from nigredo.settings import Settings
+from processors.handler import Stale
+from processors.rate_limit.limiter import Limiter
+from processors.rate_limit.windows import TOLD_EVERY, Windows
+from tests.unit.test_windows import CODEC, Told, told, window
+
+REVOKED_AFTER = 100
+
+
+class Endless:
+    """A partition that never ends, and goes to somebody else while it is read."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.read = 0
+
+    def read_to_end(self, *_: Any, **__: Any) -> Iterator[Told]:
+        (record,) = told(window("a", 1))
+        while True:
+            self.read += 1
+            if self.read == REVOKED_AFTER:
+                self._limiter.revoked()
+            yield record
+
+
+def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
+    limiter = Limiter(Settings.from_environment({}), Health("test"))
+    log = Endless(limiter)
+    inside = cast(Any, limiter)
+    inside._reader = log
+
+    with pytest.raises(Stale):
+        inside._load(Windows(CODEC), 0, 0)
+
+    assert log.read <= REVOKED_AFTER + TOLD_EVERY
