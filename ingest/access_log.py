@@ -28,24 +28,27 @@ class AccessLog:
     def add(
         self,
         *,
-        failed: bool,
         function: str,
         request_id: str,
+        ip_address: str,
         method: str,
         route: str,
         status_code: int,
         took_s: float,
         lead_id: str | None,
     ) -> None:
-        """Write the line of an answered request, at the latest when the loop has gone round."""
+        """Write the line of an answered request, at the latest when the loop has gone round.
+
+        Never of level ERROR: what went wrong has a line of its own that tells what, and errors are counted by lines.
+        """
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.write)
         # Anybody can invent methods: only those that are known are worth remembering.
         alike = _alike if method in METHODS else _alike.__wrapped__
         at, lead = datetime.now(UTC).isoformat()[:-6], "null" if lead_id is None else f'"{lead_id}"'
         self._lines.append(
-            f'{{"@timestamp": "{at}Z", {alike(failed, function, method, route, status_code)}, '
-            f'"request_id": "{request_id}", "duration_ms": {took_s * 1000:.1f}, "lead_id": {lead}}}\n'
+            f'{{"@timestamp": "{at}Z", {alike(function, method, route, status_code)}, "request_id": "{request_id}", '
+            f'"ip_address": "{ip_address}", "duration_ms": {took_s * 1000:.1f}, "lead_id": {lead}}}\n'
         )
 
     def write(self) -> None:
@@ -57,10 +60,10 @@ class AccessLog:
 
 
 @lru_cache(maxsize=1024)
-def _alike(failed: bool, function: str, method: str, route: str, status_code: int) -> str:
+def _alike(function: str, method: str, route: str, status_code: int) -> str:
     """Return what the lines of many requests have in common, as the inside of a JSON object."""
     fields = {
-        "level": "ERROR" if failed else "INFO",
+        "level": "INFO",
         "message": "request",
         "function": function,
         "method": method,

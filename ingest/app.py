@@ -93,8 +93,14 @@ class Leads:
         if form.source is None and (source := source_of(request)) is not None:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
+        key = request.get_header(KEY_HEADER)
         taken = await self._intake.take(
-            form, request.context.address, agent, key=request.get_header(KEY_HEADER), by_hand=from_browser(request)
+            form,
+            request.context.address,
+            agent,
+            key=key,
+            by_hand=from_browser(request),
+            request_id=request.context.request_id,
         )
         request.context.outcome = taken.outcome
         self._recent.add(taken.lead_id)
@@ -223,7 +229,7 @@ class Lifecycle:
             response.set_header("Access-Control-Allow-Headers", CORS_REQUEST_HEADERS)
             response.set_header("Access-Control-Max-Age", str(CORS_MAX_AGE_S))
 
-    async def process_response(self, request: Request, response: Response, _: Any, succeeded: bool) -> None:
+    async def process_response(self, request: Request, response: Response, *_: Any) -> None:
         """Write the canonical line and count the request; health probes are not news."""
         self._answer_cors(request, response)
         if request.path.startswith("/health"):
@@ -233,9 +239,9 @@ class Lifecycle:
         function = self._functions[function_of(request.uri_template or "", request.method)]
         counting.count(request, function, status, took_s)
         self._access_log.add(
-            failed=status >= 500 and not succeeded,
             function=function,
             request_id=request.context.request_id,
+            ip_address=str(request.context.address),
             method=request.method,
             route=request.uri_template or "unknown",
             status_code=status,

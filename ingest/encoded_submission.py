@@ -35,5 +35,6 @@ def encoded(codec: Codec, submission: Submission) -> bytes:
             number(submission.window_s),
             b"\x01" if submission.exempt else b"\x00",
             optional_text(submission.edge_verdict),
+            optional_text(submission.spam_sign),
         )
     )

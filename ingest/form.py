@@ -23,6 +23,8 @@ LABEL_MAX = 100
 EXTRA_FIELDS_MAX = 50
 SHOWN = ("name", "email", "message")
 NEXT = "_next"
+HONEYPOT, TOO_FAST = "honeypot", "too_fast"
+"""By what a program gives itself away."""
 EXTRA_NAME_MAX = 100
 EXTRA_VALUE_MAX = 2_000
 
@@ -66,6 +68,12 @@ class Form:
     """Whether the field that people do not see was filled in."""
     took_s: float | None = None
     """How long it took to fill the form in, where the page's script said so."""
+
+    def spam_sign(self, least_s: float) -> str | None:
+        """Return by what a program gave itself away: a field that nobody sees, or faster than anybody types."""
+        if self.trapped:
+            return HONEYPOT
+        return TOO_FAST if self.took_s is not None and self.took_s < least_s else None
 
 
 def form_of(fields: Mapping[str, Any]) -> Form:

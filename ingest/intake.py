@@ -6,9 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
-from ipaddress import IPv4Address
 from math import ceil
-from pathlib import Path
 from uuid import UUID
 
 from ingest.allowance import Allowance
@@ -17,14 +15,14 @@ from ingest.encoded_submission import encoded
 from ingest.form import Form
 from ingest.ids import random_ids
 from ingest.outlet import Kept, Outlet
-from ingest.repeats import Repeats
+from ingest.repeats import Repeats, read_secret
 from ingest.spool import Entry, Spool
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
 from nigredo.control import Control, ControlKeeper
-from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
-from nigredo.headers import cloud_event
+from nigredo.errors import DependencyDown, NigredoError
+from nigredo.headers import REQUEST_ID, cloud_event
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, SWEEP_EVERY_S, Position, Publisher, producer_config
 from nigredo.networks import Address, client_network, within
@@ -47,7 +45,6 @@ LOAD_EVERY_S = 1.0
 LOADED_WITHIN_S = 1.0
 TELL_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
-SECRET_LEAST = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +164,23 @@ class Intake:
         await self.check()
 
     async def take(
-        self, form: Form, address: Address, user_agent: str | None, *, key: str | None = None, by_hand: bool = False
+        self,
+        form: Form,
+        address: Address,
+        user_agent: str | None,
+        *,
+        key: str | None = None,
+        by_hand: bool = False,
+        request_id: str = "",
     ) -> Taken:
         """Put a form on the log and return its lead id once Kafka acknowledged it, or the spool has it.
 
         key: the client's `Idempotency-Key`. by_hand: whether a person sent it, whose same form within seconds is a
-        double click; a program that sends the same twice means it, or uses a key. Raises FormRefused for a key that
-        cannot be used. Raises RateLimited when the client's network has had its share; then nothing waits for Kafka.
-        Raises NotAcknowledged when Kafka did not answer within the deadline: the form may have been taken all the
-        same, and sent again under its key it is taken once. Raises RecordRefused when it is too large for the broker.
+        double click; a program that sends the same twice means it, or uses a key. request_id: goes with the record.
+        Raises FormRefused for a key that cannot be used. Raises RateLimited when the client's network has had its
+        share; then nothing waits for Kafka. Raises NotAcknowledged when Kafka did not answer within the deadline: the
+        form may have been taken all the same, and sent again under its key it is taken once. Raises RecordRefused when
+        it is too large for the broker.
         """
         if self._edge is None or self._codec is None:
             await self._until_loaded()
@@ -183,10 +188,11 @@ class Intake:
         if edge is None:
             raise DependencyDown("not ready yet")
         settings, network = self.control.settings, client_network(address)
+        sign = form.spam_sign(settings.form_min_s)
         submission = Submission(
             id=next(self._ids) if key is None else repeats.lead_id(network, key, form),
             client_network=network,
-            ip_address=network if isinstance(address, IPv4Address) else str(address),
+            ip_address=str(address),
             user_agent=user_agent,
             form_id=form.form_id,
             source=form.source,
@@ -195,19 +201,20 @@ class Intake:
             limit=settings.rate_limit_per_hour,
             window_s=settings.rate_limit_window_s,
             exempt=within(address, settings.rate_limit_exempt),
-            edge_verdict=SPAM if _is_spam(form, settings) else None,
+            edge_verdict=None if sign is None else SPAM,
+            spam_sign=sign,
         )
         if by_hand and key is None and (first := repeats.first(network, form)) is not None:
             submission = replace(submission, edge_verdict=DUPLICATE)
             allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
             if first.keeps_repeat():
-                self._keep(submission)
+                self._keep(submission, request_id)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
             return Taken(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)
         allowance = Allowance.of(verdict, submission, submission.taken_at)
         if verdict.outcome == RATE_LIMITED:
-            self._refuse(edge, submission)
+            self._refuse(edge, submission, request_id)
             retry_at = verdict.retry_at or submission.taken_at
             retry_after_s = max(1, ceil((retry_at - submission.taken_at).total_seconds()))
             raise RateLimited(allowance, retry_after_s)
@@ -221,7 +228,7 @@ class Intake:
         own = edge.accepted(submission, submission.taken_at) if counts else None
         try:
             try:
-                kept = self._publish(submission)
+                kept = self._publish(submission, request_id)
             except DependencyDown as error:
                 raise NotAcknowledged(str(error), submission.id) from error
             if by_hand and verdict.outcome != SPAM:
@@ -255,22 +262,25 @@ class Intake:
             self._last_ack = time.monotonic()
         return position
 
-    def _publish(self, submission: Submission) -> asyncio.Future[Kept]:
+    def _publish(self, submission: Submission, request_id: str) -> asyncio.Future[Kept]:
         if self._codec is None:
             raise DependencyDown("not ready yet")
         value = encoded(self._codec, submission)
-        return self._send(submission.client_network, value, submission.id, "lead.submitted", submission.taken_at)
+        headers = cloud_event("lead.submitted", submission.id, self._function, submission.taken_at)
+        headers.append((REQUEST_ID, request_id.encode()))
+        return self._send(Entry(submission.client_network.encode(), value, headers))
 
     def _publish_count(self, count: RefusalCount, at: datetime) -> asyncio.Future[Kept]:
         if self._codec is None:
             raise DependencyDown("not ready yet")
         value = self._codec.encode(SUBMISSIONS, count)
-        return self._send(count.client_network, value, next(self._ids), "lead.refused", at)
+        headers = cloud_event("lead.refused", next(self._ids), self._function, at)
+        return self._send(Entry(count.client_network.encode(), value, headers))
 
-    def _send(self, network: str, value: bytes, event_id: UUID, kind: str, at: datetime) -> asyncio.Future[Kept]:
+    def _send(self, entry: Entry) -> asyncio.Future[Kept]:
         if self._outlet is None:
             raise DependencyDown("not ready yet")
-        return self._outlet.send(Entry(network.encode(), value, cloud_event(kind, event_id, self._function, at)))
+        return self._outlet.send(entry)
 
     def _drained(self, entry: Entry, position: Position) -> None:
         self._last_ack = time.monotonic()
@@ -278,14 +288,14 @@ class Intake:
             event_id = UUID(dict(entry.headers)["ce_id"].decode())
             self._edge.located(entry.key, event_id, position.offset)
 
-    def _refuse(self, edge: Edge, submission: Submission) -> None:
+    def _refuse(self, edge: Edge, submission: Submission, request_id: str) -> None:
         """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
         if edge.refused(submission, submission.taken_at):
-            self._keep(replace(submission, edge_verdict=RATE_LIMITED))
+            self._keep(replace(submission, edge_verdict=RATE_LIMITED), request_id)
 
-    def _keep(self, refused: Submission) -> None:
+    def _keep(self, refused: Submission, request_id: str) -> None:
         try:
-            kept = self._publish(refused)
+            kept = self._publish(refused, request_id)
         except NigredoError as error:
             log.warning("a refused submission is not kept", error=str(error))
             return
@@ -361,22 +371,6 @@ class Intake:
             left = await self._publisher.close(deadline_s=wait_s)
             if left and self.spool is None:
                 log.error("submissions were not acknowledged at the end", records=left)
-
-
-def read_secret(file: Path) -> bytes:
-    """Return what lead ids are derived with. Raises ConfigurationError."""
-    try:
-        secret = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: cannot be read ({error.strerror})") from None
-    if len(secret) < SECRET_LEAST:
-        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: must hold at least {SECRET_LEAST} random characters")
-    return secret
-
-
-def _is_spam(form: Form, settings: Settings) -> bool:
-    """Say whether a program filled the form in: a field that nobody sees, or faster than anybody types."""
-    return form.trapped or (form.took_s is not None and form.took_s < settings.form_min_s)
 
 
 def _refusal_kept(future: asyncio.Future[Kept]) -> None:

@@ -18,7 +18,7 @@ from granian.log import LogLevels
 
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
 from ingest.exposition import Exposition, parent_folder, shared_folder
-from ingest.intake import read_secret
+from ingest.repeats import read_secret
 from nigredo.health import HealthServer
 from nigredo.settings import Settings
 from nigredo.startup import run_process

@@ -118,7 +118,8 @@ TRAIL = _object(
                 _object(
                     {
                         "verdict": {"enum": ["accepted", "released", "rate_limited", "spam", "duplicate"]},
-                        "reason": NULLABLE_TEXT,
+                        "reason": NULLABLE_TEXT
+                        | {"description": "Of spam what showed it, honeypot or too_fast; of rate_limited until when."},
                         "submitted_at": TIME,
                         "submission_partition": {"type": "integer"},
                         "submission_offset": {"type": "integer"},

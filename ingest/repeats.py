@@ -9,13 +9,16 @@ import json
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
 from ingest.form import FieldProblem, Form, FormRefused
 from ingest.outlet import Kept
+from nigredo.errors import ConfigurationError
 
 KEY_HEADER = "Idempotency-Key"
 KEY_MAX = 255
+SECRET_LEAST = 24
 REMEMBERED_S = 24 * 3600.0
 REMEMBERED_MAX = 100_000
 DOUBLE_CLICK_S = 10.0
@@ -92,6 +95,17 @@ class Repeats:
 
     def _hash(self, *parts: str) -> bytes:
         return hmac.digest(self._secret, "\0".join(parts).encode(), hashlib.sha256)
+
+
+def read_secret(file: Path) -> bytes:
+    """Return what lead ids are derived with. Raises ConfigurationError."""
+    try:
+        secret = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: cannot be read ({error.strerror})") from None
+    if len(secret) < SECRET_LEAST:
+        raise ConfigurationError(f"IDEMPOTENCY_SECRET_FILE: must hold at least {SECRET_LEAST} random characters")
+    return secret
 
 
 def _failed(future: asyncio.Future[Kept]) -> bool:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from uuid import UUID
 
 CONTENT_TYPE = b"application/avro"
+REQUEST_ID = "request_id"
+"""The header of a submission that leads to the line of its request in the log, by the name it has there."""
 
 
 def cloud_event(kind: str, event_id: UUID, source: str, at: datetime) -> list[tuple[str, bytes]]:

@@ -45,6 +45,8 @@ class Submission:
     exempt: bool
     edge_verdict: str | None
     """Set when ingest refused it at once: `rate_limited`, `spam` or `duplicate`. Never accepted later by itself."""
+    spam_sign: str | None = None
+    """By what a program gave itself away, where the verdict is `spam`: `honeypot` or `too_fast`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class Rejection:
     """From when the limit would have let it through; None where waiting is no cure."""
     submission_partition: int
     submission_offset: int
+    spam_sign: str | None = None
+    """`honeypot` or `too_fast`, where the reason is `spam`."""
 
 
 @dataclass(frozen=True, slots=True)

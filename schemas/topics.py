@@ -121,9 +121,9 @@ def spec_of(topic: str) -> TopicSpec:
 
 
 NEWEST_VERSION: Mapping[str, int] = {
-    "submissions": 2,
+    "submissions": 3,
     "leads": 1,
-    "rejections": 1,
+    "rejections": 2,
     "rate-limits": 2,
     "deliveries": 2,
     "webhook-retries": 2,

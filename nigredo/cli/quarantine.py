@@ -35,8 +35,15 @@ def _described(rejection: Rejection) -> dict[str, Any]:
         "submitted_at": rejection.submitted_at.isoformat(),
         "client_network": rejection.client_network,
         "reason": rejection.reason,
+        "spam_sign": rejection.spam_sign,
         "source": rejection.source,
     }
+
+
+def _reason(rejection: Rejection) -> str:
+    # The topic is open to other writers: what is not ours is made printable as what people wrote is.
+    sign = _printable(rejection.spam_sign)
+    return f"{rejection.reason} ({sign})" if sign else rejection.reason
 
 
 def _printable(text: str | None) -> str:
@@ -62,7 +69,7 @@ def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> 
     found = [one.rejection for one in kept if reason in (None, one.rejection.reason)]
     found.sort(key=lambda rejection: rejection.submitted_at, reverse=True)
     lines = [
-        f"{each.id}  {each.submitted_at:%Y-%m-%d %H:%M:%S} UTC  {each.client_network}  {each.reason}  "
+        f"{each.id}  {each.submitted_at:%Y-%m-%d %H:%M:%S} UTC  {each.client_network}  {_reason(each)}  "
         f"{_printable(each.source)}".rstrip()
         for each in found[:limit]
     ]

@@ -38,8 +38,8 @@ def rows_of(records: Sequence[Decoded]) -> Rows:
                 rows.form_submissions[event.id] = _submission(event, "released" if event.released else "accepted", None)
             case Rejection():
                 if rows.form_submissions.get(event.id, {}).get("verdict") not in ("accepted", "released"):
-                    reason = None if event.retry_at is None else f"retry at {event.retry_at.isoformat()}"
-                    rows.form_submissions[event.id] = _submission(event, event.reason, reason)
+                    waits = None if event.retry_at is None else f"retry at {event.retry_at.isoformat()}"
+                    rows.form_submissions[event.id] = _submission(event, event.reason, event.spam_sign or waits)
             case RateLimitState():
                 _count(rows, event, record)
             case DeliveryAttempt():

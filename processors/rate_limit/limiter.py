@@ -25,7 +25,7 @@ from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
-from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, Verdict, count_refusals, judge, pass_release, reset
+from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, SPAM, Verdict, count_refusals, judge, pass_release, reset
 from processors.handler import Decoded, Stale, decode
 from processors.rate_limit.release import find_quarantined
 from processors.rate_limit.windows import Windows
@@ -246,7 +246,8 @@ def _output(verdict: Verdict, submission: Submission, record: Record) -> Lead | 
         return None
     if verdict.outcome == ACCEPTED:
         return Lead(**common, released=False)
-    return Rejection(**common, reason=verdict.outcome, retry_at=verdict.retry_at)
+    sign = submission.spam_sign if verdict.outcome == SPAM else None
+    return Rejection(**common, reason=verdict.outcome, retry_at=verdict.retry_at, spam_sign=sign)
 
 
 def check_offsets(settings: Settings) -> None:

@@ -37,12 +37,16 @@ SAMPLES: dict[str, list[Event]] = {
     "nigredo.submissions": [
         events.Submission(*HEAD, 10, 3600, False, None),
         events.Submission(*HEAD, 10, 3600, True, "rate_limited"),
+        events.Submission(*HEAD, 10, 3600, False, "spam", "honeypot"),
         events.LimitReset("192.0.2.1", "ana", NOON),
         events.RejectionRelease(uuid4(), "192.0.2.1", "ana", NOON),
         events.RefusalCount("192.0.2.1", 100, NOON, NOON),
     ],
     "nigredo.leads": [events.Lead(*HEAD, NOON, False, 3, 2**40)],
-    "nigredo.rejections": [events.Rejection(*HEAD, NOON, "spam", None, 3, 1)],
+    "nigredo.rejections": [
+        events.Rejection(*HEAD, NOON, "spam", None, 3, 1, "too_fast"),
+        events.Rejection(*HEAD, NOON, "rate_limited", NOON, 3, 1),
+    ],
     "nigredo.rate-limits": [
         events.RateLimitState("192.0.2.1", 10, 3600, (events.Acceptance(uuid4(), NOON),), 2, NOON, 7),
         events.RateLimitState("2001:db8::/64", 1, 60, (), 0, NOON, 0),

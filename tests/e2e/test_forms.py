@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -94,14 +95,23 @@ def test_scripts_of_allowed_sites_may_post_and_read_every_answer(stack: Stack) -
         assert "Access-Control-Allow-Origin" not in stranger.headers
 
 
-@pytest.mark.parametrize("marks", [{"_gotcha": "http://spam.example"}, {"_seconds": "0.4"}])
-def test_a_program_is_told_that_all_went_well_and_its_form_is_put_aside(stack: Stack, marks: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("marks", "sign"), [({"_gotcha": "http://spam.example"}, "honeypot"), ({"_seconds": "0.4"}, "too_fast")]
+)
+def test_a_program_is_told_that_all_went_well_and_its_form_is_put_aside_with_what_showed_it(
+    stack: Stack, marks: dict[str, str], sign: str
+) -> None:
     address = any_ipv4_client()
 
     answer = post(stack, form(**marks), address)
 
     assert answer.status_code == 202
     eventually(lambda: verdicts(stack, address) == [("spam", 1)], within_s=20, what="the verdict spam")
+    why = "SELECT reason FROM nigredo.form_submissions WHERE id = %s"
+    assert stack.rows(why, answer.json()["id"]) == [(sign,)]
+    shown = stack.nigredo("quarantine", "show", answer.json()["id"], "--json")
+    assert json.loads(shown.out)["spam_sign"] == sign
+    assert f"spam ({sign})" in stack.nigredo("quarantine", "list", "--reason", "spam", "--limit", "1000").out
 
 
 def test_a_double_click_is_one_lead_and_does_not_count(stack: Stack) -> None:

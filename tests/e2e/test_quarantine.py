@@ -150,7 +150,7 @@ def test_what_is_listed_and_shown_is_nothing_that_people_wrote(stack: Stack) -> 
     (line,) = [line for line in listed.splitlines() if line.startswith(lead_id)]
     assert event.client_network in line
     assert "\x1b" not in listed + shown
-    assert {"id", "submitted_at", "client_network", "reason", "source"} == set(documents[0])
+    assert {"id", "submitted_at", "client_network", "reason", "spam_sign", "source"} == set(documents[0])
     assert [one for one in documents if one["id"] == lead_id]
     for text in (listed, shown, json.dumps(documents)):
         assert not [word for word in ("Zenobia", "zenobia", "secret", "0815 phone") if word in text]

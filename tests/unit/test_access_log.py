@@ -32,9 +32,9 @@ def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(monkeypatch: 
         log = AccessLog()
         for _ in range(64):
             log.add(
-                failed=False,
                 function="nigredo-create-lead-production",
                 request_id="f" * 32,
+                ip_address="2001:0db8:1111:2222:3333:4444:5555:6666",
                 method="POST",
                 route="/api/leads/{lead_id}/trail",
                 status_code=202,

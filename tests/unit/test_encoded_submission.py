@@ -28,6 +28,7 @@ submissions = st.builds(
     window_s=st.integers(1, 86_400),
     exempt=st.booleans(),
     edge_verdict=st.none() | texts,
+    spam_sign=st.none() | texts,
 )
 
 

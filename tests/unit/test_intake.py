@@ -101,7 +101,7 @@ def test_what_looked_like_a_programs_form_is_no_first_one_for_a_persons(tmp_path
         hasty = await intake.take(replace(FORM, took_s=0.5), CLIENT, None, by_hand=True)
         again = await intake.take(FORM, CLIENT, None, by_hand=True)
         assert again.lead_id != hasty.lead_id
-        assert [one.edge_verdict for one in outlet.kept] == ["spam", None]
+        assert [(one.edge_verdict, one.spam_sign) for one in outlet.kept] == [("spam", "too_fast"), (None, None)]
 
     play(tmp_path, story)
 
