@@ -103,7 +103,8 @@ class Leads:
             request_id=request.context.request_id,
         )
         request.context.outcome = taken.outcome
-        self._recent.add(taken.lead_id)
+        if key is not None:
+            self._recent.add(taken.lead_id)
         lead_id = request.context.lead_id = str(taken.lead_id)
         tell_allowance(response, taken.allowance)
         if prefers_html(request):

@@ -13,7 +13,7 @@ from ingest.allowance import Allowance
 from ingest.edge import Edge
 from ingest.encoded_submission import encoded
 from ingest.form import Form
-from ingest.ids import random_ids
+from ingest.ids import dated_ids
 from ingest.outlet import Kept, Outlet
 from ingest.repeats import Repeats, read_secret
 from ingest.spool import Entry, Spool
@@ -86,7 +86,7 @@ class Intake:
         self._edge: Edge | None = None
         self._control: ControlKeeper | None = None
         self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
-        self._ids = random_ids()
+        self._ids = dated_ids()
         self._views: list[TopicView] = []
         self._publisher: Publisher | None = None
         self._outlet: Outlet | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,23 +15,28 @@ import falcon.asgi
 
 from ingest.answers import is_known
 from ingest.form import LABEL_MAX, FieldProblem, FormRefused, label
+from ingest.ids import given_within
 from ingest.intake import Intake
 from ingest.reads import LIMIT_MAX, BadCursor, Reads, ReadsDown, lead_id_of
 from nigredo import metrics
 from nigredo.api_keys import LEADS_READ, known
+from nigredo.clock import utc_now
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 
 LIMIT = 20
 CACHE_CONTROL = "private, max-age=5"
-NOT_YET_S = 60.0
+NOT_YET_S = 30.0
+"""What is not stored by then was refused behind the topic, or waits for something that is down: who asked would ask for
+ever."""
+CLOCK_SKEW = timedelta(seconds=5)
 NOT_YET_MAX = 10_000
 CHALLENGE = ('Bearer realm="nigredo"',)
 
 
 class Recent:
-    """The lead ids of the last minute: one of them that is not stored yet will be in a moment. Bounded."""
+    """The ids of the last half minute that tell no time themselves, as keyed forms have them. Bounded."""
 
     def __init__(self) -> None:
         self._taken: OrderedDict[UUID, float] = OrderedDict()
@@ -43,7 +49,6 @@ class Recent:
             self._taken.popitem(last=False)
 
     def __contains__(self, lead_id: object) -> bool:
-        # What is not stored by then was refused behind the topic: who asked would ask for ever.
         return isinstance(lead_id, UUID) and time.monotonic() - self._taken.get(lead_id, -NOT_YET_S) < NOT_YET_S
 
 
@@ -144,6 +149,10 @@ class LeadRoute:
         if document is not None:
             answer_cached(request, response, document)
             return
-        if lead_id in self._recent:
-            raise falcon.HTTPNotFound(description="Taken, and not stored yet.", headers={"Retry-After": "1"})
+        # Whoever took it: other processes and nodes have nothing but the id.
+        within = timedelta(seconds=NOT_YET_S)
+        if lead_id is not None and (
+            lead_id in self._recent or given_within(lead_id, within, utc_now(), skew=CLOCK_SKEW)
+        ):
+            raise falcon.HTTPNotFound(description="Not stored yet, if it was taken.", headers={"Retry-After": "1"})
         raise falcon.HTTPNotFound(description="There is no such lead.")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from nigredo.testing import Stack, any_ipv4_client, eventually
+from tests.e2e.nodes import FORM, another_node
 
 
 def post(stack: Stack, **fields: str) -> str:
@@ -132,6 +133,37 @@ def test_what_is_no_lead_is_404_and_what_is_not_stored_yet_says_when_to_come_bac
     assert stack.nigredo("stop", "persister").code == 0
     try:
         lead_id = post(stack)
+        answer = reader.get(f"/{lead_id}")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (404, "1")
+        assert reader.get(f"/{lead_id}/trail").headers["Retry-After"] == "1"
+    finally:
+        assert stack.nigredo("start", "persister").code == 0
+    assert reader.stored(lead_id)["id"] == lead_id
+
+
+def test_a_node_and_a_worker_that_did_not_take_a_lead_know_too_that_it_may_come(stack: Stack, reader: Reader) -> None:
+    def asked(url: str, lead_id: str) -> tuple[int, str | None]:
+        answer = httpx.get(f"{url}/api/leads/{lead_id}", headers=reader.headers, timeout=10)
+        return answer.status_code, answer.headers.get("Retry-After")
+
+    with another_node(stack, INGEST_WORKERS="2") as node:
+        assert stack.nigredo("stop", "persister").code == 0
+        try:
+            lead_id = node.post().json()["id"]
+            # Each connection is another worker's, by chance.
+            assert {asked(node.url, lead_id) for _ in range(8)} == {(404, "1")}
+            assert asked(stack.url, lead_id) == (404, "1")
+            assert asked(node.url, str(uuid4())) == (404, None)
+        finally:
+            assert stack.nigredo("start", "persister").code == 0
+        assert reader.stored(lead_id)["id"] == lead_id
+
+
+def test_the_id_of_a_keyed_form_is_known_to_be_on_its_way_where_it_was_taken(stack: Stack, reader: Reader) -> None:
+    assert stack.nigredo("stop", "persister").code == 0
+    try:
+        headers = {"X-Forwarded-For": any_ipv4_client(), "Idempotency-Key": str(uuid4())}
+        lead_id = httpx.post(f"{stack.url}/api/leads", json=FORM, headers=headers, timeout=10).json()["id"]
         answer = reader.get(f"/{lead_id}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (404, "1")
     finally:
