@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,6 +61,16 @@ class Health:
             return self._waiting_for
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in a line what broke a request; nothing of a client that did not wait for its answer."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            log.error("a probe got no answer", error=type(error).__name__)
+
+
 class HealthServer:
     """Serves `/health`, `/health/live`, `/health/ready` and `/metrics` from a thread, beside what the process does.
 
@@ -88,11 +99,13 @@ class HealthServer:
                     self._answer(200 if reason is None else 503, body)
                 elif self.path == "/metrics":
                     try:
-                        self._send(200, CONTENT_TYPE_PLAIN_0_0_4, exposition())
+                        numbers = exposition()
                     except Exception as error:
                         # Else the scraper sees a broken connection, and nobody why.
                         log.error("the metrics cannot be told", error=type(error).__name__)
                         self._answer(500, {"status": "the metrics cannot be told"})
+                    else:
+                        self._send(200, CONTENT_TYPE_PLAIN_0_0_4, numbers)
                 else:
                     self._answer(404, {"status": "unknown path"})
 
@@ -110,10 +123,9 @@ class HealthServer:
                 """Stay silent: a probe every second is not news."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Listener((host, port), Handler)
         except OSError as error:
             raise ConfigurationError(f"HEALTH_PORT: {port} cannot be listened on ({error.strerror})") from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     def start(self) -> None:
