@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
@@ -50,14 +51,30 @@ def kafka_pid(stack: Stack) -> int:
     return int(stack.status()["parts"]["kafka"]["pid"])
 
 
+@contextmanager
+def stopped(stack: Stack) -> Iterator[None]:
+    """Let the broker end and start again; it is ready afterwards."""
+    assert stack.nigredo("stop", "kafka").code == 0
+    try:
+        yield
+    finally:
+        assert stack.nigredo("start", "kafka").code == 0
+
+
+def away(stack: Stack, how: str) -> AbstractContextManager[None]:
+    """Take the broker away: silent, with its connections as they were, or gone, with nobody at its port."""
+    return frozen(kafka_pid(stack)) if how == "silent" else stopped(stack)
+
+
 def is_honest(answer: httpx.Response) -> bool:
     return answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
 
 
-def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack) -> None:
+@pytest.mark.parametrize("how", ["silent", "gone"])
+def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack, how: str) -> None:
     with Load(own.url, CONNECTIONS) as load:
         eventually(lambda: len(load.answers) > 200, within_s=60, what="load")
-        with frozen(kafka_pid(own)):
+        with away(own, how):
             time.sleep(STOPPED_S)
         back = time.monotonic()
         time.sleep(BACK_WITHIN_S)
@@ -76,12 +93,13 @@ def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack) 
     assert [lead_id for ids in load.taken().values() for lead_id in ids if lead_id not in in_topic] == []
 
 
-def test_with_the_spool_a_broker_that_stops_is_noticed_by_nobody(own: Stack) -> None:
+@pytest.mark.parametrize("how", ["silent", "gone"])
+def test_with_the_spool_a_broker_that_stops_is_noticed_by_nobody(own: Stack, how: str) -> None:
     with another_node(own, INGEST_SPOOL="on", RATE_LIMIT_PER_HOUR="200") as node:
         with Load(node.url, CONNECTIONS, posts_a_network=50) as load:
             eventually(lambda: len(load.answers) > 200, within_s=60, what="load")
-            with frozen(kafka_pid(own)):
-                stopped = time.monotonic()
+            with away(own, how):
+                gone = time.monotonic()
                 time.sleep(STOPPED_S)
                 deep = node.health()
             back = time.monotonic()
@@ -95,7 +113,7 @@ def test_with_the_spool_a_broker_that_stops_is_noticed_by_nobody(own: Stack) -> 
         assert load.errors == []
         assert {answer.status for answer in load.answers} == {202}
         # Once it is known that Kafka is away, nobody waits for it.
-        known = [answer for answer in load.since(stopped + 2) if answer.began < back]
+        known = [answer for answer in load.since(gone + 2) if answer.began < back]
         assert median(answer.took_s for answer in known) < 0.5
         in_topic = submitted(own)
         for network, ids in load.taken().items():
@@ -155,13 +173,10 @@ def burst(url: str, posts: int) -> list[tuple[httpx.Response, float]]:
 
 def test_a_broker_that_is_gone_is_told_within_three_seconds_however_many_ask(own: Stack) -> None:
     assert own.post().status_code == 202
-    assert own.nigredo("stop", "kafka").code == 0
-    try:
+    with stopped(own):
         answers = burst(own.url, 64)
         eventually(lambda: not is_ready(own.url), within_s=20, what="an ingest that is not ready")
         live = httpx.get(f"{own.url}/health/live", timeout=10)
-    finally:
-        assert own.nigredo("start", "kafka").code == 0
 
     assert all(is_honest(answer) for answer, _ in answers)
     assert max(took_s for _, took_s in answers) < ANSWERED_WITHIN_S + TOLERANCE_S
