@@ -25,8 +25,12 @@ class HealthRoute:
         status = "ok" if reason is None else "waiting"
         document: dict[str, object] = {"status": status, "function": self._function, "waiting_for": reason}
         if (spool := self._intake.spool) is not None:
-            age_s = round(spool.oldest_age_s, 1)
-            document["spool"] = {"records": spool.records, "bytes": spool.bytes, "oldest_age_s": age_s}
+            document["spool"] = {
+                "records": spool.records,
+                "bytes": spool.bytes,
+                "oldest_age_s": round(spool.oldest_age_s, 1),
+                "refused": spool.refused,
+            }
         response.media = document
 
     on_head = on_get

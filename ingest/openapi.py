@@ -183,6 +183,11 @@ HEALTH = _object(
                 "records": {"type": "integer", "minimum": 0},
                 "bytes": {"type": "integer", "minimum": 0},
                 "oldest_age_s": {"type": "number", "minimum": 0},
+                "refused": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "description": "What Kafka can never take; kept for 30 days.",
+                },
             }
         )
         | {"description": "What this worker took and Kafka does not have yet; only with `INGEST_SPOOL=on`."},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ PATIENCE_S = 1.0
 """A submission that Kafka does not acknowledge within this is spooled: many times what Kafka needs when it is well."""
 LOOK_EVERY_S = 0.1
 TELL_EVERY_S = 10.0
+FORGET_EVERY_S = 3600.0
 RECORD_MAX_BYTES = 1_000_000
 """What the topic takes; librdkafka's own bound, and a little less than the broker's default."""
 
@@ -167,19 +169,25 @@ class Outlet:
         self._drained(sent.entry, position)
 
     async def run(self) -> None:
-        """Move what is in the spool to Kafka, in order, whenever there is something; until cancelled."""
+        """Move what is in the spool to Kafka, in order, whenever there is something; until cancelled.
+
+        What Kafka refused for good is let go of when it is past its time.
+        """
         spool, backoff = self._spool, Backoff(longest_s=2.0)
         if spool is None:
             return
         self._wake.set()
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FORGET_EVERY_S):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 while not spool.empty:
                     await self._settled(spool)
                     await self._keep_all(spool, await self._next(spool))
                 self._behind = not spool.empty
+                await spool.forget_refused()
                 backoff.reset()
             except Exception as error:
                 # This task alone empties the spool: it does not end while the process lives.
@@ -255,7 +263,7 @@ class Outlet:
 
     async def _set_aside(self, spool: Spool, spooled: Spooled) -> None:
         lead_id = dict(spooled.entry.headers).get("ce_id", b"").decode()
-        log.error("Kafka refuses a spooled submission: it stays in the file", lead_id=lead_id, number=spooled.number)
+        log.error("Kafka refuses a spooled submission: it is set aside", lead_id=lead_id, number=spooled.number)
         await spool.set_aside(spooled.number)
 
     async def close(self) -> None:

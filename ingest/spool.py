@@ -32,6 +32,8 @@ OVERHEAD_BYTES = 64
 BATCH_MAX = 500
 BATCH_MAX_BYTES = 4 * 1024 * 1024
 SHRINK_ABOVE_PAGES = 256
+REFUSED_KEPT_S = 30 * 24 * 3600.0
+"""As long as every other refused submission: it is a person's data, and nobody may ever look."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
@@ -84,7 +86,9 @@ class Spool:
         self.records = 0
         """How many are on disk and wait for Kafka."""
         self.bytes = 0
-        """What they take, and those that are being written."""
+        """What they take, those that are being written, and those that were set aside."""
+        self.refused = 0
+        """How many were set aside: Kafka can never take them."""
 
     async def open(self) -> None:
         """Take a file that nobody holds, and over into it whatever other files hold. Raises StartRefused."""
@@ -108,9 +112,10 @@ class Spool:
         if mine is None:
             raise StartRefused(f"no file for a spool in {self._folder} is free")
         self._db = mine
-        self.records, self.bytes, self._oldest_at, self._last = mine.execute(
+        self._forget_refused()
+        self.records, self.bytes, self._oldest_at, self._last, self.refused = mine.execute(
             "SELECT count(*) FILTER (WHERE NOT refused), coalesce(sum(bytes), 0), min(at) FILTER (WHERE NOT refused),"
-            " coalesce(max(number), 0) FROM spool"
+            " coalesce(max(number), 0), count(*) FILTER (WHERE refused) FROM spool"
         ).fetchone()
 
     @property
@@ -187,15 +192,24 @@ class Spool:
         await self._change("DELETE FROM spool WHERE number = ? AND NOT refused", numbers, frees=True)
 
     async def set_aside(self, number: int) -> None:
-        """Keep an entry that Kafka can never take out of the way; it stays in the file for a person to look at."""
-        await self._change("UPDATE spool SET refused = 1 WHERE number = ? AND NOT refused", [number], frees=False)
+        """Keep an entry that Kafka can never take out of the way; for a while a person may look at it in the file."""
+        statement = "UPDATE spool SET refused = 1 WHERE number = ? AND NOT refused"
+        self.refused += await self._change(statement, [number], frees=False)
 
-    async def _change(self, statement: str, numbers: Sequence[int], *, frees: bool) -> None:
+    async def forget_refused(self) -> None:
+        """Let go of what was set aside and is past its time; as the clean-up of refused submissions does."""
+        if self.refused:
+            gone, freed = await asyncio.get_running_loop().run_in_executor(self._thread, self._forget_refused)
+            self.refused -= gone
+            self.bytes -= freed
+
+    async def _change(self, statement: str, numbers: Sequence[int], *, frees: bool) -> int:
         loop = asyncio.get_running_loop()
         changed, freed = await loop.run_in_executor(self._thread, self._apply, statement, numbers)
         self.records -= changed
         if frees:
             self.bytes -= freed
+        return changed
 
     async def close(self) -> None:
         """Wait until what was put is written, and let go of the file. What is in it is there at the next start."""
@@ -242,6 +256,14 @@ class Spool:
         if row is None:
             self._tidy()
         return changed, freed
+
+    def _forget_refused(self) -> tuple[int, int]:
+        before = time.time() - REFUSED_KEPT_S
+        gone = self._db.execute("DELETE FROM spool WHERE refused AND at < ? RETURNING bytes", (before,)).fetchall()
+        if gone:
+            self._tidy()
+            log.warning("spooled submissions that Kafka refused are past their time and gone", records=len(gone))
+        return len(gone), sum(size for (size,) in gone)
 
     def _tidy(self) -> None:
         """Give the disk back, and leave nothing of what was in the log of changes either."""

@@ -192,6 +192,23 @@ def test_what_kafka_refuses_for_good_is_told_or_set_aside(tmp_path: Path) -> Non
     play(tmp_path, story)
 
 
+def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.outlet.FORGET_EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.spool.REFUSED_KEPT_S", 0.5)
+
+    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+        kafka.refuses, kafka.overloaded = {b"0"}, True
+        await outlet.send(entry(0))
+        kafka.overloaded = False
+        await eventually(lambda: spool.empty)
+        assert spool.refused == 1
+        await eventually(lambda: (spool.refused, spool.bytes) == (0, 0))
+
+    play(tmp_path, story)
+
+
 def test_what_is_larger_than_the_topic_takes_is_refused_before_it_is_spooled(tmp_path: Path) -> None:
     async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
         kafka.away = True

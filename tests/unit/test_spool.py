@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ingest.spool import OVERHEAD_BYTES, Entry, Spool, SpoolFull
+from ingest import spool as module
+from ingest.spool import OVERHEAD_BYTES, REFUSED_KEPT_S, Entry, Spool, SpoolFull
 from nigredo.errors import StartRefused
 
 MAX_BYTES = 4000
@@ -227,6 +229,35 @@ def test_what_kafka_can_never_take_is_kept_out_of_the_way(tmp_path: Path) -> Non
     asyncio.run(work())
     with sqlite3.connect(tmp_path / "spool-0.sqlite") as db:
         assert db.execute("SELECT value FROM spool WHERE refused").fetchall() == [(b"poison",)]
+
+
+@pytest.mark.parametrize("at", ["the start", "work"])
+def test_what_kafka_can_never_take_is_gone_after_a_month_and_what_waits_is_not(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        spool = await opened(tmp_path)
+        numbers = [await spool.put(entry(value)) for value in (b"poison of old", b"poison", b"patient")]
+        for number in numbers[:2]:
+            await spool.set_aside(number)
+        assert spool.refused == 2
+        await spool.close()
+        with closing(sqlite3.connect(tmp_path / "spool-0.sqlite", isolation_level=None)) as db:
+            db.execute("UPDATE spool SET at = at - ? WHERE number != ?", (REFUSED_KEPT_S + 1, numbers[1]))
+        kept_s = REFUSED_KEPT_S
+        if at == "work":
+            monkeypatch.setattr(module, "REFUSED_KEPT_S", 2 * kept_s)
+        again = await opened(tmp_path)
+        if at == "work":
+            assert again.refused == 2
+            monkeypatch.setattr(module, "REFUSED_KEPT_S", kept_s)
+            await again.forget_refused()
+        assert (again.refused, again.records, await values(again)) == (1, 1, [b"patient"])
+        assert again.bytes == entry(b"poison").size_bytes + entry(b"patient").size_bytes
+        await again.close()
+
+    asyncio.run(work())
+    assert b"poison of old" not in b"".join(on_disk(tmp_path).values())
 
 
 def test_a_file_that_is_no_spool_stops_the_start_and_is_named(tmp_path: Path) -> None:
