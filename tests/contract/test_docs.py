@@ -58,6 +58,7 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
         "NIGREDO_METRICS",
         "NIGREDO_CACHE",
         "NIGREDO_TEST_HOME",
+        "NIGREDO_TEST_OUTAGE_SECONDS",
         "NIGREDO_TEST_STACK",
         "NIGREDO_PORT",
     }

@@ -30,7 +30,7 @@ from tests.e2e.nodes import FORM, Load, an_address, another_node, frozen, submit
 pytestmark = pytest.mark.embedded
 
 CONNECTIONS = 16
-STOPPED_S = 10.0
+STOPPED_S = float(os.environ.get("NIGREDO_TEST_OUTAGE_SECONDS", "10"))
 ANSWERED_WITHIN_S = 3.0
 TOLERANCE_S = 1.0
 """For a machine that is busy with everything else."""
