@@ -43,7 +43,7 @@ from nigredo.api_keys import LEADS_READ
 from nigredo.db import Pool, make_pool
 from nigredo.health import Health
 from nigredo.metric_labels import CREATE, GET, INGEST, LIST, function_of
-from nigredo.networks import client_address
+from nigredo.networks import as_text, client_address
 from nigredo.settings import Settings
 from nigredo.telemetry import configure_logging, get_logger
 
@@ -242,7 +242,7 @@ class Lifecycle:
         self._access_log.add(
             function=function,
             request_id=request.context.request_id,
-            ip_address=str(request.context.address),
+            ip_address=as_text(request.context.address),
             method=request.method,
             route=request.uri_template or "unknown",
             status_code=status,

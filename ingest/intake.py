@@ -25,7 +25,7 @@ from nigredo.errors import DependencyDown, NigredoError
 from nigredo.headers import REQUEST_ID, cloud_event
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, SWEEP_EVERY_S, Position, Publisher, producer_config
-from nigredo.networks import Address, client_network, within
+from nigredo.networks import Address, as_text, client_network, within
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
@@ -192,7 +192,7 @@ class Intake:
         submission = Submission(
             id=next(self._ids) if key is None else repeats.lead_id(network, key, form),
             client_network=network,
-            ip_address=str(address),
+            ip_address=as_text(address),
             user_agent=user_agent,
             form_id=form.form_id,
             source=form.source,

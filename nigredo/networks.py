@@ -89,6 +89,13 @@ def client_address(peer: str, forwarded_for: str | None, forwarded: str | None, 
     return address
 
 
+# Each request needs it twice or more, and writing an address costs several times what finding its text does.
+@lru_cache(maxsize=4096)
+def as_text(address: Address) -> str:
+    """Return an address as it stands in records and lines of the log."""
+    return str(address)
+
+
 def _forwarded_hops(forwarded: str) -> list[str]:
     """Return the `for` of each element of a `Forwarded` header; an element without one as an empty hop."""
     hops = []
