@@ -194,7 +194,8 @@ class Spool:
     async def set_aside(self, number: int) -> None:
         """Keep an entry that Kafka can never take out of the way; for a while a person may look at it in the file."""
         statement = "UPDATE spool SET refused = 1 WHERE number = ? AND NOT refused"
-        self.refused += await self._change(statement, [number], frees=False)
+        changed = await self._change(statement, [number], frees=False)
+        self.refused += changed
 
     async def forget_refused(self) -> None:
         """Let go of what was set aside and is past its time; as the clean-up of refused submissions does."""
@@ -258,12 +259,14 @@ class Spool:
         return changed, freed
 
     def _forget_refused(self) -> tuple[int, int]:
-        before = time.time() - REFUSED_KEPT_S
-        gone = self._db.execute("DELETE FROM spool WHERE refused AND at < ? RETURNING bytes", (before,)).fetchall()
-        if gone:
+        past = (time.time() - REFUSED_KEPT_S,)
+        sizes = "SELECT count(*), coalesce(sum(bytes), 0) FROM spool WHERE refused AND at < ?"
+        ((records, freed),) = self._db.execute(sizes, past)
+        if records:
+            self._db.execute("DELETE FROM spool WHERE refused AND at < ?", past)
             self._tidy()
-            log.warning("spooled submissions that Kafka refused are past their time and gone", records=len(gone))
-        return len(gone), sum(size for (size,) in gone)
+            log.warning("spooled submissions that Kafka refused are past their time and gone", records=records)
+        return records, freed
 
     def _tidy(self) -> None:
         """Give the disk back, and leave nothing of what was in the log of changes either."""
