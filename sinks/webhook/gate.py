@@ -1,4 +1,4 @@
-"""Which attempt may be made now: places, rate, breaker and pause, in one place and in one order.
+"""Which attempt may be made now: places, rate, breaker, pause and membership, in one place and in one order.
 
 Live leads and due retries go in the order in which they came; replays only when none of them waits, and as long as
 some come, only into a part of the places and with a part of the rate left over. A probe of the breaker is rather the
@@ -9,12 +9,12 @@ probed.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from nigredo.clock import since_boot_s
 from sinks.webhook.breaker import Breaker
 from sinks.webhook.bucket import TokenBucket
 from sinks.webhook.delivery import Attempt
@@ -40,7 +40,7 @@ class Gate:
     """Belongs to one event loop."""
 
     def __init__(
-        self, places: int, bucket: TokenBucket, breaker: Breaker, clock: Callable[[], float] = time.monotonic
+        self, places: int, bucket: TokenBucket, breaker: Breaker, clock: Callable[[], float] = since_boot_s
     ) -> None:
         """places: attempts that may be under way at once, on record or not yet."""
         self.breaker = breaker
@@ -49,6 +49,7 @@ class Gate:
         self._clock = clock
         self._under_way = 0
         self._paused = True
+        self._ours_until = clock()
         self._live: deque[_Waiter] = deque()
         self._behind: deque[_Waiter] = deque()
         self._behind_under_way = 0
@@ -69,6 +70,12 @@ class Gate:
         """Let nothing through, or go on."""
         if paused != self._paused:
             self._paused = paused
+            self._let_through()
+
+    def trust(self, until: float) -> None:
+        """Let nothing through from this time of the clock on: whether it is still ours to send is known until then."""
+        if until != self._ours_until:
+            self._ours_until = until
             self._let_through()
 
     def limit(self, rate: float) -> None:
@@ -124,6 +131,8 @@ class Gate:
             self._timer = None
         while not self._paused and (self._live or self._behind):
             now, behind = self._clock(), not self._live
+            if now >= self._ours_until:
+                return  # Whoever hears from the group says so, and `clear` sends away what is not ours any more.
             if self._under_way >= self.breaker.allows(now, self._places):
                 self._look_again_in(self.breaker.probe_in_s(now))
                 return

@@ -19,7 +19,7 @@ from uuid import UUID
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo import metrics
-from nigredo.clock import from_ms, utc_now
+from nigredo.clock import from_ms, since_boot_s, utc_now
 from nigredo.errors import NigredoError, StartRefused
 from nigredo.kafka import client_config
 from nigredo.record import Record, record_of
@@ -41,6 +41,8 @@ INHERITED_MAX = 2 * WINDOW_MAX
 """Of the records above the committed offset an earlier process may have done so many: the window, and what was done
 since its last commit."""
 CLOCKS_DIFFER = timedelta(minutes=1)
+HEARD_FROM_SHARE = 1 / 4
+"""Of the session's time; with nothing to commit for so long, the broker is asked all the same."""
 HAND_OVER_WITHIN_S = 7.0
 """How long a revocation waits for attempts under way. The broker waits for minutes."""
 
@@ -98,10 +100,11 @@ class Group:
         *,
         changed: Callable[[Sequence[Place]], None],
         busy: Callable[[], bool],
+        clock: Callable[[], float] = since_boot_s,
     ) -> None:
         """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
 
-        busy: asked there too, whether attempts are under way.
+        busy: asked there too, whether attempts are under way. clock: must go on while the process is frozen.
         """
         self._settings = settings
         self._name = name
@@ -112,13 +115,16 @@ class Group:
         self._lock = threading.Lock()
         self._progress = Progress()
         self._leads: dict[int, Partition] = {}
-        self._committed: dict[Place, int] = {}
+        self._committed: dict[Place, TopicPartition] = {}
         self._paused: set[Place] = set()
         self._full: set[Place] = set()
         self._fatal: NigredoError | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
-        session_ms = int(settings.kafka_session_timeout_s * 1000)
+        self._clock = clock
+        self._session_s = settings.kafka_session_timeout_s
+        self._heard_at = clock() - self._session_s
+        session_ms = int(self._session_s * 1000)
         self._consumer = Consumer(
             client_config(settings.kafka_bootstrap_servers, name)
             | {
@@ -209,6 +215,15 @@ class Group:
             return self._leads.get(number)
 
     @property
+    def ours_until(self) -> float:
+        """Until when, by the clock, nobody else can have been given what is assigned here.
+
+        A member of which the broker hears nothing for the session's time loses its partitions, and learns of it only
+        once it can be told. So a process that was frozen must not go by what it knows: it asks before it sends.
+        """
+        return self._heard_at + self._session_s
+
+    @property
     def oldest_begun(self) -> datetime | None:
         """Since when the oldest lead is in hand."""
         with self._lock:
@@ -269,13 +284,21 @@ class Group:
         self._changed([])
 
     def _commit(self, consumer: Consumer, *, every: bool = False) -> None:
-        """Commit how far each partition is done. A commit that fails costs a repetition, never a lead."""
+        """Commit how far each partition is done. A commit that fails costs a repetition, never a lead.
+
+        The broker takes commits of its members alone, and counts their session from then: so each is a sign that what
+        is assigned is still ours. With nothing new to commit, an old one is repeated.
+        """
+        asked_at = self._clock()
         with self._lock:
+            positions = self._progress.positions()
             offsets = [
                 TopicPartition(*place, offset, self._leads[place[1]].metadata(offset) if place[0] == LEADS else "")
-                for place, offset in self._progress.positions().items()
-                if every or self._committed.get(place) != offset
+                for place, offset in positions.items()
+                if every or place not in self._committed or self._committed[place].offset != offset
             ]
+            if not offsets and asked_at - self._heard_at >= HEARD_FROM_SHARE * self._session_s:
+                offsets = [at for place, at in self._committed.items() if place in positions][:1]
         if not offsets:
             return
         try:
@@ -283,8 +306,12 @@ class Group:
         except KafkaException as error:
             log.warning("offsets were not committed", error=error.args[0].name())
             return
+        taken = {(at.topic, at.partition) for at in answers if at.error is None}
+        if taken:
+            self._heard_at = asked_at
         with self._lock:
-            self._committed.update({(at.topic, at.partition): at.offset for at in answers if at.error is None})
+            sent = {(at.topic, at.partition): at for at in offsets}
+            self._committed.update({place: at for place, at in sent.items() if place in taken})
 
     def _poll(self, room: Room) -> list[Message]:
         self._pause_or_resume(room)

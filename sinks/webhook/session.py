@@ -81,6 +81,7 @@ class Session:
                     last_commit = time.monotonic()
                     await self._group.commit()
                     await self._tell()
+                self._tools.gate.trust(self._group.ours_until)
         finally:
             await self._end(noting)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nigredo import metrics
 from nigredo.backoff import Backoff
+from nigredo.clock import since_boot_s
 from nigredo.control import Control, ControlKeeper
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
@@ -54,7 +55,7 @@ class Worker:
         self._secrets = SecretFile(endpoint.secret_file)
         codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
         self._keeper = ControlKeeper(settings, codec)
-        self._gate = Gate(endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, time.monotonic()), Breaker())
+        self._gate = Gate(endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, since_boot_s()), Breaker())
         self._session: Session | None = None
         metrics.know_endpoint(endpoint.name)
         health.tell_also(self._describe)

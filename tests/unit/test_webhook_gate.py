@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ class Crowd:
         self.clock = Clock()
         self.gate = Gate(places, TokenBucket(rate, 0.0), Breaker(), self.clock)
         self.gate.pause(False)
+        self.gate.trust(math.inf)
         self.inside: list[str] = []
         self.sent_away: list[str] = []
         self.unwanted: set[str] = set()
@@ -228,3 +230,48 @@ def test_an_address_that_is_refused_opens_the_breaker_at_once() -> None:
         return crowd
 
     assert not asyncio.run(scenario()).gate.breaker.closed
+
+
+def test_a_member_that_was_frozen_past_its_session_sends_nothing_until_the_group_was_heard_from() -> None:
+    """It may have lost its partitions, and has hundreds of leads in hand when it wakes."""
+
+    async def scenario() -> None:
+        crowd = Crowd(places=2)
+        crowd.gate.trust(6.0)
+        await crowd.come("a", "b", "c", "d")
+        crowd.clock.now = 6.0  # It wakes; what was under way ends first.
+        await crowd.end()
+        await crowd.end()
+        await crowd.come("e", behind=True)
+        crowd.gate.pause(True)
+        crowd.gate.pause(False)
+        await crowd.settled()
+        assert crowd.inside == ["a", "b"]
+
+        crowd.unwanted |= {"c"}  # Either it hears that something is not its own any more ...
+        crowd.gate.clear()
+        crowd.gate.trust(11.0)  # ... or that the rest still is.
+        await crowd.settled()
+        assert (crowd.sent_away, crowd.inside) == (["c"], ["a", "b", "d", "e"])
+
+    asyncio.run(scenario())
+
+
+def test_before_the_group_was_ever_heard_from_nothing_is_sent() -> None:
+    async def scenario() -> None:
+        clock, entered = Clock(), asyncio.Event()
+        gate = Gate(1, TokenBucket(0.0, 0.0), Breaker(), clock)
+        gate.pause(False)
+
+        async def enter() -> None:
+            if await gate.enter(lambda: True, fresh=True, behind=False):
+                entered.set()
+
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0)
+        assert not entered.is_set()
+        gate.trust(1.0)
+        await task
+        assert entered.is_set()
+
+    asyncio.run(scenario())

@@ -138,3 +138,45 @@ def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
         await group.leave()
 
     asyncio.run(scenario())
+
+
+def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_commit_that_was_taken(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with nothing to commit; a commit that is not taken says nothing, nor does the time that passed meanwhile."""
+    now, heard, commits = [100.0], [True], list[dict[int, int]]()
+
+    class Hears(Consumer):
+        def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
+            commits.append({at.partition: at.offset for at in offsets})
+            now[0] += 0.5  # The answer takes its time.
+            if not heard[0]:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
+            return super().commit(offsets=offsets, asynchronous=asynchronous)
+
+    monkeypatch.setattr(group_module, "Consumer", Hears)
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, clock=lambda: now[0])
+        assert group.ours_until <= now[0]
+        group.join()
+        deadline = time.monotonic() + DEADLINE_S
+        while not group.assigned:
+            assert time.monotonic() < deadline
+            await group.poll(NO_ROOM)
+        assert group.ours_until == 106.0
+        await group.commit()
+        assert (len(commits), group.ours_until) == (1, 106.0)
+        now[0] = 102.0
+        await group.commit()
+        assert (commits[1:], group.ours_until) == ([{0: 0}], 108.0)
+        now[0], heard[0] = 120.0, False
+        await group.commit()
+        assert (len(commits), group.ours_until) == (3, 108.0)
+        heard[0] = True
+        await group.commit()
+        assert (len(commits), group.ours_until) == (4, 126.5)
+        await group.leave()
+
+    asyncio.run(scenario())
