@@ -1,4 +1,4 @@
-"""Time as the rest of the program uses it: aware UTC in milliseconds, and a timer that no pause of the process stops."""
+"""Time as the rest of the program uses it: aware UTC in milliseconds, and a timer that no pause stops."""
 
 from __future__ import annotations
 

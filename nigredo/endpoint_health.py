@@ -109,7 +109,7 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
     outcomes = list(_outcomes(reader, topics, endpoint, now - RECENTLY))
     return EndpointHealth(
         enabled=enabled,
-        sender=ask_sender(listener),
+        sender=ask_sender(listener, endpoint),
         lag=lag,
         oldest=min(oldest, key=lambda each: each.since, default=None),
         attempts=len(outcomes),
@@ -130,12 +130,15 @@ def _outcomes(reader: LogReader, topics: WebhookTopics, endpoint: str, since: da
                 yield attempt.outcome
 
 
-def ask_sender(listener: str | None) -> Sender:
-    """Ask the sender's health listener; never raises."""
+def ask_sender(listener: str | None, endpoint: str) -> Sender:
+    """Ask the health listener of an endpoint's sender; never raises."""
+    unknown = Sender(True, None, None)  # That is not wrong: it may listen where only its orchestrator asks.
     if listener is None:
-        return Sender(True, None, None)  # Not known is not wrong: it may listen where only its orchestrator asks.
+        return unknown
     try:
         answer: Any = httpx.get(f"{listener}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False).json()
     except (httpx.HTTPError, json.JSONDecodeError):
         return Sender(False, "its start: nothing answers for it", None)
+    if not isinstance(answer, dict) or answer.get("endpoint") != endpoint:
+        return unknown  # Another's listener: the endpoints' file was changed since, or both have the same settings.
     return Sender(answer.get("waiting_for") is None, answer.get("waiting_for"), answer.get("breaker"))

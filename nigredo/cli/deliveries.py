@@ -37,7 +37,7 @@ def status(context: Context, endpoint: str) -> None:
 
     settings, now = context.settings(_part(endpoint), role="nigredo_app"), utc_now()
     enabled = named(settings, endpoint).enabled and _current(settings, now).webhook_enabled
-    found = look(settings, endpoint, now, enabled=enabled, listener=_listener(settings))
+    found = look(settings, endpoint, now, enabled=enabled, listener=_listener(context, settings, endpoint))
     problems = found.problems(now)
     age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
     document = {
@@ -76,10 +76,15 @@ def _part(endpoint: str) -> str:
     return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
 
 
-def _listener(settings: Settings) -> str | None:
+def _listener(context: Context, settings: Settings, endpoint: str) -> str | None:
     """Return where the sender tells of itself, when that is known here."""
+    from nigredo.stack.embedded import sender_ports
+    from sinks.webhook.endpoint import read_endpoints
+
+    home = context.stack()
+    port = sender_ports(home, read_endpoints(settings))[endpoint] if home.exists else settings.health_port
     host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
-    return f"http://{host}:{settings.health_port}" if settings.health_port else None
+    return f"http://{host}:{port}" if port else None
 
 
 def _current(settings: Settings, now: datetime) -> Settings:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from nigredo import topics
@@ -46,11 +46,21 @@ def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
     """Describe the senders of further endpoints, in the order of their settings file."""
     known = read_endpoints(Settings.from_environment(home.part_environment(environment, "prepare")))
     parts = []
-    for number, endpoint in enumerate(endpoint for endpoint in known.values() if endpoint.name != FIRST_ENDPOINT):
-        port = home.further_port(number)
-        settings = {"WEBHOOK_ENDPOINT": endpoint.name, "HEALTH_PORT": str(port)}
-        parts.append(_part(home, endpoint.part, COMPONENT, port, environment, **settings))
+    for name, port in sender_ports(home, known).items():
+        if name != FIRST_ENDPOINT:
+            settings = {"WEBHOOK_ENDPOINT": name, "HEALTH_PORT": str(port)}
+            parts.append(_part(home, known[name].part, COMPONENT, port, environment, **settings))
     return parts
+
+
+def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
+    """Return where the sender of each endpoint tells of itself.
+
+    endpoints: their names, in the order of their settings file.
+    """
+    further = [name for name in endpoints if name != FIRST_ENDPOINT]
+    ports = {name: home.further_port(number) for number, name in enumerate(further)}
+    return {FIRST_ENDPOINT: home.port(COMPONENT)} | ports
 
 
 def _part(home: Home, name: str, process: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:

@@ -79,4 +79,5 @@ def test_each_endpoint_of_a_file_has_its_sender_and_a_dead_one_changes_nothing_f
         crm = guest.nigredo("webhook", "status", "--endpoint", "crm", "--json", environment=environment)
         gone = guest.nigredo("webhook", "status", "--endpoint", "gone", "--json", environment=environment)
         assert (crm.code, json.loads(crm.out)["failed_10m"]) == (0, 0)
+        assert [json.loads(status.out)["breaker"] for status in (crm, gone)] == ["closed", "open"]
         assert (gone.code, json.loads(gone.out)["failed_share_10m"]) == (1, 1.0)

@@ -8,7 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from nigredo.endpoint_health import EndpointHealth, Oldest, Sender
+from nigredo.endpoint_health import EndpointHealth, Oldest, Sender, ask_sender
+from nigredo.health import Health, HealthServer
+from nigredo.testing import free_port_base
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LEAD = UUID(int=1)
@@ -46,3 +48,15 @@ def test_each_trouble_is_named(state: EndpointHealth, said: str) -> None:
     (problem,) = state.problems(NOON)
 
     assert said in problem
+
+
+def test_a_sender_is_asked_for_its_own_endpoint_and_another_ones_word_says_nothing() -> None:
+    port, health = free_port_base(), Health("sender")
+    health.tell_also(lambda: {"endpoint": "crm", "breaker": "open"})
+    server = HealthServer(health, "127.0.0.1", port)
+    server.start()
+    try:
+        assert ask_sender(f"http://127.0.0.1:{port}", "crm") == Sender(False, "start", "open")
+        assert ask_sender(f"http://127.0.0.1:{port}", "erp") == Sender(True, None, None)
+    finally:
+        server.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nigredo.settings import Settings
-from nigredo.stack.embedded import endpoint_parts
+from nigredo.stack.embedded import endpoint_parts, sender_ports
 from nigredo.stack.home import PORTS, Home
 from sinks.webhook.endpoint import endpoint_of
 
@@ -33,6 +33,7 @@ def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) 
     ports = [port for part in parts for port in part.ports]
     assert ports == [8080 + len(PORTS), 8080 + len(PORTS) + 1]
     assert [part.environment["HEALTH_PORT"] for part in parts] == [str(port) for port in ports]
+    assert list(sender_ports(home, ["fibonacci", "crm", "erp"]).values()) == [home.port("webhook-sender"), *ports]
     assert {part.command[-1] for part in parts} == {"webhook-sender"}
 
 
