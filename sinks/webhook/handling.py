@@ -24,13 +24,14 @@ from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
-from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.attempts import AttemptLog, Case, Settled
+from schemas.topics import WEBHOOK_REPLAYS, retry_topics
+from sinks.webhook.attempts import AttemptLog, Case
 from sinks.webhook.delivery import Attempt, Deliverer
 from sinks.webhook.endpoint import Endpoint
 from sinks.webhook.gate import Gate
-from sinks.webhook.group import INHERITED_MAX, Group, Partition
+from sinks.webhook.group import Group, Partition
 from sinks.webhook.leads import LeadReader
+from sinks.webhook.past import Past
 from sinks.webhook.request import traceparent_of
 from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
 from sinks.webhook.waiting import Waiting, Waits
@@ -40,9 +41,6 @@ log = get_logger()
 
 RESTING_MAX = 2000
 """Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
-DELIVERED_MAX = INHERITED_MAX
-"""Delivered leads of a partition that are remembered beside those loaded, so that one written twice is sent once: the
-limiter writes again at most its last batch. By then all of those loaded that matter have come by."""
 
 Settle = Callable[[Place | None], Awaitable[None]]
 """Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
@@ -93,7 +91,7 @@ class Handling:
         self._asking = asyncio.Lock()
         self._last_taken_at: datetime | None = None
         self._in_hand: dict[UUID, set[Case]] = {}
-        self._settled: asyncio.Task[Settled] | None = None
+        self._past = Past(tools.attempts, group)
 
     def stop(self) -> None:
         """Begin no further attempt."""
@@ -104,7 +102,7 @@ class Handling:
         """Let go of what waited under an assignment that is over."""
         for queue in self._queues:
             queue.clear()
-        self._settled = None
+        self._past.forget()
         self._tools.gate.clear()
 
     @property
@@ -167,12 +165,15 @@ class Handling:
         if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._tools.endpoint.name:
             self._group.finish(ticket)
             return True
-        if (await self._settled_later()).get((ticket.place, record.key), -1) > record.offset:
+        if await self._past.settled(ticket.place, record.key, after=record.offset):
             self._group.finish(ticket)
             return True
         waits = Waits(ticket, record.key, Reference(record, event))
         if isinstance(event, WebhookRetry):
-            if await self._reached_since(event.lead_id, event.lead_partition, event.first_attempt_at, event.replay):
+            number, began = event.lead_partition, event.first_attempt_at
+            partition = None if event.replay else self._group.partition(number)
+            # Delivered meanwhile; but who asked for a replay wants it sent all the same.
+            if partition is not None and await self._past.reached(event.lead_id, partition, number, since=began):
                 await self._tools.attempts.settle(ticket.place, record.key)
                 self._group.finish(ticket)
                 return True
@@ -206,18 +207,10 @@ class Handling:
         if replay or partition is None:
             return await self._see_through(lead, record, ticket, case, settle)
         async with self._turn(partition, lead.id):
-            if await self._reached_since(lead.id, case.lead_partition, began, replay):
+            if await self._past.reached(lead.id, partition, case.lead_partition, since=began):
                 await settle(None)
                 return True
             return await self._see_through(lead, record, ticket, case, settle)
-
-    async def _reached_since(self, lead_id: UUID, number: int, since: datetime, replay: bool) -> bool:
-        """Say whether a lead that waits was delivered meanwhile; who asked for a replay wants it sent all the same."""
-        partition = self._group.partition(number)
-        if partition is None or replay:
-            return False
-        at = (await self._delivered(number, partition)).get(lead_id)
-        return at is not None and at > since
 
     def _withdraw(self, key: bytes, partition: int) -> None:
         """Send a lead no more: the person was erased while it was in hand, or waited."""
@@ -253,7 +246,7 @@ class Handling:
     async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: Case) -> bool:
         """See a lead through, unless it was delivered already."""
         async with self._turn(partition, lead.id):
-            if lead.id in await self._delivered(record.partition, partition):
+            if await self._past.reached(lead.id, partition, record.partition):
                 return True
             return await self._see_through(lead, record, ticket, case, _nothing_to_settle)
 
@@ -326,7 +319,7 @@ class Handling:
         """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
         partition, key = self._group.partition(number), str(lead_id).encode()
         if partition is not None:
-            self._remember(partition, lead_id)
+            self._past.remember(partition, lead_id)
         for topic in self._retry_topics:
             for queue in (self.retries, self.put_off):
                 if (waits := queue.cancel((topic, number), key)) is not None:
@@ -348,34 +341,6 @@ class Handling:
                     await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
         finally:
             self.resting -= 1
-
-    # --- what was delivered before ------------------------------------------------------------------------------------
-
-    async def _delivered(self, number: int, partition: Partition) -> dict[UUID, datetime]:
-        """Return the leads of a partition that need no delivery, those from before its assignment loaded once."""
-        if partition.delivered is None or (partition.delivered.done() and partition.delivered.exception()):
-            loading = self._tools.attempts.delivered_since(number, partition.counts_since)
-            partition.delivered = asyncio.create_task(loading)
-        return await asyncio.shield(partition.delivered)
-
-    async def _settled_later(self) -> Settled:
-        """Return which references of the assignment are followed by their end, loaded once.
-
-        They stand above an older one that waits, so they are read again, perhaps long before their end is.
-        """
-        if self._settled is None or (self._settled.done() and self._settled.exception()):
-            at = {place: offset for place, offset in self._group.positions().items() if place[0] != LEADS}
-            self._settled = asyncio.create_task(self._tools.attempts.settled_after(at))
-        return await asyncio.shield(self._settled)
-
-    @staticmethod
-    def _remember(partition: Partition, lead_id: UUID) -> None:
-        if partition.delivered is not None and partition.delivered.done() and not partition.delivered.exception():
-            delivered = partition.delivered.result()
-            partition.delivered_max = partition.delivered_max or len(delivered) + DELIVERED_MAX
-            delivered[lead_id] = utc_now()
-            if len(delivered) > partition.delivered_max:
-                del delivered[next(iter(delivered))]
 
     async def _decoded(self, record: Record) -> Event | None:
         """Return what a record says; None for a tombstone, and for what nobody can read, which is parked."""

@@ -1,0 +1,109 @@
+"""What is known of the time before an assignment, when reading it fails, and when nobody waits for it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+
+from nigredo.clock import utc_now
+from nigredo.errors import DependencyDown
+from schemas.topics import LEADS, retry_topic
+from sinks.webhook.group import Partition
+from sinks.webhook.past import Past
+
+PLACE = (retry_topic("fibonacci", "1m"), 0)
+NOW = utc_now()
+
+
+class FakeLog:
+    """The attempts on record, and the membership's positions. Fails while `down`."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.loads = 0
+        self.delivered: dict[UUID, Any] = {}
+
+    async def delivered_since(self, *_: Any) -> dict[UUID, Any]:
+        await self._load()
+        return dict(self.delivered)
+
+    async def settled_after(self, at: dict[Any, int]) -> dict[Any, int]:
+        assert set(at) == {PLACE}
+        await self._load()
+        return {(PLACE, b"k"): 5}
+
+    async def _load(self) -> None:
+        self.loads += 1
+        await asyncio.sleep(0.01)
+        if self.down:
+            raise DependencyDown("Kafka is away")
+
+    def positions(self) -> dict[Any, int]:
+        return {PLACE: 1, (LEADS, 0): 9}
+
+
+def past_of(log: FakeLog) -> Past:
+    return Past(cast(Any, log), cast(Any, log))
+
+
+def test_what_could_not_be_read_is_read_again_and_then_kept() -> None:
+    async def scenario() -> None:
+        log, partition, lead_id = FakeLog(), Partition(NOW, 0), uuid4()
+        past, log.down, log.delivered[lead_id] = past_of(log), True, NOW
+        for _ in range(2):
+            with pytest.raises(DependencyDown):
+                await past.reached(lead_id, partition, 0)
+        log.down = False
+        assert await past.reached(lead_id, partition, 0)
+        assert not await past.reached(lead_id, partition, 0, since=NOW)
+        assert await past.reached(lead_id, partition, 0, since=NOW - timedelta(seconds=1))
+        assert not await past.reached(uuid4(), partition, 0)
+        assert log.loads == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_reference_is_settled_by_an_end_that_stands_after_it_as_the_present_assignment_knows() -> None:
+    async def scenario() -> None:
+        log = FakeLog()
+        past = past_of(log)
+        assert await past.settled(PLACE, b"k", after=4)
+        assert not await past.settled(PLACE, b"k", after=5)
+        assert not await past.settled(PLACE, b"another", after=4)
+        assert log.loads == 1
+        past.forget()
+        assert await past.settled(PLACE, b"k", after=4)
+        assert log.loads == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_load_that_fails_when_nobody_waits_for_it_any_more_is_no_news() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        log, partition = FakeLog(), Partition(NOW, 0)
+        past, log.down = past_of(log), True
+        waiting = [
+            asyncio.create_task(past.settled(PLACE, b"k", after=1)),
+            asyncio.create_task(past.reached(uuid4(), partition, 0)),
+        ]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        past.forget()
+        partition.delivered = None
+        await asyncio.sleep(0.05)
+        del waiting, task
+        gc.collect()
+
+    asyncio.run(scenario())
+
+    assert told == []
