@@ -118,6 +118,7 @@ class Group:
         self._committed: dict[Place, TopicPartition] = {}
         self._paused: set[Place] = set()
         self._full: set[Place] = set()
+        self._assignments = 0
         self._fatal: NigredoError | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
@@ -259,6 +260,7 @@ class Group:
                 if at.topic == LEADS
             }
             self._paused, self._full, self._committed = set(), set(), {}
+            self._assignments += 1
         consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
         # What was paused stays so over an assignment, unless it is said otherwise: nobody would ever resume it.
         consumer.resume([TopicPartition(at.topic, at.partition) for at in committed])
@@ -319,7 +321,16 @@ class Group:
         if first is None:
             return []
         more = min(BATCH_MAX, room.leads or BATCH_MAX, room.replays or BATCH_MAX) - 1
-        return [first, *self._consumer.consume(more, 0)] if more else [first]
+        assignments = self._assignments
+        messages = [first, *self._consumer.consume(more, 0)] if more else [first]
+        if self._assignments == assignments:
+            return messages
+        # The partitions came back in the middle of it. What the assignment before read is further on than this one
+        # begins: taken for its own, it would have all before it passed over as old news.
+        with self._lock:
+            at = [TopicPartition(*place, offset) for place, offset in self._progress.positions().items()]
+        self._consumer.assign(at)
+        return []
 
     def _pause_or_resume(self, room: Room) -> None:
         """Pause what cannot be worked on; a partition whose window was full goes on when half of it is done."""

@@ -7,6 +7,7 @@ together, so that a replay of a range costs about one pass over it.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ class LeadReader:
         self._wanted: list[Wanted] = []
         self._reading: asyncio.Task[None] | None = None
         self._consumer: Consumer | None = None
+        self._closing = threading.Event()
 
     async def read(self, partition: int, offset: int, key: bytes) -> Record | None:
         """Return the lead that stood at a place when the reference was made; None when it was erased.
@@ -71,6 +73,7 @@ class LeadReader:
 
     async def close(self) -> None:
         """End the thread and close the consumer."""
+        self._closing.set()  # One batch may take many reads, each with its own deadline.
         if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -138,8 +141,7 @@ class LeadReader:
                 return found
         return found
 
-    @staticmethod
-    def _from(consumer: Consumer, partition: int, offset: int, until: int | None = None) -> Iterator[Record]:
+    def _from(self, consumer: Consumer, partition: int, offset: int, until: int | None = None) -> Iterator[Record]:
         """Yield the records from an offset up to `until`, else to the present end. Raises DependencyDown."""
         at, deadline = TopicPartition(LEADS, partition, offset), time.monotonic() + DEADLINE_S
         marks = consumer.get_watermark_offsets(at, timeout=CALL_TIMEOUT_S)
@@ -150,6 +152,8 @@ class LeadReader:
         at.offset = position = max(low, offset)
         consumer.assign([at])
         while position < end:
+            if self._closing.is_set():
+                raise DependencyDown("the reader was closed")
             for message in consumer.consume(BATCH_MAX, POLL_S):
                 if message.error() is None and (message.offset() or 0) < end:
                     yield record_of(message)

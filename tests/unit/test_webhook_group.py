@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from nigredo.settings import Settings
 from schemas.topics import LEADS
@@ -180,3 +181,45 @@ def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_com
         await group.leave()
 
     asyncio.run(scenario())
+
+
+def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_they_are_committed(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the assignment before had read ahead would have all that stands before it passed over."""
+    come_back: list[Callable[[Consumer], None]] = []
+
+    class Interrupted(Consumer):
+        def consume(self, *arguments: Any) -> list[Message]:
+            found: list[Message] = super().consume(*arguments)
+            if come_back:
+                come_back.pop()(self)
+            return found
+
+    monkeypatch.setattr(group_module, "Consumer", Interrupted)
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    two = Room(leads=2, replays=0, paused=False)
+
+    async def scenario() -> list[tuple[int, int]]:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group.join()
+        deadline, taken, before = time.monotonic() + DEADLINE_S, list[tuple[int, int]](), 0
+
+        def again(consumer: Consumer) -> None:
+            assignment = consumer.assignment()
+            group._lost(consumer, assignment)
+            group._assigned(consumer, assignment)
+            taken.clear()
+
+        while len(taken) < PARTITIONS * EACH and time.monotonic() < deadline:
+            for message in await group.poll(two):
+                if group.take(message) is not None:
+                    taken.append((message.partition() or 0, message.offset() or 0))
+                    before += 1
+                    if before == EACH // 2:
+                        come_back.append(again)
+        await group.leave()
+        assert before > PARTITIONS * EACH
+        return sorted(taken)
+
+    assert asyncio.run(scenario()) == [(number, offset) for number in range(PARTITIONS) for offset in range(EACH)]
