@@ -8,42 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
-from nigredo.kafka import Publisher
 from nigredo.record import Record
-from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
-from schemas.codec import Codec, Undecodable
+from schemas.codec import Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.attempts import AttemptLog, Case
-from sinks.webhook.delivery import Attempt, Deliverer
-from sinks.webhook.endpoint import Endpoint
-from sinks.webhook.gate import Gate
+from sinks.webhook.attempts import Case
 from sinks.webhook.group import Group, Partition
-from sinks.webhook.leads import LeadReader
 from sinks.webhook.past import Past
-from sinks.webhook.request import traceparent_of
-from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
+from sinks.webhook.sending import Sending
+from sinks.webhook.tools import Tools
 from sinks.webhook.waiting import Waiting, Waits
 from sinks.webhook.watermark import Place, Ticket
 
 log = get_logger()
-
-RESTING_MAX = 2000
-"""Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
-
-Settle = Callable[[Place | None], Awaitable[None]]
-"""Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +38,6 @@ class Reference:
 
     record: Record
     event: WebhookRetry | WebhookReplay
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What one endpoint's process works with for as long as it lives."""
-
-    endpoint: Endpoint
-    codec: Codec
-    publisher: Publisher
-    attempts: AttemptLog
-    deliverer: Deliverer
-    gate: Gate
-    leads: LeadReader
-    settings: Callable[[], Settings]
-    """What holds at present."""
-    keys: Callable[[], tuple[bytes, ...]]
-    """What is signed with at present."""
 
 
 class Handling:
@@ -81,22 +50,17 @@ class Handling:
         """Replays that failed before. Apart from the other retries: they wait behind live leads, and would fill the
         hands in which those are to be."""
         self._queues = (self.retries, self.replays, self.put_off)
-        self.resting = 0
-        """Leads that wait in place."""
         self._tools = tools
         self._retry_topics = retry_topics(tools.endpoint.name)
         self._group = group
         self._name = name
-        self._stopping = asyncio.Event()
+        self._sending = Sending(tools, group, self._reached)
         self._asking = asyncio.Lock()
-        self._last_taken_at: datetime | None = None
-        self._in_hand: dict[UUID, set[Case]] = {}
         self._past = Past(tools.attempts, group)
 
     def stop(self) -> None:
         """Begin no further attempt."""
-        self._stopping.set()
-        self._tools.gate.clear()
+        self._sending.stop()
 
     def forget(self) -> None:
         """Let go of what waited under an assignment that is over."""
@@ -110,9 +74,10 @@ class Handling:
         """How many later attempts wait for their time."""
         return len(self.retries) + len(self.put_off)
 
-    def ours(self, ticket: Ticket) -> bool:
-        """Say whether a record is still to be handled here."""
-        return not self._stopping.is_set() and self._group.holds(ticket)
+    @property
+    def resting(self) -> int:
+        """How many leads wait in place."""
+        return self._sending.resting
 
     # --- the three kinds ----------------------------------------------------------------------------------------------
 
@@ -131,7 +96,7 @@ class Handling:
     async def _until_done(self, ticket: Ticket, work: Callable[[], Awaitable[bool]], *, finish: bool = True) -> None:
         """Do it again until it succeeds or the assignment ends, and count it as done."""
         backoff = Backoff(longest_s=5.0)
-        while self.ours(ticket):
+        while self._sending.ours(ticket):
             try:
                 if await work() and finish:
                     self._group.finish(ticket)
@@ -140,7 +105,7 @@ class Handling:
                 log.warning("a lead waits", error=str(error), topic=ticket.place[0], offset=ticket.offset)
             except Exception as error:
                 log.error("a lead failed", error=type(error).__name__, topic=ticket.place[0], offset=ticket.offset)
-            await self._rest(backoff.next_wait_s(), ticket)
+            await self._sending.rest(backoff.next_wait_s(), ticket)
 
     async def _lead(self, record: Record, ticket: Ticket) -> bool:
         event = await self._decoded(record)
@@ -205,12 +170,12 @@ class Handling:
             await settle(None)  # Erased.
             return True
         if replay or partition is None:
-            return await self._see_through(lead, record, ticket, case, settle)
+            return await self._sending.see_through(lead, record, ticket, case, settle)
         async with self._turn(partition, lead.id):
             if await self._past.reached(lead.id, partition, case.lead_partition, since=began):
                 await settle(None)
                 return True
-            return await self._see_through(lead, record, ticket, case, settle)
+            return await self._sending.see_through(lead, record, ticket, case, settle)
 
     def _withdraw(self, key: bytes, partition: int) -> None:
         """Send a lead no more: the person was erased while it was in hand, or waited."""
@@ -218,19 +183,17 @@ class Handling:
             lead_id = UUID(key.decode())
         except ValueError:
             return  # Not one of ours.
-        for case in self._in_hand.get(lead_id, ()):
-            case.withdrawn = True
+        self._sending.withdraw(lead_id)
         for topic in self._retry_topics:
             self._take_out((topic, partition), key)
         self._take_out((WEBHOOK_REPLAYS, partition), self._tools.endpoint.key(lead_id))
-        self._tools.gate.clear()
 
     def _take_out(self, place: Place, key: bytes) -> None:
         for queue in self._queues:
             if (waits := queue.cancel(place, key)) is not None:
                 self._group.finish(waits.ticket)
 
-    # --- attempts -----------------------------------------------------------------------------------------------------
+    # --- a lead at a time ---------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _turn(self, partition: Partition, lead_id: UUID) -> AsyncIterator[None]:
@@ -248,72 +211,7 @@ class Handling:
         async with self._turn(partition, lead.id):
             if await self._past.reached(lead.id, partition, record.partition):
                 return True
-            return await self._see_through(lead, record, ticket, case, _nothing_to_settle)
-
-    async def _see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
-        """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
-
-        Returns False when the assignment ended first.
-        """
-        cases = self._in_hand.setdefault(lead.id, set())
-        cases.add(case)
-        try:
-            return await self._attempt(lead, record, ticket, case, settle)
-        finally:
-            cases.discard(case)
-            if not cases:
-                self._in_hand.pop(lead.id, None)
-
-    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
-        tools, trace = self._tools, traceparent_of(record.headers)
-
-        def wanted() -> bool:
-            return not case.withdrawn and self.ours(ticket)
-
-        while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
-            # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
-            try:
-                case.number += 1
-                timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
-                attempt = await tools.deliverer.attempt(
-                    lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
-                )
-                tools.gate.told(lead.id, attempt)
-                following = after(
-                    attempt.outcome,
-                    tools.settings().webhook_retry_schedule,
-                    number=case.number,
-                    failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
-                    endpoint=self._standing(lead.id, case),
-                    retry_after_s=attempt.retry_after_s,
-                )
-                await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
-                if await self._ended(lead, case, attempt, following, settle):
-                    return True
-            finally:
-                tools.gate.leave(behind=case.replay)
-            await self._rest(following.retry_in_s, ticket)
-        if case.withdrawn:
-            await settle(None)
-        return case.withdrawn
-
-    async def _ended(self, lead: Lead, case: Case, attempt: Attempt, following: Next, settle: Settle) -> bool:
-        """Write what follows from an attempt; False when the next one is made here, after a rest."""
-        put_off: Place | None = None
-        if following.done:
-            self._last_taken_at = utc_now()
-            if case.replay:
-                await self._tools.attempts.revive(lead, case)
-        elif following.dead:
-            await self._tools.attempts.bury(lead, case, attempt)
-        elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
-            put_off = await self._tools.attempts.put_off(lead, case, following.retry_in_s)
-        else:
-            return False
-        await settle(put_off)
-        if put_off is None:
-            await self._reached(lead.id, case.lead_partition)
-        return True
+            return await self._sending.see_through(lead, record, ticket, case, _nothing_to_settle)
 
     async def _reached(self, lead_id: UUID, number: int) -> None:
         """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
@@ -325,22 +223,6 @@ class Handling:
                 if (waits := queue.cancel((topic, number), key)) is not None:
                     await self._tools.attempts.settle(waits.ticket.place, key)
                     self._group.finish(waits.ticket)
-
-    def _standing(self, lead_id: UUID, case: Case) -> Standing:
-        breaker = self._tools.gate.breaker
-        took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
-        return Standing(breaker.closed, breaker.others_fail(lead_id), took_others)
-
-    async def _rest(self, seconds: float, ticket: Ticket) -> None:
-        """Wait before the next try, but no longer than the assignment holds."""
-        until = time.monotonic() + seconds
-        self.resting += 1
-        try:
-            while self.ours(ticket) and (left := until - time.monotonic()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
-        finally:
-            self.resting -= 1
 
     async def _decoded(self, record: Record) -> Event | None:
         """Return what a record says; None for a tombstone, and for what nobody can read, which is parked."""

@@ -15,7 +15,8 @@ from nigredo.health import Health
 from nigredo.record import Record
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.group import Group, Room
-from sinks.webhook.handling import Handling, Tools
+from sinks.webhook.handling import Handling
+from sinks.webhook.tools import Tools
 from sinks.webhook.watermark import Place, Ticket
 
 LEADS_MAX = 500

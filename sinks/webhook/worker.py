@@ -30,10 +30,10 @@ from sinks.webhook.bucket import TokenBucket
 from sinks.webhook.delivery import Deliverer
 from sinks.webhook.endpoint import COMPONENT, Endpoint
 from sinks.webhook.gate import Gate
-from sinks.webhook.handling import Tools
 from sinks.webhook.leads import LeadReader
 from sinks.webhook.secret_file import SecretFile
 from sinks.webhook.session import Session
+from sinks.webhook.tools import Tools
 
 log = get_logger()
 

@@ -1,0 +1,138 @@
+"""One lead's attempts, from the first that is made here until the lead is delivered, dead, put off or withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
+
+from nigredo.clock import utc_now
+from nigredo.record import Record
+from schemas.events import Lead
+from sinks.webhook.attempts import Case
+from sinks.webhook.delivery import Attempt
+from sinks.webhook.group import Group
+from sinks.webhook.request import traceparent_of
+from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
+from sinks.webhook.tools import Tools
+from sinks.webhook.watermark import Place, Ticket
+
+RESTING_MAX = 2000
+"""Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
+
+Settle = Callable[[Place | None], Awaitable[None]]
+"""Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
+
+
+class Sending:
+    """What one membership has under way, or resting. Belongs to the event loop."""
+
+    def __init__(self, tools: Tools, group: Group, reached: Callable[[UUID, int], Awaitable[None]]) -> None:
+        """reached: told of a lead, and its partition, that needs no further attempt."""
+        self.resting = 0
+        """Leads that wait in place."""
+        self._tools = tools
+        self._group = group
+        self._reached = reached
+        self._stopping = asyncio.Event()
+        self._last_taken_at: datetime | None = None
+        self._in_hand: dict[UUID, set[Case]] = {}
+
+    def stop(self) -> None:
+        """Begin no further attempt."""
+        self._stopping.set()
+        self._tools.gate.clear()
+
+    def ours(self, ticket: Ticket) -> bool:
+        """Say whether a record is still to be handled here."""
+        return not self._stopping.is_set() and self._group.holds(ticket)
+
+    def withdraw(self, lead_id: UUID) -> None:
+        """Make no further attempt at a lead."""
+        for case in self._in_hand.get(lead_id, ()):
+            case.withdrawn = True
+        self._tools.gate.clear()
+
+    async def see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+        """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
+
+        Returns False when the assignment ended first.
+        """
+        cases = self._in_hand.setdefault(lead.id, set())
+        cases.add(case)
+        try:
+            return await self._attempt(lead, record, ticket, case, settle)
+        finally:
+            cases.discard(case)
+            if not cases:
+                self._in_hand.pop(lead.id, None)
+
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+        tools, trace = self._tools, traceparent_of(record.headers)
+
+        def wanted() -> bool:
+            return not case.withdrawn and self.ours(ticket)
+
+        while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
+            # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
+            try:
+                case.number += 1
+                timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
+                attempt = await tools.deliverer.attempt(
+                    lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
+                )
+                tools.gate.told(lead.id, attempt)
+                following = after(
+                    attempt.outcome,
+                    tools.settings().webhook_retry_schedule,
+                    number=case.number,
+                    failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
+                    endpoint=self._standing(lead.id, case),
+                    retry_after_s=attempt.retry_after_s,
+                )
+                await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
+                if await self._ended(lead, case, attempt, following, settle):
+                    return True
+            finally:
+                tools.gate.leave(behind=case.replay)
+            await self.rest(following.retry_in_s, ticket)
+        if case.withdrawn:
+            await settle(None)
+        return case.withdrawn
+
+    async def _ended(self, lead: Lead, case: Case, attempt: Attempt, following: Next, settle: Settle) -> bool:
+        """Write what follows from an attempt; False when the next one is made here, after a rest."""
+        put_off: Place | None = None
+        if following.done:
+            self._last_taken_at = utc_now()
+            if case.replay:
+                await self._tools.attempts.revive(lead, case)
+        elif following.dead:
+            await self._tools.attempts.bury(lead, case, attempt)
+        elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
+            put_off = await self._tools.attempts.put_off(lead, case, following.retry_in_s)
+        else:
+            return False
+        await settle(put_off)
+        if put_off is None:
+            await self._reached(lead.id, case.lead_partition)
+        return True
+
+    def _standing(self, lead_id: UUID, case: Case) -> Standing:
+        breaker = self._tools.gate.breaker
+        took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
+        return Standing(breaker.closed, breaker.others_fail(lead_id), took_others)
+
+    async def rest(self, seconds: float, ticket: Ticket) -> None:
+        """Wait before the next try, but no longer than the assignment holds."""
+        until = time.monotonic() + seconds
+        self.resting += 1
+        try:
+            while self.ours(ticket) and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
+        finally:
+            self.resting -= 1
