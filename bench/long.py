@@ -216,19 +216,19 @@ def _shared(lab: Lab, step: Step, found: dict[str, object], *, workers: int, sal
         produce(lab, SUBMISSIONS, submissions(lab.codec(), FEW, FEW, salt=100 + salt))
         lab.watch(lambda: ends() - before, FEW, running=running[0])
         kafka = lab.parts()["kafka"]
-        broker_s, each_s, began = cpu_s(kafka), [one.cpu_s() for one in running], time.monotonic()
         with _costs(lab, step, running, found):
+            broker_s, each_s, began = cpu_s(kafka), [one.cpu_s() for one in running], time.monotonic()
             produce(lab, SUBMISSIONS, records)
             total = step.records + FEW
             samples = lab.watch(lambda: ends() - before, total, running=running[0], deadline_s=DEADLINE_S)
-        took = time.monotonic() - began
-        shares_s = [one.cpu_s() - used for one, used in zip(running, each_s, strict=True)]
+            took, kafka_s = time.monotonic() - began, cpu_s(kafka) - broker_s
+            shares_s = [one.cpu_s() - used for one, used in zip(running, each_s, strict=True)]
         if min(shares_s) < IDLE_BELOW * sum(shares_s):
             raise LabError(f"the work was not shared: CPU seconds of each worker {[round(one, 1) for one in shares_s]}")
         return {
             "rate": pace(samples, total),
             "limiters_cores": sum(shares_s) / took,
-            "kafka_cores": (cpu_s(kafka) - broker_s) / took,
+            "kafka_cores": kafka_s / took,
         }
 
 

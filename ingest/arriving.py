@@ -41,6 +41,9 @@ class Arriving:
         if scope["http_version"] == "1":
             # The server's name for 1.0, which nginx speaks to what is behind it unless told otherwise.
             scope["http_version"] = "1.0"
+        if scope["method"] == "WEBSOCKET":
+            # Falcon's own word for something else: it would refuse it before any of ours saw it.
+            scope["method"] = "OTHER"
         scope[_RECEIVE] = receive
         await self._application(scope, _body_later, send)
 

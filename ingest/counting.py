@@ -60,6 +60,7 @@ def _count(counter: Counter) -> None:
 
 
 def _tell() -> None:
-    for counter, count in _more.items():
-        counter.inc(count)
+    told = list(_more.items())
     _more.clear()
+    for counter, count in told:
+        counter.inc(count)

@@ -205,7 +205,7 @@ class Intake:
             spam_sign=sign,
         )
         if by_hand and key is None and (first := repeats.first(network, form)) is not None:
-            submission = replace(submission, edge_verdict=DUPLICATE)
+            submission = replace(submission, edge_verdict=DUPLICATE, spam_sign=None)
             allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
             if first.keeps_repeat():
                 self._keep(submission, request_id)
@@ -323,6 +323,7 @@ class Intake:
             if self.spool is not None:
                 metrics.SPOOL_RECORDS.of().set(self.spool.records)
                 metrics.SPOOL_BYTES.of().set(self.spool.bytes)
+                metrics.SPOOL_REFUSED.of().set(self.spool.refused)
                 metrics.SPOOL_OLDEST_AGE.of().set(self.spool.oldest_age_s)
             await asyncio.sleep(MEASURE_EVERY_S)
 

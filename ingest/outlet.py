@@ -187,7 +187,6 @@ class Outlet:
                     await self._settled(spool)
                     await self._keep_all(spool, await self._next(spool))
                 self._behind = not spool.empty
-                await spool.forget_refused()
                 backoff.reset()
             except Exception as error:
                 # This task alone empties the spool: it does not end while the process lives.
@@ -196,6 +195,8 @@ class Outlet:
                 self._behind, self._alive = True, False
                 self._wake.set()
                 await asyncio.sleep(backoff.next_wait_s())
+            else:
+                await _forget_refused(spool)
 
     async def _settled(self, spool: Spool) -> None:
         """Wait for what is in the spool and still on its way too: if Kafka takes it, it takes its row along."""
@@ -280,6 +281,14 @@ class Outlet:
         if self._late:
             await asyncio.wait(self._late, timeout=PATIENCE_S)
         await self._spool.close()
+
+
+async def _forget_refused(spool: Spool) -> None:
+    """Let go of what Kafka refused and is past its time; if the disk cannot, forms have nothing to do with that."""
+    try:
+        await spool.forget_refused()
+    except Exception as error:
+        log.warning("what Kafka refused is still in the spool, past its time", reason=type(error).__name__)
 
 
 async def _some(waiting: set[Any], spool: Spool) -> set[Any]:

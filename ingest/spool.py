@@ -112,7 +112,6 @@ class Spool:
         if mine is None:
             raise StartRefused(f"no file for a spool in {self._folder} is free")
         self._db = mine
-        self._forget_refused()
         self.records, self.bytes, self._oldest_at, self._last, self.refused = mine.execute(
             "SELECT count(*) FILTER (WHERE NOT refused), coalesce(sum(bytes), 0), min(at) FILTER (WHERE NOT refused),"
             " coalesce(max(number), 0), count(*) FILTER (WHERE refused) FROM spool"
@@ -193,7 +192,8 @@ class Spool:
 
     async def set_aside(self, number: int) -> None:
         """Keep an entry that Kafka can never take out of the way; for a while a person may look at it in the file."""
-        statement = "UPDATE spool SET refused = 1 WHERE number = ? AND NOT refused"
+        now = "(julianday('now') - 2440587.5) * 86400.0"
+        statement = f"UPDATE spool SET refused = 1, at = {now} WHERE number = ? AND NOT refused"  # noqa: S608 - constants
         changed = await self._change(statement, [number], frees=False)
         self.refused += changed
 
@@ -269,11 +269,17 @@ class Spool:
         return records, freed
 
     def _tidy(self) -> None:
-        """Give the disk back, and leave nothing of what was in the log of changes either."""
-        ((pages,),) = self._db.execute("PRAGMA page_count")
-        if pages > SHRINK_ABOVE_PAGES:
-            self._db.execute("VACUUM")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Give the disk back, and leave nothing of what was in the log of changes either; if it cannot be, next time.
+
+        It needs room itself, and what was changed before it is changed.
+        """
+        try:
+            ((pages,),) = self._db.execute("PRAGMA page_count")
+            if pages > SHRINK_ABOVE_PAGES:
+                self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            log.warning("the spool's file is not made smaller", error=str(error))
 
 
 def _claimed(file: Path) -> sqlite3.Connection | None:

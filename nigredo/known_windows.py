@@ -23,8 +23,6 @@ class KnownWindows:
         self._codec = codec
         # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
         self._values: OrderedDict[bytes, bytes] = OrderedDict()
-        self.furthest = -1
-        """The greatest input offset that any window taken tells of."""
 
     def __len__(self) -> int:
         return len(self._values)
@@ -32,6 +30,10 @@ class KnownWindows:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the windows, those that changed last first."""
         return reversed(self._values.values())
+
+    def furthest(self) -> int:
+        """Return the greatest input offset that any of them tells of; -1 without one. Looks at each of them."""
+        return max((rank_of(self._codec, value).input_offset for value in self._values.values()), default=-1)
 
     def take(self, key: bytes, value: bytes | None) -> None:
         """Take a record, the topic's next one. Raises Undecodable (what is known stands), RegistryUnavailable."""
@@ -47,8 +49,6 @@ class KnownWindows:
         elif rank_of(self._codec, known).input_offset <= offset:
             self._values[key] = value
             self._values.move_to_end(key)
-        if offset > self.furthest:
-            self.furthest = offset
 
     def get(self, key: bytes) -> bytes | None:
         """Return a network's window."""

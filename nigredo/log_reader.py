@@ -185,13 +185,15 @@ class LogReader:
                     raise DependencyDown(f"{topic} partition {partition} could not be read past offset {position}")
 
     def offset_at(self, topic: str, partition: int, at: datetime) -> int:
-        """Return the first offset whose record is as young as `at`; the partition's end when none is."""
+        """Return the first offset whose record is as young as `at`; the partition's end, before asked, when none is."""
         with self._consumer() as consumer:
+            # Asked first: what is appended between the two questions is young, and stands from there on.
+            _, end = self._watermarks(consumer, topic, partition)
             asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
             (found,) = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
             if found.error is not None:
                 raise DependencyDown(f"Kafka: {found.error.name()}")
-            return int(found.offset) if found.offset >= 0 else self._watermarks(consumer, topic, partition)[1]
+            return int(found.offset) if found.offset >= 0 else end
 
     def topics(self) -> list[str]:
         """Return the names of all topics. Raises DependencyDown."""

@@ -123,6 +123,14 @@ SPOOL_BYTES = Metric(
     answers="How near is the spool to its bound?",
     processes=[known.INGEST],
 )
+SPOOL_REFUSED = Metric(
+    prometheus.Gauge,
+    "nigredo_spool_refused",
+    "Submissions in the spool that Kafka can never take; deleted after 30 days",
+    unit="records",
+    answers="Is there something that a person should look at before it goes?",
+    processes=[known.INGEST],
+)
 SPOOL_OLDEST_AGE = Metric(
     prometheus.Gauge,
     "nigredo_spool_oldest_age_seconds",

@@ -159,7 +159,9 @@ def _reading(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...
     fields = _fields_of(cls)
     names = tuple(name for name, _, _ in fields)
     nested = tuple((name, many) for name, inner, many in fields if inner is not None)
-    return names, attrgetter(*names), nested
+    # Of a single name it returns the value itself.
+    values_of = attrgetter(*names) if len(names) > 1 else lambda event: (getattr(event, names[0]),)
+    return names, values_of, nested
 
 
 def _from_plain(cls: type, plain: dict[str, Any]) -> Any:

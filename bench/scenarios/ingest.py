@@ -13,6 +13,8 @@ from bench.run import Run
 from schemas.topics import SUBMISSIONS
 
 SECONDS = 4.0
+WARM_UP_SECONDS = 12.0
+"""Of ingest, beside the round that warms up everybody: the broker's Java compiler goes on for about so long."""
 IN_REQUEST_SECONDS = 5.0
 DELAYS_MS = (0, 20, 200)
 RECORDS = 40_000
@@ -32,6 +34,8 @@ def run(bench: Run) -> None:
         ingest = running.enter_context(lab.ours("ingest"))
         ours = ingest.url
         result.extra["first second after the start"] = dict(wrk(ours, seconds=1, salt=bench.salt()))
+        if not effort.hurried:
+            wrk(ours, seconds=WARM_UP_SECONDS, salt=bench.salt())
         noop = running.enter_context(lab.server("bench.references.noop:create"))
         synchronous = running.enter_context(lab.server("bench.references.synchronous:create"))
 

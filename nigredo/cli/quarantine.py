@@ -42,7 +42,7 @@ def _described(rejection: Rejection) -> dict[str, Any]:
 
 def _reason(rejection: Rejection) -> str:
     # The topic is open to other writers: what is not ours is made printable as what people wrote is.
-    sign = _printable(rejection.spam_sign)
+    sign = _printable(rejection.spam_sign).replace("\n", " ")
     return f"{rejection.reason} ({sign})" if sign else rejection.reason
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from datetime import timedelta
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from nigredo.clock import Clock, utc_now
@@ -27,6 +27,7 @@ log = get_logger()
 
 EVERY_S = 3600.0
 CALL_TIMEOUT_S = 10.0
+REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.POLICY_VIOLATION)
 EXPIRING: Mapping[str, TopicSpec] = {
     name: spec for name, spec in TOPICS.items() if "compact,delete" in spec.config["cleanup.policy"]
 }
@@ -65,11 +66,17 @@ class Expiry:
             return
         admin = AdminClient(self._config)
         try:
-            for at, deleted in admin.delete_records(starts, request_timeout=CALL_TIMEOUT_S).items():
-                deleted.result(CALL_TIMEOUT_S + 2)
-                log.info(
-                    "records past their time were deleted", topic=at.topic, partition=at.partition, start=at.offset
-                )
+            answers = admin.delete_records(starts, request_timeout=CALL_TIMEOUT_S)
+            for at, deleted in answers.items():
+                place = {"topic": at.topic, "partition": at.partition, "start": at.offset}
+                try:
+                    deleted.result(CALL_TIMEOUT_S + 2)
+                    log.info("records past their time were deleted", **place)
+                except KafkaException as error:
+                    if error.args[0].code() not in REFUSED:
+                        raise
+                    # To ask again would not change it; somebody is to, within the hour.
+                    log.error("records past their time may not be deleted", error=error.args[0].name(), **place)
         except KafkaException as error:
             raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
         except TimeoutError as error:

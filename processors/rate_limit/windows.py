@@ -34,14 +34,11 @@ class Windows:
         self._loaded = KnownWindows(codec)
         # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
         self._changed: OrderedDict[str, RateLimitState] = OrderedDict()
+        self.furthest = -1
+        """The greatest input offset that any window loaded tells of; -1 without one."""
 
     def __len__(self) -> int:
         return len(self._loaded) + len(self._changed)
-
-    @property
-    def furthest(self) -> int:
-        """The greatest input offset that any window loaded tells of; -1 without one."""
-        return self._loaded.furthest
 
     def load(self, messages: Iterable[Message], committed: int | None, told: Callable[[int], None]) -> None:
         """Take the windows of a partition of `nigredo.rate-limits`, oldest record first.
@@ -60,18 +57,22 @@ class Windows:
                 told(number)
                 self._let_go_of_loaded(committed)
         self._let_go_of_loaded(committed)
+        self.furthest = self._loaded.furthest()
 
     def _let_go_of_loaded(self, committed: int | None) -> None:
-        """Let go of what was over when the newest window changed: what is still to be judged is no older than that.
+        """Let go of what was over when the newest window that was judged for good changed.
 
+        What is still to be judged is no older than that; windows past `committed` are younger than some of it.
         Only what their bytes tell is asked here; `forget` lets go of the rest of them little by little.
         """
-        newest_ms = next((rank_of(self._codec, value).updated_at_ms for value in self._loaded), 0)
+        if committed is None:
+            return
+        ranks = (rank_of(self._codec, value) for value in self._loaded)
+        newest_ms = next((rank.updated_at_ms for rank in ranks if rank.input_offset < committed), 0)
 
         def over(value: bytes) -> bool:
             rank = rank_of(self._codec, value)
-            old = newest_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS
-            return old and committed is not None and rank.input_offset < committed
+            return newest_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS and rank.input_offset < committed
 
         self._loaded.let_go(over)
 

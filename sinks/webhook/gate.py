@@ -78,6 +78,11 @@ class Gate:
             self._ours_until = until
             self._let_through()
 
+    @property
+    def may_send(self) -> bool:
+        """Whether it is known that what is in hand is ours to send."""
+        return self._clock() < self._ours_until
+
     def limit(self, rate: float) -> None:
         """Let so many a second through; 0 for as many as come."""
         self._bucket.change(rate, self._clock())
@@ -131,7 +136,7 @@ class Gate:
             self._timer = None
         while not self._paused and (self._live or self._behind):
             now, behind = self._clock(), not self._live
-            if now >= self._ours_until:
+            if not self.may_send:
                 return  # Whoever hears from the group says so, and `clear` sends away what is not ours any more.
             if self._under_way >= self.breaker.allows(now, self._places):
                 self._look_again_in(self.breaker.probe_in_s(now))

@@ -329,7 +329,8 @@ class Group:
         # begins: taken for its own, it would have all before it passed over as old news.
         with self._lock:
             at = [TopicPartition(*place, offset) for place, offset in self._progress.positions().items()]
-        self._consumer.assign(at)
+        if at:
+            self._consumer.assign(at)
         return []
 
     def _pause_or_resume(self, room: Room) -> None:

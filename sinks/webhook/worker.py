@@ -150,6 +150,7 @@ class Worker:
             "repeats_after_kill_max": self._endpoint.in_flight_max,
             "breaker": "closed" if self._gate.breaker.closed else "open",
             "paused": self._gate.paused,
+            "may_send": self._gate.may_send,
             "in_flight": self._gate.under_way,
         }
         return document | (dict(self._session.describe()) if self._session is not None else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.outlet.FORGET_EVERY_S", 0.02)
-    monkeypatch.setattr("ingest.spool.REFUSED_KEPT_S", 0.5)
+    monkeypatch.setattr("ingest.spool.REFUSED_KEPT_S", 2.0)
 
     async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
         kafka.refuses, kafka.overloaded = {b"0"}, True
@@ -205,6 +206,25 @@ def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
         await eventually(lambda: spool.empty)
         assert spool.refused == 1
         await eventually(lambda: (spool.refused, spool.bytes) == (0, 0))
+
+    play(tmp_path, story)
+
+
+def test_a_disk_that_cannot_let_go_of_that_is_nothing_to_forms_that_kafka_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.outlet.FORGET_EVERY_S", 0.02)
+    asked = []
+
+    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+        async def fails() -> None:
+            asked.append(1)
+            raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr(spool, "forget_refused", fails)
+        await eventually(lambda: len(asked) > 1)
+        kept = await asyncio.gather(*(outlet.send(entry(n)) for n in range(3)))
+        assert [position.offset for position in kept if position] == [0, 1, 2]
 
     play(tmp_path, story)
 

@@ -61,6 +61,15 @@ def test_the_window_that_read_furthest_is_true_whoever_wrote_last() -> None:
     assert windows.furthest == 9
 
 
+def test_a_window_that_decides_what_comes_again_is_loaded_though_another_one_of_that_batch_is_a_day_younger() -> None:
+    """A crash between the windows of a batch: `y`, past what is committed, is on the topic already, and `x` is not."""
+    full, y = window("x", 99), window("y", 999, NOON + timedelta(hours=25))
+
+    windows = loaded(*told(full, y), committed=100)
+
+    assert windows.get("x") == full
+
+
 def test_a_window_that_cannot_be_read_leaves_the_one_before_it() -> None:
     state = window("a", 3)
     with capture_logs() as logs:
@@ -88,7 +97,7 @@ def test_a_window_broken_in_its_middle_is_told_when_it_is_asked_for_and_is_in_no
 def test_windows_over_for_good_are_not_loaded_unless_their_record_comes_again() -> None:
     old, again = window("old", 3, NOON - 30 * HOUR), window("again", 8, NOON - 30 * HOUR)
 
-    windows = loaded(*told(old, again, window("a", 9)), committed=8)
+    windows = loaded(*told(old, again, window("a", 7)), committed=8)
 
     assert windows.get("old") is None
     assert windows.get("again") == again
