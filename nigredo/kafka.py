@@ -63,7 +63,7 @@ def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_
         "acks": "all",
         "enable.idempotence": True,
         "partitioner": "murmur2_random",
-        "linger.ms": 2,
+        "linger.ms": 1,
         # One request is worked on by the broker, which takes a connection's in turn, and one is on the way to it. With
         # more, librdkafka's thread goes round without a pause while a partition waits for an acknowledgement.
         "max.in.flight.requests.per.connection": 2,
