@@ -180,7 +180,7 @@ def _ingest(lab: Lab, step: Step) -> Mapping[str, object]:
         with _costs(lab, step, [ingest], found):
             while (left := step.records - (ends() - before)) > 0:
                 # A salt has room for 16 million addresses; a generator begins at the first one of its salt.
-                wrk(ingest.url, seconds=min(600.0, max(1.0, left / warm["rate"])), salt=next(salts))
+                wrk(ingest.url, seconds=min(600, max(1, left // warm["rate"])), salt=next(salts))
         found["taken"] = ends() - before
     return found
 

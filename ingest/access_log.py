@@ -25,6 +25,7 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._at = ""
 
     def add(
         self,
@@ -43,13 +44,16 @@ class AccessLog:
         Never of level ERROR: what went wrong has a line of its own that tells what, and errors are counted by lines.
         """
         if not self._lines:
+            # One time for all of this turn: it lasts some milliseconds at most.
+            self._at = datetime.now(UTC).isoformat()[:-6]
             asyncio.get_running_loop().call_soon(self.write)
         # Anybody can invent methods.
         told_as = method if method in METHODS else OTHER
-        at, lead = datetime.now(UTC).isoformat()[:-6], "null" if lead_id is None else f'"{lead_id}"'
+        lead = "null" if lead_id is None else f'"{lead_id}"'
         self._lines.append(
-            f'{{"@timestamp": "{at}Z", {_alike(function, told_as, route, status_code)}, "request_id": "{request_id}", '
-            f'"ip_address": "{ip_address}", "duration_ms": {took_s * 1000:.1f}, "lead_id": {lead}}}\n'
+            f'{{"@timestamp": "{self._at}Z", {_alike(function, told_as, route, status_code)}, '
+            f'"request_id": "{request_id}", "ip_address": "{ip_address}", '
+            f'"duration_ms": {took_s * 1000:.1f}, "lead_id": {lead}}}\n'
         )
 
     def write(self) -> None:

@@ -130,7 +130,8 @@ class Edge:
         kept = [one for one in self._own.pop(key, ()) if at - one.at < self._window]
         self._own[key] = [*kept, own]
         # Each new one lets go of up to two old ones, so that there are never more than counted within the window.
-        for oldest in self._first(self._own, 2):
+        for _ in range(2):
+            oldest = next(iter(self._own))
             if at - self._own[oldest][-1].at < self._window and len(self._own) <= self._networks_max:
                 break
             del self._own[oldest]

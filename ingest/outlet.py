@@ -30,6 +30,8 @@ TELL_EVERY_S = 10.0
 FORGET_EVERY_S = 3600.0
 RECORD_MAX_BYTES = 1_000_000
 """What the topic takes; librdkafka's own bound, and a little less than the broker's default."""
+LARGE_BYTES = RECORD_MAX_BYTES // 2
+"""Whose value is smaller needs no exact look: key and headers are some hundred bytes."""
 
 Kept = Position | None
 """Where Kafka has a record; None when the spool has it."""
@@ -74,7 +76,7 @@ class Outlet:
         It fails with DependencyDown when neither Kafka nor the spool took it in time (Kafka may have it all the same)
         and with RecordRefused when Kafka can never take it. Raises either at once where it is known at once.
         """
-        if entry.size_bytes > RECORD_MAX_BYTES:
+        if len(entry.value) > LARGE_BYTES and entry.size_bytes > RECORD_MAX_BYTES:
             raise RecordRefused("too_large", "the record is larger than the topic takes")
         if self._spool is None:
             return self._publish(entry)  # type: ignore[return-value] # a future that is only awaited

@@ -19,7 +19,7 @@ COMPONENT = "webhook"
 FAILURES = """
 SELECT id, lead_id, endpoint, attempt, status_code, error_message, sent_at
 FROM nigredo.webhook_logs
-WHERE success = false AND sent_at > %(since)s
+WHERE success = false AND sent_at > %(since)s AND (%(endpoint)s::text IS NULL OR endpoint = %(endpoint)s)
 ORDER BY sent_at DESC
 LIMIT %(limit)s
 """
@@ -72,9 +72,9 @@ class Undelivered:
     error_message: str | None
 
 
-def failures(settings: Settings, since: datetime, limit: int) -> Sequence[Failure]:
-    """Return the newest failed attempts, newest first. Raises DependencyDown."""
-    return _rows(settings, Failure, FAILURES, {"since": since, "limit": limit})
+def failures(settings: Settings, endpoint: str | None, since: datetime, limit: int) -> Sequence[Failure]:
+    """Return the newest failed attempts at one endpoint, or at all, newest first. Raises DependencyDown."""
+    return _rows(settings, Failure, FAILURES, {"endpoint": endpoint, "since": since, "limit": limit})
 
 
 def undelivered(settings: Settings, endpoint: str, since: datetime, limit: int) -> Sequence[Undelivered]:

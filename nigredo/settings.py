@@ -59,9 +59,12 @@ def _flag(value: str) -> bool:
 
 def _integer(least: int, most: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        number = int(value)
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
         if not least <= number <= most:
-            raise _Wrong(f"must be from {least} to {most}")
+            raise _Wrong(f"must be a whole number from {least} to {most}")
         return number
 
     return parse

@@ -9,10 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
+
+SELDOM_S = 10.0
+SELDOM_MAX = 1000
+"""Texts of libraries that are remembered."""
 
 
 def configure_logging(function: str) -> None:
@@ -52,7 +58,34 @@ def configure_logging(function: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
+    handler.addFilter(Seldom())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class Seldom(logging.Filter):
+    """Lets each text of a library through once in a while: some write several a second while Kafka is away.
+
+    Our own lines do not come this way. The next one that comes through says how many were left out.
+    """
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._timer = timer
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a line is written."""
+        now, text = self._timer(), (record.name, str(record.msg))
+        at, left_out = self._told.get(text, (-SELDOM_S, 0))
+        if now - at < SELDOM_S:
+            self._told[text] = (at, left_out + 1)
+            return False
+        if len(self._told) >= SELDOM_MAX:
+            self._told.clear()
+        self._told[text] = (now, 0)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
+        return True
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import httpx
 
 from nigredo.errors import DependencyDown
 
+NOT_ASKED_S = 10.0
+"""How long a registry that did not answer is not asked for what is known all the same."""
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
@@ -40,6 +43,7 @@ class Registry:
         self._client = httpx.Client(base_url=url + "/", timeout=timeout_s, headers={"Accept": CONTENT_TYPE})
         self._cache_dir = cache_dir
         self._lock = threading.Lock()
+        self._not_asked_until = 0.0
 
     def id_of(self, subject: str, schema: Any) -> int:
         """Return the id under which `schema` is registered; asks the registry first, else the cache.
@@ -48,12 +52,17 @@ class Registry:
         """
         text = _canonical(schema)
         cache_file = self._cache_dir / f"{subject}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.id"
+        known = cache_file.exists()
+        if known and time.monotonic() < self._not_asked_until:
+            return int(cache_file.read_text())
         try:
             answer = self._ask("POST", f"subjects/{subject}", {"schema": text})
         except RegistryUnavailable:
-            if cache_file.exists():
-                return int(cache_file.read_text())
-            raise
+            if not known:
+                raise
+            # Each of many questions would wait as long for the same.
+            self._not_asked_until = time.monotonic() + NOT_ASKED_S
+            return int(cache_file.read_text())
         schema_id = int(answer["id"])
         self._keep(cache_file, str(schema_id))
         return schema_id

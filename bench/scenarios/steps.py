@@ -19,6 +19,7 @@ import fastavro
 from bench.load import contact
 from bench.measure import Contender, Figures, Result
 from bench.run import Run
+from ingest import encoded_submission
 from nigredo import window
 from nigredo.clock import utc_now
 from schemas.codec import Codec
@@ -82,7 +83,7 @@ def _encoders(submission: Submission) -> tuple[Callable[[], object], Callable[[]
         fastavro.schemaless_writer(out, schema, which)
         return out.getvalue()
 
-    return lambda: codec.encode(SUBMISSIONS, submission), bare
+    return lambda: encoded_submission.encoded(codec, submission), bare
 
 
 def _decoders(submission: Submission) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -341,7 +341,7 @@ def _standing_key(changes: Changes, key_id: str) -> ControlEntry:
 
     found = _standing_keys(changes).get(key_id)
     if found is None:
-        raise ConfigurationError(f"there is no key {key_id}; see `nigredo keys list`")
+        raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")
     return found
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.cli.replay import ask, endpoint_option, wait_until_settled, yes_option
+from nigredo.cli.replay import endpoint_option, wait_until_settled, yes_option
 from nigredo.errors import ConfigurationError, DependencyDown
 
 if TYPE_CHECKING:
@@ -66,9 +66,13 @@ def redrive(
     if bool(lead_ids) == everything:
         raise ConfigurationError("say which, by their ids, or --all")
     redelivery = _redelivery(context, endpoint)
-    found = {each.lead_id: each for each in redelivery.topics.dead() if each.endpoint == endpoint}
+    every = redelivery.topics.dead()
+    found = {each.lead_id: each for each in every if each.endpoint == endpoint}
     if missing := [str(lead_id) for lead_id in lead_ids if lead_id not in found]:
         raise ConfigurationError(f"{', '.join(missing)}: not dead for {endpoint}; see `nigredo dead list`")
+    if not found and every:
+        others = ", ".join(sorted({each.endpoint for each in every}))
+        raise ConfigurationError(f"none is dead for {endpoint}; some are for {others}: choose by --endpoint")
     waiting = redelivery.topics.waiting(endpoint)
     chosen = [found[lead_id] for lead_id in dict.fromkeys(lead_ids or found)]
     # After a rewind: live delivery does not know that a lead was dead.
@@ -84,7 +88,7 @@ def redrive(
     if not wanted:
         context.result(document, "nothing to send: none is dead, or all are delivered or wait for their attempt")
         return
-    ask(context, f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
+    context.confirm(f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
     redelivery.ask(_references(wanted), "dead leads")
     if no_wait:
         context.result(document, f"asked the sink to send {len(wanted)} leads again")

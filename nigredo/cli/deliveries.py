@@ -129,13 +129,14 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
 @webhook.command()
 @click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many")
 @click.option("--last", type=Duration(), default="365d", help="Only of the last 1h, 30m, …  [default: all there are]")
+@click.option("--endpoint", default=None, help="Only at this receiver")
 @with_context
-def failures(context: Context, limit: int, last: timedelta) -> None:
+def failures(context: Context, limit: int, last: timedelta, endpoint: str | None) -> None:
     """Show failed attempts, newest first, as the operations runbook asks for them."""
     from nigredo.clock import utc_now
     from nigredo.deliveries import failures as found
 
-    rows = found(context.settings(PART, role="nigredo_app"), utc_now() - last, limit)
+    rows = found(context.settings(PART, role="nigredo_app"), endpoint, utc_now() - last, limit)
     lines = [
         f"{row.sent_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {row.endpoint}  attempt {row.attempt}  "
         f"{row.status_code or '-'}  {row.error_message or ''}".rstrip()

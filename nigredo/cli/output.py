@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 from nigredo.stack.home import Home
 
@@ -45,9 +46,15 @@ class Context:
         print(json.dumps(document) if self.as_json else text)
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask, unless the answer was given with the command; anything but yes ends the command."""
-        if not yes:
-            click.confirm(question, abort=True, err=True)
+        """Return when the person agrees, or did so with the command; aborts otherwise.
+
+        Raises ConfigurationError without a terminal: nobody is there to agree.
+        """
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise ConfigurationError(f"{question} Nobody is there to ask: --yes agrees beforehand")
+        click.confirm(question, abort=True, err=True)
 
     def tell(self, line: str) -> None:
         """Print a step of something long; on stderr when stdout is for a document."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,15 +61,6 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask")
 endpoint_option = click.option("--endpoint", default="fibonacci", show_default=True, help="Which receiver")
 
 
-def ask(context: Context, question: str, *, yes: bool) -> None:
-    """Return when the person agrees; aborts otherwise. Without a terminal there is nobody to agree."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} Nobody is there to ask: --yes agrees beforehand")
-    click.confirm(question, abort=True, err=context.as_json)
-
-
 @click.command()
 @click.option("--since", type=Duration(), help="Leads of the last 1h, 30m, 7d, …")
 @click.option("--from", "begin", type=When(), help="Leads from this time on, by their records' timestamps")
@@ -119,7 +109,7 @@ def replay(
         return
     context.tell(_described(plan, asked))
     if not yes:
-        ask(context, f"Send {plan.counts.to_send} leads to {endpoint} again?", yes=False)
+        context.confirm(f"Send {plan.counts.to_send} leads to {endpoint} again?", yes=False)
         plan = redelivery.plan(asked, rule)  # Whoever was asked may have thought about it for an hour.
         document = _document(plan, asked, endpoint)
     document |= _send(context, redelivery, plan, asked, wait=not no_wait)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.cli.replay import When, ask, yes_option
+from nigredo.cli.replay import When, yes_option
 from nigredo.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def rewind(
         return
     context.tell(text)
     records = sum(step.records for step in steps)
-    ask(context, f"Set {name} back, so that {records} records come again?", yes=yes)
+    context.confirm(f"Set {name} back, so that {records} records come again?", yes=yes)
     what.do(steps, context.tell)
     context.result(document | {"done": True}, f"{name} was set back; {records} records come again")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -150,11 +151,12 @@ def down(context: Context) -> None:
 def status(context: Context) -> int:
     """Show the parts of the stack; exit code 0 only when all are ready."""
     document = control.ask(context.stack(), {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
-    lines = [f"{'PART':<16}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
+    wide = max(map(len, document["parts"])) + 2
+    lines = [f"{'PART':<{wide}}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
     for name, part in document["parts"].items():
-        note = part["url"] if part["ready"] else f"waits for {part['waiting_for']}"
+        note = part["url"] if part["ready"] else f"waits: {part['waiting_for']}"
         state = "ready" if part["ready"] else "waiting"
-        lines.append(f"{name:<16}{state:<10}{part['pid'] or '-':>8}  {part['restarts']:>8}  {note or ''}".rstrip())
+        lines.append(f"{name:<{wide}}{state:<10}{part['pid'] or '-':>8}  {part['restarts']:>8}  {note or ''}".rstrip())
     context.result(document, "\n".join(lines))
     return 0 if document["ready"] else 1
 
@@ -168,8 +170,9 @@ def env(context: Context) -> None:
         raise NigredoError(f"there is no stack in {home.dir}; `nigredo up` makes one")
     variables = home.user_environment()
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    exports.append(f'export PATH={shlex.quote(str(postgres_bin()))}:"$PATH"')
-    path = f"{postgres_bin()}{os.pathsep}{os.environ.get('PATH', '')}"
+    programs = os.pathsep.join((str(Path(sys.executable).parent), str(postgres_bin())))
+    exports.append(f'export PATH={shlex.quote(programs)}:"$PATH"')
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     context.result(variables | {"PATH": path}, "\n".join(exports))
 
 

@@ -28,8 +28,8 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
 
     file, now = named(context.settings(PART, role="nigredo_app"), endpoint).secret_file, utc_now()
     found = read_secrets(file)
-    if len(active(found, now)) > 1 and not yes:
-        click.confirm("Two secrets are active: the older ends at once. Go on?", abort=True, err=True)
+    if len(active(found, now)) > 1:
+        context.confirm("Two secrets are active: the older ends at once. Go on?", yes=yes)
     until = now + overlap
     write_secrets(file, rotated(found, until))
     context.result(

@@ -13,7 +13,7 @@ from nigredo import topics
 from nigredo.api_keys import SCOPES, as_value, kept
 from nigredo.changes import Changes
 from nigredo.control import API_KEY
-from nigredo.errors import DependencyDown, NigredoError
+from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.migrate import migrate
 from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
@@ -26,7 +26,8 @@ from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
 from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
-from sinks.webhook.endpoint import COMPONENT, read_endpoints
+from sinks.webhook.endpoint import COMPONENT, Endpoint, read_endpoints
+from sinks.webhook.signing import read_secrets
 
 START_DEADLINE_S = 120.0
 OWN_GRACE_S = 100.0
@@ -48,9 +49,19 @@ def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
     parts = []
     for name, port in sender_ports(home, known).items():
         if name != FIRST_ENDPOINT:
+            _check_secret(known[name])
             settings = {"WEBHOOK_ENDPOINT": name, "HEALTH_PORT": str(port)}
             parts.append(_part(home, known[name].part, COMPONENT, port, environment, **settings))
     return parts
+
+
+def _check_secret(endpoint: Endpoint) -> None:
+    """Raise ConfigurationError, before anything starts, for a secret file that the endpoint's sender could not use."""
+    try:
+        read_secrets(endpoint.secret_file)
+    except ConfigurationError as error:
+        text = str(error).removeprefix("WEBHOOK_SECRET_FILE: ")
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {endpoint.name}: secret_file: {text}") from error
 
 
 def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:

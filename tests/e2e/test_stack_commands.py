@@ -203,7 +203,7 @@ def test_a_wrong_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
     command = run_nigredo("--home", str(home), "up", environment=wrong)
 
     assert command.code == 1
-    assert "RATE_LIMIT_PER_HOUR: must be from 1 to 200" in command.err
+    assert "RATE_LIMIT_PER_HOUR: must be a whole number from 1 to 200" in command.err
     assert "WEBHOOK_ENABLED: must be true or false" in command.err
     assert not (home / "logs").exists()
 

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 from nigredo.stack.embedded import endpoint_parts, sender_ports
 from nigredo.stack.home import PORTS, Home
 from sinks.webhook.endpoint import endpoint_of
+from sinks.webhook.signing import Secret, write_secrets
 
 ENDPOINTS = """
 [endpoints.crm]
 url = "https://crm.example.com/hook"
-secret_file = "/run/secrets/crm"
+secret_file = "{secrets}/crm"
 start = "now"
 [endpoints.erp]
 url = "https://erp.example.com/hook"
-secret_file = "/run/secrets/erp"
+secret_file = "{secrets}/erp"
 start = "beginning"
 """
 
 
+def settings_file(folder: Path) -> Path:
+    """Return a file with two endpoints, whose secrets are there."""
+    for name in ("crm", "erp"):
+        write_secrets(folder / name, [Secret(name.encode() * 10)])
+    file = folder / "endpoints.toml"
+    file.write_text(ENDPOINTS.format(secrets=folder))
+    return file
+
+
 def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) -> None:
-    file = tmp_path / "endpoints.toml"
-    file.write_text(ENDPOINTS)
+    file = settings_file(tmp_path)
     home = Home(tmp_path / "home", 8080)
 
     parts = endpoint_parts(home, {"WEBHOOK_ENDPOINTS_FILE": str(file)})
@@ -35,6 +47,14 @@ def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) 
     assert [part.environment["HEALTH_PORT"] for part in parts] == [str(port) for port in ports]
     assert list(sender_ports(home, ["fibonacci", "crm", "erp"]).values()) == [home.port("webhook-sender"), *ports]
     assert {part.command[-1] for part in parts} == {"webhook-sender"}
+
+
+def test_a_secret_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    file = settings_file(tmp_path)
+    (tmp_path / "erp").unlink()
+
+    with pytest.raises(ConfigurationError, match=r"WEBHOOK_ENDPOINTS_FILE: erp: secret_file: .*cannot be read"):
+        endpoint_parts(Home(tmp_path / "home", 8080), {"WEBHOOK_ENDPOINTS_FILE": str(file)})
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:

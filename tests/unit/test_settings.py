@@ -53,7 +53,7 @@ def test_every_problem_is_told_at_once_without_the_value() -> None:
     )
     with pytest.raises(ConfigurationError):
         Settings.from_environment({"FIBONACCI_WEBHOOK_URL": "https://me:s3cret@host/hook"})
-    assert "RATE_LIMIT_PER_HOUR: must be from 1 to 200" in refused.value.problems
+    assert "RATE_LIMIT_PER_HOUR: must be a whole number from 1 to 200" in refused.value.problems
     assert "s3cret" not in str(refused.value)
 
 
