@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from schemas.primitives import MILLISECOND
+
 AT_ONCE = 256
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RANDOM_BYTES = 10
 _RANDOM = 0x0FFF_3FFF_FFFF_FFFF_FFFF
 _VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
@@ -35,6 +36,5 @@ def given_within(lead_id: UUID, past: timedelta, now: datetime, *, skew: timedel
     """
     if lead_id.version != 7:
         return False
-    given_ms = lead_id.int >> 80
-    # What no clock shows, somebody made up; as a time it would be an error.
-    return -skew <= now - _EPOCH - timedelta(milliseconds=given_ms) <= past
+    ago_ms = round(now.timestamp() * 1000) - (lead_id.int >> 80)
+    return -skew / MILLISECOND <= ago_ms <= past / MILLISECOND

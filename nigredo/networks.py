@@ -22,7 +22,7 @@ def client_network(address: Address) -> str:
     """
     address = unmapped(address)
     if isinstance(address, IPv4Address):
-        return str(address)
+        return as_text(address)
     return str(ip_network((address, 64), strict=False))
 
 

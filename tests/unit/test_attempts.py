@@ -19,29 +19,32 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
 
 
-def test_a_dependency_that_is_away_loses_nothing_and_commits_nothing() -> None:
+def after_three_records(**troubles: Any) -> Rig:
+    """Deliver three records to a handler with these troubles, and return what came of them."""
+
     async def scenario() -> Rig:
         rig = Rig()
-        rig.handler.trouble = [DependencyDown("away")] * 4
+        for name, trouble in troubles.items():
+            assert hasattr(rig.handler, name)
+            setattr(rig.handler, name, trouble)
         rig.deliver(0, 1, 2)
         await rig.finish()
         return rig
 
-    rig = asyncio.run(scenario())
+    return asyncio.run(scenario())
+
+
+def test_a_dependency_that_is_away_loses_nothing_and_commits_nothing() -> None:
+    rig = after_three_records(trouble=[DependencyDown("away")] * 4)
+
     assert handled(rig) == [0, 1, 2]
     assert rig.handler.parked == []
     assert [max(offsets.values()) for offsets in rig.app.commits] == [3]
 
 
 def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_are_handled() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.poison = {1}
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return rig
+    rig = after_three_records(poison={1})
 
-    rig = asyncio.run(scenario())
     assert handled(rig) == [0, 2]
     assert rig.handler.parked == [(1, "failed")]
     assert rig.app.committed() == 3
@@ -99,14 +102,8 @@ def test_a_record_that_cannot_be_decoded_is_parked_at_once() -> None:
 
 
 def test_a_record_that_breaks_the_decoder_itself_stops_nothing() -> None:
-    async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.unforeseen = {1}
-        rig.deliver(0, 1, 2)
-        await rig.finish()
-        return rig
+    rig = after_three_records(unforeseen={1})
 
-    rig = asyncio.run(scenario())
     assert rig.handler.parked == [(1, "failed")]
     assert handled(rig) == [0, 2]
     assert rig.app.committed() == 3
