@@ -280,13 +280,16 @@ def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was
 
     async def scenario() -> Rig:
         rig = Rig()
-        slow, asked = asyncio.Event(), 0
+        slow, over, asked = asyncio.Event(), asyncio.Event(), 0
 
         async def begin(*_: object) -> int:
             nonlocal asked
             asked += 1
             if asked == 1:
-                await slow.wait()
+                try:
+                    await slow.wait()
+                finally:
+                    over.set()
             return 0
 
         rig.handler.begin = begin  # type: ignore[method-assign]
@@ -299,7 +302,7 @@ def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was
         second = rig.start()
         await until(lambda: handled(rig) == [0, 1, 2])
         slow.set()
-        await asyncio.sleep(0.01)  # Enough turns for the first one to end.
+        await until(over.is_set)
         rig.deliver(3)
         await until(lambda: 3 in handled(rig))
         second.cancel()

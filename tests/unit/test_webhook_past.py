@@ -15,6 +15,7 @@ from nigredo.errors import DependencyDown
 from schemas.topics import LEADS, retry_topic
 from sinks.webhook.group import Partition
 from sinks.webhook.past import Past
+from tests.unit.playing_faust import until
 
 PLACE = (retry_topic("fibonacci", "1m"), 0)
 NOW = utc_now()
@@ -25,7 +26,7 @@ class FakeLog:
 
     def __init__(self) -> None:
         self.down = False
-        self.loads = 0
+        self.loads = self.ended = 0
         self.delivered: dict[UUID, Any] = {}
 
     async def delivered_since(self, *_: Any) -> dict[UUID, Any]:
@@ -40,6 +41,7 @@ class FakeLog:
     async def _load(self) -> None:
         self.loads += 1
         await asyncio.sleep(0.01)
+        self.ended += 1
         if self.down:
             raise DependencyDown("Kafka is away")
 
@@ -100,7 +102,8 @@ def test_a_load_that_fails_when_nobody_waits_for_it_any_more_is_no_news() -> Non
         await asyncio.gather(*waiting, return_exceptions=True)
         past.forget()
         partition.delivered = None
-        await asyncio.sleep(0.05)
+        await until(lambda: log.ended == 2)
+        await asyncio.sleep(0)
         del waiting, task
         gc.collect()
 
