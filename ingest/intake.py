@@ -161,6 +161,7 @@ class Intake:
                 self._health.waiting(f"{topic} to be read")
         self._codec = codec
         self._loaded.set()
+        log.info("forms are taken", networks=self._edge.networks)
         await self.check()
 
     async def take(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -31,12 +32,22 @@ START_DEADLINE_S = 60
 
 @dataclass(slots=True)
 class Node:
-    """A running ingest process."""
+    """A running ingest process, with one worker or several."""
 
     url: str
     port: int
-    process: subprocess.Popen[bytes]
-    restart: Callable[[], None]
+    workers: int
+    log_file: Path
+    start: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] = field(init=False)
+    _logged_before: int = 0
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._logged_before = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self.process = self.start()
 
     def post(self, client: str | None = None, *, timeout_s: float = 20, **fields: str) -> httpx.Response:
         headers = {"X-Forwarded-For": client or any_client()}
@@ -46,8 +57,10 @@ class Node:
         return httpx.get(f"{self.url}{path}", timeout=10)
 
     def ready(self) -> bool:
+        """Whether all of its workers are: one of them answers for itself alone, and who is asked is chance."""
+        begun = self.log_file.read_bytes()[self._logged_before :].count(b'"forms are taken"')
         with suppress(httpx.HTTPError):
-            return self.health("/health/ready").status_code == 200
+            return begun >= self.workers and self.health("/health/ready").status_code == 200
         return False
 
     def kill(self) -> None:
@@ -77,10 +90,8 @@ def another_node(stack: Stack, *, ready: bool = True, **settings: str) -> Iterat
                 [sys.executable, "-m", "nigredo.cli", "run", "ingest"], env=environment, stdout=log, stderr=log
             )
 
-    def restart() -> None:
-        node.process = start()
-
-    node = Node(f"http://127.0.0.1:{port}", port, start(), restart)
+    workers = int(settings.get("INGEST_WORKERS", "1"))
+    node = Node(f"http://127.0.0.1:{port}", port, workers, log_file, start)
     try:
         if ready:
             eventually(node.ready, within_s=START_DEADLINE_S, what=f"a node that is ready, see {log_file}")
