@@ -204,8 +204,10 @@ class Lifecycle:
         counting.begin(request)
         response.set_header("X-Request-Id", request.context.request_id)
         response.set_header("X-Content-Type-Options", "nosniff")
+        # Falcon's `remote_addr` reads the headers of proxies for it, by rules that are not ours.
+        peer, _ = request.scope.get("client") or ("", 0)
         address = request.context.address = client_address(
-            request.remote_addr,
+            peer,
             request.get_header("X-Forwarded-For"),
             request.get_header("Forwarded"),
             self._trusted_proxies,

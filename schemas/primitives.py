@@ -14,6 +14,10 @@ MILLISECOND = timedelta(milliseconds=1)
 
 def number(value: int) -> bytes:
     """Return a number in groups of seven bits, lowest first, each but the last one marked; signs alternate."""
+    return _SMALL[value] if 0 <= value < len(_SMALL) else _number(value)
+
+
+def _number(value: int) -> bytes:
     left, groups = value << 1 ^ value >> 63, bytearray()
     while left > 0x7F:
         groups.append(left & 0x7F | 0x80)
@@ -22,15 +26,15 @@ def number(value: int) -> bytes:
     return bytes(groups)
 
 
-_LENGTHS = [number(length) for length in range(1024)]
-"""Those of nearly all texts."""
+_SMALL = [_number(value) for value in range(4096)]
+"""The lengths of nearly all texts, limits, and the seconds of an hour."""
 
 
 def text(value: str) -> bytes:
     """Return a text in UTF-8 after its length."""
     encoded = value.encode()
     length = len(encoded)
-    return (_LENGTHS[length] if length < len(_LENGTHS) else number(length)) + encoded
+    return (_SMALL[length] if length < len(_SMALL) else _number(length)) + encoded
 
 
 def optional_text(value: str | None) -> bytes:
