@@ -126,7 +126,7 @@ async def _rate_limited(request: Request, response: Response, error: RateLimited
     log.info(
         "rate limit exceeded",
         request_id=_request_id(request),
-        ip_address=str(request.context.address),
+        ip_address=request.context.ip_address,
         user_agent=user_agent(request),
     )
     tell_allowance(response, error.allowance)

@@ -93,13 +93,14 @@ class Leads:
         if form.source is None and (source := source_of(request)) is not None:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
-        key = request.get_header(KEY_HEADER)
+        key, for_person = request.get_header(KEY_HEADER), prefers_html(request)
         taken = await self._intake.take(
             form,
             request.context.address,
             agent,
             key=key,
-            by_hand=from_browser(request),
+            # A browser, by itself or for a script: all of them send Fetch Metadata, or want HTML.
+            by_hand=for_person or request.get_header("Sec-Fetch-Mode") is not None,
             request_id=request.context.request_id,
         )
         request.context.outcome = taken.outcome
@@ -107,7 +108,7 @@ class Leads:
             self._recent.add(taken.lead_id)
         lead_id = request.context.lead_id = str(taken.lead_id)
         tell_allowance(response, taken.allowance)
-        if prefers_html(request):
+        if for_person:
             response.status = falcon.HTTP_303
             response.location = next_of(form, settings) or thanks_for(request)
             return
@@ -206,15 +207,13 @@ class Lifecycle:
         response.set_header("X-Content-Type-Options", "nosniff")
         # Falcon's `remote_addr` reads the headers of proxies for it, by rules that are not ours.
         peer, _ = request.scope.get("client") or ("", 0)
-        address = request.context.address = client_address(
-            peer,
-            request.get_header("X-Forwarded-For"),
-            request.get_header("Forwarded"),
-            self._trusted_proxies,
-        )
+        forwarded_for = request.get_header("X-Forwarded-For")
+        forwarded = request.get_header("Forwarded") if forwarded_for is None else None
+        address = client_address(peer, forwarded_for, forwarded, self._trusted_proxies)
+        request.context.address, request.context.ip_address = address, as_text(address)
         if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
             metrics.IP_BLOCK_REJECTIONS.of().inc()
-            log.info("blocked address", request_id=request.context.request_id, ip_address=str(address))
+            log.info("blocked address", request_id=request.context.request_id, ip_address=request.context.ip_address)
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
 
     def _answer_cors(self, request: Request, response: Response) -> None:
@@ -244,7 +243,7 @@ class Lifecycle:
         self._access_log.add(
             function=function,
             request_id=request.context.request_id,
-            ip_address=as_text(request.context.address),
+            ip_address=request.context.ip_address,
             method=request.method,
             route=request.uri_template or "unknown",
             status_code=status,
@@ -270,11 +269,6 @@ def thanks_for(request: Request) -> str:
     """Return the page of thanks, in the language in which the form was shown."""
     language, chosen = language_for(request)
     return f"/thanks?lang={language}" if chosen else "/thanks"
-
-
-def from_browser(request: Request) -> bool:
-    """Say whether a browser sent this, by itself or for a script: all of them send Fetch Metadata, or want HTML."""
-    return request.get_header("Sec-Fetch-Mode") is not None or prefers_html(request)
 
 
 def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:

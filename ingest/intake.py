@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
+from ipaddress import IPv4Address
 from math import ceil
 from uuid import UUID
 
@@ -193,7 +194,7 @@ class Intake:
         submission = Submission(
             id=next(self._ids) if key is None else repeats.lead_id(network, key, form),
             client_network=network,
-            ip_address=as_text(address),
+            ip_address=network if isinstance(address, IPv4Address) else as_text(address),
             user_agent=user_agent,
             form_id=form.form_id,
             source=form.source,
