@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def pytest_sessionstart() -> None:
         pytest.exit("NIGREDO_TEST_STACK must be embedded or testcontainers", returncode=4)
     if ON_CONTAINERS and not engine_answers():
         pytest.exit("NIGREDO_TEST_STACK=testcontainers needs a container engine, and none answers here", returncode=4)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what is in its background so, and every process here would inherit it:
+        # those that a test interrupts would never hear of it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
