@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -89,10 +89,6 @@ class Edge:
         """Make what came since `begin` hold."""
         self._states = self._coming
 
-    @staticmethod
-    def _first(states: Mapping[bytes, object], count: int) -> list[bytes]:
-        return [key for _, key in zip(range(count), states, strict=False)]
-
     # --- what this node does: the event loop --------------------------------------------------------------------------
 
     @property
@@ -160,10 +156,10 @@ class Edge:
             known = _Refused(at)
         self._refused[key] = known
         known.count += 1
-        for oldest in self._first(self._refused, 2):
+        for _ in range(2):
             if len(self._refused) <= self._networks_max:
                 break
-            del self._refused[oldest]
+            self._refused.popitem(last=False)
         if known.count <= TOLD_IN_FULL * submission.limit:
             return True
         known.untold += 1
