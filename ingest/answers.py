@@ -42,12 +42,12 @@ def tell_allowance(response: Response, allowance: Allowance) -> None:
 
 def user_agent(request: Request) -> str | None:
     """Return what the client says it is, without what cannot be stored, and cut."""
-    return _UNPRINTABLE.sub("", request.user_agent or "")[:USER_AGENT_MAX] or None
+    return _UNPRINTABLE.sub("", request.headers_lower.get("user-agent", ""))[:USER_AGENT_MAX] or None
 
 
 def prefers_html(request: Request) -> bool:
     """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
-    accepted = request.accept.lower()
+    accepted = request.headers_lower.get("accept", "").lower()
     if "html" not in accepted:
         return False
     try:
@@ -64,12 +64,13 @@ def language_for(request: Request) -> tuple[str, bool]:
 
 def source_of(request: Request) -> str | None:
     """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
-    if campaign := request.get_param("utm_source"):
+    if request.query_string and (campaign := request.get_param("utm_source")):
         return label(campaign)
-    if not request.referer:
+    referer = request.headers_lower.get("referer")
+    if not referer:
         return None
     try:
-        parts = urlsplit(request.referer)
+        parts = urlsplit(referer)
         campaigns = parse_qs(parts.query).get("utm_source") or [parts.hostname or ""]
     except ValueError:
         return None

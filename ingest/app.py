@@ -93,14 +93,15 @@ class Leads:
         if form.source is None and (source := source_of(request)) is not None:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
-        key, for_person = request.get_header(KEY_HEADER), prefers_html(request)
+        headers, for_person = request.headers_lower, prefers_html(request)
+        key = headers.get(KEY_HEADER.lower())
         taken = await self._intake.take(
             form,
             request.context.address,
             agent,
             key=key,
             # A browser, by itself or for a script: all of them send Fetch Metadata, or want HTML.
-            by_hand=for_person or request.get_header("Sec-Fetch-Mode") is not None,
+            by_hand=for_person or "sec-fetch-mode" in headers,
             request_id=request.context.request_id,
         )
         request.context.outcome = taken.outcome
@@ -207,9 +208,9 @@ class Lifecycle:
         response.set_header("X-Content-Type-Options", "nosniff")
         # Falcon's `remote_addr` reads the headers of proxies for it, by rules that are not ours.
         peer, _ = request.scope.get("client") or ("", 0)
-        forwarded_for = request.get_header("X-Forwarded-For")
-        forwarded = request.get_header("Forwarded") if forwarded_for is None else None
-        address = client_address(peer, forwarded_for, forwarded, self._trusted_proxies)
+        # All at once, here and later on: one that is asked for by its name and is not there costs an exception.
+        headers = request.headers_lower
+        address = client_address(peer, headers.get("x-forwarded-for"), headers.get("forwarded"), self._trusted_proxies)
         request.context.address, request.context.ip_address = address, as_text(address)
         if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
             metrics.IP_BLOCK_REJECTIONS.of().inc()
@@ -218,7 +219,7 @@ class Lifecycle:
 
     def _answer_cors(self, request: Request, response: Response) -> None:
         """Let scripts of allowed sites read the answer, an error's too (the Fetch standard's CORS protocol)."""
-        origin = request.get_header("Origin")
+        origin = request.headers_lower.get("origin")
         if not origin or not request.path.startswith("/api/"):
             return
         response.append_header("Vary", "Origin")

@@ -1,11 +1,11 @@
-"""What one answered request adds to the metrics. On the path of every request: children are looked up, not made."""
+"""What answered requests add to the metrics."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import falcon.asgi
-from prometheus_client import Counter
 
 from ingest.page import SCRIPT_PATH
 from nigredo import metrics
@@ -19,8 +19,9 @@ ROUTE_LABELS = {
 }
 """What metrics call the routes whose template is not what operators know."""
 
-_more: dict[Counter, int] = {}
-"""What the counters are still to be told: a worker has one event loop."""
+Alike = tuple[str, str, str, int, bool, str | None, str | None]
+_answered: dict[Alike, list[float]] = {}
+"""How long the answered requests of this turn of the event loop took, by what else there is to tell of them."""
 
 
 def begin(request: falcon.asgi.Request) -> None:
@@ -35,32 +36,42 @@ def note_form(request: falcon.asgi.Request, source: str | None) -> None:
 
 
 def count(request: falcon.asgi.Request, function: str, status: int, took_s: float) -> None:
-    """Count an answered request. What is no route or method of ours has no label of its own: anybody can invent one."""
+    """Count an answered request when the event loop has gone round, together with its likes of this turn."""
+    if not _answered:
+        asyncio.get_running_loop().call_soon(_tell)
+    context = request.context
     # Without a template the request was refused before a route was looked for, or there is none.
     template = request.uri_template or request.path
-    route, method, context = ROUTE_LABELS.get(template, template), request.method, request.context
-    told_as = MAINTENANCE if context.maintenance else str(status)
-    _count(metrics.API_REQUESTS.of(function, route, method, told_as))
-    metrics.API_LATENCY.of(route, method).observe(took_s)
-    if status >= 500 and not context.maintenance:
-        metrics.API_ERRORS.of(route, told_as).inc()
-    if status == 429:
-        metrics.RATE_LIMIT_HITS.of().inc()
-    if context.source is not None:
-        # Of a form that was not taken its answer tells why.
-        outcome = context.outcome or (RATE_LIMITED if status == 429 else "failed")
-        _count(metrics.LEAD_SUBMISSIONS.of(context.source, outcome))
-
-
-def _count(counter: Counter) -> None:
-    """Count one more when the event loop has gone round, together with its others of this turn."""
-    if not _more:
-        asyncio.get_running_loop().call_soon(_tell)
-    _more[counter] = _more.get(counter, 0) + 1
+    alike = (function, template, request.method, status, context.maintenance, context.source, context.outcome)
+    _answered.setdefault(alike, []).append(took_s)
 
 
 def _tell() -> None:
-    told = list(_more.items())
-    _more.clear()
-    for counter, count in told:
-        counter.inc(count)
+    told = list(_answered.items())
+    _answered.clear()
+    for alike, durations in told:
+        _count(*alike, durations)
+
+
+def _count(
+    function: str,
+    template: str,
+    method: str,
+    status: int,
+    maintenance: bool,
+    source: str | None,
+    outcome: str | None,
+    durations: Sequence[float],
+) -> None:
+    """Count requests. What is no route or method of ours has no label of its own: anybody can invent one."""
+    many, route = len(durations), ROUTE_LABELS.get(template, template)
+    told_as = MAINTENANCE if maintenance else str(status)
+    metrics.API_REQUESTS.of(function, route, method, told_as).inc(many)
+    metrics.API_LATENCY.of(route, method).observe_all(durations)
+    if status >= 500 and not maintenance:
+        metrics.API_ERRORS.of(route, told_as).inc(many)
+    if status == 429:
+        metrics.RATE_LIMIT_HITS.of().inc(many)
+    if source is not None:
+        # Of a form that was not taken its answer tells why.
+        metrics.LEAD_SUBMISSIONS.of(source, outcome or (RATE_LIMITED if status == 429 else "failed")).inc(many)

@@ -14,7 +14,7 @@ import prometheus_client as prometheus
 from prometheus_client import generate_latest
 
 from nigredo import metric_labels as known
-from nigredo.metric import OTHER, REGISTRY, Metric
+from nigredo.metric import OTHER, REGISTRY, Histogram, Metric
 from nigredo.settings import Settings
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS
 
@@ -45,7 +45,7 @@ API_ERRORS = Metric(
     labels={"route": tuple(known.ROUTES), "status": known.SERVER_ERRORS},
 )
 API_LATENCY = Metric(
-    prometheus.Histogram,
+    Histogram,
     "nigredo_api_latency_seconds",
     "Time from a request's headers to its answer, health probes left out",
     unit="seconds",
@@ -200,7 +200,7 @@ RECORDS_PARKED = Metric(
     labels={"reason": ("undecodable", "unsupported", "too_large", "invalid", "refused_by_database", "failed", OTHER)},
 )
 BATCH = Metric(
-    prometheus.Histogram,
+    Histogram,
     "nigredo_batch_records",
     "Records handled at once, between two commits to Kafka or PostgreSQL",
     unit="records",
@@ -227,7 +227,7 @@ WATCHDOG_RESTARTS = Metric(
     processes=[known.LIMITER, known.PERSISTER],
 )
 END_TO_END = Metric(
-    prometheus.Histogram,
+    Histogram,
     "nigredo_end_to_end_seconds",
     "Time from taking a form until it was judged, its lead persisted, its lead delivered",
     unit="seconds",
@@ -259,7 +259,7 @@ WEBHOOK_FAILURE = Metric(
     labels={"endpoint": known.endpoints, "reason": ("timeout", "connect", "4xx", "5xx", OTHER)},
 )
 WEBHOOK_ATTEMPT = Metric(
-    prometheus.Histogram,
+    Histogram,
     "nigredo_webhook_attempt_seconds",
     "Duration of an attempt at delivery, whatever came of it",
     unit="seconds",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -49,6 +50,8 @@ def texts(values: Mapping[str, str]) -> bytes:
     return number(len(values)) + b"".join(text(name) + text(value) for name, value in values.items()) + b"\x00"
 
 
+# Under load many records have the same millisecond.
+@lru_cache(maxsize=256)
 def time(value: datetime) -> bytes:
     """Return a time as the milliseconds since the epoch."""
     return number((value - EPOCH) // MILLISECOND)

@@ -7,6 +7,7 @@ same window and gets the same verdict. That is all there is to recovery.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -163,18 +164,21 @@ class Limiter:
         self._count(judged)
 
     def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
-        now = utc_now()
+        now, verdicts, durations = utc_now(), Counter[str](), list[float]()
         for event, output in judged:
             if isinstance(event, LimitReset):
                 metrics.LIMIT_RESETS.of().inc()
             if not isinstance(event, Submission):
                 continue
             outcome = REPEATED if output is None else ACCEPTED if isinstance(output, Lead) else output.reason
-            metrics.VERDICTS.of(outcome).inc()
-            metrics.END_TO_END.of("judged").observe((now - event.taken_at).total_seconds())
+            verdicts[outcome] += 1
+            durations.append((now - event.taken_at).total_seconds())
             if outcome == RATE_LIMITED and event.edge_verdict is None:
                 # The edge counted those that it refused itself.
                 metrics.RATE_LIMIT_HITS.of().inc()
+        for outcome, many in verdicts.items():
+            metrics.VERDICTS.of(outcome).inc(many)
+        metrics.END_TO_END.of("judged").observe_all(durations)
         metrics.LIMITER_NETWORKS.of().set(sum(map(len, self._windows.values())))
 
     def _outgoing_output(self, topic: str, event: Lead | Rejection) -> Outgoing:

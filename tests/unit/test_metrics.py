@@ -18,6 +18,8 @@ import prometheus_client as prometheus
 import psycopg
 import psycopg_pool
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest import counting
@@ -26,7 +28,7 @@ from ingest.intake import Intake
 from nigredo import metrics
 from nigredo.db import Pool, count_failure
 from nigredo.health import Health
-from nigredo.metric import OTHER, REGISTRY, Metric
+from nigredo.metric import OTHER, REGISTRY, Histogram, Metric
 from nigredo.metric_labels import ENDPOINTS_MAX, ROUTES
 from nigredo.settings import Settings
 from sinks.webhook.counting import reason_of
@@ -177,6 +179,21 @@ def counted(status: int, *, maintenance: bool = False, source: str | None = None
             told = " ".join(dict(labels).get(label, "") for label in ("status", "source", "outcome")).strip()
             grown[f"{name.removeprefix('nigredo_')} {told}".strip()] = count - before.get((name, labels), 0.0)
     return grown
+
+
+@given(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.10001, 0.5, 7.0]) | st.floats(0, 100)))
+def test_many_observations_at_once_are_counted_as_one_by_one(amounts: list[float]) -> None:
+    buckets = (0.05, 0.1, 0.5)
+    at_once, singly = (Histogram("seconds", "", registry=None, buckets=buckets) for _ in range(2))
+
+    at_once.observe_all(amounts)
+    for amount in amounts:
+        singly.observe(amount)
+
+    for told, expected in zip(at_once.collect()[0].samples, singly.collect()[0].samples, strict=True):
+        assert (told.name, told.labels) == (expected.name, expected.labels)
+        if not told.name.endswith("_created"):
+            assert told.value == pytest.approx(expected.value)
 
 
 def test_a_5xx_is_an_error_but_maintenance_is_none() -> None:
