@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 
 from nigredo.window import Verdict
 from schemas.events import Submission
+from schemas.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Allowance:
     """What the limit leaves a client network: how many more within the window, and when the next one comes free."""
 

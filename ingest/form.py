@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from email_validator import EmailNotValidError, validate_email
 
 from schemas.events import Contact
+from schemas.immutable import immutable
 
 NAME_MAX = 200
 EMAIL_MAX = 254
@@ -36,7 +36,7 @@ _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029]")
 _BREAKS_AND_TABS = re.compile(r"[\t\n\r\u2028\u2029]")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class FieldProblem:
     """One thing wrong with a body. `field` is the form's field, or `body`."""
 
@@ -55,7 +55,7 @@ class FormRefused(Exception):
         self.typed = typed
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Form:
     """What a person sent, fit to be stored."""
 

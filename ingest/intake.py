@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
 from math import ceil
@@ -34,6 +34,7 @@ from nigredo.view import TopicView
 from nigredo.window import ACCEPTED, DUPLICATE, RATE_LIMITED, REPEATED, SPAM
 from schemas.codec import Codec
 from schemas.events import RefusalCount, Submission
+from schemas.immutable import immutable
 from schemas.topics import CONTROL, RATE_LIMITS, SUBMISSIONS
 
 log = get_logger()
@@ -48,7 +49,7 @@ TELL_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Taken:
     """A form that Kafka has, or the spool."""
 

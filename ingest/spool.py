@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from typing import NamedTuple
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.kafka import Headers
 from nigredo.telemetry import get_logger
+from schemas.immutable import immutable
 
 log = get_logger()
 
@@ -46,7 +46,7 @@ class SpoolFull(DependencyDown):
     """The spool has no room, or its disk does not: as if there were none, send it again later."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Entry:
     """A record on its way to the topic of submissions, as it was first made: it keeps its id and its times."""
 

@@ -6,10 +6,11 @@ So the same log gives the same verdicts, whoever judges it and how often.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from schemas.events import Acceptance, LimitReset, RateLimitState, RefusalCount, RejectionRelease, Submission
+from schemas.immutable import immutable
 
 ACCEPTED = "accepted"
 RATE_LIMITED = "rate_limited"
@@ -22,7 +23,7 @@ EXEMPT_KEPT = 50
 """Acceptances that a window knows without counting them: exempt ones have no limit, what is kept of them has."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Verdict:
     """What becomes of a submission. `outcome` is `accepted`, `repeated`, or the reason of the refusal."""
 

@@ -9,12 +9,14 @@ an event says so; every other event is keyed by the lead id.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
+from schemas.immutable import immutable
 
-@dataclass(frozen=True, slots=True)
+
+@immutable
 class Contact:
     """Everything personal about a lead, in one place so that it can be left out as a whole: of its text form too."""
 
@@ -27,7 +29,7 @@ class Contact:
 # --- nigredo.submissions (key: client network) -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Submission:
     """A form as ingest took it, before the limit is judged."""
 
@@ -49,7 +51,7 @@ class Submission:
     """By what a program gave itself away, where the verdict is `spam`: `honeypot` or `too_fast`."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class LimitReset:
     """Frees a client network: its window counts nothing that came before this record."""
 
@@ -58,7 +60,7 @@ class LimitReset:
     requested_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RejectionRelease:
     """Puts a refused submission through, outside the limit, once: the rejection is gone afterwards."""
 
@@ -71,7 +73,7 @@ class RejectionRelease:
     rejection_offset: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RefusalCount:
     """Stands for many refusals at the edge whose contents are not kept (past 10 times the limit)."""
 
@@ -84,7 +86,7 @@ class RefusalCount:
 # --- what the limiter decides ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Lead:
     """An accepted submission, on `nigredo.leads`: this record is `lead.created`."""
 
@@ -103,7 +105,7 @@ class Lead:
     submission_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Rejection:
     """A refused submission, on `nigredo.rejections`, kept so that it can be released."""
 
@@ -126,7 +128,7 @@ class Rejection:
     """`honeypot` or `too_fast`, where the reason is `spam`."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Acceptance:
     """One submission accepted within the window."""
 
@@ -134,7 +136,7 @@ class Acceptance:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RateLimitState:
     """The window of one client network after a verdict, on `nigredo.rate-limits` (key: client network)."""
 
@@ -158,7 +160,7 @@ class RateLimitState:
 # --- webhooks --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DeliveryAttempt:
     """One attempt to deliver a lead, on `nigredo.deliveries`, whatever came of it."""
 
@@ -182,7 +184,7 @@ class DeliveryAttempt:
     """The first 512 bytes of the answer, with what the lead itself says masked."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class WebhookRetry:
     """A later attempt that waits, on `nigredo.webhook-retries.{endpoint}.{delay}`."""
 
@@ -196,7 +198,7 @@ class WebhookRetry:
     replay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class WebhookDead:
     """A lead that one endpoint will not get by itself any more, on `nigredo.webhook-dead`."""
 
@@ -211,7 +213,7 @@ class WebhookDead:
     lead_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class WebhookReplay:
     """A request to send a lead again, on `nigredo.webhook-replays`: a reference, not a copy."""
 
@@ -226,7 +228,7 @@ class WebhookReplay:
 # --- what is about the system itself ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RecordHeader:
     """One Kafka header of a parked record."""
 
@@ -234,7 +236,7 @@ class RecordHeader:
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DeadLetter:
     """A record that a stage could not use, on `nigredo.dead-letters`, byte for byte, with the reason."""
 
@@ -251,7 +253,7 @@ class DeadLetter:
     parked_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ControlEntry:
     """A present setting, on `nigredo.control` under the key `kind:name`.
 
@@ -266,7 +268,7 @@ class ControlEntry:
     expires_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AuditEntry:
     """Who changed what, when, on `nigredo.audit`."""
 

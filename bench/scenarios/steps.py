@@ -10,6 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -101,7 +102,7 @@ def _windows(submission: Submission) -> tuple[Callable[[], object], Callable[[],
     start = datetime(2026, 1, 1, tzinfo=UTC)
     state = None
     for offset in range(5):
-        same = Submission(**{name: getattr(submission, name) for name in submission.__slots__} | {"id": uuid4()})
+        same = replace(submission, id=uuid4())
         state = window.judge(state, same, at=start + timedelta(seconds=offset), offset=offset).state
     at = start + timedelta(minutes=5)
     times = deque(acceptance.at for acceptance in state.accepted) if state else deque()
