@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from ingest.taken_here import TakenHere
 from nigredo.encoded_window import decoded, rank_of
 from nigredo.known_windows import KnownWindows
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
 from nigredo.window import Verdict, judge
 from schemas.codec import Codec, Undecodable
-from schemas.events import Acceptance, RateLimitState, RefusalCount, Submission
+from schemas.events import RateLimitState, RefusalCount, Submission
 
 log = get_logger()
 
@@ -29,17 +30,6 @@ KEPT_LONGER = timedelta(minutes=1)
 LET_GO_AT_ONCE = 1000
 TOLD_IN_FULL = 10
 """Refusals whose contents are kept, as a multiple of the limit; of what comes after only the number is."""
-
-
-@dataclass(slots=True)
-class Own:
-    """A submission this node accepted. `offset` is where it stands, as soon as Kafka said so."""
-
-    id: UUID
-    at: datetime
-    offset: int | None = None
-    kept: bool = False
-    """Whether Kafka has it, or the spool: its sender may be told so."""
 
 
 @dataclass(slots=True)
@@ -58,8 +48,8 @@ class Edge:
         self._window = timedelta(seconds=window_s)
         self._networks_max = networks_max
         self._states = self._coming = KnownWindows(codec)
-        # Ordered dictionaries, since a plain one takes ever longer to find its first key the more of them were deleted.
-        self._own: OrderedDict[bytes, list[Own]] = OrderedDict()
+        self._taken = TakenHere(self._window, networks_max)
+        # Ordered, as those of `TakenHere` are.
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
     # --- what the limiter wrote: the view's thread --------------------------------------------------------------------
@@ -94,16 +84,15 @@ class Edge:
     @property
     def networks(self) -> int:
         """How many networks are remembered."""
-        return len(self._states) + len(self._own)
+        return len(self._states) + len(self._taken)
 
     def judge(self, submission: Submission, at: datetime) -> Verdict:
         """Return what the limiter will most likely say of a submission that is taken now."""
         key = submission.client_network.encode()
         state = self._state(key)
-        own = self._own.get(key, ())
         known = -1 if state is None else state.input_offset
         # The limiter has judged all up to its offset; only what came after it is ours to add.
-        since = [Acceptance(one.id, one.at) for one in own if one.offset is None or one.offset > known]
+        since = self._taken.since(key, known)
         if state is None and since:
             state = RateLimitState(submission.client_network, submission.limit, submission.window_s, (), 0, at, -1)
         if state is not None and since:
@@ -118,35 +107,19 @@ class Edge:
         key = submission.client_network.encode()
         state = self._state(key)
         judged = state is not None and any(acceptance.id == submission.id for acceptance in state.accepted)
-        return judged or any(own.kept and own.id == submission.id for own in self._own.get(key, ()))
+        return judged or self._taken.has(key, submission.id)
 
-    def accepted(self, submission: Submission, at: datetime) -> Own:
-        """Remember that a submission is on its way; tell the offset when it is known, or `undo` when it failed."""
-        key, own = submission.client_network.encode(), Own(submission.id, at)
-        kept = [one for one in self._own.pop(key, ()) if at - one.at < self._window]
-        self._own[key] = [*kept, own]
-        # Each new one lets go of up to two old ones, so that there are never more than counted within the window.
-        for _ in range(2):
-            oldest = next(iter(self._own))
-            if at - self._own[oldest][-1].at < self._window and len(self._own) <= self._networks_max:
-                break
-            del self._own[oldest]
-        return own
+    def accepted(self, submission: Submission, at: datetime) -> None:
+        """Remember that a submission is on its way; `keep` it when it is durable, or `undo` it when it failed."""
+        self._taken.add(submission.client_network.encode(), submission.id, at)
 
-    def located(self, key: bytes, lead_id: UUID, offset: int) -> None:
-        """Take note of where Kafka has a submission that waited in the spool: from there on the limiter knows of it."""
-        for own in self._own.get(key, ()):
-            if own.id == lead_id:
-                own.offset = offset
+    def keep(self, key: bytes, lead_id: UUID, offset: int | None) -> None:
+        """Take note that Kafka has a submission, and where, or the spool: with its offset the limiter knows of it."""
+        self._taken.keep(key, lead_id, offset)
 
-    def undo(self, submission: Submission, own: Own) -> None:
+    def undo(self, submission: Submission) -> None:
         """Forget a submission that Kafka did not acknowledge."""
-        key = submission.client_network.encode()
-        left = [one for one in self._own.get(key, ()) if one is not own]
-        if left:
-            self._own[key] = left
-        else:
-            self._own.pop(key, None)
+        self._taken.forget(submission.client_network.encode(), submission.id)
 
     def refused(self, submission: Submission, at: datetime) -> bool:
         """Count a refusal; return whether its contents are still to be kept."""

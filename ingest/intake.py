@@ -228,7 +228,8 @@ class Intake:
             # The limiter would only read past it, as often as somebody likes to send it.
             return Taken(submission.id, allowance, verdict.outcome)
         counts = verdict.outcome == ACCEPTED and not submission.exempt
-        own = edge.accepted(submission, submission.taken_at) if counts else None
+        if counts:
+            edge.accepted(submission, submission.taken_at)
         try:
             try:
                 kept = self._publish(submission, request_id)
@@ -240,12 +241,11 @@ class Intake:
                 repeats.sent(network, form, submission.id, kept)
             position = await self._acknowledged(submission.id, kept)
         except BaseException:
-            if own is not None:
-                edge.undo(submission, own)
+            if counts:
+                edge.undo(submission)
             raise
-        if own is not None:
-            own.kept = True
-            own.offset = own.offset if position is None else position.offset
+        if counts:
+            edge.keep(network.encode(), submission.id, None if position is None else position.offset)
         return Taken(submission.id, allowance, verdict.outcome)
 
     async def _until_loaded(self) -> None:
@@ -289,7 +289,7 @@ class Intake:
         self._last_ack = time.monotonic()
         if self._edge is not None:
             event_id = UUID(dict(entry.headers)["ce_id"].decode())
-            self._edge.located(entry.key, event_id, position.offset)
+            self._edge.keep(entry.key, event_id, position.offset)
 
     def _refuse(self, edge: Edge, submission: Submission, request_id: str) -> None:
         """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""

@@ -67,12 +67,17 @@ def state(accepted: int, *, offset: int, network: str = "192.0.2.1") -> RateLimi
     return RateLimitState(network, LIMIT, WINDOW_S, times, 0, at, offset)
 
 
+def take(node: Edge, one: Submission, offset: int) -> None:
+    node.accepted(one, one.taken_at)
+    node.keep(one.client_network.encode(), one.id, offset)
+
+
 def test_what_this_node_took_counts_at_once() -> None:
     node = edge()
     for offset in range(LIMIT):
         one = submission()
         assert node.judge(one, one.taken_at).outcome == ACCEPTED
-        node.accepted(one, one.taken_at).offset = offset
+        take(node, one, offset)
 
     verdict = node.judge(submission(), now())
 
@@ -83,7 +88,7 @@ def test_what_this_node_took_counts_at_once() -> None:
 
 def test_what_the_limiter_judged_is_not_counted_twice() -> None:
     node, one = edge(), submission()
-    node.accepted(one, one.taken_at).offset = 7
+    take(node, one, 7)
     judged = judge(None, one, at=one.taken_at, offset=7).state
 
     node.apply([row(judged)])
@@ -94,7 +99,7 @@ def test_what_the_limiter_judged_is_not_counted_twice() -> None:
 def test_what_is_on_its_way_counts_on_top_of_what_the_limiter_judged() -> None:
     node, one = edge(), submission()
     node.apply([row(state(LIMIT - 1, offset=7))])
-    node.accepted(one, one.taken_at).offset = 8
+    take(node, one, 8)
 
     assert node.judge(submission(), now()).outcome == RATE_LIMITED
 
@@ -103,7 +108,8 @@ def test_what_kafka_did_not_take_counts_no_more() -> None:
     node = edge()
     for _ in range(LIMIT):
         one = submission()
-        node.undo(one, node.accepted(one, one.taken_at))
+        node.accepted(one, one.taken_at)
+        node.undo(one)
 
     assert node.judge(submission(), now()).outcome == ACCEPTED
     assert node.networks == 0
@@ -113,7 +119,7 @@ def test_a_network_that_was_freed_is_free_here() -> None:
     node = edge()
     for offset in range(LIMIT):
         one = submission()
-        node.accepted(one, one.taken_at).offset = offset
+        take(node, one, offset)
     node.apply([row(state(0, offset=LIMIT))])
 
     assert node.judge(submission(), now()).outcome == ACCEPTED
@@ -127,7 +133,7 @@ def test_what_the_limiter_accepted_outside_the_limit_is_a_repeat_here_and_takes_
     assert node.judge(exempt, now()).outcome == REPEATED
     last = submission()
     assert node.judge(last, last.taken_at).outcome == ACCEPTED
-    node.accepted(last, last.taken_at).offset = 9
+    take(node, last, 9)
     assert node.judge(submission(), now()).outcome == RATE_LIMITED
     assert node.judge(exempt, now()).outcome == REPEATED
 
@@ -193,7 +199,7 @@ def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allo
         elif step == "other node":
             log.append(one)
         elif node.judge(one, one.taken_at).outcome == ACCEPTED:
-            node.accepted(one, one.taken_at).offset = len(log)
+            take(node, one, len(log))
             log.append(one)
             taken += 1
     final: RateLimitState | None = None
@@ -208,11 +214,11 @@ def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allo
 
 def test_what_is_sent_again_is_known_once_it_was_kept_and_not_before() -> None:
     node, one = edge(), submission()
-    own = node.accepted(one, one.taken_at)
+    node.accepted(one, one.taken_at)
     assert node.judge(one, one.taken_at).outcome == REPEATED
     assert not node.has(one)
 
-    own.kept = True
+    node.keep(one.client_network.encode(), one.id, None)
     assert node.has(one)
     assert not node.has(submission())
 
