@@ -1,0 +1,84 @@
+"""What a node took, held as bytes: the same answers as from plain lists, whatever is done in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.taken_here import TakenHere
+
+WINDOW = timedelta(seconds=10)
+NETWORKS = [b"192.0.2.1", b"192.0.2.2", b"2001:db8::/64"]
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class One:
+    """A submission, as anybody would hold it."""
+
+    id: UUID
+    at: datetime
+    offset: int | None = None
+    durable: bool = False
+
+
+steps = st.tuples(
+    st.sampled_from(["add", "keep", "forget"]),
+    st.sampled_from(NETWORKS),
+    st.integers(0, 5),
+    st.none() | st.integers(0, 3),
+    # Of a few lengths, so that sums of them are the window to the millisecond.
+    st.sampled_from([0, 0, 0, 1, 4999, 5000, 10_000]).map(lambda ms: timedelta(milliseconds=ms)),
+)
+
+
+@given(st.lists(steps, max_size=40), st.integers(-1, 3))
+def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, int, int | None, timedelta]], offset: int) -> None:
+    taken, plain, now, given_ids = TakenHere(WINDOW, 100), dict[bytes, list[One]](), START, list[UUID]()
+    for step, key, which, place, later in steps:
+        now += later
+        if step == "add":
+            lead_id = UUID(int=len(given_ids) + 1)
+            given_ids.append(lead_id)
+            taken.add(key, lead_id, now)
+            left = [one for one in plain.pop(key, []) if now - one.at < WINDOW]
+            plain[key] = [*left, One(lead_id, now)]
+            for _ in range(2):
+                oldest = next(iter(plain))
+                if now - plain[oldest][-1].at < WINDOW:
+                    break
+                del plain[oldest]
+        elif given_ids:
+            lead_id = given_ids[-1 - which % len(given_ids)]
+            if step == "keep":
+                taken.keep(key, lead_id, place)
+                for one in plain.get(key, []):
+                    if one.id == lead_id:
+                        one.durable, one.offset = True, one.offset if place is None else place
+            else:
+                taken.forget(key, lead_id)
+                plain[key] = [one for one in plain.get(key, []) if one.id != lead_id]
+                if not plain[key]:
+                    del plain[key]
+
+    assert len(taken) == len(plain)
+    for key in NETWORKS:
+        known = plain.get(key, [])
+        behind = [one for one in known if one.offset is None or one.offset > offset]
+        assert [(one.id, one.at) for one in taken.since(key, offset)] == [(one.id, one.at) for one in behind]
+        for lead_id in given_ids:
+            assert taken.has(key, lead_id) == any(one.durable for one in known if one.id == lead_id)
+
+
+def test_no_more_networks_are_remembered_than_may_be() -> None:
+    taken = TakenHere(WINDOW, networks_max=10)
+    for number in range(1, 50):
+        taken.add(f"10.0.0.{number}".encode(), UUID(int=number), START)
+
+    assert len(taken) == 10
+    assert taken.since(b"10.0.0.49", -1)
+    assert not taken.since(b"10.0.0.1", -1)
