@@ -49,7 +49,7 @@ class Edge:
         self._networks_max = networks_max
         self._states = self._coming = KnownWindows(codec)
         self._taken = TakenHere(self._window, networks_max)
-        # Ordered, as those of `TakenHere` are.
+        # An `OrderedDict`, for the reason in `TakenHere`.
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
     # --- what the limiter wrote: the view's thread --------------------------------------------------------------------
@@ -93,10 +93,13 @@ class Edge:
         known = -1 if state is None else state.input_offset
         # The limiter has judged all up to its offset; only what came after it is ours to add.
         since = self._taken.since(key, known)
-        if state is None and since:
-            state = RateLimitState(submission.client_network, submission.limit, submission.window_s, (), 0, at, -1)
-        if state is not None and since:
-            state = replace(state, accepted=(*state.accepted, *since))
+        if since:
+            if state is None:
+                state = RateLimitState(submission.client_network, submission.limit, submission.window_s, (), 0, at, -1)
+            # Where a record stands is told a moment after it got there: the limiter may have judged it already.
+            judged = {acceptance.id for acceptance in (*state.accepted, *state.exempt)}
+            ours = (acceptance for acceptance in since if acceptance.id not in judged)
+            state = replace(state, accepted=(*state.accepted, *ours))
         return judge(state, submission, at=at, offset=known + 1)
 
     def has(self, submission: Submission) -> bool:

@@ -29,8 +29,8 @@ class TakenHere:
     def __init__(self, window: timedelta, networks_max: int) -> None:
         self._window_ms = window // MILLISECOND
         self._networks_max = networks_max
-        # In the order of their last submission. Not a plain dictionary, which takes ever longer to find its first key
-        # the more of them were deleted.
+        # In the order in which something was last added. Not a plain dictionary, which takes ever longer to find its
+        # first key the more of them were deleted.
         self._networks: OrderedDict[bytes, bytes] = OrderedDict()
 
     def __len__(self) -> int:
@@ -52,10 +52,17 @@ class TakenHere:
         return any(durable and one == lead_id.bytes for one, _, _, durable in _ONE.iter_unpack(self._of(key)))
 
     def add(self, key: bytes, lead_id: UUID, at: datetime) -> None:
-        """Remember that a submission is on its way; `keep` it when it is durable, or `forget` it when it failed."""
+        """Remember that a submission is on its way; `keep` it when it is durable, or `forget` it when it failed.
+
+        One of the same id was refused by the limiter meanwhile, else this were a repeat: only the new one is known.
+        """
         at_ms, taken = (at - EPOCH) // MILLISECOND, self._networks.pop(key, b"")
         if taken:
-            taken = b"".join(one for one in _each(taken) if at_ms - _at_ms(one) < self._window_ms)
+            taken = b"".join(
+                one
+                for one in _each(taken)
+                if at_ms - _at_ms(one) < self._window_ms and not one.startswith(lead_id.bytes)
+            )
         self._networks[key] = taken + _ONE.pack(lead_id.bytes, at_ms, _UNKNOWN, False)
         # Each new one lets go of up to two old ones, so that there are never more than counted within the window.
         for _ in range(2):
@@ -73,6 +80,7 @@ class TakenHere:
                 _, at_ms, known, _ = _ONE.unpack_from(taken, start)
                 told = _ONE.pack(sought, at_ms, known if offset is None else offset, True)
                 self._networks[key] = taken[:start] + told + taken[start + _ONE.size :]
+                return
 
     def forget(self, key: bytes, lead_id: UUID) -> None:
         """Let go of a submission."""

@@ -31,11 +31,11 @@ class Overloaded(DependencyDown):
 
 
 class Position(NamedTuple):
-    """Where the broker put a record."""
+    """Where the broker put a record; the offset is unknown when it only says that it had the record before."""
 
     topic: str
     partition: int
-    offset: int
+    offset: int | None
 
 
 def client_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Publisher:
         if error is not None:
             self._resolve(future, as_ours(error))
         else:
-            self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset() or 0))
+            self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset()))
 
     def _resolve(self, future: asyncio.Future[Position], outcome: Position | Exception) -> None:
         self._pending.pop(future, None)

@@ -117,6 +117,8 @@ class LimiterCommands:
         deadline, group = time.monotonic() + deadline_s, self._settings.function("rate-limiter")
         open_ends: dict[int, int] = {}
         for position in positions:
+            if position.offset is None:
+                raise DependencyDown("Kafka has the command, but did not say where: the rate limiter comes to it")
             open_ends[position.partition] = max(open_ends.get(position.partition, 0), position.offset + 1)
         while open_ends:
             committed = self.reader.committed(group, SUBMISSIONS, sorted(open_ends))

@@ -1,4 +1,4 @@
-"""Every event that travels on a topic, as the frozen value the program works with.
+"""Every event that travels on a topic, as the value the program works with and never changes.
 
 The Avro files beside this module are the contract with readers outside; these classes mirror them field by field
 (a contract test holds the two together). Times are aware UTC with millisecond precision, because that is what

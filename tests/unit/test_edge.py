@@ -96,6 +96,35 @@ def test_what_the_limiter_judged_is_not_counted_twice() -> None:
     assert len(node.judge(submission(), now()).state.accepted) == 2
 
 
+def test_what_the_limiter_judged_before_its_offset_is_told_here_is_not_counted_twice() -> None:
+    """So it is with all that comes out of a spool, for as long as the rest of it is on its way."""
+    node, one = edge(), submission()
+    node.accepted(one, one.taken_at)
+    node.keep(one.client_network.encode(), one.id, None)
+    node.apply([row(judge(None, one, at=one.taken_at, offset=7).state)])
+
+    assert [kept.id for kept in node.judge(submission(), now()).state.accepted][:-1] == [one.id]
+
+    node.apply([row(replace(state(0, offset=8), exempt=(Acceptance(one.id, one.taken_at),)))])
+
+    assert len(node.judge(submission(), now()).state.accepted) == 1
+
+
+def test_an_id_that_the_limiter_refused_and_that_is_sent_again_counts_once() -> None:
+    node, one = edge(), submission()
+    take(node, one, 5)
+    node.apply([row(state(0, offset=5))])
+    again = replace(one, taken_at=one.taken_at + timedelta(seconds=1))
+    assert node.judge(again, again.taken_at).outcome == ACCEPTED
+
+    node.accepted(again, again.taken_at)
+    assert not node.has(again), "the one that was kept was refused, and the new one is on its way"
+    node.keep(again.client_network.encode(), again.id, 20)
+
+    assert node.has(again)
+    assert len(node.judge(submission(), again.taken_at).state.accepted) == 2
+
+
 def test_what_is_on_its_way_counts_on_top_of_what_the_limiter_judged() -> None:
     node, one = edge(), submission()
     node.apply([row(state(LIMIT - 1, offset=7))])

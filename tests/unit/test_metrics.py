@@ -158,18 +158,21 @@ def test_every_route_of_ingest_has_its_label(tmp_path: Path) -> None:
     assert labels == set(ROUTES)
 
 
-def counted(status: int, *, maintenance: bool = False, source: str | None = None) -> dict[str, float]:
-    """Count one POST and return which numbers grew, by how much; those of its duration left out."""
+def counted(*statuses: int, maintenance: bool = False, source: str | None = None) -> dict[str, float]:
+    """Count POSTs answered in one turn, by status; return which numbers grew, by how much, those of durations not."""
     metrics.start("ingest", Settings.from_environment({}))
     before = read(metrics.exposition().decode())
-    request = SimpleNamespace(uri_template="/api/leads", path="/api/leads", method="POST", context=SimpleNamespace())
-    counting.begin(cast(Any, request))
-    request.context.maintenance = maintenance
-    if source is not None:
-        counting.note_form(cast(Any, request), source)
 
     async def turn() -> None:
-        counting.count(cast(Any, request), "nigredo-create-lead-dev", status, 0.01)
+        for status in statuses:
+            request = SimpleNamespace(
+                uri_template="/api/leads", path="/api/leads", method="POST", context=SimpleNamespace()
+            )
+            counting.begin(cast(Any, request))
+            request.context.maintenance = maintenance
+            if source is not None:
+                counting.note_form(cast(Any, request), source)
+            counting.count(cast(Any, request), "nigredo-create-lead-dev", status, 0.01)
         await asyncio.sleep(0)
 
     asyncio.run(turn())
@@ -209,6 +212,18 @@ def test_a_5xx_is_an_error_but_maintenance_is_none() -> None:
         "lead_submissions_total google rate_limited": 1,
     }
     assert counted(422) == {"api_requests_total 422": 1}
+
+
+def test_what_is_answered_in_one_turn_is_counted_one_by_one() -> None:
+    assert counted(503, 429, 503, 422, source="google") == {
+        "api_requests_total 503": 2,
+        "api_requests_total 429": 1,
+        "api_requests_total 422": 1,
+        "api_errors_total 503": 2,
+        "rate_limit_hits_total": 1,
+        "lead_submissions_total google failed": 3,
+        "lead_submissions_total google rate_limited": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -26,51 +26,50 @@ class One:
     durable: bool = False
 
 
+IDS = [UUID(int=number) for number in range(1, 6)]
+
 steps = st.tuples(
-    st.sampled_from(["add", "keep", "forget"]),
+    st.sampled_from(["add", "add", "keep", "forget"]),
     st.sampled_from(NETWORKS),
-    st.integers(0, 5),
+    st.sampled_from(IDS),
     st.none() | st.integers(0, 3),
-    # Of a few lengths, so that sums of them are the window to the millisecond.
-    st.sampled_from([0, 0, 0, 1, 4999, 5000, 10_000]).map(lambda ms: timedelta(milliseconds=ms)),
+    # Of a few lengths, so that sums of them are the window to the millisecond; and clocks are set back.
+    st.sampled_from([0, 0, 0, 1, 4999, 5000, 10_000, -1, -3000]).map(lambda ms: timedelta(milliseconds=ms)),
 )
 
 
 @given(st.lists(steps, max_size=40), st.integers(-1, 3))
-def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, int, int | None, timedelta]], offset: int) -> None:
-    taken, plain, now, given_ids = TakenHere(WINDOW, 100), dict[bytes, list[One]](), START, list[UUID]()
-    for step, key, which, place, later in steps:
+def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, UUID, int | None, timedelta]], offset: int) -> None:
+    taken, plain, now = TakenHere(WINDOW, 100), dict[bytes, list[One]](), START
+    for step, key, lead_id, place, later in steps:
         now += later
+        others = [one for one in plain.get(key, []) if one.id != lead_id]
         if step == "add":
-            lead_id = UUID(int=len(given_ids) + 1)
-            given_ids.append(lead_id)
             taken.add(key, lead_id, now)
-            left = [one for one in plain.pop(key, []) if now - one.at < WINDOW]
-            plain[key] = [*left, One(lead_id, now)]
+            plain.pop(key, None)
+            plain[key] = [*(one for one in others if now - one.at < WINDOW), One(lead_id, now)]
             for _ in range(2):
                 oldest = next(iter(plain))
                 if now - plain[oldest][-1].at < WINDOW:
                     break
                 del plain[oldest]
-        elif given_ids:
-            lead_id = given_ids[-1 - which % len(given_ids)]
-            if step == "keep":
-                taken.keep(key, lead_id, place)
-                for one in plain.get(key, []):
-                    if one.id == lead_id:
-                        one.durable, one.offset = True, one.offset if place is None else place
-            else:
-                taken.forget(key, lead_id)
-                plain[key] = [one for one in plain.get(key, []) if one.id != lead_id]
-                if not plain[key]:
-                    del plain[key]
+        elif step == "keep":
+            taken.keep(key, lead_id, place)
+            for one in plain.get(key, []):
+                if one.id == lead_id:
+                    one.durable, one.offset = True, one.offset if place is None else place
+        else:
+            taken.forget(key, lead_id)
+            plain[key] = others
+            if not others:
+                del plain[key]
 
     assert len(taken) == len(plain)
     for key in NETWORKS:
         known = plain.get(key, [])
         behind = [one for one in known if one.offset is None or one.offset > offset]
         assert [(one.id, one.at) for one in taken.since(key, offset)] == [(one.id, one.at) for one in behind]
-        for lead_id in given_ids:
+        for lead_id in IDS:
             assert taken.has(key, lead_id) == any(one.durable for one in known if one.id == lead_id)
 
 
