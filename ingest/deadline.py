@@ -19,10 +19,13 @@ class Deadline:
         # In the order of their beginning, so that the first is due first.
         self._due: dict[asyncio.Task[Any], float] = {}
         self._looking = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def of(self, wait: Awaitable[Result]) -> Result:
         """Return what the present task waits for. Raises TimeoutError when it takes too long."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        # Python 3.11 asks the system each time whether this still is the process that the loop runs in.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a deadline is for tasks")
         self._due[task] = loop.time() + self._within_s
