@@ -22,24 +22,34 @@ from typing import Any, TypeVar
 
 import httpx
 import psycopg
+from confluent_kafka import KafkaException
 
+from nigredo.errors import DependencyDown
 from nigredo.settings import Settings
 from nigredo.stack.home import PORTS, Home
 
 T = TypeVar("T")
 
 COMMAND_DEADLINE_S = 180.0
+NOT_ANSWERED = (DependencyDown, KafkaException, psycopg.OperationalError, httpx.TransportError)
+"""What a look may end with while the machine, or a part that a test ended, needs its time."""
 
 
 def eventually(look: Callable[[], T | None], *, within_s: float, what: str, every_s: float = 0.02) -> T:
-    """Return the first truthy value of `look`. Raises AssertionError naming `what` when there is none in time."""
+    """Return the first truthy value of `look`; one that nobody answered saw nothing.
+
+    Raises AssertionError naming `what` when there is none in time.
+    """
     deadline = time.monotonic() + within_s
     while True:
-        found = look()
-        if found:
-            return found
+        failure: Exception | None = None
+        try:
+            if found := look():
+                return found
+        except NOT_ANSWERED as error:
+            failure = error
         if time.monotonic() > deadline:
-            raise AssertionError(f"not seen within {within_s:g} s: {what}")
+            raise AssertionError(f"not seen within {within_s:g} s: {what}") from failure
         time.sleep(every_s)
 
 

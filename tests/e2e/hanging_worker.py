@@ -27,7 +27,7 @@ from processors.in_order import InOrder
 from processors.watchdog import Watchdog
 from schemas.events import Event
 
-PATIENCE_S = 6.0
+PATIENCE_S = 10.0
 AWAY_S = 3 * PATIENCE_S
 
 

@@ -56,7 +56,7 @@ def lines_of(log_file: Path, answers: list[httpx.Response]) -> list[dict[str, An
         found = [line for line in lines if line.get("request_id") in ids]
         return found if {line["request_id"] for line in found if line["message"] == "request"} == ids else None
 
-    return eventually(look, within_s=10, what="a line for each request")
+    return eventually(look, within_s=60, what="a line for each request")
 
 
 def request_ids(stack: Stack) -> dict[str, str]:
@@ -105,7 +105,7 @@ def test_a_record_leads_to_the_line_of_its_request(stack: Stack) -> None:
     with another_node(stack, RATE_LIMIT_PER_HOUR="1") as node:
         taken, refused = post(node, client), post(node, client)
         eventually(
-            lambda: refused.headers["X-Request-Id"] in request_ids(stack).values(), within_s=20, what="the refusal"
+            lambda: refused.headers["X-Request-Id"] in request_ids(stack).values(), within_s=60, what="the refusal"
         )
 
     assert (taken.status_code, refused.status_code) == (202, 429)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID, uuid4
@@ -44,14 +45,14 @@ def test_the_limit_changes_while_it_runs_and_says_where_it_comes_from(stack: Sta
     with changed(stack, "RATE_LIMIT_PER_HOUR=2"):
         eventually(
             lambda: "q=2;" in post(stack, any_ipv4_client()).headers["RateLimit-Policy"],
-            within_s=5,
+            within_s=60,
             what="the new limit",
         )
         assert "set by" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
 
         assert [post(stack, address).status_code for _ in range(3)] == [202, 202, 429]
 
-    eventually(lambda: post(stack, address).status_code == 202, within_s=5, what="the old limit")
+    eventually(lambda: post(stack, address).status_code == 202, within_s=60, what="the old limit")
     assert "(default)" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
 
 
@@ -74,7 +75,7 @@ def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None
         return stack.rows(statement, address)
 
     eventually(
-        lambda: sorted(stored()) == [("accepted", 10), ("rate_limited", 1)], within_s=20, what="ten leads, one refusal"
+        lambda: sorted(stored()) == [("accepted", 10), ("rate_limited", 1)], within_s=60, what="ten leads, one refusal"
     )
 
 
@@ -96,7 +97,7 @@ def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_ho
         return "r=10;" in post(stack, f"{network}.1").headers["RateLimit"]
 
     with changed(stack, f"RATE_LIMIT_EXEMPT={network}.0/24"):
-        eventually(unlimited, within_s=10, what="the exemption")
+        eventually(unlimited, within_s=60, what="the exemption")
         first = post(stack, f"{network}.2", key)
         # Judged, so that the repeat meets what the limiter wrote down, not what it holds of one batch.
         eventually(lambda: lag(stack, reader) == 0, within_s=60, what="the first one's verdict")
@@ -115,7 +116,7 @@ def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_ho
 def test_a_blocked_network_gets_403_whatever_it_asks_for_and_nobody_else_does(stack: Stack) -> None:
     nigredo(stack, "ip", "block", "203.0.113.0/24", "2001:db8:bad::/48", "--reason", "test", "--for", "10m")
     try:
-        eventually(lambda: post(stack, "203.0.113.9").status_code == 403, within_s=5, what="a block")
+        eventually(lambda: post(stack, "203.0.113.9").status_code == 403, within_s=60, what="a block")
         assert post(stack, "2001:db8:bad::7").status_code == 403
         assert post(stack, "203.0.112.9").status_code == 202
         assert httpx.get(stack.url, headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 403
@@ -124,22 +125,31 @@ def test_a_blocked_network_gets_403_whatever_it_asks_for_and_nobody_else_does(st
         assert "203.0.113.0/24" in nigredo(stack, "ip", "list")
     finally:
         nigredo(stack, "ip", "unblock", "203.0.113.0/24", "2001:db8:bad::/48")
-    eventually(lambda: post(stack, "203.0.113.9").status_code == 202, within_s=5, what="the end of a block")
+    eventually(lambda: post(stack, "203.0.113.9").status_code == 202, within_s=60, what="the end of a block")
     assert "203.0.113.0/24" not in nigredo(stack, "ip", "list")
 
 
 def test_a_block_for_a_time_ends_by_itself(stack: Stack) -> None:
-    nigredo(stack, "ip", "block", "203.0.113.66", "--for", "8s")
-    eventually(lambda: post(stack, "203.0.113.66").status_code == 403, within_s=5, what="a block")
+    def blocked(seconds: int) -> bool:
+        # A machine that is busy may be slower than the time is long.
+        nigredo(stack, "ip", "block", "203.0.113.66", "--for", f"{seconds}s")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if post(stack, "203.0.113.66").status_code == 403:
+                return True
+            time.sleep(0.02)
+        return False
 
-    eventually(lambda: post(stack, "203.0.113.66").status_code == 202, within_s=15, what="the end of a block")
+    assert any(blocked(seconds) for seconds in (8, 40))
+
+    eventually(lambda: post(stack, "203.0.113.66").status_code == 202, within_s=60, what="the end of a block")
 
 
 def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
     nigredo(stack, "maintenance", "on", "--text", "Back at noon.")
     reader = {"Accept": "text/html", "Accept-Language": "pt-BR"}
     try:
-        eventually(lambda: post(stack, any_ipv4_client()).status_code == 503, within_s=5, what="maintenance")
+        eventually(lambda: post(stack, any_ipv4_client()).status_code == 503, within_s=60, what="maintenance")
         answer = post(stack, any_ipv4_client())
         assert answer.json()["detail"] == "Back at noon."
         assert int(answer.headers["Retry-After"]) > 0
@@ -151,7 +161,7 @@ def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
         assert httpx.get(f"{stack.url}/health").status_code == 200
     finally:
         nigredo(stack, "maintenance", "off")
-    eventually(lambda: post(stack, any_ipv4_client()).status_code == 202, within_s=5, what="the end of maintenance")
+    eventually(lambda: post(stack, any_ipv4_client()).status_code == 202, within_s=60, what="the end of maintenance")
 
 
 @pytest.mark.parametrize(

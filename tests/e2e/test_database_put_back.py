@@ -12,7 +12,7 @@ LEADS = 12
 
 def taken_and_stored(stack: Stack) -> list[str]:
     ids = [stack.post().json()["id"] for _ in range(LEADS)]
-    eventually(lambda: stack.rows(STORED, ids) == [(LEADS,)], within_s=20, what="the leads' rows")
+    eventually(lambda: stack.rows(STORED, ids) == [(LEADS,)], within_s=60, what="the leads' rows")
     return ids
 
 
@@ -29,7 +29,7 @@ def test_while_the_persister_was_stopped(stack: Stack) -> None:
     finally:
         assert stack.nigredo("start", "persister").code == 0
 
-    eventually(lambda: stack.rows(STORED, ids) == [(LEADS,)], within_s=30, what="the lost rows, without a new record")
+    eventually(lambda: stack.rows(STORED, ids) == [(LEADS,)], within_s=60, what="the lost rows, without a new record")
 
 
 def test_under_a_running_persister(stack: Stack) -> None:
@@ -43,4 +43,4 @@ def test_under_a_running_persister(stack: Stack) -> None:
 
     eventually(again, within_s=60, every_s=0.1, what="the lost rows")
     newest = stack.post().json()["id"]
-    eventually(lambda: stack.rows(STORED, [newest]) == [(1,)], within_s=20, what="the work going on")
+    eventually(lambda: stack.rows(STORED, [newest]) == [(1,)], within_s=60, what="the work going on")

@@ -88,7 +88,7 @@ def counted(stack: Stack, network: str) -> list[tuple[Any, ...]]:
 def fill(stack: Stack, url: str, address: str, network: str) -> None:
     """Bring a client to its limit, and wait until the database shows it."""
     assert [post(url, address) for _ in range(11)] == [202] * 10 + [429]
-    eventually(lambda: counted(stack, network) == [(11,)], within_s=30, what="the network's row")
+    eventually(lambda: counted(stack, network) == [(11,)], within_s=60, what="the network's row")
 
 
 def test_the_runbooks_delete_frees_the_network_at_every_node_and_in_the_limiter(stack: Stack) -> None:
@@ -98,18 +98,18 @@ def test_the_runbooks_delete_frees_the_network_at_every_node_and_in_the_limiter(
         for _ in range(3):
             address = any_ipv4_client()
             fill(stack, stack.url, address, address)
-            eventually(lambda address=address: post(second, address) == 429, within_s=20, what="429 at the other node")
+            eventually(lambda address=address: post(second, address) == 429, within_s=60, what="429 at the other node")
 
             assert psql(stack, f"DELETE FROM nigredo.rate_limits WHERE ip_address = '{address}';") == "DELETE 1"
             begun = time.monotonic()
             for node in nodes:
-                eventually(lambda n=node, a=address: post(n, a) == 202, within_s=30, what="a free network")
+                eventually(lambda n=node, a=address: post(n, a) == 202, within_s=60, what="a free network")
             took.append(time.monotonic() - begun)
             # Two were taken just now: eight more, and not nine.
             assert [post(stack.url, address) for _ in range(8)] == [202] * 8
-            eventually(lambda a=address: accepted(stack, a) == 20, within_s=30, what="twenty leads")
+            eventually(lambda a=address: accepted(stack, a) == 20, within_s=60, what="twenty leads")
             for node in nodes:
-                eventually(lambda n=node, a=address: post(n, a) == 429, within_s=20, what="the limit again")
+                eventually(lambda n=node, a=address: post(n, a) == 429, within_s=60, what="the limit again")
             assert [reset.requested_by for reset in resets(stack, address)] == ["admin"]
             assert [entry.actor for entry in audited(stack, "limit.reset", address)] == ["admin"]
             assert accepted(stack, address) == 20
@@ -138,9 +138,9 @@ def test_one_statement_frees_many_and_an_operator_needs_no_right_but_to_delete(s
             database.execute(f"REVOKE ALL ON SCHEMA nigredo FROM {role}".encode())
             database.execute(f"DROP ROLE {role}".encode())
 
-    eventually(lambda: len(resets(stack, *networks)) == 3, within_s=20, every_s=0.3, what="three resets")
+    eventually(lambda: len(resets(stack, *networks)) == 3, within_s=60, every_s=0.3, what="three resets")
     eventually(
-        lambda: stack.rows("SELECT count(*) FROM nigredo.rate_limit_resets") == [(0,)], within_s=20, what="no rest"
+        lambda: stack.rows("SELECT count(*) FROM nigredo.rate_limit_resets") == [(0,)], within_s=60, what="no rest"
     )
 
 
@@ -194,7 +194,7 @@ def test_a_reset_waits_for_kafka_and_is_not_lost(stack: Stack) -> None:
     eventually(lambda: free(stack, address), within_s=90, every_s=0.3, what="a free network")
     eventually(
         lambda: not stack.rows("SELECT 1 FROM nigredo.rate_limit_resets WHERE ip_address = %s", address),
-        within_s=30,
+        within_s=60,
         what="an empty outbox",
     )
 
@@ -214,7 +214,7 @@ def test_the_command_frees_the_network_of_any_address_in_it(stack: Stack) -> Non
     out = json.loads(nigredo(stack, "ratelimit", "reset", address.removesuffix("1") + "dead:beef", "--json"))
 
     assert out == {"freed": [network]}
-    eventually(lambda: post(stack.url, address) == 202, within_s=5, what="a free network")
+    eventually(lambda: post(stack.url, address) == 202, within_s=60, what="a free network")
     assert len(audited(stack, "limit.reset", network)) == 1
 
 
@@ -231,7 +231,7 @@ def test_the_command_frees_all_who_are_counted_in_a_large_network_once_it_is_con
 
     assert freed == {"freed": sorted(inside)}
     for address in inside:
-        eventually(lambda a=address: post(stack.url, a) == 202, within_s=5, what="a free network")
+        eventually(lambda a=address: post(stack.url, a) == 202, within_s=60, what="a free network")
     assert post(stack.url, outside) == 429
 
 
@@ -257,7 +257,7 @@ def test_the_command_says_when_the_limiter_does_not_come_to_it(
 def test_a_simulation_says_what_then_happens_and_sends_nothing(stack: Stack) -> None:
     address = any_ipv4_client()
     assert [post(stack.url, address) for _ in range(7)] == [202] * 7
-    eventually(lambda: counted(stack, address) == [(7,)], within_s=20, what="seven counted ones")
+    eventually(lambda: counted(stack, address) == [(7,)], within_s=60, what="seven counted ones")
     reader = LogReader(stack.settings(), "test")
     ends = {p: reader.watermarks(SUBMISSIONS, p) for p in reader.partitions(SUBMISSIONS)}
 
@@ -279,7 +279,7 @@ def test_the_list_is_the_runbooks_and_the_limit_is_the_setting(stack: Stack) -> 
 
     nigredo(stack, "ratelimit", "set-limit", "12", "--for", "1m")
     try:
-        eventually(lambda: post(stack.url, address) == 202, within_s=5, what="a higher limit")
+        eventually(lambda: post(stack.url, address) == 202, within_s=60, what="a higher limit")
         assert "RATE_LIMIT_PER_HOUR=12  (set by" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
     finally:
         nigredo(stack, "config", "unset", "RATE_LIMIT_PER_HOUR")

@@ -48,7 +48,7 @@ def test_every_202_survives_kill_9_of_every_process() -> None:
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             posts = pool.map(post, range(POSTS))
-            assert enough.wait(60), "the stack is too slow for this test to mean anything"
+            assert enough.wait(180), "the stack is too slow for this test to mean anything"
             kill_everything(stack)
             dead.set()
             list(posts)
@@ -58,18 +58,18 @@ def test_every_202_survives_kill_9_of_every_process() -> None:
 
         assert again.code == 0, again.err
         stored = eventually(
-            lambda: found if set(accepted) <= (found := set(ids(stack, "nigredo.leads", "id"))) else None,
+            lambda: found if set(accepted) <= set(found := ids(stack, "nigredo.leads", "id")) else None,
             within_s=60,
             what="a row for every 202",
         )
-        assert len(ids(stack, "nigredo.leads", "id")) == len(stored)
+        assert len(set(stored)) == len(stored)
         delivered = eventually(
             lambda: found if set(accepted) <= set(found := webhook_ids(stack)) else None,
             within_s=60,
             what="a webhook for every 202",
         )
         bodies = {(hook["headers"]["webhook-id"], hook["body"]) for hook in stack.received()}
-        assert len(bodies) == len(set(delivered)), "a repeated webhook must have the same body"
+        assert len(bodies) == len(dict(bodies)), "a repeated webhook must have the same body"
         assert max(Counter(delivered).values()) <= 2
 
 

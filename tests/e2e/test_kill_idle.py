@@ -75,4 +75,4 @@ def test_persister_reset_and_reads_go_on_while_idle_sessions_are_ended(stack: St
 
     assert sum(ended) > 10, "nothing was ended: this proved nothing"
     assert stack.status()["parts"]["persister"]["restarts"] == restarts
-    eventually(lambda: stack.status()["ready"], within_s=30, every_s=0.5, what="a stack that is ready")
+    eventually(lambda: stack.status()["ready"], within_s=60, every_s=0.5, what="a stack that is ready")

@@ -61,7 +61,7 @@ def test_the_eleventh_submission_of_an_hour_is_refused_kept_and_counted(stack: S
     publish(stack, sent)
 
     rows = eventually(
-        lambda: found if len(found := stack.rows(VERDICTS, client)) == 11 else None, within_s=20, what="eleven verdicts"
+        lambda: found if len(found := stack.rows(VERDICTS, client)) == 11 else None, within_s=60, what="eleven verdicts"
     )
     assert rows == [(event.id, "accepted") for event in sent[:10]] + [(sent[10].id, "rate_limited")]
     leads = stack.rows("SELECT id FROM nigredo.leads WHERE ip_address = %s", client)
@@ -75,7 +75,7 @@ def test_the_eleventh_submission_of_an_hour_is_refused_kept_and_counted(stack: S
             "SELECT submission_count FROM nigredo.rate_limits WHERE ip_address = %s AND submission_count = 11",
             sent[0].client_network,
         ),
-        within_s=10,
+        within_s=60,
         what="the network's count",
     )
     assert count == [(11,)]
@@ -86,7 +86,7 @@ def test_one_network_at_its_limit_leaves_others_alone(stack: Stack) -> None:
 
     publish(stack, [submission(full) for _ in range(12)] + [submission(other)])
 
-    eventually(lambda: stack.rows(VERDICTS, other), within_s=20, what="the other network's verdict")
+    eventually(lambda: stack.rows(VERDICTS, other), within_s=60, what="the other network's verdict")
     assert [verdict for _, verdict in stack.rows(VERDICTS, other)] == ["accepted"]
 
 
@@ -97,7 +97,7 @@ def test_the_same_record_twice_is_one_lead(stack: Stack) -> None:
 
     publish(stack, [event, event, later])
 
-    eventually(lambda: len(stack.rows(VERDICTS, client)) == 2, within_s=20, what="both verdicts")
+    eventually(lambda: len(stack.rows(VERDICTS, client)) == 2, within_s=60, what="both verdicts")
     leads = stack.rows("SELECT id FROM nigredo.leads WHERE ip_address = %s", client)
     assert {row[0] for row in leads} == {event.id, later.id}
 
@@ -112,7 +112,7 @@ def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack
 
     publish(stack, [event])
 
-    eventually(lambda: stack.rows(VERDICTS, client), within_s=20, what="the good record's verdict")
+    eventually(lambda: stack.rows(VERDICTS, client), within_s=60, what="the good record's verdict")
     reader = LogReader(stack.settings(), "test")
     parked = list(reader.read_to_end("nigredo.dead-letters", [0, 1, 2, 3], deadline_s=20))
     assert any(b"no event" in (message.value() or b"") for message in parked)

@@ -86,7 +86,7 @@ def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: s
     group = LogReader(stack.settings(), "test")
     with second_worker(stack) as worker:
         publish(sent[:third])
-        eventually(lambda: second_has_partitions(stack), within_s=40, what="the second worker's share")
+        eventually(lambda: second_has_partitions(stack), within_s=60, what="the second worker's share")
         publish(sent[third : 2 * third])
         worker.send_signal(trouble)
         publish(sent[2 * third :])
@@ -107,7 +107,7 @@ def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: s
     assert set(refused) == {lead_id for lead_id, accepted in expected.items() if not accepted}
     assert len(set(leads)) == NETWORKS * 10
     stored = "SELECT count(*) FROM nigredo.leads WHERE id = ANY(%s)"
-    eventually(lambda: stack.rows(stored, list(set(leads))) == [(NETWORKS * 10,)], within_s=30, what="their rows")
+    eventually(lambda: stack.rows(stored, list(set(leads))) == [(NETWORKS * 10,)], within_s=60, what="their rows")
 
 
 def second_has_partitions(stack: Stack) -> bool:

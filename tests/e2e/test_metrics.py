@@ -52,19 +52,19 @@ def test_a_form_is_counted_at_every_stage_it_passes(stack: Stack) -> None:
     assert ingest.grew("nigredo_api_latency_seconds_count", route="/api/leads", method="POST") == 3
     assert ingest.grew("nigredo_lead_submissions_total", source="google", outcome="accepted") == 1
     assert ingest.grew("nigredo_lead_submissions_total", source="other", outcome="accepted") == 2
-    eventually(
-        lambda: sender.grew("nigredo_webhook_success_total", endpoint="fibonacci") >= 3, within_s=60, what="deliveries"
-    )
-    assert sender.grew("nigredo_end_to_end_seconds_count", stage="delivered") >= 3
-    assert sender.grew("nigredo_webhook_attempt_seconds_count") >= 3
-    assert limiter.grew("nigredo_verdicts_total", outcome="accepted") >= 3
-    assert limiter.grew("nigredo_records_handled_total", topic="nigredo.submissions") >= 3
-    assert limiter.grew("nigredo_end_to_end_seconds_count", stage="judged") >= 3
-    eventually(
-        lambda: persister.grew("nigredo_end_to_end_seconds_count", stage="persisted") >= 3, within_s=60, what="rows"
-    )
-    assert persister.grew("nigredo_records_handled_total", topic="nigredo.leads") >= 3
-    assert persister.grew("nigredo_batch_records_sum") >= 3
+    # What a stage did may be seen a moment before it is counted.
+    for process, name, labels in (
+        (limiter, "nigredo_verdicts_total", {"outcome": "accepted"}),
+        (limiter, "nigredo_records_handled_total", {"topic": "nigredo.submissions"}),
+        (limiter, "nigredo_end_to_end_seconds_count", {"stage": "judged"}),
+        (sender, "nigredo_webhook_success_total", {"endpoint": "fibonacci"}),
+        (sender, "nigredo_end_to_end_seconds_count", {"stage": "delivered"}),
+        (sender, "nigredo_webhook_attempt_seconds_count", {}),
+        (persister, "nigredo_end_to_end_seconds_count", {"stage": "persisted"}),
+        (persister, "nigredo_records_handled_total", {"topic": "nigredo.leads"}),
+        (persister, "nigredo_batch_records_sum", {}),
+    ):
+        eventually(lambda p=process, n=name, of=labels: p.grew(n, **of) >= 3, within_s=60, what=f"{name} {labels}")
     eventually(
         lambda: all(
             value(read(text(stack, process)), "nigredo_consumer_lag_records", topic=topic, partition="0") == 0
@@ -107,13 +107,13 @@ def test_maintenance_and_a_block_are_told_and_are_no_errors(stack: Stack) -> Non
     stack.nigredo("maintenance", "on")
     stack.nigredo("ip", "block", "203.0.113.200", "--for", "10m")
     try:
-        eventually(lambda: stack.post().status_code == 503, within_s=20, what="maintenance")
+        eventually(lambda: stack.post().status_code == 503, within_s=60, what="maintenance")
         blocked = {"X-Forwarded-For": "203.0.113.200"}
-        eventually(lambda: httpx.get(stack.url, headers=blocked).status_code == 403, within_s=20, what="a block")
+        eventually(lambda: httpx.get(stack.url, headers=blocked).status_code == 403, within_s=60, what="a block")
     finally:
         stack.nigredo("maintenance", "off")
         stack.nigredo("ip", "unblock", "203.0.113.200")
-    eventually(lambda: stack.post().status_code == 202, within_s=20, what="the end of maintenance")
+    eventually(lambda: stack.post().status_code == 202, within_s=60, what="the end of maintenance")
 
     assert ingest.grew("nigredo_api_requests_total", status="maintenance", **POST) >= 1
     assert ingest.grew("nigredo_api_requests_total", status="503", **POST) == 0

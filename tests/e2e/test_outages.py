@@ -78,7 +78,7 @@ def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack, 
             time.sleep(STOPPED_S)
         back = time.monotonic()
         time.sleep(BACK_WITHIN_S)
-        eventually(lambda: len(load.since(back + BACK_WITHIN_S)) > 100, within_s=30, what="load afterwards")
+        eventually(lambda: len(load.since(back + BACK_WITHIN_S)) > 100, within_s=60, what="load afterwards")
 
     refused = [answer for answer in load.answers if answer.status != 202]
     assert load.errors == []
@@ -153,7 +153,7 @@ def test_a_spool_that_is_full_refuses_and_is_not_ready_until_kafka_is_back(own: 
             ready = node.health("/health/ready")
             assert (ready.status_code, ready.json()["waiting_for"]) == (503, "room in the spool")
             assert node.health("/health/live").status_code == 200
-        eventually(node.ready, within_s=30, what="room again")
+        eventually(node.ready, within_s=60, what="room again")
         assert node.post().status_code == 202
         in_topic = {str(lead_id) for ids in submitted(own).values() for lead_id in ids}
         assert {answer.json()["id"] for answer in answers if answer.status_code == 202} <= in_topic
@@ -175,25 +175,25 @@ def test_a_broker_that_is_gone_is_told_within_three_seconds_however_many_ask(own
     assert own.post().status_code == 202
     with stopped(own):
         answers = burst(own.url, 64)
-        eventually(lambda: not is_ready(own.url), within_s=20, what="an ingest that is not ready")
+        eventually(lambda: not is_ready(own.url), within_s=60, what="an ingest that is not ready")
         live = httpx.get(f"{own.url}/health/live", timeout=10)
 
     assert all(is_honest(answer) for answer, _ in answers)
     assert max(took_s for _, took_s in answers) < ANSWERED_WITHIN_S + TOLERANCE_S
     assert live.status_code == 200
-    eventually(lambda: own.post().status_code == 202, within_s=30, what="a 202 without a restart")
+    eventually(lambda: own.post().status_code == 202, within_s=60, what="a 202 without a restart")
 
 
 def test_a_broker_that_never_answers_is_told_at_once(own: Stack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with another_node(own, ready=False, KAFKA_BOOTSTRAP_SERVERS=address) as node:
-            eventually(lambda: reachable(node.url), within_s=30, what="a listener")
+            eventually(lambda: reachable(node.url), within_s=60, what="a listener")
             answers = burst(node.url, 32)
             probes = burst_of_probes(node.url, 32)
 
     assert all(is_honest(answer) for answer, _ in answers)
-    assert max(took_s for _, took_s in answers) < ANSWERED_WITHIN_S
+    assert max(took_s for _, took_s in answers) < ANSWERED_WITHIN_S + TOLERANCE_S
     assert {answer.status_code for answer in probes} == {503}
 
 
@@ -210,7 +210,7 @@ def reachable(url: str) -> bool:
 
 def burst_of_probes(url: str, probes: int) -> list[httpx.Response]:
     with ThreadPoolExecutor(probes) as pool:
-        return list(pool.map(lambda _: httpx.get(f"{url}/health/ready", timeout=5), range(probes)))
+        return list(pool.map(lambda _: httpx.get(f"{url}/health/ready", timeout=20), range(probes)))
 
 
 def half_sent(port: int, body: bytes) -> socket.socket:
@@ -233,7 +233,7 @@ def test_what_is_in_flight_at_sigterm_is_answered_and_kept(own: Stack, spool: st
         eventually(lambda: node.health("/health/ready").status_code == 503, within_s=2, what="an unready node")
         late = node.post()
         live = node.health("/health/live")
-        eventually(lambda: not reachable(node.url), within_s=20, what="a closed listener")
+        eventually(lambda: not reachable(node.url), within_s=60, what="a closed listener")
         answers = []
         for connection in connections:
             connection.sendall(body[10:])

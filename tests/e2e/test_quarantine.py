@@ -36,7 +36,7 @@ def refused(stack: Stack, client: str, **changes: Any) -> Submission:
     sent = [submission(client) for _ in range(10)]
     sent.append(replace(submission(client), contact=SECRET, **changes))
     publish(stack, sent)
-    eventually(lambda: stack.rows(VERDICT, sent[-1].id), within_s=30, what="its verdict")
+    eventually(lambda: stack.rows(VERDICT, sent[-1].id), within_s=60, what="its verdict")
     return sent[-1]
 
 
@@ -64,8 +64,8 @@ def test_a_refused_submission_is_put_through_once_however_often_it_is_asked_for(
     assert (lead.released, lead.contact, lead.taken_at) == (True, SECRET, event.taken_at)
     assert quarantine(stack).kept(ids=[event.id]) == {}
     assert tombstones(stack, event.id) == [kept.partition]
-    eventually(lambda: stack.rows(VERDICT, event.id) == [("released",)], within_s=20, what="its verdict")
-    eventually(lambda: deliveries(stack, event.id), within_s=30, what="its webhook")
+    eventually(lambda: stack.rows(VERDICT, event.id) == [("released",)], within_s=60, what="its verdict")
+    eventually(lambda: deliveries(stack, event.id), within_s=60, what="its webhook")
     assert stack.rows("SELECT email FROM nigredo.leads WHERE id = %s", event.id) == [("zenobia@example.com",)]
 
     assert "put through before" in nigredo(stack, "quarantine", "release", str(event.id), str(event.id), "--yes")
@@ -80,7 +80,7 @@ def test_a_refused_submission_is_put_through_once_however_often_it_is_asked_for(
     assert counted(stack, event.client_network) == [(11,)]
     later = submission(client)
     publish(stack, [later])
-    eventually(lambda: stack.rows(VERDICT, later.id) == [("rate_limited",)], within_s=20, what="the limit")
+    eventually(lambda: stack.rows(VERDICT, later.id) == [("rate_limited",)], within_s=60, what="the limit")
     assert len(audited(stack, "rejection.release", str(event.id))) == 1 + 3
 
 
@@ -136,7 +136,7 @@ def test_the_limiter_killed_among_releases_puts_each_through(stack: Stack) -> No
     for event in events:
         # A crash between lead and tombstone may repeat the record; the database has it once.
         assert leads(stack, event.id)
-        eventually(lambda e=event: stack.rows(VERDICT, e.id) == [("released",)], within_s=30, what="its row")
+        eventually(lambda e=event: stack.rows(VERDICT, e.id) == [("released",)], within_s=60, what="its row")
 
 
 def test_what_is_listed_and_shown_is_nothing_that_people_wrote(stack: Stack) -> None:

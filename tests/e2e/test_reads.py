@@ -39,7 +39,7 @@ class Reader:
             answer = self.get(f"/{lead_id}")
             return answer if answer.status_code == 200 else None
 
-        found: dict[str, Any] = eventually(look, within_s=20, what="the lead over HTTP").json()
+        found: dict[str, Any] = eventually(look, within_s=60, what="the lead over HTTP").json()
         return found
 
 
@@ -54,7 +54,7 @@ def create_key(stack: Stack, *arguments: str) -> dict[str, Any]:
 def reader(stack: Stack) -> Iterator[Reader]:
     created = create_key(stack)
     reader = Reader(stack, created["key"])
-    eventually(lambda: reader.get(limit=1).status_code == 200, within_s=10, what="the new key")
+    eventually(lambda: reader.get(limit=1).status_code == 200, within_s=60, what="the new key")
     yield reader
     assert stack.nigredo("keys", "revoke", created["id"]).code == 0
 
@@ -179,7 +179,7 @@ def test_the_trail_tells_every_stage_with_its_place_and_time(stack: Stack, reade
         found: dict[str, Any] | None = answer.json() if answer.status_code == 200 else None
         return found if found and found["deliveries"] and found["lead"] else None
 
-    trail = eventually(delivered, within_s=20, what="a delivery in the trail")
+    trail = eventually(delivered, within_s=60, what="a delivery in the trail")
 
     assert trail["submission"]["verdict"] == "accepted"
     assert trail["submission"]["submission_offset"] >= 0
@@ -207,14 +207,14 @@ def test_a_reader_who_has_it_gets_304(stack: Stack, reader: Reader) -> None:
 
 def test_a_rotated_key_works_through_the_overlap_and_a_revoked_one_does_not(stack: Stack) -> None:
     old = create_key(stack)
-    eventually(lambda: Reader(stack, old["key"]).get().status_code == 200, within_s=10, what="the key")
+    eventually(lambda: Reader(stack, old["key"]).get().status_code == 200, within_s=60, what="the key")
 
     rotated = json.loads(stack.nigredo("keys", "rotate", old["id"], "--overlap", "1h", "--json").out)
-    eventually(lambda: Reader(stack, rotated["key"]).get().status_code == 200, within_s=10, what="the new key")
+    eventually(lambda: Reader(stack, rotated["key"]).get().status_code == 200, within_s=60, what="the new key")
     assert Reader(stack, old["key"]).get().status_code == 200
 
     assert stack.nigredo("keys", "revoke", old["id"]).code == 0
-    eventually(lambda: Reader(stack, old["key"]).get().status_code == 401, within_s=10, what="the end of the old key")
+    eventually(lambda: Reader(stack, old["key"]).get().status_code == 401, within_s=60, what="the end of the old key")
     listed = stack.nigredo("keys", "list").out
     assert rotated["id"] in listed
     assert old["id"] not in listed

@@ -80,6 +80,7 @@ def test_a_worker_that_hangs_is_ended_and_the_next_one_loses_nothing(
 ) -> None:
     with worker(stack, topic, tmp_path, how) as hanging:
         assert hanging.wait(120) == EXIT_CODE
+    assert (tmp_path / "hung").exists(), "ended before it hung: the machine is slower than this test is patient"
     assert done(tmp_path) < EXPECTED
     assert restarts(stack, tmp_path, how) == 1
     told = (tmp_path / "log").read_text()

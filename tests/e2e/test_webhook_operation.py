@@ -40,12 +40,12 @@ def standing(stack: Stack, kind: str, name: str, value: Mapping[str, str], *, fo
 
 def test_a_pause_keeps_the_place_over_a_restart_and_drains_in_order(stack: Stack, mine: Sink) -> None:
     with standing(stack, "setting", "WEBHOOK_ENABLED", {"value": "false"}):
-        eventually(lambda: mine.health().get("paused"), within_s=20, what="the pause")
+        eventually(lambda: mine.health().get("paused"), within_s=60, what="the pause")
         before = mine.committed()
         leads = mine.leads(20, partition=2)
         mine.stop()
         mine.start()
-        eventually(lambda: mine.health().get("paused"), within_s=20, what="the pause, still")
+        eventually(lambda: mine.health().get("paused"), within_s=60, what="the pause, still")
         leads += mine.leads(20, partition=2)
 
         assert mine.members() == 1
@@ -60,11 +60,11 @@ def test_the_command_pauses_and_resumes_and_the_audit_says_so(stack: Stack, mine
     paused = stack.nigredo("webhook", "pause", "--for", "5m")
     try:
         assert (paused.code, paused.err) == (0, "")
-        eventually(lambda: mine.health().get("paused"), within_s=20, what="the pause")
+        eventually(lambda: mine.health().get("paused"), within_s=60, what="the pause")
     finally:
         resumed = stack.nigredo("webhook", "resume")
     assert resumed.code == 0
-    eventually(lambda: mine.health().get("paused") is False, within_s=20, what="the end of the pause")
+    eventually(lambda: mine.health().get("paused") is False, within_s=60, what="the end of the pause")
     Changes(stack.settings(), "test").remove("setting", "WEBHOOK_ENABLED")
     actions = [entry for message in mine.records("nigredo.audit") if (entry := message.key()) is not None]
     assert b"setting:WEBHOOK_ENABLED" in actions
@@ -72,7 +72,7 @@ def test_the_command_pauses_and_resumes_and_the_audit_says_so(stack: Stack, mine
 
 def test_the_timeout_changes_while_it_runs(stack: Stack, mine: Sink) -> None:
     async def hang(_: Request, __: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(20)
+        await asyncio.sleep(10)
 
     mine.receiver.behaviour = hang
     try:
@@ -80,7 +80,7 @@ def test_the_timeout_changes_while_it_runs(stack: Stack, mine: Sink) -> None:
             (lead_id,) = mine.leads(1)
             eventually(
                 lambda: any("0.3 s" in (attempt.error_message or "") for attempt in mine.attempts(lead_id)),
-                within_s=30,
+                within_s=60,
                 every_s=0.2,
                 what="an attempt with the new deadline",
             )
@@ -93,7 +93,7 @@ def test_a_replay_is_sent_again_with_the_same_id_and_body_and_settled_where_it_w
     lead = a_lead()
     mine.write(lead, partition=3)
     lead_id = str(lead.id)
-    eventually(lambda: mine.attempts(lead_id), within_s=30, every_s=0.2, what="the delivery")
+    eventually(lambda: mine.attempts(lead_id), within_s=60, every_s=0.2, what="the delivery")
     made = mine.attempts(lead_id)[0]
     key = f"{lead_id}:{mine.name}".encode()
     foreign = WebhookReplay(lead.id, "another", "test", utc_now(), 3, made.lead_offset)
@@ -101,7 +101,7 @@ def test_a_replay_is_sent_again_with_the_same_id_and_body_and_settled_where_it_w
 
     mine.publish(WEBHOOK_REPLAYS, {f"{lead_id}:another".encode(): foreign, key: asked}, partition=3)
 
-    eventually(lambda: (key, 3) not in mine.standing(WEBHOOK_REPLAYS), within_s=30, every_s=0.2, what="the tombstone")
+    eventually(lambda: (key, 3) not in mine.standing(WEBHOOK_REPLAYS), within_s=60, every_s=0.2, what="the tombstone")
     again = mine.attempts(lead_id)
     assert [(a.attempt, a.outcome, a.replay) for a in again] == [(1, "delivered", False), (1, "delivered", True)]
     first, second = mine.receiver.of(lead_id)
@@ -109,7 +109,7 @@ def test_a_replay_is_sent_again_with_the_same_id_and_body_and_settled_where_it_w
     assert (f"{lead_id}:another".encode(), 3) in mine.standing(WEBHOOK_REPLAYS)
     mine.publish(WEBHOOK_REPLAYS, {f"{lead_id}:another".encode(): None}, partition=3)
     eventually(
-        lambda: mine.committed(WEBHOOK_REPLAYS) == mine.ends(WEBHOOK_REPLAYS), within_s=30, every_s=0.2, what="offsets"
+        lambda: mine.committed(WEBHOOK_REPLAYS) == mine.ends(WEBHOOK_REPLAYS), within_s=60, every_s=0.2, what="offsets"
     )
     rows = eventually(
         lambda: mine.stack.rows(
@@ -118,7 +118,7 @@ def test_a_replay_is_sent_again_with_the_same_id_and_body_and_settled_where_it_w
             mine.name,
             lead_id,
         ),
-        within_s=30,
+        within_s=60,
         what="the row",
     )
     assert rows == [(True, None)]
@@ -128,17 +128,17 @@ def test_a_replay_that_fails_is_tried_again(mine: Sink) -> None:
     lead = a_lead()
     lead_id, key = str(lead.id), f"{lead.id}:{mine.name}".encode()
     mine.write(lead, partition=1)
-    eventually(lambda: mine.attempts(lead_id), within_s=30, every_s=0.2, what="the delivery")
+    eventually(lambda: mine.attempts(lead_id), within_s=60, every_s=0.2, what="the delivery")
     offset = mine.attempts(lead_id)[0].lead_offset
     mine.receiver.behaviour = answering(500)
     try:
         asked = WebhookReplay(lead.id, mine.name, "test", utc_now(), 1, offset)
         mine.publish(WEBHOOK_REPLAYS, {key: asked}, partition=1)
-        eventually(lambda: len(mine.receiver.of(lead_id)) >= 3, within_s=30, what="two attempts of the replay")
+        eventually(lambda: len(mine.receiver.of(lead_id)) >= 3, within_s=60, what="two attempts of the replay")
         assert (key, 1) in mine.standing(WEBHOOK_REPLAYS)
     finally:
         mine.receiver.behaviour = TAKING
-    eventually(lambda: (key, 1) not in mine.standing(WEBHOOK_REPLAYS), within_s=40, every_s=0.2, what="the tombstone")
+    eventually(lambda: (key, 1) not in mine.standing(WEBHOOK_REPLAYS), within_s=60, every_s=0.2, what="the tombstone")
     last = mine.attempts(lead_id)[-1]
     assert (last.outcome, last.replay) == ("delivered", True)
 
@@ -146,14 +146,14 @@ def test_a_replay_that_fails_is_tried_again(mine: Sink) -> None:
 def test_a_replay_of_somebody_who_was_erased_is_settled_and_not_sent(mine: Sink) -> None:
     """The reference points at where nothing is any more, or at another lead."""
     other = mine.leads(1, partition=0)[0]
-    eventually(lambda: mine.attempts(other), within_s=30, every_s=0.2, what="the delivery")
+    eventually(lambda: mine.attempts(other), within_s=60, every_s=0.2, what="the delivery")
     offset = mine.attempts(other)[0].lead_offset
     erased = a_lead().id
     key = f"{erased}:{mine.name}".encode()
 
     mine.publish(WEBHOOK_REPLAYS, {key: WebhookReplay(erased, mine.name, "test", utc_now(), 0, offset)}, partition=0)
 
-    eventually(lambda: key in [m.key() for m in mine.records(WEBHOOK_REPLAYS) if m.value() is None], within_s=40,
+    eventually(lambda: key in [m.key() for m in mine.records(WEBHOOK_REPLAYS) if m.value() is None], within_s=60,
                every_s=0.2, what="the tombstone")  # fmt: skip
     assert len(mine.receiver.of(other)) == 1
     assert mine.receiver.of(str(erased)) == []
@@ -163,27 +163,27 @@ def test_the_group_is_left_while_its_offsets_are_set_and_everything_from_there_o
     stack: Stack, mine: Sink
 ) -> None:
     leads = mine.leads(10, partition=1)
-    eventually(lambda: set(leads) <= set(mine.receiver.ids()), within_s=30, what="the deliveries")
+    eventually(lambda: set(leads) <= set(mine.receiver.ids()), within_s=60, what="the deliveries")
     first = min(mine.attempts(leads[0])[0].lead_offset, mine.attempts(leads[-1])[0].lead_offset)
     with standing(stack, "leave", mine.group, {}):
         eventually(
             lambda: mine.health().get("waiting_for") == "left the group: offsets are being set",
-            within_s=30,
+            within_s=60,
             what="the group is left",
         )
-        eventually(lambda: mine.members() == 0, within_s=30, what="a group without members")
+        eventually(lambda: mine.members() == 0, within_s=60, what="a group without members")
         commit_offsets(stack.settings(), mine.group, LEADS, {1: first})
 
     again = eventually(
         lambda: all(len(mine.receiver.of(lead_id)) == 2 for lead_id in leads), within_s=60, what="all of them again"
     )
     assert again
-    assert mine.health()["waiting_for"] is None
+    assert mine.health().get("waiting_for", "") is None
 
 
 def test_it_comes_back_by_itself_when_the_time_to_stay_away_is_over(stack: Stack, mine: Sink) -> None:
-    with standing(stack, "leave", mine.group, {}, for_s=6):
-        eventually(lambda: mine.health().get("waiting_for"), within_s=20, what="the group is left")
+    with standing(stack, "leave", mine.group, {}, for_s=20):
+        eventually(lambda: mine.health().get("waiting_for"), within_s=60, what="the group is left")
         eventually(lambda: mine.health().get("waiting_for") is None, within_s=60, what="it is back")
 
 
@@ -201,11 +201,11 @@ def test_a_new_secret_signs_beside_the_old_one_without_a_restart(mine: Sink) -> 
 
     def signed_with_both() -> Request | None:
         (lead_id,) = mine.leads(1)
-        eventually(lambda: mine.receiver.of(lead_id), within_s=30, what="a delivery")
+        eventually(lambda: mine.receiver.of(lead_id), within_s=60, what="a delivery")
         found = mine.receiver.of(lead_id)[0]
         return found if len(found.headers["webhook-signature"].split()) == 2 else None
 
-    request = eventually(signed_with_both, within_s=30, every_s=0.3, what="two signatures")
+    request = eventually(signed_with_both, within_s=60, every_s=0.3, what="two signatures")
     for secret in (old, new):
         Webhook(secret).verify(request.body, dict(request.headers))
     assert new not in mine.log()
@@ -228,7 +228,7 @@ def test_one_dead_endpoint_changes_nothing_for_the_others(stack: Stack, mine: Si
         leads = mine.leads(30)
         eventually(
             lambda: set(leads) <= {hook["headers"]["webhook-id"] for hook in stack.received()},
-            within_s=30,
+            within_s=60,
             what="the other endpoint has them",
         )
         assert not set(leads) & set(mine.receiver.ids())
@@ -244,16 +244,16 @@ def test_an_address_that_is_not_public_gets_nothing_and_costs_no_lead(
         mine.start()
         (lead_id,) = mine.leads(1)
 
-        eventually(lambda: mine.attempts(lead_id), within_s=30, every_s=0.2, what="the attempt")
+        eventually(lambda: mine.attempts(lead_id), within_s=60, every_s=0.2, what="the attempt")
 
-        eventually(lambda: mine.health()["breaker"] == "open", within_s=10, what="an open breaker")
+        eventually(lambda: mine.health().get("breaker") == "open", within_s=60, what="an open breaker")
         attempt = mine.attempts(lead_id)[0]
         assert attempt.outcome == "retry"
         assert "WEBHOOK_ALLOWED_NETWORKS" in (attempt.error_message or "")
         assert mine.receiver.requests == []
         mine.stop()
         mine.start(WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8")
-        eventually(lambda: mine.receiver.of(lead_id), within_s=30, what="the delivery")
+        eventually(lambda: mine.receiver.of(lead_id), within_s=60, what="the delivery")
 
 
 def test_a_place_that_the_log_does_not_have_stops_it_with_what_helps(
@@ -262,7 +262,7 @@ def test_a_place_that_the_log_does_not_have_stops_it_with_what_helps(
     with sink(stack, tmp_path_factory.mktemp("hole")) as mine:
         mine.start()
         mine.stop()
-        eventually(lambda: mine.members() == 0, within_s=30, what="a group without members")
+        eventually(lambda: mine.members() == 0, within_s=60, what="a group without members")
         beyond = mine.ends()[2] + 1_000_000
         commit_offsets(stack.settings(), mine.group, LEADS, {2: beyond})
 

@@ -23,7 +23,7 @@ PARTITION = 0
 @pytest.fixture(scope="module")
 def mine(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
     more = f"in_flight_max = {PLACES}"
-    with sink(stack, tmp_path_factory.mktemp("sink"), more=more, WEBHOOK_RETRY_SCHEDULE="0.2s,120s,120s") as found:
+    with sink(stack, tmp_path_factory.mktemp("sink"), more=more, WEBHOOK_RETRY_SCHEDULE="0.2s,8m,8m") as found:
         found.start()
         yield found
 
@@ -32,7 +32,7 @@ def delivered(mine: Sink, count: int) -> dict[str, int]:
     """Return leads that the receiver has, with their offsets."""
     leads = set(mine.leads(count, partition=PARTITION))
     eventually(lambda: leads <= set(mine.receiver.ids()), within_s=60, what="the deliveries")
-    eventually(lambda: mine.committed() == mine.ends(), within_s=30, every_s=0.2, what="the offsets")
+    eventually(lambda: mine.committed() == mine.ends(), within_s=60, every_s=0.2, what="the offsets")
     keys = [((message.key() or b"").decode(), message.offset() or 0) for message in mine.records(LEADS)]
     return {lead_id: offset for lead_id, offset in keys if lead_id in leads}
 
@@ -64,7 +64,7 @@ def test_while_live_leads_come_a_replay_takes_a_part_of_the_places_and_all_of_it
 
     def over() -> bool:
         live.extend(mine.leads(PLACES))
-        eventually(lambda: set(live) <= set(mine.receiver.ids()), within_s=30, what="live leads beside the replay")
+        eventually(lambda: set(live) <= set(mine.receiver.ids()), within_s=60, what="live leads beside the replay")
         return all(len(mine.receiver.of(lead_id)) == 2 for lead_id in old)
 
     eventually(over, within_s=60, what="the replay")
@@ -103,9 +103,9 @@ def test_a_retry_is_settled_as_soon_as_a_rewind_has_delivered_its_lead(mine: Sin
     (lead_id,) = mine.leads(1, partition=PARTITION)
     topic, place = retry_topic(mine.name, "1m"), (lead_id.encode(), PARTITION)
     mine.codec.prepare([topic])
-    waits = eventually(lambda: mine.standing(topic).get(place), within_s=30, every_s=0.2, what="the retry")
+    waits = eventually(lambda: mine.standing(topic).get(place), within_s=60, every_s=0.2, what="the retry")
     assert isinstance(waits, WebhookRetry)
-    eventually(lambda: mine.committed() == mine.ends(), within_s=30, every_s=0.2, what="the offsets pass it")
+    eventually(lambda: mine.committed() == mine.ends(), within_s=60, every_s=0.2, what="the offsets pass it")
     mine.stop()
     mine.receiver.behaviour = TAKING
     commit_offsets(mine.settings, mine.group, LEADS, {PARTITION: waits.lead_offset})

@@ -160,7 +160,7 @@ def test_reading_to_the_end_ends_there_also_when_the_last_records_are_gone(stack
         producer.produce(topic, value=b"%d" % n, partition=0)
     producer.commit_transaction(10)
     reader = LogReader(stack.settings(), "test")
-    eventually(lambda: reader.watermarks(topic, 0) == (0, 4), within_s=10, what="the transaction's marker")
+    eventually(lambda: reader.watermarks(topic, 0) == (0, 4), within_s=60, what="the transaction's marker")
 
     read = list(reader.read_to_end(topic, [0, 1], deadline_s=20))
 

@@ -20,7 +20,7 @@ def end_idle_sessions(stack: Stack, pids: set[int]) -> None:
             database.execute(KILL_IDLE)
         return stack.rows(standing, list(pids)) == [(0,)]
 
-    eventually(ended, within_s=20, every_s=0.1, what="the end of all of them")
+    eventually(ended, within_s=60, every_s=0.1, what="the end of all of them")
 
 
 def test_sessions_that_an_operator_ended_are_all_found_dead_at_once(stack: Stack) -> None:

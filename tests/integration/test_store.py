@@ -211,7 +211,7 @@ def test_a_deadlock_with_somebody_elses_transaction_is_tried_again(stack: Stack,
                     (lead.id,),
                 )
                 ours = threads.submit(run, stack, partial(written, rows, step), Counting)
-                eventually(lambda: waits_for_a_lock(stack), within_s=20, what="our transaction waiting for theirs")
+                eventually(lambda: waits_for_a_lock(stack), within_s=60, what="our transaction waiting for theirs")
                 somebody.execute(
                     "UPDATE nigredo.stream_offsets SET topic = topic WHERE topic_id = %s", (writer.topic_id,)
                 )

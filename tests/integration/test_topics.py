@@ -6,7 +6,7 @@ import httpx
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from nigredo.kafka import client_config
-from nigredo.testing import Stack
+from nigredo.testing import Stack, eventually
 from nigredo.topics import ensure_topics
 from schemas.topics import RETRIES_PREFIX, TOPICS, retry_topics
 
@@ -45,8 +45,10 @@ def test_ensure_changes_nothing_the_second_time_and_corrects_what_differs(stack:
     for future in admin.incremental_alter_configs([changed]).values():
         future.result(10)
 
-    assert ensure_topics(settings) == ["set retention.ms of topic nigredo.audit"]
-    assert ensure_topics(settings) == []
+    # A broker shows a setting a moment after it took it.
+    corrected = eventually(lambda: ensure_topics(settings), within_s=60, every_s=0.2, what="a correction")
+    assert corrected == ["set retention.ms of topic nigredo.audit"]
+    eventually(lambda: ensure_topics(settings) == [], within_s=60, every_s=0.2, what="nothing to correct")
 
 
 def test_the_command_says_so_too(stack: Stack) -> None:
