@@ -22,6 +22,7 @@ README = Path(__file__).parents[1] / "README.md"
 PERFORMANCE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 NOT_MEASURED = "Not measured yet.\n"
 """What a document says in the place of figures that there are none of."""
+POINTS = ("p50_ms", "p99_ms")
 Document = Mapping[str, Any]
 """What one scenario found, as JSON."""
 
@@ -91,6 +92,16 @@ def table(documents: Sequence[Document]) -> str:
     for title, ours, ratio in ratios:
         between = f"{_short(ratio['lowest'])} to {_short(ratio['highest'])}{', noisy' if ratio['noisy'] else ''}"
         lines.append(f"| {title} | {ours:,.0f} | {ratio['reference']} | **{_short(ratio['median'])}** | {between} |")
+    waits = [
+        (name, [statistics.median(one[point] for one in rounds) for point in POINTS])
+        for document in documents
+        if document["scenario"] == "ingest"
+        for name, rounds in document["figures"].items()
+        if all(point in rounds[0] for point in POINTS)
+    ]
+    if waits:
+        lines += ["", "| from POST to answer in ms, 64 connections | p50 | p99 |", "|---|--:|--:|"]
+    lines += [f"| {name} | {p50:,.1f} | {p99:,.1f} |" for name, (p50, p99) in waits]
     if latencies:
         names = list(latencies[0][2])
         lines += ["", f"| POSTs | from POST to, in ms | {' | '.join(names)} |", f"|---|---|{'--:|' * len(names)}"]

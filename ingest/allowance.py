@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from math import ceil
 
-from nigredo.window import Verdict
-from schemas.events import Submission
+from nigredo.window import SPAM, Verdict
+from schemas.events import Acceptance, Submission
 from schemas.immutable import immutable
 
 
@@ -24,6 +24,9 @@ class Allowance:
     def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
         """Return what a verdict leaves."""
         limit, window_s, counted = submission.limit, submission.window_s, verdict.state.accepted
+        if verdict.outcome == SPAM:
+            # The program is told what it would be told if it had been taken in.
+            counted = (*counted, Acceptance(submission.id, at))
         # Whole seconds, rounded up: who comes back a second early is refused again.
         reset_s = window_s + ceil((counted[0].at - at).total_seconds()) if counted else 0
         return cls(limit, window_s, max(0, limit - len(counted)), max(0, reset_s))

@@ -28,7 +28,7 @@ from ingest.answers import (
     user_agent,
 )
 from ingest.arriving import Application, Arriving, BodyCutOff, BodyTooLong, read_body
-from ingest.body import parse_form
+from ingest.body import parse_form, refuse_encoded
 from ingest.deadline import Deadline
 from ingest.form import Form
 from ingest.health import HealthRoute, LiveRoute
@@ -88,12 +88,14 @@ class Leads:
             raise falcon.HTTPServiceUnavailable(
                 description=settings.maintenance_text, retry_after=MAINTENANCE_RETRY_AFTER_S
             )
+        headers = request.headers_lower
+        refuse_encoded(headers.get("content-encoding"))
         form = parse_form(request.content_type, await self._body(request))
         agent = user_agent(request)
         if form.source is None and (source := source_of(request)) is not None:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
-        headers, for_person = request.headers_lower, prefers_html(request)
+        for_person = prefers_html(request)
         key = headers.get(KEY_HEADER.lower())
         taken = await self._intake.take(
             form,

@@ -30,6 +30,12 @@ def parse_form(content_type: str | None, body: bytes) -> Form:
     return form_of(read_fields(content_type, body))
 
 
+def refuse_encoded(coding: str | None) -> None:
+    """Refuse a body that came with a Content-Encoding (RFC 9110, 8.4): forms are small, and none is unpacked here."""
+    if coding is not None and coding.strip().lower() != "identity":
+        raise FormRefused(415, FieldProblem("Content-Encoding", "must not be there: bodies are taken as they are"))
+
+
 def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
     """Return what a body holds, by field; a field given several times, as checkboxes are, is a list.
 

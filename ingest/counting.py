@@ -72,6 +72,12 @@ def _count(
         metrics.API_ERRORS.of(route, told_as).inc(many)
     if status == 429:
         metrics.RATE_LIMIT_HITS.of().inc(many)
-    if source is not None:
-        # Of a form that was not taken its answer tells why.
-        metrics.LEAD_SUBMISSIONS.of(source, outcome or (RATE_LIMITED if status == 429 else "failed")).inc(many)
+    if source is not None and (told_of := outcome or _outcome_of(status)) is not None:
+        metrics.LEAD_SUBMISSIONS.of(source, told_of).inc(many)
+
+
+def _outcome_of(status: int) -> str | None:
+    """Return what became of a form that was not taken; None where its client made a mistake with it."""
+    if status == 429:
+        return RATE_LIMITED
+    return "failed" if status >= 500 else None

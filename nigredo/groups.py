@@ -8,7 +8,7 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
@@ -28,7 +28,7 @@ def members(settings: Settings, group: str) -> int:
         asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
         found = asked[group].result(CALL_TIMEOUT_S + 2)
     except KafkaException as error:
-        raise DependencyDown(f"group {group} cannot be described: {error.args[0].name()}") from error
+        raise DependencyDown(f"group {group} cannot be described: {told(error.args[0])}") from error
     except TimeoutError as error:
         raise DependencyDown(f"group {group} cannot be described: Kafka does not answer") from error
     if found.state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
@@ -50,8 +50,8 @@ def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[
         answers = admin.alter_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
         for answer in answers[group].result(CALL_TIMEOUT_S + 2).topic_partitions:
             if answer.error is not None:
-                raise DependencyDown(f"offsets of {group} cannot be set: {answer.error.name()}")
+                raise DependencyDown(f"offsets of {group} cannot be set: {told(answer.error)}")
     except KafkaException as error:
-        raise DependencyDown(f"offsets of {group} cannot be set: {error.args[0].name()}") from error
+        raise DependencyDown(f"offsets of {group} cannot be set: {told(error.args[0])}") from error
     except TimeoutError as error:
         raise DependencyDown(f"offsets of {group} cannot be set: Kafka does not answer") from error

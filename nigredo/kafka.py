@@ -16,6 +16,7 @@ from nigredo.telemetry import get_logger
 log = get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
+NOBODY_ANSWERS = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
 POLL_EVERY_S = 0.001
 """While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
 POLL_IDLE_EVERY_S = 0.1
@@ -242,8 +243,13 @@ def give_up(producer: Producer) -> None:
         producer.flush(1.0)
 
 
+def told(error: KafkaError) -> str:
+    """Return an error in the words of the product; Kafka's own name of it where it is more than that nobody answers."""
+    return "Kafka does not answer" if error.code() in NOBODY_ANSWERS else f"Kafka: {error.name()}"
+
+
 def as_ours(error: KafkaError) -> Exception:
     """Classify a client error by what its caller must do."""
     if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD):
         return RecordRefused("too_large" if error.code() != KafkaError.INVALID_RECORD else "invalid", error.name())
-    return DependencyDown(f"Kafka: {error.name()}")
+    return DependencyDown(told(error))

@@ -15,7 +15,7 @@ from datetime import datetime
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -116,7 +116,7 @@ class LogReader:
                 asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
                 found = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
                 if (error := next((at.error for at in found if at.error is not None), None)) is not None:
-                    raise DependencyDown(f"Kafka: {error.name()}")
+                    raise DependencyDown(told(error))
                 # A partition without a record that young is told as its end, where no position would ever show.
                 starts = [at for at in found if at.offset >= 0]
                 open_partitions = {at.partition for at in starts}
@@ -192,7 +192,7 @@ class LogReader:
             asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
             (found,) = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
             if found.error is not None:
-                raise DependencyDown(f"Kafka: {found.error.name()}")
+                raise DependencyDown(told(found.error))
             return int(found.offset) if found.offset >= 0 else end
 
     def topics(self) -> list[str]:
@@ -247,7 +247,7 @@ class LogReader:
         try:
             yield consumer
         except KafkaException as error:
-            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+            raise DependencyDown(told(error.args[0])) from error
         finally:
             consumer.close()
 
@@ -256,7 +256,7 @@ class LogReader:
         for at in consumer.committed(list(asked), timeout=CALL_TIMEOUT_S):
             if at.error is not None:
                 # Not to be taken for a partition without an offset: some begin such a one anew.
-                raise DependencyDown(f"Kafka: {at.error.name()}")
+                raise DependencyDown(told(at.error))
             yield at, None if at.offset == OFFSET_INVALID else at.offset
 
     @staticmethod

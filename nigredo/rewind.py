@@ -23,7 +23,7 @@ from nigredo.control import LEAVE
 from nigredo.db import describe
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.groups import commit_offsets, members
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from schemas.topics import LEADS
@@ -164,7 +164,7 @@ class DatabaseOffsets:
                     if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                         raise
         except KafkaException as error:
-            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+            raise DependencyDown(told(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error
         return ids

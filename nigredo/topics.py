@@ -17,7 +17,7 @@ from confluent_kafka.admin import (
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, StartRefused
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.settings import Settings
 from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible
 from schemas.topics import TOPICS, TopicSpec, load_schema
@@ -40,7 +40,7 @@ def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -
         _until_known(admin, specs)
         return created + _correct(admin, {name: spec for name, spec in specs.items() if name in present})
     except KafkaException as error:
-        raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+        raise DependencyDown(told(error.args[0])) from error
     except TimeoutError as error:
         raise DependencyDown("Kafka does not answer") from error
 

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.log_reader import READ_AHEAD, Loading
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
@@ -98,7 +98,7 @@ class TopicView:
             try:
                 self._read()
             except (DependencyDown, KafkaException) as error:
-                reason = str(error) if isinstance(error, DependencyDown) else f"Kafka: {error.args[0].name()}"
+                reason = str(error) if isinstance(error, DependencyDown) else told(error.args[0])
                 log.warning("a topic is loaded again", topic=self._topic, reason=reason)
             except Exception as error:
                 # Nobody else would notice that what it keeps no longer changes.
@@ -165,5 +165,5 @@ class TopicView:
         for message in messages:
             if (error := message.error()) is not None:
                 # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
-                raise DependencyDown(f"Kafka: {error.name()}")
+                raise DependencyDown(told(error))
         return len(messages)

@@ -57,6 +57,10 @@ def main() -> int:
         return done.exit_code
     except click.Abort:
         return _refuse("stopped before it was done", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        # Not an error to be told in one line: who asks nothing gets the help.
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
     except click.ClickException as error:
         return _refuse(error.format_message(), error.exit_code)
     except NigredoError as error:

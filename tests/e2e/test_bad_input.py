@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ BAD = [
     Bad("empty body, form", b"", FORM, 400, "body"),
     Bad("no content type", b"name=Ana", {"Content-Type": ""}, 415, "Content-Type"),
     Bad("wrong content type", b"<a/>", {"Content-Type": "text/xml"}, 415, "Content-Type"),
+    Bad("a compressed body", gzip.compress(as_json()), JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding"),
     Bad("half a JSON document", b'{"name": "Ana"', JSON, 400, "body"),
     Bad("a list", b"[1]", JSON, 422, "body"),
     Bad("NaN", b'{"name": NaN}', JSON, 400, "body"),

@@ -106,6 +106,9 @@ def test_a_program_is_told_that_all_went_well_and_its_form_is_put_aside_with_wha
     answer = post(stack, form(**marks), address)
 
     assert answer.status_code == 202
+    honest = post(stack, form(), any_ipv4_client())
+    assert set(answer.headers) == set(honest.headers)
+    assert answer.headers["RateLimit"] == honest.headers["RateLimit"]
     eventually(lambda: verdicts(stack, address) == [("spam", 1)], within_s=60, what="the verdict spam")
     why = "SELECT reason FROM nigredo.form_submissions WHERE id = %s"
     assert stack.rows(why, answer.json()["id"]) == [(sign,)]

@@ -237,3 +237,20 @@ def test_a_home_deep_in_the_tree_still_gets_its_control_socket(tmp_path: Path) -
     command = run_nigredo("--home", str(Home.open(deep).dir), "status")
 
     assert "no stack runs in" in command.err
+
+
+def test_a_command_without_what_to_do_shows_its_help_as_it_is_written() -> None:
+    command = run_nigredo("keys")
+
+    assert (command.code, command.out) == (2, "")
+    assert command.err.startswith("Usage: nigredo keys")
+    assert "\n  rotate " in command.err
+
+
+def test_a_command_that_needs_kafka_says_so_when_it_is_away(stack: Stack) -> None:
+    environment = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "SCHEMA_REGISTRY_URL": stack.registry_url}
+
+    command = run_nigredo("ip", "list", environment=environment)
+
+    assert command.code != 0
+    assert command.err == "nigredo: Kafka does not answer\n"
