@@ -24,8 +24,8 @@ class Allowance:
     def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
         """Return what a verdict leaves."""
         limit, window_s, counted = submission.limit, submission.window_s, verdict.state.accepted
-        if verdict.outcome == SPAM:
-            # The program is told what it would be told if it had been taken in.
+        if verdict.outcome == SPAM and not submission.exempt:
+            # A program learns nothing from its first answer: it looks like that to a form which counts.
             counted = (*counted, Acceptance(submission.id, at))
         # Whole seconds, rounded up: who comes back a second early is refused again.
         reset_s = window_s + ceil((counted[0].at - at).total_seconds()) if counted else 0

@@ -15,6 +15,7 @@ from falcon.uri import decode, parse_query_string
 from ingest.form import FieldProblem, Form, FormRefused, form_of, shown, typed_of
 
 PAIRS_MAX = 500
+CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 JSON = "application/json"
@@ -31,8 +32,11 @@ def parse_form(content_type: str | None, body: bytes) -> Form:
 
 
 def refuse_encoded(coding: str | None) -> None:
-    """Refuse a body that came with a Content-Encoding (RFC 9110, 8.4): forms are small, and none is unpacked here."""
-    if coding is not None and coding.strip().lower() != "identity":
+    """Refuse a compressed body (RFC 9110, 8.4): forms are small, and none is unpacked here.
+
+    Other values, such as the name of a charset, are a mistake that says nothing of the body.
+    """
+    if coding and not CODINGS.isdisjoint(one.strip().lower() for one in coding.split(",")):
         raise FormRefused(415, FieldProblem("Content-Encoding", "must not be there: bodies are taken as they are"))
 
 

@@ -16,7 +16,13 @@ from nigredo.telemetry import get_logger
 log = get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
-NOBODY_ANSWERS = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
+NOBODY_ANSWERS = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._RESOLVE,
+)
 POLL_EVERY_S = 0.001
 """While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
 POLL_IDLE_EVERY_S = 0.1

@@ -109,6 +109,10 @@ class LimiterCommands:
 
         return asyncio.run(publish())
 
+    def _end(self, partition: int) -> int:
+        # What Kafka has stands below it, wherever that is.
+        return self.reader.watermarks(SUBMISSIONS, partition)[1]
+
     def wait_handled(self, positions: Sequence[Position], *, deadline_s: float) -> None:
         """Wait until the limiter has committed past these records: by then what it made of them is in Kafka.
 
@@ -117,9 +121,8 @@ class LimiterCommands:
         deadline, group = time.monotonic() + deadline_s, self._settings.function("rate-limiter")
         open_ends: dict[int, int] = {}
         for position in positions:
-            if position.offset is None:
-                raise DependencyDown("Kafka has the command, but did not say where: the rate limiter comes to it")
-            open_ends[position.partition] = max(open_ends.get(position.partition, 0), position.offset + 1)
+            end = position.offset + 1 if position.offset is not None else self._end(position.partition)
+            open_ends[position.partition] = max(open_ends.get(position.partition, 0), end)
         while open_ends:
             committed = self.reader.committed(group, SUBMISSIONS, sorted(open_ends))
             open_ends = {p: end for p, end in open_ends.items() if (committed[p] or 0) < end}

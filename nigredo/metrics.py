@@ -61,7 +61,8 @@ LEAD_SUBMISSIONS = Metric(
     "Forms that could be read, by where they came from and what became of them at ingest",
     unit="forms",
     answers="How many leads come in, from where? Sources are those in METRIC_SOURCES; the full list is in PostgreSQL. "
-    "Outcomes are accepted, repeated, duplicate, spam, rate_limited, and failed, which got a 5xx.",
+    "Outcomes are accepted, repeated, duplicate, spam, rate_limited, and failed, which got a 5xx; a "
+    "client's mistakes are left out.",
     processes=[known.INGEST],
     labels={
         "source": lambda settings: (*settings.metric_sources, known.NONE, OTHER),

@@ -25,14 +25,13 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from nigredo.errors import DependencyDown
+from nigredo.kafka import NOBODY_ANSWERS
 from nigredo.settings import Settings
 from nigredo.stack.home import PORTS, Home
 
 T = TypeVar("T")
 
 COMMAND_DEADLINE_S = 180.0
-NOT_ANSWERED = (DependencyDown, KafkaException, psycopg.OperationalError, httpx.TransportError)
-"""What a look may end with while the machine, or a part that a test ended, needs its time."""
 
 
 def eventually(look: Callable[[], T | None], *, within_s: float, what: str, every_s: float = 0.02) -> T:
@@ -46,11 +45,23 @@ def eventually(look: Callable[[], T | None], *, within_s: float, what: str, ever
         try:
             if found := look():
                 return found
-        except NOT_ANSWERED as error:
+        except (DependencyDown, KafkaException, psycopg.OperationalError, httpx.TransportError) as error:
+            if not _nobody_answered(error):
+                raise
             failure = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not seen within {within_s:g} s: {what}") from failure
         time.sleep(every_s)
+
+
+def _nobody_answered(error: Exception) -> bool:
+    """Say whether a look ended so because the machine, or a part that a test ended, needs its time."""
+    if isinstance(error, KafkaException):
+        return error.args[0].code() in NOBODY_ANSWERS
+    if isinstance(error, psycopg.OperationalError):
+        # No state: no connection. 57P: the server is starting or stopping (PostgreSQL, appendix A).
+        return error.sqlstate is None or error.sqlstate.startswith("57P")
+    return isinstance(error, (DependencyDown, httpx.ConnectError, httpx.ConnectTimeout))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from nigredo.clock import Clock, utc_now
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
@@ -78,6 +78,6 @@ class Expiry:
                     # To ask again would not change it; somebody is to, within the hour.
                     log.error("records past their time may not be deleted", error=error.args[0].name(), **place)
         except KafkaException as error:
-            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+            raise DependencyDown(told(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error

@@ -13,7 +13,7 @@ from nigredo.clock import utc_now
 from nigredo.db import Pool, make_pool
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
-from nigredo.kafka import FOR_EVER_S, Publisher, client_config, producer_config
+from nigredo.kafka import FOR_EVER_S, Publisher, client_config, producer_config, told
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
@@ -91,7 +91,7 @@ class Persister:
             answer = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)
             return str(answer[topic].result(CALL_TIMEOUT_S + 2).topic_id)
         except KafkaException as error:
-            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+            raise DependencyDown(told(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config
+from nigredo.kafka import client_config, told
 from nigredo.record import Record, record_of
 from nigredo.settings import Settings
 from schemas.topics import LEADS
@@ -111,7 +111,7 @@ class LeadReader:
                 found |= {(partition, record.offset): record for record in self._at(consumer, partition, offsets)}
             return [self._right(consumer, found.get((wanted.partition, wanted.offset)), wanted) for wanted in batch]
         except KafkaException as error:
-            raise DependencyDown(f"Kafka: {error.args[0].name()}") from error
+            raise DependencyDown(told(error.args[0])) from error
         finally:
             consumer.unassign()
 

@@ -39,6 +39,7 @@ BAD = [
     Bad("no content type", b"name=Ana", {"Content-Type": ""}, 415, "Content-Type"),
     Bad("wrong content type", b"<a/>", {"Content-Type": "text/xml"}, 415, "Content-Type"),
     Bad("a compressed body", gzip.compress(as_json()), JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding"),
+    Bad("a charset for a coding", as_json(name=12), JSON | {"Content-Encoding": "utf-8"}, 422, "name"),
     Bad("half a JSON document", b'{"name": "Ana"', JSON, 400, "body"),
     Bad("a list", b"[1]", JSON, 422, "body"),
     Bad("NaN", b'{"name": NaN}', JSON, 400, "body"),

@@ -17,12 +17,18 @@ from schemas.topics import LEADS, SUBMISSIONS
 from tests.e2e.test_limit import codec_of
 from tests.e2e.test_limit_across_workers import decoded, lag
 
+OBEYED_WITHIN_S = 1.0
 FORM = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 
 
 def post(stack: Stack, address: str, key: str | None = None) -> httpx.Response:
     headers = {"X-Forwarded-For": address} | ({} if key is None else {"Idempotency-Key": key})
     return httpx.post(f"{stack.url}/api/leads", json=FORM, headers=headers, timeout=10)
+
+
+def is_blocked(stack: Stack, address: str) -> bool:
+    """Ask by what counts for no limit."""
+    return httpx.get(stack.url, headers={"X-Forwarded-For": address}, timeout=10).status_code == 403
 
 
 def nigredo(stack: Stack, *arguments: str) -> str:
@@ -54,6 +60,21 @@ def test_the_limit_changes_while_it_runs_and_says_where_it_comes_from(stack: Sta
 
     eventually(lambda: post(stack, address).status_code == 202, within_s=60, what="the old limit")
     assert "(default)" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
+
+
+def test_a_switch_is_obeyed_within_a_second(stack: Stack) -> None:
+    took = []
+    # The promise is about this product, not about who else uses the machine: one of three must keep it.
+    for limit in (11, 12, 13):
+        with changed(stack, f"RATE_LIMIT_PER_HOUR={limit}"):
+            began = time.monotonic()
+            eventually(
+                lambda told=f"q={limit};": told in post(stack, any_ipv4_client()).headers["RateLimit-Policy"],
+                within_s=60,
+                what="the new limit",
+            )
+            took.append(time.monotonic() - began)
+    assert min(took) < OBEYED_WITHIN_S, took
 
 
 def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None:
@@ -116,16 +137,17 @@ def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_ho
 def test_a_blocked_network_gets_403_whatever_it_asks_for_and_nobody_else_does(stack: Stack) -> None:
     nigredo(stack, "ip", "block", "203.0.113.0/24", "2001:db8:bad::/48", "--reason", "test", "--for", "10m")
     try:
-        eventually(lambda: post(stack, "203.0.113.9").status_code == 403, within_s=60, what="a block")
+        eventually(lambda: is_blocked(stack, "203.0.113.9"), within_s=60, what="a block")
+        assert post(stack, "203.0.113.9").status_code == 403
         assert post(stack, "2001:db8:bad::7").status_code == 403
         assert post(stack, "203.0.112.9").status_code == 202
-        assert httpx.get(stack.url, headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 403
         health = httpx.get(f"{stack.url}/health", headers={"X-Forwarded-For": "203.0.113.9"})
         assert health.status_code == 200
         assert "203.0.113.0/24" in nigredo(stack, "ip", "list")
     finally:
         nigredo(stack, "ip", "unblock", "203.0.113.0/24", "2001:db8:bad::/48")
-    eventually(lambda: post(stack, "203.0.113.9").status_code == 202, within_s=60, what="the end of a block")
+    eventually(lambda: not is_blocked(stack, "203.0.113.9"), within_s=60, what="the end of a block")
+    assert post(stack, "203.0.113.9").status_code == 202
     assert "203.0.113.0/24" not in nigredo(stack, "ip", "list")
 
 
@@ -135,14 +157,14 @@ def test_a_block_for_a_time_ends_by_itself(stack: Stack) -> None:
         nigredo(stack, "ip", "block", "203.0.113.66", "--for", f"{seconds}s")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if post(stack, "203.0.113.66").status_code == 403:
+            if is_blocked(stack, "203.0.113.66"):
                 return True
             time.sleep(0.02)
         return False
 
     assert any(blocked(seconds) for seconds in (8, 40))
 
-    eventually(lambda: post(stack, "203.0.113.66").status_code == 202, within_s=60, what="the end of a block")
+    eventually(lambda: not is_blocked(stack, "203.0.113.66"), within_s=60, what="the end of a block")
 
 
 def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:

@@ -27,12 +27,15 @@ def test_two_nodes_agree_within_a_second_and_a_restarted_one_remembers(stack: St
 
             eventually(lambda c=client: stack.post(c).status_code == 429, within_s=60, what="the first node's 429")
             eventually(lambda c=client: node.post(c).status_code == 429, within_s=60, what="the second node's 429")
-            took.append(time.monotonic() - began)
+            told = time.monotonic() - began
             # Each connection is another worker's, by chance: all of them know.
             eventually(
                 lambda c=client: {node.post(c).status_code for _ in range(8)} == {429}, within_s=60, what="all workers"
             )
-        assert min(took) < AGREED_WITHIN_S, took
+            took.append((told, time.monotonic() - began))
+        assert min(told for told, _ in took) < AGREED_WITHIN_S, took
+        # Eight further forms are a part of this one.
+        assert min(all_told for _, all_told in took) < 2 * AGREED_WITHIN_S, took
         refused = node.post(client)
         assert "Too many requests" in refused.text
         assert int(refused.headers["Retry-After"]) > 3500

@@ -81,6 +81,7 @@ def test_five_thousand_slow_connections_leave_everybody_else_served(stack: Stack
     assert statuses == [202] * NORMAL
     # Who waits for the slow ones, waits until they are cut. The load itself takes its part of the machine.
     assert median(took) < HEADER_TIMEOUT_S / 4, f"slowest: {sorted(took)[-5:]}"
+    assert sorted(took)[NORMAL * 9 // 10] < HEADER_TIMEOUT_S, f"slowest: {sorted(took)[-5:]}"
     assert max(lived) < CUT_WITHIN_S / 2
     # A head is cut without a word; a body that does not come is told so.
     answered = [answer for answer in got if answer]
