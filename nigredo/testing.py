@@ -45,7 +45,7 @@ def eventually(look: Callable[[], T | None], *, within_s: float, what: str, ever
         try:
             if found := look():
                 return found
-        except (DependencyDown, KafkaException, psycopg.OperationalError, httpx.TransportError) as error:
+        except Exception as error:
             if not _nobody_answered(error):
                 raise
             failure = error
