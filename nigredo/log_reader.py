@@ -12,10 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
+from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -73,6 +85,12 @@ class Loading:
 
     def _tell(self, what: str) -> None:
         log.info(what, topic=self._topic, records=self._records, seconds=round(time.monotonic() - self._began, 1))
+
+
+def mark_of(message: Message) -> Mark:
+    """Return what a record without an error is recognised by later."""
+    _, timestamp_ms = message.timestamp()
+    return Mark.of(message.offset() or 0, timestamp_ms, message.key(), message.leader_epoch())
 
 
 class EndNotReached(DependencyDown):
@@ -142,20 +160,64 @@ class LogReader:
 
         The end of the partition when there is none yet. Raises DependencyDown when Kafka does not tell in time.
         """
-        deadline = time.monotonic() + deadline_s
         with self._consumer() as consumer:
             low, high = self._watermarks(consumer, topic, partition)
-            consumer.assign([TopicPartition(topic, partition, max(low, offset))])
-            while max(low, offset) < high:
-                if time.monotonic() > deadline:
-                    raise DependencyDown(f"{topic} partition {partition} cannot be read")
-                message = consumer.poll(POLL_S)
-                if message is not None and message.error() is None:
-                    return message.offset() or 0
-                (at,) = consumer.position([TopicPartition(topic, partition)])
-                if at.offset >= high:
-                    break
-            return high
+            found = self._first_at(consumer, TopicPartition(topic, partition, max(low, offset)), high, deadline_s)
+            return high if found is None else found.offset() or 0
+
+    def now(self, topic: str, partition: int, asks_at: int, *, deadline_s: float) -> LogNow:
+        """Return what the log has to compare a position with. Raises DependencyDown, also without such a topic."""
+        topic_id = self.topic_ids([topic]).get(topic)
+        if topic_id is None:
+            raise DependencyDown(f"there is no topic {topic}")
+        with self._consumer() as consumer:
+            low, high = self._watermarks(consumer, topic, partition)
+            found = self._first_at(consumer, TopicPartition(topic, partition, max(low, asks_at)), high, deadline_s)
+            if found is None:
+                return LogNow(topic_id, low, high)
+            kind, _ = found.timestamp()
+            return LogNow(topic_id, low, high, mark_of(found), kind == TIMESTAMP_LOG_APPEND_TIME)
+
+    @staticmethod
+    def _first_at(consumer: Consumer, at: TopicPartition, end: int, deadline_s: float) -> Message | None:
+        """Return the first record from an offset of the log on; None when there is none before the end."""
+        if at.offset >= end:
+            return None
+        deadline = time.monotonic() + deadline_s
+        consumer.assign([at])
+        while time.monotonic() < deadline:
+            message = consumer.poll(POLL_S)
+            if message is not None and message.error() is None:
+                return message
+            (position,) = consumer.position([TopicPartition(at.topic, at.partition)])
+            if position.offset >= end:
+                return None
+        raise DependencyDown(f"{at.topic} partition {at.partition} cannot be read")
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        """Return Kafka's own id of each topic: one deleted and made again under its name has another.
+
+        Topics that do not exist are left out. Raises DependencyDown.
+        """
+        if not topics:
+            return {}
+        admin = AdminClient(
+            client_config(self._settings.kafka_bootstrap_servers, self._settings.function(self._component))
+        )
+        ids = {}
+        try:
+            asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
+            for topic, answer in asked.items():
+                try:
+                    ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+        except KafkaException as error:
+            raise DependencyDown(told(error.args[0])) from error
+        except TimeoutError as error:
+            raise DependencyDown("Kafka does not answer") from error
+        return ids
 
     def between(
         self, topic: str, partition: int, start: int, end: int, *, patience_s: float = PATIENCE_S
@@ -218,6 +280,18 @@ class LogReader:
         with self._consumer(group) as consumer:
             asked = [TopicPartition(topic, partition) for partition in partitions]
             return {at.partition: offset for at, offset in self._committed(consumer, asked)}
+
+    def positions(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, LogPosition | None]:
+        """Return the position a group committed for each partition, with its proof; None where it has none.
+
+        Raises DependencyDown.
+        """
+        with self._consumer(group) as consumer:
+            asked = [TopicPartition(topic, partition) for partition in partitions]
+            return {
+                at.partition: None if offset is None else from_metadata(offset, at.metadata)[0]
+                for at, offset in self._committed(consumer, asked)
+            }
 
     def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
         """Return where a group stands in partitions of topics, in the order given. Raises DependencyDown."""

@@ -13,8 +13,6 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
 
 from nigredo.backoff import Backoff
 from nigredo.changes import Changes
@@ -23,7 +21,6 @@ from nigredo.control import LEAVE
 from nigredo.db import describe
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.groups import commit_offsets, members
-from nigredo.kafka import client_config, told
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from schemas.topics import LEADS
@@ -33,7 +30,6 @@ AWAY_AT_MOST = timedelta(minutes=2)
 EMPTY_WITHIN_S = 60.0
 """Past the longest stop of a member; half the time is left to set the offsets."""
 BACK_WITHIN_S = 90.0
-CALL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +105,18 @@ class DatabaseOffsets:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._reader = LogReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
         """Return what is stored. Raises DependencyDown."""
         found = self._query(b"SELECT topic, topic_id, partition, next_offset FROM nigredo.stream_offsets ORDER BY 1, 3")
-        ids = self._topic_ids(sorted({str(topic) for topic, _, _, _ in found}))
+        ids = self._reader.topic_ids(sorted({str(topic) for topic, _, _, _ in found}))
         return {(topic, partition): at for topic, topic_id, partition, at in found if ids.get(topic) == topic_id}
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Store them, all or none. Raises DependencyDown."""
         topics = sorted({topic for topic, _ in offsets})
-        ids = self._topic_ids(topics)
+        ids = self._reader.topic_ids(topics)
         if gone := [topic for topic in topics if topic not in ids]:
             raise DependencyDown(f"there is no topic {gone[0]} any more")
         try:
@@ -148,26 +145,6 @@ class DatabaseOffsets:
             application_name=self._settings.function(COMPONENT),
             options="-c statement_timeout=30000",
         )
-
-    def _topic_ids(self, topics: Sequence[str]) -> Mapping[str, str]:
-        if not topics:
-            return {}
-        admin = AdminClient(client_config(self._settings.kafka_bootstrap_servers, self._settings.function(COMPONENT)))
-        ids = {}
-        try:
-            asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
-            for topic, answer in asked.items():
-                try:
-                    ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)
-                except KafkaException as error:
-                    # What was deleted for good has offsets all the same, and nothing to be set back.
-                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        raise
-        except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
-        except TimeoutError as error:
-            raise DependencyDown("Kafka does not answer") from error
-        return ids
 
 
 class Rewind:
