@@ -94,9 +94,9 @@ class Lab:
         """The broker."""
         return f"127.0.0.1:{self.home.port('kafka')}"
 
-    def settings(self) -> Settings:
+    def settings(self, *, role: str = "nigredo_app") -> Settings:
         """Return the settings of a process on this stack."""
-        return Settings.from_environment(self.home.part_environment({}, "bench"))
+        return Settings.from_environment(self.home.part_environment({}, "bench", role=role))
 
     def codec(self) -> Codec:
         """Return a codec for every topic."""
@@ -190,7 +190,7 @@ class Lab:
     @contextmanager
     def ends(self, *topics: str) -> Iterator[Callable[[], int]]:
         """Yield a function that returns how many records were appended to topics by now, in all their partitions."""
-        consumer = Consumer(client_config(self.bootstrap_servers, "bench") | {"group.id": "bench"})
+        consumer = Consumer(client_config(self.settings(role="admin"), "bench") | {"group.id": "bench"})
         places = [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
         try:
             yield lambda: sum(consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
@@ -199,7 +199,7 @@ class Lab:
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """Return the end of each partition."""
-        consumer = Consumer(client_config(self.bootstrap_servers, "bench") | {"group.id": "bench"})
+        consumer = Consumer(client_config(self.settings(role="admin"), "bench") | {"group.id": "bench"})
         try:
             places = (TopicPartition(topic, number) for number in range(PARTITIONS))
             return {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
@@ -214,7 +214,7 @@ class Lab:
         settings = self.settings()
         commit_offsets(settings, settings.function("rate-limiter"), SUBMISSIONS, self.end_offsets(SUBMISSIONS))
         commit_offsets(settings, settings.function("webhook-sender"), LEADS, self.end_offsets(LEADS))
-        admin = AdminClient(client_config(self.bootstrap_servers, "bench"))
+        admin = AdminClient(client_config(self.settings(role="admin"), "bench"))
         stored = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
         described = admin.describe_topics(TopicCollection(list(stored)), request_timeout=10)
         with self.database() as database, database.cursor() as cursor:
@@ -225,7 +225,7 @@ class Lab:
 
     def create_topic(self, name: str, **config: str) -> None:
         """Create a topic for a reference."""
-        admin = AdminClient(client_config(self.bootstrap_servers, "bench"))
+        admin = AdminClient(client_config(self.settings(role="admin"), "bench"))
         new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=config)
         admin.create_topics([new], request_timeout=10)[name].result(15)
 

@@ -166,7 +166,7 @@ def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
 def produce(lab: Lab, topic: str, records: Iterable[Record]) -> float:
     """Put records on a topic with a bare producer loop, all acknowledged; return the seconds it took."""
     failed: list[str] = []
-    config = producer_config(lab.bootstrap_servers, "bench", delivery_timeout_s=60)
+    config = producer_config(lab.settings(), "bench", delivery_timeout_s=60)
     producer = Producer(config | {"queue.buffering.max.messages": 2_000_000, "queue.buffering.max.kbytes": 2_000_000})
     began = time.perf_counter()
 

@@ -125,7 +125,7 @@ class Intake:
         # With a spool the producer does not give up: what nobody waits for any more is in the spool too. Without one
         # it gives up before the request does (`Settings` refuses anything else): who is told of a failure is told true.
         tries_s = FOR_EVER_S if self.spool is not None else settings.ingest_ack_timeout_s
-        config = producer_config(settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=tries_s)
+        config = producer_config(settings, self._function, delivery_timeout_s=tries_s)
         answer_within_s = None if self.spool is not None else settings.ingest_answer_within_s - SWEEP_EVERY_S
         self._publisher = Publisher(
             config, in_flight_max=settings.ingest_in_flight_max, answer_within_s=answer_within_s

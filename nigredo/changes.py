@@ -77,9 +77,7 @@ class Changes:
         audit = AuditEntry(self._actor, f"{kind}.{action}", name, details, utc_now())
 
         async def publish() -> None:
-            config = producer_config(
-                self._settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S
-            )
+            config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
             publisher = Publisher(config, in_flight_max=2)
             try:
                 value = None if entry is None else codec.encode(CONTROL, entry)

@@ -23,7 +23,7 @@ def sender_group(settings: Settings, endpoint: str) -> str:
 
 def members(settings: Settings, group: str) -> int:
     """Return how many members a group has. Raises DependencyDown, also while it is between two assignments."""
-    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("groups")))
+    admin = AdminClient(client_config(settings, settings.function("groups")))
     try:
         asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
         found = asked[group].result(CALL_TIMEOUT_S + 2)
@@ -43,7 +43,7 @@ def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[
 
     Kafka allows it only while the group has no members. Raises DependencyDown, also when it has some.
     """
-    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("groups")))
+    admin = AdminClient(client_config(settings, settings.function("groups")))
     wanted = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
     try:
         request = [ConsumerGroupTopicPartitions(group, wanted)]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.kafka_security import librdkafka_security
+from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -45,10 +47,10 @@ class Position(NamedTuple):
     offset: int | None
 
 
-def client_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
-    """Return what every librdkafka client of the product sets."""
-    return {
-        "bootstrap.servers": bootstrap_servers,
+def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
+    """Return what every librdkafka client of the product sets. Raises ConfigurationError for a file it cannot use."""
+    return librdkafka_security(settings) | {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": client_id,
         # A broker that comes back is found within a second; librdkafka's default waits up to ten.
         "reconnect.backoff.ms": 50,
@@ -59,12 +61,12 @@ def client_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
     }
 
 
-def producer_config(bootstrap_servers: str, client_id: str, *, delivery_timeout_s: float) -> dict[str, Any]:
+def producer_config(settings: Settings, client_id: str, *, delivery_timeout_s: float) -> dict[str, Any]:
     """Return the settings of an idempotent producer that is acknowledged by all in-sync replicas.
 
     `murmur2_random` puts a key where Java's and aiokafka's producers put it; librdkafka's default does not.
     """
-    return client_config(bootstrap_servers, client_id) | {
+    return client_config(settings, client_id) | {
         "acks": "all",
         "enable.idempotence": True,
         "partitioner": "murmur2_random",

@@ -88,9 +88,7 @@ class LimiterCommands:
         codec = self.codec
 
         async def publish() -> list[Position]:
-            config = producer_config(
-                self._settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S
-            )
+            config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
             publisher, positions = Publisher(config, in_flight_max=2 * AT_ONCE), list[Position]()
             try:
                 for some in (commands[start : start + AT_ONCE] for start in range(0, len(commands), AT_ONCE)):

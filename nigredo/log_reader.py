@@ -201,9 +201,7 @@ class LogReader:
         """
         if not topics:
             return {}
-        admin = AdminClient(
-            client_config(self._settings.kafka_bootstrap_servers, self._settings.function(self._component))
-        )
+        admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
         ids = {}
         try:
             asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
@@ -308,7 +306,7 @@ class LogReader:
     @contextmanager
     def _consumer(self, group: str | None = None) -> Iterator[Consumer]:
         consumer = Consumer(
-            client_config(self._settings.kafka_bootstrap_servers, self._settings.function(self._component))
+            client_config(self._settings, self._settings.function(self._component))
             | {
                 "group.id": group or f"{self._settings.function(self._component)}-reader",
                 "enable.auto.commit": False,

@@ -157,9 +157,7 @@ class Redelivery:
     async def _write(
         self, codec: Codec, groups: Sequence[References], why: str, progress: Callable[[int], None]
     ) -> None:
-        config = producer_config(
-            self._settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S
-        )
+        config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
         publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
         now, written, batch = utc_now(), 0, []
         details = {"leads": str(sum(map(len, groups))), "why": why}

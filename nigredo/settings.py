@@ -125,6 +125,16 @@ def _path(value: str) -> Path:
     return Path(_text(value)).absolute()
 
 
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        known = {choice.lower(): choice for choice in choices}
+        if (found := known.get(value.strip().lower())) is None:
+            raise _Wrong(f"must be one of {', '.join(choices)}")
+        return found
+
+    return parse
+
+
 _ORIGIN = re.compile(
     r"(?P<scheme>https?)://(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::(?P<port>\d{1,5}))?"
 )
@@ -164,6 +174,21 @@ class Settings:
     """Port of the health listener of a process that has no HTTP port of its own; 0 for none."""
 
     kafka_bootstrap_servers: str = _from("KAFKA_BOOTSTRAP_SERVERS", _text, "127.0.0.1:9092")
+    kafka_security_protocol: str = _from(
+        "KAFKA_SECURITY_PROTOCOL", _one_of("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"), "PLAINTEXT"
+    )
+    kafka_sasl_mechanism: str = _from(
+        "KAFKA_SASL_MECHANISM", _one_of("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"), "SCRAM-SHA-512"
+    )
+    kafka_sasl_username: str = _from("KAFKA_SASL_USERNAME", str.strip, "")
+    kafka_sasl_password_file: Path | None = _from("KAFKA_SASL_PASSWORD_FILE", _optional_path, "")
+    """Read by each client when it is made, so that a new password needs a restart and no other setting."""
+    kafka_ssl_ca_file: Path | None = _from("KAFKA_SSL_CA_FILE", _optional_path, "")
+    """PEM certificates that sign the brokers'; empty for those of the operating system."""
+    kafka_ssl_certificate_file: Path | None = _from("KAFKA_SSL_CERTIFICATE_FILE", _optional_path, "")
+    """A PEM certificate chain to show to brokers that ask for one."""
+    kafka_ssl_key_file: Path | None = _from("KAFKA_SSL_KEY_FILE", _optional_path, "")
+    """The certificate's private key: PEM, without a password."""
     kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "6")
     topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
     topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
@@ -307,4 +332,30 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.ingest_spool_max_bytes < 2 * settings.body_max_bytes * settings.ingest_workers:
         found.append("INGEST_SPOOL_MAX_BYTES: must hold two bodies of BODY_MAX_BYTES for each of INGEST_WORKERS")
+    return found + _kafka_contradictions(settings)
+
+
+def _kafka_contradictions(settings: Settings) -> list[str]:
+    """Return which settings of Kafka's security lack another, or would be left unused in silence."""
+    protocol = settings.kafka_security_protocol
+    sasl = {
+        "KAFKA_SASL_USERNAME": bool(settings.kafka_sasl_username),
+        "KAFKA_SASL_PASSWORD_FILE": settings.kafka_sasl_password_file is not None,
+    }
+    tls = {
+        "KAFKA_SSL_CA_FILE": settings.kafka_ssl_ca_file is not None,
+        "KAFKA_SSL_CERTIFICATE_FILE": settings.kafka_ssl_certificate_file is not None,
+        "KAFKA_SSL_KEY_FILE": settings.kafka_ssl_key_file is not None,
+    }
+    found = []
+    if protocol.startswith("SASL_"):
+        found += [f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} needs it" for name, given in sasl.items() if not given]
+    else:
+        found += [
+            f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} does not use it" for name, given in sasl.items() if given
+        ]
+    if not protocol.endswith("SSL"):
+        found += [f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} does not use it" for name, given in tls.items() if given]
+    elif tls["KAFKA_SSL_CERTIFICATE_FILE"] != tls["KAFKA_SSL_KEY_FILE"]:
+        found.append("KAFKA_SSL_CERTIFICATE_FILE and KAFKA_SSL_KEY_FILE: one needs the other")
     return found

@@ -25,7 +25,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import NOBODY_ANSWERS
+from nigredo.kafka import NOBODY_ANSWERS, client_config, producer_config
 from nigredo.settings import Settings
 from nigredo.stack.home import PORTS, Home
 
@@ -102,6 +102,14 @@ class Stack:
     def settings(self, *, role: str = "nigredo_app", **changes: str) -> Settings:
         """Return settings for code under test that is to work on this stack."""
         return Settings.from_environment(self.home.part_environment(changes, "test", role=role))
+
+    def client_config(self) -> dict[str, Any]:
+        """Return the settings of any librdkafka client that may do everything on this stack's broker."""
+        return client_config(self.settings(role="admin"), "test")
+
+    def producer_config(self, *, delivery_timeout_s: float) -> dict[str, Any]:
+        """Return the settings of a producer such as the product's own that may write to every topic."""
+        return producer_config(self.settings(role="admin"), "test", delivery_timeout_s=delivery_timeout_s)
 
     def nigredo(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Command:
         """Run a command on this stack."""

@@ -33,7 +33,7 @@ def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -
     Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
     other partitions under the consumers' feet. Raises DependencyDown when Kafka does not answer.
     """
-    admin = AdminClient(client_config(settings.kafka_bootstrap_servers, settings.function("topics")))
+    admin = AdminClient(client_config(settings, settings.function("topics")))
     try:
         present = set(admin.list_topics(timeout=CALL_TIMEOUT_S).topics)
         created = _create(admin, settings, [spec for spec in specs.values() if spec.name not in present])

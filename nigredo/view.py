@@ -61,7 +61,7 @@ class TopicView:
     def __init__(self, settings: Settings, component: str, topic: str, keeper: Keeper) -> None:
         self._topic = topic
         self._keeper = keeper
-        self._config = client_config(settings.kafka_bootstrap_servers, settings.function(component)) | {
+        self._config = client_config(settings, settings.function(component)) | {
             "group.id": f"{settings.function(component)}-view",  # Required by the client; never joined.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,

@@ -12,6 +12,7 @@ import faust
 
 from nigredo.errors import NigredoError
 from nigredo.health import Health, HealthServer
+from nigredo.kafka_security import sasl_password, ssl_context
 from nigredo.leave import Leave
 from nigredo.settings import Settings
 
@@ -80,6 +81,7 @@ def make_app(settings: Settings, component: str) -> App:
     return App(
         name,
         broker=brokers,
+        broker_credentials=_credentials(settings),
         broker_client_id=name,
         store="memory://",
         # One folder a process: workers that share one overwrite each other's.
@@ -96,6 +98,20 @@ def make_app(settings: Settings, component: str) -> App:
         stream_buffer_maxsize=STREAM_BUFFER_MAX,
         web_enabled=False,
     )
+
+
+def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """Return how the app's consumer proves an identity. Raises ConfigurationError for a file it cannot use."""
+    protocol = settings.kafka_security_protocol
+    context = ssl_context(settings) if protocol.endswith("SSL") else None
+    if protocol.startswith("SASL_"):
+        return faust.SASLCredentials(
+            username=settings.kafka_sasl_username,
+            password=sasl_password(settings),
+            mechanism=settings.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
 
 
 def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = None) -> None:

@@ -28,7 +28,7 @@ from nigredo.changes import Changes
 from nigredo.clock import utc_now
 from nigredo.errors import NigredoError
 from nigredo.headers import cloud_event
-from nigredo.kafka import Publisher, client_config, producer_config
+from nigredo.kafka import Publisher
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
@@ -248,7 +248,7 @@ class Sink:
         codec, now = self.codec, utc_now()
 
         async def run() -> None:
-            config = producer_config(self.stack.bootstrap_servers, "test", delivery_timeout_s=20)
+            config = self.stack.producer_config(delivery_timeout_s=20)
             publisher = Publisher(config, in_flight_max=100_000)
             try:
                 await asyncio.gather(
@@ -303,7 +303,7 @@ class Sink:
         return {partition: reader.watermarks(topic, partition)[1] for partition in reader.partitions(topic)}
 
     def members(self) -> int:
-        admin = AdminClient(client_config(self.stack.bootstrap_servers, "test"))
+        admin = AdminClient(self.stack.client_config())
         return len(admin.describe_consumer_groups([self.group])[self.group].result(10).members)
 
 
@@ -339,7 +339,7 @@ def sink(stack: Stack, folder: Path, *, more: str = "", start: str = "now", **en
 
 
 def _forget(found: Sink) -> None:
-    admin = AdminClient(client_config(found.stack.bootstrap_servers, "test"))
+    admin = AdminClient(found.stack.client_config())
     with suppress(NigredoError):
         Changes(found.stack.settings(), "test").remove("endpoint", found.name)
     for future in admin.delete_topics(list(retry_topics(found.name))).values():

@@ -121,7 +121,7 @@ class Home:
         chosen = {"TRUSTED_PROXIES": LOOPBACK, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK} | dict(inherited)
         return chosen | {
             "NIGREDO_STATE_DIR": str(self.dir / "state"),
-            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
+            **self._kafka_environment(),
             "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
             "DATABASE_URL": self.conninfo(role),
             "INGEST_HOST": "127.0.0.1",
@@ -131,6 +131,19 @@ class Home:
             "IDEMPOTENCY_SECRET_FILE": str(self.dir / "secrets" / "idempotency"),
             "HEALTH_HOST": "127.0.0.1",
             "HEALTH_PORT": str(self.health_port(part) or 0),
+        }
+
+    def _kafka_environment(self) -> dict[str, str]:
+        """Return where the broker is and how it is spoken to; an empty setting hides the caller's of another broker."""
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
+            "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
+            "KAFKA_SASL_MECHANISM": "",
+            "KAFKA_SASL_USERNAME": "",
+            "KAFKA_SASL_PASSWORD_FILE": "",
+            "KAFKA_SSL_CA_FILE": "",
+            "KAFKA_SSL_CERTIFICATE_FILE": "",
+            "KAFKA_SSL_KEY_FILE": "",
         }
 
     def user_environment(self) -> dict[str, str]:

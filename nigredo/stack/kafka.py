@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
+from nigredo.settings import Settings
 from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
 from nigredo.stack.java import JVM_GRACE_S, JavaProgram
@@ -35,7 +36,6 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
     """Describe the broker of a stack."""
     folder = home.dir / "kafka"
     data, configuration = folder / "data", folder / "server.properties"
-    bootstrap = f"127.0.0.1:{home.port('kafka')}"
     class_path = os.pathsep.join(map(str, artifacts.kafka_class_path))
     java = JavaProgram(
         "kafka",
@@ -71,7 +71,8 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
 
     def waiting_for() -> str | None:
         if not admin:
-            admin.append(AdminClient(client_config(bootstrap, "nigredo-supervisor")))
+            as_admin = Settings.from_environment(home.part_environment(environment, "kafka", role="admin"))
+            admin.append(AdminClient(client_config(as_admin, "nigredo-supervisor")))
         try:
             return READY if admin[0].list_topics(timeout=1.0).brokers else "a broker"
         except KafkaException:

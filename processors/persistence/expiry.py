@@ -42,7 +42,7 @@ class Expiry:
         self, settings: Settings, component: str, topics: Mapping[str, TopicSpec] = EXPIRING, clock: Clock = utc_now
     ) -> None:
         self._reader = LogReader(settings, component)
-        self._config = client_config(settings.kafka_bootstrap_servers, settings.function(component))
+        self._config = client_config(settings, settings.function(component))
         self._topics = topics
         self._clock = clock
         # Not at once, and persisters that were started together not together.

@@ -58,9 +58,7 @@ class Persister:
         """Connect. Raises DependencyDown."""
         settings = self._settings
         self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT], deadline_s=REGISTRY_DEADLINE_S)
-        config = producer_config(
-            settings.kafka_bootstrap_servers, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S
-        )
+        config = producer_config(settings, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S)
         self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
         self._pool = make_pool(settings, COMPONENT, size_max=POOL_MAX)
         await self._pool.open()
@@ -85,7 +83,7 @@ class Persister:
         return self._topic_ids[topic]
 
     def _ask_topic_id(self, topic: str) -> str:
-        config = client_config(self._settings.kafka_bootstrap_servers, self._settings.function(COMPONENT))
+        config = client_config(self._settings, self._settings.function(COMPONENT))
         admin = AdminClient(config)
         try:
             answer = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)

@@ -48,9 +48,7 @@ class ResetRelay:
         self._pool = pool
         self._codec = codec
         self._sql = load_queries()
-        config = producer_config(
-            settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=DELIVERY_TIMEOUT_S
-        )
+        config = producer_config(settings, self._function, delivery_timeout_s=DELIVERY_TIMEOUT_S)
         self._publisher = Publisher(config, in_flight_max=2 * BATCH_MAX, answer_within_s=ANSWER_WITHIN_S)
 
     async def run(self) -> float:

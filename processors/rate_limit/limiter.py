@@ -75,7 +75,7 @@ class Limiter:
         self._codec = await ready_codec(
             settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS], deadline_s=REGISTRY_DEADLINE_S
         )
-        config = producer_config(settings.kafka_bootstrap_servers, self._function, delivery_timeout_s=FOR_EVER_S)
+        config = producer_config(settings, self._function, delivery_timeout_s=FOR_EVER_S)
         self._publisher = BulkPublisher(config, in_flight_max=IN_FLIGHT_MAX)
 
     async def begin(self, topic: str, partition: int, committed: int | None) -> int:

@@ -105,7 +105,7 @@ async def _remember(settings: Settings, codec: Codec, endpoint: Endpoint, partit
     name = endpoint.function(settings)
     value = {"partitions": ",".join(map(str, partitions))}
     entry = ControlEntry(KIND, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
-    config = producer_config(settings.kafka_bootstrap_servers, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
+    config = producer_config(settings, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
     publisher = Publisher(config, in_flight_max=1)
     try:
         await publisher.publish(CONTROL, key=f"{KIND}:{endpoint.name}".encode(), value=codec.encode(CONTROL, entry))

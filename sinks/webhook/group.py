@@ -127,7 +127,7 @@ class Group:
         self._heard_at = clock() - self._session_s
         session_ms = int(self._session_s * 1000)
         self._consumer = Consumer(
-            client_config(settings.kafka_bootstrap_servers, name)
+            client_config(settings, name)
             | {
                 "group.id": name,
                 "enable.auto.commit": False,

@@ -45,7 +45,7 @@ class LeadReader:
 
     def __init__(self, settings: Settings, name: str) -> None:
         """name: of the client, as the broker logs it."""
-        self._config = client_config(settings.kafka_bootstrap_servers, name) | {
+        self._config = client_config(settings, name) | {
             "group.id": f"{name}-leads",  # Required by the client; never joined.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,

@@ -69,7 +69,7 @@ class Worker:
         codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
         view = TopicView(settings, COMPONENT, CONTROL, self._keeper)
         view.open()
-        config = producer_config(settings.kafka_bootstrap_servers, self._name, delivery_timeout_s=FOR_EVER_S)
+        config = producer_config(settings, self._name, delivery_timeout_s=FOR_EVER_S)
         publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
         deliverer = Deliverer(
             endpoint.url, connections_max=endpoint.in_flight_max, allowed=settings.webhook_allowed_networks

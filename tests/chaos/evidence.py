@@ -129,7 +129,7 @@ class Offsets:
         settings = stack.settings()
         self._stack = stack
         self._groups = {settings.function(name): topics for name, topics in READERS.items()}
-        self._config: dict[str, Any] = {"bootstrap.servers": stack.bootstrap_servers}
+        self._config: dict[str, Any] = stack.client_config()
 
     def lag(self) -> dict[str, int]:
         """Return how many records each group has not committed, and how many the database has not stored."""

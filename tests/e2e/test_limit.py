@@ -8,7 +8,6 @@ import httpx
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
-from nigredo.kafka import producer_config
 from nigredo.log_reader import LogReader
 from nigredo.networks import client_network, parse_hop
 from nigredo.testing import Stack, any_client, eventually
@@ -48,7 +47,7 @@ def codec_of(stack: Stack) -> Codec:
 
 def publish(stack: Stack, submissions: list[Submission]) -> None:
     codec = codec_of(stack)
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=10))
+    producer = Producer(stack.producer_config(delivery_timeout_s=10))
     for event in submissions:
         producer.produce(SUBMISSIONS, key=event.client_network.encode(), value=codec.encode(SUBMISSIONS, event))
     assert producer.flush(15) == 0
@@ -105,7 +104,7 @@ def test_the_same_record_twice_is_one_lead(stack: Stack) -> None:
 def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack) -> None:
     client = any_client()
     event = submission(client)
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=10))
+    producer = Producer(stack.producer_config(delivery_timeout_s=10))
     producer.produce(SUBMISSIONS, key=event.client_network.encode(), value=b"no event")
     producer.produce(SUBMISSIONS, key=event.client_network.encode(), value=PREFIX.pack(0, a_json_schema(stack)) + b"{}")
     assert producer.flush(15) == 0

@@ -17,7 +17,6 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from nigredo.kafka import producer_config
 from nigredo.log_reader import LogReader
 from nigredo.record import record_of
 from nigredo.testing import Stack, any_client, eventually
@@ -75,7 +74,7 @@ def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: s
     clients = [any_client() for _ in range(NETWORKS)]
     sent = [submission(client) for client in clients for _ in range(SUBMISSIONS_EACH)]
     random.Random(7).shuffle(sent)
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=20))
+    producer = Producer(stack.producer_config(delivery_timeout_s=20))
 
     def publish(some: list[Submission]) -> None:
         for event in some:
@@ -113,7 +112,7 @@ def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: s
 def second_has_partitions(stack: Stack) -> bool:
     """Say whether the group has two members that both have partitions."""
 
-    admin = AdminClient({"bootstrap.servers": stack.bootstrap_servers})
+    admin = AdminClient(stack.client_config())
     name = "nigredo-rate-limiter-dev"
     members = admin.describe_consumer_groups([name])[name].result(10).members
     return len(members) == 2 and all(member.assignment.topic_partitions for member in members)

@@ -10,7 +10,6 @@ from uuid import UUID
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
-from nigredo.kafka import producer_config
 from nigredo.limiter import LimiterCommands
 from nigredo.log_reader import LogReader
 from nigredo.quarantine import Quarantine
@@ -47,7 +46,7 @@ def test_kills_among_resets_and_releases_change_no_verdict(stack: Stack) -> None
     codec, chance = codec_of(stack), random.Random(11)
     clients = [any_client() for _ in range(NETWORKS)]
     networks = {submission(client).client_network for client in clients}
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=20))
+    producer = Producer(stack.producer_config(delivery_timeout_s=20))
     reader, quarantine = LogReader(stack.settings(), "test"), Quarantine(LimiterCommands(stack.settings(), "test"))
 
     def send(clients: list[str]) -> None:

@@ -21,7 +21,6 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, any_client, eventually, running_stack
@@ -253,7 +252,7 @@ def test_what_is_in_flight_at_sigterm_is_answered_and_kept(own: Stack, spool: st
 def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_goes_through(own: Stack) -> None:
     """The processors' batches: those that were given up, and those that wait for the broker to come back."""
     topic = f"test-{uuid4()}"
-    admin = AdminClient(client_config(own.bootstrap_servers, "test"))
+    admin = AdminClient(own.client_config())
     admin.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])[topic].result(10)
     batches = {name: [f"{name} {number}".encode() for number in range(300)] for name in ("before", "given up", "after")}
 
@@ -262,8 +261,7 @@ def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_go
 
     async def scenario() -> None:
         hasty, patient = (
-            BulkPublisher(producer_config(own.bootstrap_servers, "test", delivery_timeout_s=seconds), in_flight_max=10)
-            for seconds in (3, 300)
+            BulkPublisher(own.producer_config(delivery_timeout_s=seconds), in_flight_max=10) for seconds in (3, 300)
         )
         await asyncio.wait_for(publish(hasty, "before"), 30)
         assert (await asyncio.to_thread(own.nigredo, "stop", "kafka")).code == 0

@@ -15,7 +15,6 @@ import pytest
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
-from nigredo.kafka import producer_config
 from nigredo.limiter import LimiterCommands
 from nigredo.log_reader import LogReader
 from nigredo.quarantine import Quarantine
@@ -102,7 +101,7 @@ def test_a_release_for_a_network_that_the_limiter_forgot_happens_once_too(stack:
         one.id, one.client_network, one.ip_address, None, None, None, SECRET, one.taken_at, one.taken_at,
         "rate_limited", None, 0, 0,
     )  # fmt: skip
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=10))
+    producer = Producer(stack.producer_config(delivery_timeout_s=10))
     key, value = str(one.id).encode(), codec.encode(REJECTIONS, rejection)
     producer.produce(REJECTIONS, key=key, value=value, partition=3 if one.id.int % 2 else 1)
     assert producer.flush(15) == 0

@@ -216,7 +216,7 @@ def test_an_erased_lead_is_not_sent_whoever_asks_for_it(stack: Stack) -> None:
     found = [
         m for m in reader.read_to_end(LEADS, reader.partitions(LEADS), deadline_s=30) if m.key() == erased.encode()
     ]
-    producer = Producer({"bootstrap.servers": stack.bootstrap_servers})
+    producer = Producer(stack.client_config())
     producer.produce(LEADS, key=erased.encode(), value=None, partition=found[0].partition())
     assert producer.flush(10) == 0
     settled(stack)
@@ -262,7 +262,7 @@ def test_kafkas_own_tools_do_the_same_to_a_stopped_sink(stack: Stack) -> None:
     assert stack.nigredo("stop", "webhook-sender").code == 0
     try:
         before = sent(stack)
-        admin = AdminClient({"bootstrap.servers": stack.bootstrap_servers})
+        admin = AdminClient(stack.client_config())
         wanted = [TopicPartition(LEADS, partition, offset) for partition, offset in back.items()]
         answers = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)])
         assert all(at.error is None for at in answers[group].result(15).topic_partitions)

@@ -18,7 +18,6 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.errors import DependencyDown
 from nigredo.groups import members
-from nigredo.kafka import producer_config
 from nigredo.testing import Stack, eventually
 from processors.watchdog import EXIT_CODE, Restarts
 from tests.e2e.hanging_worker import AWAY_S, PATIENCE_S
@@ -29,10 +28,10 @@ RECORDS = 300
 
 @pytest.fixture
 def topic(stack: Stack) -> Iterator[str]:
-    admin = AdminClient({"bootstrap.servers": stack.bootstrap_servers})
+    admin = AdminClient(stack.client_config())
     name = f"test.hanging-{secrets.token_hex(4)}"
     admin.create_topics([NewTopic(name, num_partitions=PARTITIONS, replication_factor=1)])[name].result(20)
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=20))
+    producer = Producer(stack.producer_config(delivery_timeout_s=20))
     for number in range(RECORDS):
         producer.produce(name, value=str(number).encode(), partition=number % PARTITIONS)
     assert producer.flush(20) == 0

@@ -15,10 +15,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from nigredo import bulk
 from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka import Overloaded, client_config, producer_config
+from nigredo.kafka import Overloaded, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.settings import Settings
 from nigredo.testing import Stack
-from tests.integration.test_kafka_clients import nobody
+from tests.integration.test_kafka_clients import nobody, without_a_broker
 
 SMALL = 100_000
 
@@ -27,14 +28,14 @@ SMALL = 100_000
 def topic(stack: Stack) -> str:
     """Return a topic that takes no large records, which only the broker knows."""
     name = f"test-{uuid4()}"
-    admin = AdminClient(client_config(stack.bootstrap_servers, "test"))
+    admin = AdminClient(stack.client_config())
     new = NewTopic(name, num_partitions=2, replication_factor=1, config={"max.message.bytes": str(SMALL)})
     admin.create_topics([new])[name].result(10)
     return name
 
 
-def publisher_of(bootstrap: str, *, timeout_s: float = 60, in_flight_max: int = 10) -> BulkPublisher:
-    return BulkPublisher(producer_config(bootstrap, "test", delivery_timeout_s=timeout_s), in_flight_max=in_flight_max)
+def publisher_of(settings: Settings, *, timeout_s: float = 60, in_flight_max: int = 10) -> BulkPublisher:
+    return BulkPublisher(producer_config(settings, "test", delivery_timeout_s=timeout_s), in_flight_max=in_flight_max)
 
 
 def records(topic: str, *values: bytes, partition: int = 0) -> list[Outgoing]:
@@ -53,7 +54,7 @@ def test_what_is_acknowledged_is_in_the_log_in_order_however_many_there_are(stac
     values = [b"%d" % n for n in range(3_000)]
 
     async def scenario() -> None:
-        publisher = publisher_of(stack.bootstrap_servers)
+        publisher = publisher_of(stack.settings(role="admin"))
         for start in range(0, len(values), 1_000):
             await published(publisher, records(topic, *values[start : start + 1_000]))
         assert await publisher.close() == 0
@@ -65,7 +66,7 @@ def test_what_is_acknowledged_is_in_the_log_in_order_however_many_there_are(stac
 
 def test_a_single_record_does_not_linger(stack: Stack, topic: str) -> None:
     async def scenario() -> float:
-        publisher = publisher_of(stack.bootstrap_servers)
+        publisher = publisher_of(stack.settings(role="admin"))
         await published(publisher, records(topic, b"warm"))
         took = []
         for _ in range(20):
@@ -83,7 +84,7 @@ def test_one_record_that_only_the_broker_finds_too_large_fails_the_batch_for_goo
     stack: Stack, topic: str, place: int
 ) -> None:
     async def scenario() -> None:
-        publisher = publisher_of(stack.bootstrap_servers)
+        publisher = publisher_of(stack.settings(role="admin"))
         batch = records(topic, *[b"v"] * 100)
         batch[place] = Outgoing(topic, b"k", b"x" * (SMALL + 1), partition=1)
         with pytest.raises(RecordRefused):
@@ -101,7 +102,7 @@ def test_a_record_too_large_for_the_client_is_refused_at_once_and_a_partition_th
     stack: Stack, topic: str
 ) -> None:
     async def scenario() -> None:
-        publisher = publisher_of(stack.bootstrap_servers, timeout_s=3)
+        publisher = publisher_of(stack.settings(role="admin"), timeout_s=3)
         with pytest.raises(RecordRefused):
             await published(publisher, records(topic, b"v", b"x" * 2_000_000))
         with pytest.raises(DependencyDown):
@@ -122,7 +123,7 @@ def test_a_batch_whose_making_fails_half_way_is_no_batch(stack: Stack, topic: st
         raise ValueError("the second cannot be encoded")
 
     async def scenario() -> None:
-        publisher = publisher_of(stack.bootstrap_servers)
+        publisher = publisher_of(stack.settings(role="admin"))
         with pytest.raises(ValueError, match="cannot be encoded"):
             publisher.publish_all(broken())
         await published(publisher, records(topic, b"after"))
@@ -135,14 +136,14 @@ def test_a_batch_whose_making_fails_half_way_is_no_batch(stack: Stack, topic: st
 
 def test_without_a_broker_a_batch_fails_within_the_deadline_and_closing_answers_what_waits() -> None:
     async def scenario() -> None:
-        publisher = publisher_of(nobody(), timeout_s=1)
+        publisher = publisher_of(without_a_broker(), timeout_s=1)
         began = time.monotonic()
         with pytest.raises(DependencyDown):
             await published(publisher, records("t", b"v", b"w"))
         assert time.monotonic() - began < 10
         await publisher.close()
 
-        publisher = publisher_of(nobody(), timeout_s=60, in_flight_max=1)
+        publisher = publisher_of(without_a_broker(), timeout_s=60, in_flight_max=1)
         waiting = publisher.publish_all(records("t", b"v"))
         with pytest.raises(Overloaded):
             publisher.publish_all(records("t", b"v"))
@@ -155,7 +156,7 @@ def test_without_a_broker_a_batch_fails_within_the_deadline_and_closing_answers_
 
 def test_an_empty_batch_is_acknowledged_at_once() -> None:
     async def scenario() -> None:
-        publisher = publisher_of(nobody())
+        publisher = publisher_of(without_a_broker())
         await published(publisher, [], within_s=1)
         await publisher.close()
 
@@ -166,7 +167,7 @@ def test_after_a_fatal_error_a_new_producer_goes_on(stack: Stack, topic: str) ->
     """A real one: a producer that guarantees that there is no gap has no way on after a record that is refused."""
 
     async def scenario() -> None:
-        config = producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=60)
+        config = stack.producer_config(delivery_timeout_s=60)
         publisher = BulkPublisher(config | {"enable.gapless.guarantee": True}, in_flight_max=10)
         await published(publisher, records(topic, b"before"))
         with pytest.raises((DependencyDown, RecordRefused)):
@@ -210,7 +211,7 @@ def test_a_fatal_error_fails_the_batch_even_when_nobody_is_called_back_for_its_r
     monkeypatch.setattr(bulk, "Producer", Once)
 
     async def scenario() -> None:
-        publisher = publisher_of(stack.bootstrap_servers)
+        publisher = publisher_of(stack.settings(role="admin"))
         with pytest.raises(DependencyDown, match="fatal"):
             await published(publisher, records(topic, b"lost"))
         await published(publisher, records(topic, b"after"))

@@ -38,9 +38,9 @@ class Kept:
 @pytest.fixture
 def topic(stack: Stack) -> Iterator[str]:
     """A topic of ten records, a second apart, the first four of them deleted."""
-    name, admin = f"test-{uuid4()}", AdminClient({"bootstrap.servers": stack.bootstrap_servers})
+    name, admin = f"test-{uuid4()}", AdminClient(stack.client_config())
     admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
-    producer = Producer({"bootstrap.servers": stack.bootstrap_servers})
+    producer = Producer(stack.client_config())
     for number in range(10):
         producer.produce(name, value=b"x", partition=0, timestamp=BEGAN_MS + 1000 * number)
     assert producer.flush(30) == 0

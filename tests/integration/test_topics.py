@@ -5,14 +5,13 @@ from __future__ import annotations
 import httpx
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from nigredo.kafka import client_config
 from nigredo.testing import Stack, eventually
 from nigredo.topics import ensure_topics
 from schemas.topics import RETRIES_PREFIX, TOPICS, retry_topics
 
 
 def test_every_topic_is_there_with_its_policies(stack: Stack) -> None:
-    admin = AdminClient(client_config(stack.bootstrap_servers, "test"))
+    admin = AdminClient(stack.client_config())
     present = admin.list_topics(timeout=10).topics
 
     described = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in TOPICS])
@@ -36,7 +35,7 @@ def test_the_limits_clock_is_the_brokers_and_its_topic_keeps_what_may_decide(sta
 def test_ensure_changes_nothing_the_second_time_and_corrects_what_differs(stack: Stack) -> None:
     settings = stack.settings()
     assert ensure_topics(settings) == []
-    admin = AdminClient(client_config(stack.bootstrap_servers, "test"))
+    admin = AdminClient(stack.client_config())
     changed = ConfigResource(
         ResourceType.TOPIC,
         "nigredo.audit",

@@ -16,7 +16,6 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.kafka import client_config, producer_config
 from nigredo.log_reader import LogReader
 from nigredo.testing import Stack, eventually
 from processors.persistence.expiry import EXPIRING, Expiry
@@ -31,7 +30,7 @@ BUSY, QUIET = 0, 1
 def topic(stack: Stack) -> Iterator[str]:
     """A topic with the settings of the real one, which other tests use."""
     name = f"test-{uuid4()}"
-    admin = AdminClient(client_config(stack.bootstrap_servers, "test"))
+    admin = AdminClient(stack.client_config())
     new = NewTopic(name, num_partitions=2, replication_factor=1, config=dict(TOPICS[RATE_LIMITS].config))
     admin.create_topics([new])[name].result(10)
     yield name
@@ -40,7 +39,7 @@ def topic(stack: Stack) -> Iterator[str]:
 
 def write(stack: Stack, topic: str, partition: int, *records: tuple[str, str, timedelta]) -> None:
     """Write records of a key, a value and an age."""
-    producer = Producer(producer_config(stack.bootstrap_servers, "test", delivery_timeout_s=30))
+    producer = Producer(stack.producer_config(delivery_timeout_s=30))
     for key, value, age in records:
         written_ms = int((time.time() - age.total_seconds()) * 1000)
         producer.produce(topic, key=key, value=value, partition=partition, timestamp=written_ms)

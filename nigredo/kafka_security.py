@@ -1,0 +1,70 @@
+"""How Kafka's clients prove an identity and check the brokers': one set of settings in each client library's words."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from nigredo.errors import ConfigurationError
+from nigredo.settings import Settings
+
+
+def librdkafka_security(settings: Settings) -> dict[str, str]:
+    """Return the security settings of a librdkafka client. Raises ConfigurationError for a file that it cannot use."""
+    found = {"security.protocol": settings.kafka_security_protocol}
+    if settings.kafka_security_protocol.startswith("SASL_"):
+        found |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_sasl_username,
+            "sasl.password": sasl_password(settings),
+        }
+    if settings.kafka_security_protocol.endswith("SSL"):
+        ssl_context(settings)  # Says which file is at fault; librdkafka only says that something is.
+        files = {
+            "ssl.ca.location": settings.kafka_ssl_ca_file,
+            "ssl.certificate.location": settings.kafka_ssl_certificate_file,
+            "ssl.key.location": settings.kafka_ssl_key_file,
+        }
+        found |= {name: str(file) for name, file in files.items() if file is not None}
+    return found
+
+
+def sasl_password(settings: Settings) -> str:
+    """Return the password in the file of the settings. Raises ConfigurationError when there is none."""
+    try:
+        password = _given(settings.kafka_sasl_password_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"KAFKA_SASL_PASSWORD_FILE: cannot be read ({_reason(error)})") from None
+    if not password:
+        raise ConfigurationError("KAFKA_SASL_PASSWORD_FILE: the file is empty")
+    return password
+
+
+def ssl_context(settings: Settings) -> ssl.SSLContext:
+    """Return what a TLS connection to a broker checks and shows. Raises ConfigurationError for an unusable file."""
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+    except OSError as error:
+        raise ConfigurationError(f"KAFKA_SSL_CA_FILE: cannot be used ({_reason(error)})") from None
+    if settings.kafka_ssl_certificate_file is not None:
+        try:
+            # A key with a password would be asked for on the terminal.
+            context.load_cert_chain(settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file, password="")
+        except OSError as error:
+            raise ConfigurationError(
+                f"KAFKA_SSL_CERTIFICATE_FILE, KAFKA_SSL_KEY_FILE: cannot be used ({_reason(error)})"
+            ) from None
+    return context
+
+
+def _given(path: Path | None) -> Path:
+    if path is None:
+        raise ConfigurationError("KAFKA_SASL_PASSWORD_FILE: is not set")
+    return path
+
+
+def _reason(error: Exception) -> str:
+    """Return why, in words that hold nothing of the file."""
+    if isinstance(error, ssl.SSLError):
+        return "not PEM that OpenSSL takes"
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8"
