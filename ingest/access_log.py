@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from nigredo.metric import OTHER
 from nigredo.metric_labels import METHODS
+from nigredo.telemetry import OUTPUT
 
 TOGETHER = 8
 """Lines that are written at once, some 3 KB: up to 4 KB a pipe takes as one piece. Of more it takes what it has room
@@ -60,8 +60,7 @@ class AccessLog:
         """Write what was added."""
         lines, self._lines = self._lines, []
         for start in range(0, len(lines), TOGETHER):
-            sys.stderr.write("".join(lines[start : start + TOGETHER]))
-            sys.stderr.flush()
+            OUTPUT.write("".join(lines[start : start + TOGETHER]))
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ import falcon
 import falcon.asgi
 
 from ingest.intake import Intake
+from nigredo.telemetry import OUTPUT
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
@@ -23,7 +24,12 @@ class HealthRoute:
         reason = await self._intake.check()
         response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
         status = "ok" if reason is None else "waiting"
-        document: dict[str, object] = {"status": status, "function": self._function, "waiting_for": reason}
+        document: dict[str, object] = {
+            "status": status,
+            "function": self._function,
+            "waiting_for": reason,
+            "log_lines_dropped": OUTPUT.dropped,
+        }
         if (spool := self._intake.spool) is not None:
             document["spool"] = {
                 "records": spool.records,

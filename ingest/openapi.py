@@ -178,6 +178,11 @@ HEALTH = _object(
         "status": {"enum": ["ok", "waiting"]},
         "function": {"type": "string"},
         "waiting_for": NULLABLE_TEXT,
+        "log_lines_dropped": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Log lines of this worker that could not be written since its start.",
+        },
         "spool": _object(
             {
                 "records": {"type": "integer", "minimum": 0},
@@ -192,7 +197,7 @@ HEALTH = _object(
         )
         | {"description": "What this worker took and Kafka does not have yet; only with `INGEST_SPOOL=on`."},
     },
-    required=("status", "function", "waiting_for"),
+    required=("status", "function", "waiting_for", "log_lines_dropped"),
 )
 HEADERS: Document = {
     "X-Content-Type-Options": {"description": "Always the same.", "schema": {"const": "nosniff"}},

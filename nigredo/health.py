@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from nigredo import metrics
 from nigredo.errors import ConfigurationError
-from nigredo.telemetry import get_logger
+from nigredo.telemetry import OUTPUT, get_logger
 
 log = get_logger()
 
@@ -95,7 +95,13 @@ class HealthServer:
                 elif self.path in ("/health", "/health/ready") and health is not None:
                     reason = health.waiting_for
                     status = "ok" if reason is None else "waiting"
-                    body = {"status": status, "function": health.function, "waiting_for": reason} | dict(health.details)
+                    body = {
+                        "status": status,
+                        "function": health.function,
+                        "waiting_for": reason,
+                        "log_lines_dropped": OUTPUT.dropped,
+                        **health.details,
+                    }
                     self._answer(200 if reason is None else 503, body)
                 elif self.path == "/metrics":
                     try:

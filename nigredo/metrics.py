@@ -143,6 +143,17 @@ SPOOL_OLDEST_AGE = Metric(
     across_workers="livemax",
 )
 
+# --- every process ------------------------------------------------------------------------------------------------
+
+LOG_LINES_DROPPED = Metric(
+    prometheus.Counter,
+    "nigredo_log_lines_dropped_total",
+    "Log lines that could not be written: the reader of the pipe is gone or stands still, or the disk is full",
+    unit="lines",
+    answers="Is the log complete? Work goes on without it.",
+    processes=[known.INGEST, known.LIMITER, known.PERSISTER, known.SENDER],
+)
+
 # --- processors -------------------------------------------------------------------------------------------------------
 
 DB_CONNECTION_ERRORS = Metric(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.settings import Settings
-from nigredo.telemetry import configure_logging, get_logger
+from nigredo.telemetry import OUTPUT, configure_logging, get_logger
 from schemas.codec import Codec
 from schemas.registry import Registry, RegistryUnavailable, SchemaUnknown
 
@@ -28,7 +27,7 @@ def run_process(component: str, serve: Callable[[Settings], None]) -> int:
     try:
         settings = Settings.from_environment(os.environ)
     except ConfigurationError as error:
-        print(f"nigredo: {error}", file=sys.stderr)  # noqa: T201 - nothing is logged before this
+        OUTPUT.write(f"nigredo: {error}\n")
         return 2
     configure_logging(settings.function(component))
     metrics.start(component, settings)

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from nigredo import metrics
+from nigredo.log_output import LogOutput, stderr_descriptor
+
 SELDOM_S = 10.0
 SELDOM_MAX = 1000
 """Texts of libraries that are remembered."""
+
+OUTPUT = LogOutput(stderr_descriptor(), dropped=lambda lines: metrics.LOG_LINES_DROPPED.of().inc(lines))
+"""Where all log lines of this process go."""
 
 
 def configure_logging(function: str) -> None:
@@ -47,11 +52,11 @@ def configure_logging(function: str) -> None:
     ]
     structlog.configure(
         processors=[*shared, *render],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, OUTPUT)),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(OUTPUT)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

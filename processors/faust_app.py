@@ -151,6 +151,4 @@ def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = 
 
 def _begin_anew() -> None:
     """Replace the process by a fresh one of the same command. Its sockets close by themselves."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command

@@ -8,6 +8,7 @@ one whose dependencies do not answer.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -168,7 +169,7 @@ class Watchdog:
         except OSError as error:
             log.error("the restart could not be counted", error=type(error).__name__)
         # Where it hangs: lines of code, no values.
-        faulthandler.dump_traceback(sys.stderr)
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):  # Without a stderr, or with a broken one, the worker ends all the same.
+            faulthandler.dump_traceback(sys.stderr)
         # Not an exception, not a signal: whatever hangs must not be asked. Nothing is lost, as with kill -9.
         os._exit(EXIT_CODE)

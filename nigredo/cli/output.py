@@ -58,7 +58,14 @@ class Context:
 
     def tell(self, line: str) -> None:
         """Print a step of something long; on stderr when stdout is for a document."""
-        print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        stream = sys.stderr if self.as_json else sys.stdout
+        try:
+            print(line, file=stream, flush=True)
+        except BrokenPipeError:
+            # A stack does not end, nor fail to start, because the reader of its progress went away.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def with_context(command: Callable[..., Any]) -> Callable[..., Any]:

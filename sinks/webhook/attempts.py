@@ -88,6 +88,9 @@ class AttemptLog:
             replay=case.replay,
             answer_excerpt=attempt.answer_excerpt,
         )
+        count_attempt(told.endpoint, lead, attempt, replay=case.replay)
+        await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
+        # After the record: it must not depend on the log.
         log.info(
             "delivery.attempted",
             lead_id=str(lead.id),
@@ -102,8 +105,6 @@ class AttemptLog:
             partition=case.lead_partition,
             offset=case.lead_offset,
         )
-        count_attempt(told.endpoint, lead, attempt, replay=case.replay)
-        await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
 
     async def bury(self, lead: Lead, case: Case, attempt: Attempt) -> None:
         """Put a lead that gets no further attempt among the dead ones."""
