@@ -17,7 +17,7 @@ TEST_WORKERS ?= $(if $(NIGREDO_TEST_HOME)$(filter testcontainers,$(NIGREDO_TEST_
 BENCH_READY := $(VENV)/.bench-ready
 QUIX := $(VENV)/quix
 
-.PHONY: help setup run test chaos check bench bench-smoke bench-profile bench-long format lock clean
+.PHONY: help setup run test fresh-machine chaos check bench bench-smoke bench-profile bench-long format lock clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ run: setup ## start everything, send a sample lead, stay up until Ctrl-C
 
 test: setup ## run every test against real Kafka, registry and Postgres (two at a time; TEST_WORKERS=0: one)
 	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
+
+fresh-machine: ## type the two commands above on a pristine Debian (root, debootstrap; SUITE=trixie, ONLY=run, ACCOUNTS=root)
+	@SUITE="$(SUITE)" ONLY="$(ONLY)" ACCOUNTS="$(ACCOUNTS)" ARGS="$(ARGS)" exec tests/fresh_machine.sh
 
 chaos: setup ## kill what runs at random while forms come in, and judge (KILLS, SUBMISSIONS, NETWORKS, TARGETS, ACTIONS, SECOND, SEED)
 	@exec $(BIN)/python -m tests.chaos $(KILLS:%=--kills %) $(SUBMISSIONS:%=--submissions %) $(NETWORKS:%=--networks %) \
