@@ -1,32 +1,37 @@
 """One member of an endpoint's consumer group: what is assigned, read, paused, and the only place that commits.
 
 The consumer belongs to one thread, where its callbacks run too; what the event loop shares with it is behind a lock.
+A partition is read only from a position that the log bears out (`sinks/webhook/positions.py`): until that is known, and
+for good when the log does not, it stays assigned and paused, and nothing is committed for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
-from uuid import UUID
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo import metrics
-from nigredo.clock import from_ms, since_boot_s, utc_now
-from nigredo.errors import NigredoError, StartRefused
+from nigredo.backoff import Backoff
+from nigredo.clock import since_boot_s
+from nigredo.errors import DependencyDown, NigredoError, StartRefused
 from nigredo.kafka import client_config
+from nigredo.log_position import to_metadata
+from nigredo.log_reader import LogReader, mark_of
 from nigredo.record import Record, record_of
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
 from sinks.webhook.counting import tell_open
+from sinks.webhook.endpoint import COMPONENT
+from sinks.webhook.partitions import WINDOW_MAX, Partition, Room, counts_since
+from sinks.webhook.positions import Look, Refused, check
 from sinks.webhook.watermark import Place, Progress, Ticket
 
 log = get_logger()
@@ -35,58 +40,14 @@ T = TypeVar("T")
 POLL_S = 0.1
 BATCH_MAX = 500
 CALL_TIMEOUT_S = 10.0
-WINDOW_MAX = 5000
-"""Records of a partition that may be done above one that is not; past it the partition waits."""
-INHERITED_MAX = 2 * WINDOW_MAX
-"""Of the records above the committed offset an earlier process may have done so many: the window, and what was done
-since its last commit."""
-CLOCKS_DIFFER = timedelta(minutes=1)
 HEARD_FROM_SHARE = 1 / 4
 """Of the session's time; with nothing to commit for so long, the broker is asked all the same."""
 HAND_OVER_WITHIN_S = 7.0
 """How long a revocation waits for attempts under way. The broker waits for minutes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many more records of each kind are wanted; of those that refer to waiting attempts, as many as there are."""
-
-    leads: int
-    replays: int
-    paused: bool
-
-
-@dataclass(slots=True)
-class Partition:
-    """One assigned partition of the leads. `counts_since`: deliveries made after it are not made again."""
-
-    counts_since: datetime
-    own_from: int
-    """Nothing at or after this offset was done before this assignment: the log ended here, or enough was read."""
-    taken: int = 0
-    begun: dict[int, datetime] = field(default_factory=dict)
-    """Since when each record is in hand, oldest first."""
-    sending: dict[UUID, asyncio.Event] = field(default_factory=dict)
-    delivered: asyncio.Task[dict[UUID, datetime]] | None = field(default=None)
-    delivered_max: int = 0
-
-    def take(self, offset: int) -> None:
-        """Note that a record is in hand."""
-        self.begun[offset] = utc_now()
-        self.taken += 1
-        if self.taken == INHERITED_MAX:
-            self.own_from = min(self.own_from, offset)
-
-    def metadata(self, watermark: int) -> str:
-        """Return since when deliveries matter to whoever goes on from the watermark, in milliseconds.
-
-        What is done above the oldest open record was begun after it, and so delivered after it, unless an earlier
-        process did it: as long as that may be, nothing is said that was not said before.
-        """
-        since = self.counts_since
-        if watermark >= self.own_from:
-            since = max(since, next(iter(self.begun.values()), utc_now()) - CLOCKS_DIFFER)
-        return str(int(since.timestamp() * 1000))
+LOOK_DEADLINE_S = 10.0
+IDS_EVERY_S = 3.0
+"""How often the topics' ids are compared: a topic made again under its name may soon be past every position."""
+CONNECTION_LOST = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
 
 
 class Group:
@@ -101,11 +62,17 @@ class Group:
         changed: Callable[[Sequence[Place]], None],
         busy: Callable[[], bool],
         clock: Callable[[], float] = since_boot_s,
+        look: Look | None = None,
+        topic_ids: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
     ) -> None:
         """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
 
         busy: asked there too, whether attempts are under way. clock: must go on while the process is frozen.
+        look, topic_ids: return the log as it is now, and the ids of topics; from the cluster unless given.
         """
+        reader = LogReader(settings, COMPONENT)
+        self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
+        self._topic_ids = topic_ids or reader.topic_ids
         self._settings = settings
         self._name = name
         self._topics = topics
@@ -119,6 +86,15 @@ class Group:
         self._paused: set[Place] = set()
         self._full: set[Place] = set()
         self._assignments = 0
+        self._unchecked: dict[Place, TopicPartition] = {}
+        """Assigned partitions, as committed, that were not compared with the log yet."""
+        self._stopped: dict[Place, str] = {}
+        self._doubted: set[Place] = set()
+        """Partitions that are read, and to be compared again before anything more is read of them."""
+        self._check_again_at = 0.0
+        self._checks_failed = Backoff(longest_s=5.0)
+        self._ids_due_at = 0.0
+        self._connection_lost = False
         self._fatal: NigredoError | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
@@ -138,6 +114,7 @@ class Group:
                 "heartbeat.interval.ms": session_ms // 4,
                 "fetch.wait.max.ms": 50,
                 "queued.max.messages.kbytes": 16_384,
+                "error_cb": self._failed,
             }
         )
 
@@ -150,7 +127,7 @@ class Group:
     async def poll(self, room: Room) -> list[Message]:
         """Return what has come, after waiting at most `POLL_S`. Must be called again and again to stay a member.
 
-        Raises StartRefused when the group lost its place.
+        Raises StartRefused when the group's offsets cannot be read.
         """
         messages = await self._in_thread(lambda: self._poll(room))
         if self._fatal is not None:
@@ -164,7 +141,8 @@ class Group:
     async def tell(self, endpoint: str) -> None:
         """Tell the metrics what is left to do."""
         with self._lock:
-            following = {place[1]: at for place, at in self._progress.positions().items() if place[0] == LEADS}
+            positions = self._progress.positions()
+        following = {place[1]: at.next_offset for place, at in positions.items() if place[0] == LEADS}
         oldest = self.oldest_begun
         await self._in_thread(lambda: tell_open(self._consumer, following, endpoint, oldest))
 
@@ -175,16 +153,14 @@ class Group:
         self._thread.shutdown(wait=False)
 
     def take(self, message: Message) -> tuple[Record, Ticket] | None:
-        """Begin a record; None when it is not to be handled. Raises StartRefused for a place that is gone."""
+        """Begin a record; None when it is not to be handled."""
         error = message.error()
         if error is not None:
-            if error.code() == KafkaError._AUTO_OFFSET_RESET:
-                raise self._hole(message.topic() or "", message.partition() or 0)
             log.warning("consumer error", error=error.name())
             return None
         record = record_of(message)
         with self._lock:
-            ticket = self._progress.begin((record.topic, record.partition), record.offset)
+            ticket = self._progress.begin((record.topic, record.partition), mark_of(message))
             if ticket is None:
                 return None
             if record.topic == LEADS:
@@ -208,7 +184,7 @@ class Group:
     def positions(self) -> dict[Place, int]:
         """Return how far each assigned partition may be committed."""
         with self._lock:
-            return self._progress.positions()
+            return {place: at.next_offset for place, at in self._progress.positions().items()}
 
     def partition(self, number: int) -> Partition | None:
         """Return an assigned partition of the leads."""
@@ -232,9 +208,21 @@ class Group:
 
     @property
     def assigned(self) -> int:
-        """How many partitions of the leads this member has."""
+        """How many partitions of the leads this member reads."""
         with self._lock:
             return len(self._leads)
+
+    @property
+    def stopped(self) -> Mapping[Place, str]:
+        """The assigned partitions that are not read because the log does not bear out their positions, and why."""
+        with self._lock:
+            return dict(self._stopped)
+
+    @property
+    def unchecked(self) -> int:
+        """How many assigned partitions are not compared with the log yet."""
+        with self._lock:
+            return len(self._unchecked)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -245,28 +233,112 @@ class Group:
         """Seed each partition from its committed offset. An error is kept for `poll`: here it would be lost."""
         try:
             committed = consumer.committed(assigned, timeout=CALL_TIMEOUT_S)
-            ends = {at.partition: _end(consumer, at) for at in assigned if at.topic == LEADS}
         except KafkaException as error:
             self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error.args[0].name()}")
             return
-        if missing := [f"{at.topic}[{at.partition}]" for at in committed if at.offset == OFFSET_INVALID]:
-            self._fatal = StartRefused(f"group {self._name} has no offset for {', '.join(missing)}")
-            return
         with self._lock:
-            self._progress.assigned({(at.topic, at.partition): at.offset for at in committed})
-            self._leads = {
-                at.partition: Partition(_counts_since(at.metadata), ends[at.partition])
-                for at in committed
-                if at.topic == LEADS
-            }
+            self._progress.assigned({})
+            self._unchecked = {(at.topic, at.partition): at for at in committed}
+            self._leads, self._stopped = {}, {}
             self._paused, self._full, self._committed = set(), set(), {}
             self._assignments += 1
-        consumer.assign([TopicPartition(at.topic, at.partition, at.offset) for at in committed])
-        # What was paused stays so over an assignment, unless it is said otherwise: nobody would ever resume it.
-        consumer.resume([TopicPartition(at.topic, at.partition) for at in committed])
-        # At once, so that a crash before the first delivery leaves a place that says since when deliveries count.
-        self._commit(consumer, every=True)
+        self._doubted, self._connection_lost, self._check_again_at = set(), False, 0.0
+        self._ids_due_at = time.monotonic() + IDS_EVERY_S
+        self._assign(consumer)
+        consumer.pause(assigned)
+        self._look_again(consumer)
         self._changed([(at.topic, at.partition) for at in committed])
+
+    # --- positions, compared with the log -----------------------------------------------------------------------------
+
+    def _look_again(self, consumer: Consumer) -> None:
+        """Compare what is due: partitions without a result yet, those in doubt, and every few seconds topics' ids."""
+        now = time.monotonic()
+        with self._lock:
+            positions = self._progress.positions()
+        if self._connection_lost:
+            # The broker may come back with another log, as after a disk that was set back.
+            self._connection_lost, self._doubted = False, set(positions)
+        try:
+            if now >= self._ids_due_at and positions:
+                self._ids_due_at = now + IDS_EVERY_S
+                ids = self._topic_ids(sorted({topic for topic, _ in positions}))
+                self._doubted |= {place for place, at in positions.items() if ids.get(place[0]) != at.topic_id}
+            if now >= self._check_again_at:
+                self._check(consumer)
+                self._recheck(consumer)
+                self._checks_failed.reset()
+        except DependencyDown as error:
+            log.warning("positions not compared with the log yet", reason=str(error))
+            self._check_again_at = time.monotonic() + self._checks_failed.next_wait_s()
+
+    def _check(self, consumer: Consumer) -> None:
+        """Read the assigned partitions whose positions the log bears out, stop the others. Raises DependencyDown."""
+        failure: DependencyDown | None = None
+        for place, committed in list(self._unchecked.items()):
+            try:
+                found = check(self._name, committed, self._look)
+            except DependencyDown as error:
+                # A partition without a leader holds up none of the others.
+                failure = error
+                continue
+            if isinstance(found, Refused):
+                self._stop(consumer, place, found.reason)
+                continue
+            with self._lock:
+                del self._unchecked[place]
+                self._progress.add(place, found.position)
+                if place[0] == LEADS:
+                    self._leads[place[1]] = Partition(counts_since(found.fields), found.end)
+            # Paused partitions stay paused over an assignment, unless they are resumed.
+            consumer.resume([TopicPartition(*place)])
+        # At once, so that a crash before the first delivery leaves positions with their proof, and since when
+        # deliveries count.
+        self._commit(consumer)
+        if failure is not None:
+            raise failure
+
+    def _recheck(self, consumer: Consumer) -> None:
+        """Compare partitions in doubt, which are being read, where they may be committed. Raises DependencyDown."""
+        for place in sorted(self._doubted):
+            with self._lock:
+                offset = self._offset(place)
+            if offset is not None and isinstance(found := check(self._name, offset, self._look), Refused):
+                self._stop(consumer, place, found.reason)
+        if self._doubted:
+            # Also what librdkafka does not read any more, after an error, begins again.
+            self._doubted = set()
+            self._assign(consumer)
+
+    def _assign(self, consumer: Consumer) -> None:
+        """Read on from what may be committed: records that are in flight are old news when they come again."""
+        with self._lock:
+            at = {place: position.next_offset for place, position in self._progress.positions().items()}
+            at |= {place: max(0, committed.offset) for place, committed in self._unchecked.items()}
+        consumer.assign([TopicPartition(*place, offset) for place, offset in at.items()])
+
+    def _stop(self, consumer: Consumer, place: Place, reason: str) -> None:
+        """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart."""
+        consumer.pause([TopicPartition(*place)])
+        with self._lock:
+            self._progress.drop(place)
+            if place[0] == LEADS:
+                self._leads.pop(place[1], None)
+            self._unchecked.pop(place, None)
+            self._stopped[place] = reason
+        log.error("partition stopped", topic=place[0], partition=place[1], reason=reason)
+
+    def _offset(self, place: Place) -> TopicPartition | None:
+        """Return how a partition is committed now; None when it is not read. Under the lock."""
+        position = self._progress.positions().get(place)
+        if position is None:
+            return None
+        leads = self._leads.get(place[1]) if place[0] == LEADS else None
+        metadata = to_metadata(position) if leads is None else leads.metadata(position)
+        return TopicPartition(*place, position.next_offset, metadata)
+
+    def _failed(self, error: KafkaError) -> None:
+        self._connection_lost = self._connection_lost or error.code() in CONNECTION_LOST
 
     def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
         """Begin no further attempt, and let those under way get on record: then the next owner repeats none."""
@@ -282,10 +354,10 @@ class Group:
         with self._lock:
             self._progress.revoked()
             self._ending = False
-            self._leads = {}
+            self._leads, self._unchecked, self._stopped = {}, {}, {}
         self._changed([])
 
-    def _commit(self, consumer: Consumer, *, every: bool = False) -> None:
+    def _commit(self, consumer: Consumer) -> None:
         """Commit how far each partition is done. A commit that fails costs a repetition, never a lead.
 
         The broker takes commits of its members alone, and counts their session from then: so each is a sign that what
@@ -295,9 +367,10 @@ class Group:
         with self._lock:
             positions = self._progress.positions()
             offsets = [
-                TopicPartition(*place, offset, self._leads[place[1]].metadata(offset) if place[0] == LEADS else "")
-                for place, offset in positions.items()
-                if every or place not in self._committed or self._committed[place].offset != offset
+                offset
+                for place, at in positions.items()
+                if place not in self._committed or self._committed[place].offset != at.next_offset
+                if (offset := self._offset(place)) is not None
             ]
             if not offsets and asked_at - self._heard_at >= HEARD_FROM_SHARE * self._session_s:
                 offsets = [at for place, at in self._committed.items() if place in positions][:1]
@@ -316,6 +389,7 @@ class Group:
             self._committed.update({place: at for place, at in sent.items() if place in taken})
 
     def _poll(self, room: Room) -> list[Message]:
+        self._look_again(self._consumer)
         self._pause_or_resume(room)
         first = self._consumer.poll(POLL_S)
         if first is None:
@@ -323,14 +397,15 @@ class Group:
         more = min(BATCH_MAX, room.leads or BATCH_MAX, room.replays or BATCH_MAX) - 1
         assignments = self._assignments
         messages = [first, *self._consumer.consume(more, 0)] if more else [first]
+        for message in messages:
+            if (error := message.error()) is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+                # The offset is not in the log; librdkafka reads no further until it is told where.
+                self._doubted.add((message.topic() or "", message.partition() or 0))
         if self._assignments == assignments:
             return messages
         # The partitions came back in the middle of it. What the assignment before read is further on than this one
         # begins: taken for its own, it would have all before it passed over as old news.
-        with self._lock:
-            at = [TopicPartition(*place, offset) for place, offset in self._progress.positions().items()]
-        if at:
-            self._consumer.assign(at)
+        self._assign(self._consumer)
         return []
 
     def _pause_or_resume(self, room: Room) -> None:
@@ -344,6 +419,7 @@ class Group:
                 if self._progress.open(place) >= (WINDOW_MAX // 2 if place in self._full else WINDOW_MAX)
             }
             wanted = {place for place in places if room.paused or no_room.get(place[0], False)} | self._full
+            wanted |= self._doubted & places.keys()
         for changed, change in (
             (wanted - self._paused, self._consumer.pause),
             ((self._paused & set(places)) - wanted, self._consumer.resume),
@@ -351,43 +427,3 @@ class Group:
             if changed:
                 change([TopicPartition(*place) for place in changed])
         self._paused = wanted
-
-    def _hole(self, topic: str, partition: int) -> StartRefused:
-        """Say what of the log is missing, and what helps: going on would pass it over in silence."""
-        with self._lock:
-            stood = self._progress.positions().get((topic, partition))
-        try:
-            marks = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CALL_TIMEOUT_S)
-        except KafkaException:
-            marks = None
-        if stood is None or marks is None:
-            return StartRefused(f"the place of {self._name} in {topic} partition {partition} is gone from the log")
-        missing = f"offsets {stood} to {marks[0] - 1} are gone" if stood < marks[0] else f"its end is {marks[1]}"
-        # A rewind is one of the leads: for what refers to them it would send leads again, and mend nothing.
-        how = (
-            f"nigredo rewind {self._name} --accept-gaps --to-offset {partition}:{marks[0]}"
-            if topic == LEADS
-            else f"set it to {marks[0]} with Kafka's own tools"
-        )
-        return StartRefused(
-            f"group {self._name} stands at {topic} partition {partition} offset {stood}, but {missing}; to go on"
-            f" without them: {how}"
-        )
-
-
-def _counts_since(metadata: str | None) -> datetime:
-    """Return since when deliveries of a partition count as made.
-
-    An offset that somebody else committed, as Kafka's own tools do, has no such time: whoever set it wants everything
-    from there on sent, also what was delivered before.
-    """
-    return from_ms(int(metadata)) if metadata and metadata.isdecimal() else utc_now()
-
-
-def _end(consumer: Consumer, at: TopicPartition) -> int:
-    """Return where a partition ends; an offset that is never reached when nobody says, as while it has no leader."""
-    try:
-        marks = consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_TIMEOUT_S)
-    except KafkaException:
-        marks = None
-    return sys.maxsize if marks is None else int(marks[1])

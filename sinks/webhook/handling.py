@@ -22,7 +22,8 @@ from schemas.codec import Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.attempts import Case
-from sinks.webhook.group import Group, Partition
+from sinks.webhook.group import Group
+from sinks.webhook.partitions import Partition
 from sinks.webhook.past import Past
 from sinks.webhook.sending import Sending
 from sinks.webhook.tools import Tools

@@ -14,7 +14,8 @@ from uuid import UUID
 from nigredo.clock import utc_now
 from schemas.topics import LEADS
 from sinks.webhook.attempts import AttemptLog, Settled
-from sinks.webhook.group import INHERITED_MAX, Group, Partition
+from sinks.webhook.group import Group
+from sinks.webhook.partitions import INHERITED_MAX, Partition
 from sinks.webhook.watermark import Place
 
 T = TypeVar("T")

@@ -14,8 +14,9 @@ from nigredo.clock import utc_now
 from nigredo.health import Health
 from nigredo.record import Record
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.group import Group, Room
+from sinks.webhook.group import Group
 from sinks.webhook.handling import Handling
+from sinks.webhook.partitions import Room
 from sinks.webhook.tools import Tools
 from sinks.webhook.watermark import Place, Ticket
 
@@ -53,12 +54,14 @@ class Session:
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
         self._replays_full = False
+        self._assigned = 0
 
     def describe(self) -> Mapping[str, Any]:
         """Return what the health document says of it; for any thread."""
         oldest = self._group.oldest_begun
         return {
             "partitions": self._group.assigned,
+            "partitions_stopped": sorted(self._group.stopped.values()),
             "in_hand": sum(map(len, self._running.values())),
             "retries_waiting": self._handling.retries_waiting,
             "oldest_in_hand_s": 0.0 if oldest is None else round((utc_now() - oldest).total_seconds(), 1),
@@ -67,7 +70,7 @@ class Session:
     async def run(self, until: Callable[[], bool]) -> None:
         """Deliver until told to end, then finish what is under way and leave the group.
 
-        until: asked several times a second. Raises StartRefused when the group lost its place.
+        until: asked several times a second. Raises StartRefused when the group's offsets cannot be read.
         """
         self._group.join()
         noting = asyncio.create_task(self._note())
@@ -87,6 +90,7 @@ class Session:
             await self._end(noting)
 
     async def _tell(self) -> None:
+        self._report_health()
         endpoint = self._tools.endpoint.name
         metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.gate.breaker.closed)
         metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handling.retries_waiting + self._handling.resting)
@@ -166,10 +170,21 @@ class Session:
         """Forget what the assignment before had waiting, and take this member's share of the endpoint's rate."""
         self._handling.forget()
         mine = sum(topic == LEADS for topic, _ in assigned)
+        self._assigned = len(assigned)
         if mine:
             self._tools.gate.limit(self._tools.endpoint.rate_per_s * mine / max(mine, self._partitions))
+        self._report_health()
+
+    def _report_health(self) -> None:
+        """Report ready once every assigned partition is read: one that stands still holds leads back for good."""
+        if stopped := sorted(self._group.stopped.values()):
+            further = f" (and {len(stopped) - 1} more partitions)" if len(stopped) > 1 else ""
+            self._health.waiting(stopped[0] + further)
+        elif unchecked := self._group.unchecked:
+            self._health.waiting(f"the positions of {unchecked} partitions, to be compared with the log")
+        elif self._assigned:
             self._health.ready()
-        elif not assigned:
+        else:
             self._health.waiting("an assignment of partitions")
 
     async def _end(self, noting: asyncio.Task[None]) -> None:

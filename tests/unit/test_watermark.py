@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nigredo.log_position import LogPosition, Mark
 from sinks.webhook.watermark import Place, Progress, Ticket, Watermark
+
+
+def record(offset: int) -> Mark:
+    """A record as the log has it: its offset says everything about it."""
+    return Mark.of(offset, 1_000 + offset, b"%d" % offset, 1)
+
 
 # Offsets with gaps, as compaction leaves them, and an order in which the records finish.
 offsets = st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True).map(sorted)
@@ -14,9 +21,9 @@ offsets = st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True).ma
 
 @given(offsets, st.data())
 def test_the_mark_stands_just_before_the_oldest_unfinished_record(begun: list[int], data: st.DataObject) -> None:
-    mark = Watermark(begun[0])
+    mark = Watermark(LogPosition(begun[0]))
     for offset in begun:
-        assert mark.begin(offset)
+        assert mark.begin(record(offset))
     unfinished = set(begun)
     for offset in data.draw(st.permutations(begun)):
         mark.finish(offset)
@@ -24,6 +31,7 @@ def test_the_mark_stands_just_before_the_oldest_unfinished_record(begun: list[in
         if unfinished:
             done_below = [o for o in begun if o < min(unfinished)]
             assert mark.next_offset == (done_below[-1] + 1 if done_below else begun[0])
+            assert mark.position.last == (record(done_below[-1]) if done_below else None)
         else:
             assert mark.next_offset == begun[-1] + 1
         assert mark.open == len([o for o in begun if o >= mark.next_offset])
@@ -31,18 +39,18 @@ def test_the_mark_stands_just_before_the_oldest_unfinished_record(begun: list[in
 
 @given(offsets, st.integers(0, 39))
 def test_what_was_begun_already_is_not_begun_again(begun: list[int], which: int) -> None:
-    mark = Watermark(0)
+    mark = Watermark(LogPosition(0))
     for offset in begun:
-        mark.begin(offset)
+        mark.begin(record(offset))
 
-    assert not mark.begin(begun[which % len(begun)])
+    assert not mark.begin(record(begun[which % len(begun)]))
 
 
 def test_a_record_below_the_assigned_position_is_old_news() -> None:
-    mark = Watermark(10)
+    mark = Watermark(LogPosition(10))
 
-    assert not mark.begin(9)
-    assert mark.begin(10)
+    assert not mark.begin(record(9))
+    assert mark.begin(record(10))
     assert mark.next_offset == 10
 
 
@@ -59,7 +67,7 @@ class Sink(RuleBasedStateMachine):
         super().__init__()
         self.progress = Progress()
         self.log: dict[Place, list[int]] = {place: [] for place in PLACES}
-        self.committed: dict[Place, int] = dict.fromkeys(PLACES, 0)
+        self.committed: dict[Place, LogPosition] = dict.fromkeys(PLACES, LogPosition(0, "id"))
         self.read_up_to: dict[Place, int] = {}
         self.done: set[tuple[Place, int]] = set()
         self.in_hand: list[Ticket] = []
@@ -76,8 +84,8 @@ class Sink(RuleBasedStateMachine):
     def assign(self, places: set[Place]) -> None:
         self.stale += self.in_hand
         self.in_hand = []
-        self.read_up_to = {place: self.committed[place] for place in places}
-        self.progress.assigned(self.read_up_to)
+        self.read_up_to = {place: self.committed[place].next_offset for place in places}
+        self.progress.assigned({place: self.committed[place] for place in places})
 
     @rule()
     def revoke(self) -> None:
@@ -101,9 +109,9 @@ class Sink(RuleBasedStateMachine):
         if offset is None:
             return
         self.read_up_to[place] = offset + 1
-        ticket = self.progress.begin(place, offset)
+        ticket = self.progress.begin(place, record(offset))
         assert ticket is not None, "a record that is to be handled was passed over"
-        assert self.progress.begin(place, offset) is None
+        assert self.progress.begin(place, record(offset)) is None
         self.in_hand.append(ticket)
 
     @precondition(lambda self: self.in_hand)
@@ -126,13 +134,25 @@ class Sink(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         for place, position in self.progress.positions().items():
-            assert position >= self.committed[place]
+            assert position.next_offset >= self.committed[place].next_offset
             self.committed[place] = position
+
+    @precondition(lambda self: self.read_up_to)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        """A partition that is stopped is no longer moved; a ticket of it does not hold."""
+        place = data.draw(st.sampled_from(sorted(self.read_up_to)))
+        self.progress.drop(place)
+        del self.read_up_to[place]
+        self.stale += [ticket for ticket in self.in_hand if ticket.place == place]
+        self.in_hand = [ticket for ticket in self.in_hand if ticket.place != place]
 
     @invariant()
     def nothing_unfinished_is_passed(self) -> None:
         for place, position in (self.committed | self.progress.positions()).items():
-            assert all((place, offset) in self.done for offset in self.log[place] if offset < position)
+            done = [offset for offset in self.log[place] if offset < position.next_offset]
+            assert all((place, offset) in self.done for offset in done)
+            assert position == LogPosition(position.next_offset, "id", record(done[-1]) if done else None)
 
     @invariant()
     def nothing_stalls(self) -> None:
@@ -141,7 +161,7 @@ class Sink(RuleBasedStateMachine):
             open_here = [ticket.offset for ticket in self.in_hand if ticket.place == place]
             oldest = min(open_here, default=self.read_up_to[place])
             finished = [offset for offset in self.log[place] if offset < oldest]
-            assert position >= (finished[-1] + 1 if finished else 0)
+            assert position.next_offset >= (finished[-1] + 1 if finished else 0)
             assert self.progress.open(place) == len(
                 [offset for offset in self.log[place] if oldest <= offset < self.read_up_to[place]]
             )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from nigredo.errors import DependencyDown
+from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata, to_metadata
 from nigredo.settings import Settings
 from schemas.topics import LEADS
 from sinks.webhook import group as group_module
-from sinks.webhook.group import Group, Room
+from sinks.webhook.group import Group
+from sinks.webhook.partitions import Room
 from sinks.webhook.watermark import Place, Ticket
 
 NAME = "sender"
@@ -21,6 +25,15 @@ DEADLINE_S = 30.0
 PARTITIONS = 4
 """The mock's own number."""
 EACH = 10
+TOPIC_ID = "Q2-id"
+
+
+def log_now(topic: str, partition: int, asks_at: int) -> LogNow:
+    """The log of the mock broker, which answers no question about topics' ids."""
+    return LogNow(TOPIC_ID, 0, EACH)
+
+
+THE_LOG: dict[str, Any] = {"look": log_now, "topic_ids": lambda topics: dict.fromkeys(topics, TOPIC_ID)}
 ROOM, NO_ROOM = Room(leads=1000, replays=0, paused=False), Room(leads=0, replays=0, paused=False)
 
 
@@ -64,12 +77,12 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
                 await other.poll(NO_ROOM)
 
     async def scenario() -> set[tuple[int, int]]:
-        group = Group(settings, NAME, [LEADS], changed=changed, busy=lambda: False)
+        group = Group(settings, NAME, [LEADS], changed=changed, busy=lambda: False, **THE_LOG)
         group.join()
         await until_assigned(group, PARTITIONS)
         for _ in range(3):
             await polled(group, NO_ROOM)
-        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         other.join()
         await until_assigned(group, PARTITIONS // 2, other)
         await asyncio.gather(other.leave(), until_assigned(group, PARTITIONS))
@@ -97,8 +110,8 @@ def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_
             seen.append((other.assigned, any(map(group.holds, tickets.values()))))
             return len(seen) < 5
 
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=busy)
-        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=busy, **THE_LOG)
+        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         group.join()
         deadline = time.monotonic() + DEADLINE_S
         while len(tickets) < PARTITIONS and time.monotonic() < deadline:
@@ -120,22 +133,29 @@ def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_
 
 
 def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
-    servers: str, monkeypatch: pytest.MonkeyPatch
+    servers: str,
 ) -> None:
-    class Leaderless(Consumer):
-        def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
-            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+    asked: list[int] = []
 
-    monkeypatch.setattr(group_module, "Consumer", Leaderless)
+    def leaderless(topic: str, partition: int, asks_at: int) -> LogNow:
+        if partition == 1 and len(asked) < 3:
+            asked.append(partition)
+            raise DependencyDown("LEADER_NOT_AVAILABLE")
+        return log_now(topic, partition, asks_at)
+
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group = Group(
+            settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": leaderless}
+        )
         group.join()
         deadline, taken = time.monotonic() + DEADLINE_S, 0
         while taken < PARTITIONS * EACH:
             assert time.monotonic() < deadline
             taken += sum(group.take(message) is not None for message in await group.poll(ROOM))
+        assert len(asked) == 3
+        assert group.unchecked == 0
         await group.leave()
 
     asyncio.run(scenario())
@@ -159,7 +179,9 @@ def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_com
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, clock=lambda: now[0])
+        group = Group(
+            settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG, clock=lambda: now[0]
+        )
         assert group.ours_until <= now[0]
         group.join()
         deadline = time.monotonic() + DEADLINE_S
@@ -201,7 +223,7 @@ def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_t
     two = Room(leads=2, replays=0, paused=False)
 
     async def scenario() -> list[tuple[int, int]]:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False)
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         group.join()
         deadline, taken, before = time.monotonic() + DEADLINE_S, list[tuple[int, int]](), 0
 
@@ -223,3 +245,154 @@ def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_t
         return sorted(taken)
 
     assert asyncio.run(scenario()) == [(number, offset) for number in range(PARTITIONS) for offset in range(EACH)]
+
+
+def committed(servers: str) -> dict[int, TopicPartition]:
+    """What the group has committed, by partition."""
+    reader = Consumer({"bootstrap.servers": servers, "group.id": NAME, "log_level": 0})
+    try:
+        asked = [TopicPartition(LEADS, number) for number in range(PARTITIONS)]
+        return {at.partition: at for at in reader.committed(asked, timeout=DEADLINE_S)}
+    finally:
+        reader.close()
+
+
+def commit(servers: str, position: LogPosition) -> None:
+    """Commit a position of partition 2, as an earlier member did."""
+    earlier = Consumer({"bootstrap.servers": servers, "group.id": NAME, "log_level": 0})
+    earlier.commit(
+        offsets=[TopicPartition(LEADS, 2, position.next_offset, to_metadata(position, since="5"))], asynchronous=False
+    )
+    earlier.close()
+
+
+async def read_all(group: Group, most: int) -> list[tuple[int, int]]:
+    """Handle records until there are so many, and a little longer: no more are expected."""
+    deadline, taken = time.monotonic() + DEADLINE_S, list[tuple[int, int]]()
+    more = 10
+    while more:
+        assert time.monotonic() < deadline, taken
+        for message in await group.poll(ROOM):
+            if (found := group.take(message)) is not None:
+                taken.append((message.partition() or 0, message.offset() or 0))
+                group.finish(found[1])
+        more -= len(taken) >= most and group.assigned + len(group.stopped) == PARTITIONS
+    return sorted(taken)
+
+
+LAST = Mark.of(4, 1_000, b"k", 7)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (LogNow(TOPIC_ID, 0, 3), "the log ends at 3"),
+        (LogNow(TOPIC_ID, 0, EACH, Mark.of(4, 1_000, b"another", 7)), "another record"),
+        (LogNow("another-id", 0, EACH, LAST), "made again"),
+    ],
+)
+def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_stays_so_while_others_are_read(
+    servers: str, now: LogNow, said: str
+) -> None:
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    commit(servers, LogPosition(5, TOPIC_ID, LAST))
+    before = committed(servers)[2]
+
+    def look(topic: str, partition: int, asks_at: int) -> LogNow:
+        assert partition != 2 or asks_at == 4
+        return seen[-1] if partition == 2 else log_now(topic, partition, asks_at)
+
+    seen, log = [now], THE_LOG | {"look": look}
+    others = [(number, offset) for number in (0, 1, 3) for offset in range(EACH)]
+
+    async def member(expected: list[tuple[int, int]]) -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group.join()
+        assert await read_all(group, len(expected)) == expected
+        assert list(group.stopped) == [(LEADS, 2)]
+        assert len(seen) > 1 or said in group.stopped[LEADS, 2]
+        assert "nigredo recover" in group.stopped[LEADS, 2]
+        await group.leave()
+
+    asyncio.run(member(others))
+    # The log has grown past the position by then: another record stands there now.
+    seen.append(replace(now, end=EACH, found=now.found or Mark.of(4, 9_000, b"k", 8)))
+    asyncio.run(member([]))
+
+    after = committed(servers)[2]
+    assert (after.offset, after.metadata) == (before.offset, before.metadata)
+
+
+def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        group.join()
+        await read_all(group, PARTITIONS * EACH)
+        await group.leave()
+
+    asyncio.run(scenario())
+
+    for at in committed(servers).values():
+        position, fields = from_metadata(at.offset, at.metadata)
+        assert (position.next_offset, position.topic_id) == (EACH, TOPIC_ID)
+        assert position.last is not None
+        assert (position.last.offset, position.last.key_crc32) == (EACH - 1, Mark.of(0, 0, b"k").key_crc32)
+        assert fields["since"].isdecimal()
+
+
+def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_positions_as_they_were(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    monkeypatch.setattr(group_module, "IDS_EVERY_S", 0.0)
+    topic_id = [TOPIC_ID]
+    log = {
+        "look": lambda *_: LogNow(topic_id[0], 0, EACH),
+        "topic_ids": lambda topics: dict.fromkeys(topics, topic_id[0]),
+    }
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group.join()
+        await read_all(group, PARTITIONS * EACH)
+        await group.commit()
+        topic_id[0] = "another-id"
+        deadline = time.monotonic() + DEADLINE_S
+        while len(group.stopped) < PARTITIONS:
+            assert time.monotonic() < deadline
+            await group.poll(ROOM)
+        await group.leave()
+
+    asyncio.run(scenario())
+
+    assert {from_metadata(at.offset, at.metadata)[0].topic_id for at in committed(servers).values()} == {TOPIC_ID}
+
+
+def test_after_a_lost_connection_nothing_is_read_before_every_position_was_compared_again(servers: str) -> None:
+    """A broker may come back with an older disk, on which other records were written meanwhile."""
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    back = [True]
+
+    def look(topic: str, partition: int, asks_at: int) -> LogNow:
+        if not back[0]:
+            raise DependencyDown("Kafka does not answer")
+        return log_now(topic, partition, asks_at)
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": look})
+        group.join()
+        deadline, taken = time.monotonic() + DEADLINE_S, 0
+        while not taken:
+            assert time.monotonic() < deadline
+            taken += sum(group.take(message) is not None for message in await group.poll(Room(1, 0, False)))
+        back[0] = False
+        group._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        for _ in range(10):
+            assert await group.poll(ROOM) == []
+        back[0] = True
+        assert len(await read_all(group, PARTITIONS * EACH - taken)) == PARTITIONS * EACH - taken
+        await group.leave()
+
+    asyncio.run(scenario())

@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from nigredo.clock import utc_now
-from sinks.webhook.group import CLOCKS_DIFFER, INHERITED_MAX, Partition
+from nigredo.log_position import LogPosition, from_metadata
+from sinks.webhook.partitions import CLOCKS_DIFFER, INHERITED_MAX, Partition
 
 LONG_AGO = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
 
 def told(partition: Partition, watermark: int) -> datetime:
-    return datetime.fromtimestamp(int(partition.metadata(watermark)) / 1000, UTC)
+    _, fields = from_metadata(watermark, partition.metadata(LogPosition(watermark)))
+    return datetime.fromtimestamp(int(fields["since"]) / 1000, UTC)
 
 
 def test_what_an_earlier_process_did_counts_until_all_of_it_is_passed() -> None:

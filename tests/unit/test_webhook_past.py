@@ -13,7 +13,7 @@ import pytest
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from schemas.topics import LEADS, retry_topic
-from sinks.webhook.group import Partition
+from sinks.webhook.partitions import Partition
 from sinks.webhook.past import Past
 from tests.unit.playing_faust import until
 
