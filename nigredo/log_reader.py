@@ -103,6 +103,7 @@ class LogReader:
     def __init__(self, settings: Settings, component: str) -> None:
         self._settings = settings
         self._component = component
+        self._admin: AdminClient | None = None
 
     def read_to_end(
         self,
@@ -201,10 +202,12 @@ class LogReader:
         """
         if not topics:
             return {}
-        admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
+        if self._admin is None:
+            # Kept: ids are compared every few seconds, and each client has a thread and a connection.
+            self._admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
         ids = {}
         try:
-            asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
+            asked = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
             for topic, answer in asked.items():
                 try:
                     ids[topic] = str(answer.result(CALL_TIMEOUT_S + 2).topic_id)

@@ -1,22 +1,23 @@
 """A compacted topic kept in memory: read to its recorded end, then followed, by a consumer without a group.
 
 One thread reads; whoever keeps what it says (`Keeper`) is called from that thread alone. Kafka may be away for any
-time: what is known stands meanwhile.
+time: what is known stands meanwhile. A topic that was made again, grew, or came back with another log is loaded again.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config, told
-from nigredo.log_reader import READ_AHEAD, Loading
+from nigredo.kafka import CONNECTION_LOST, client_config, told
+from nigredo.log_position import LogPosition, compare
+from nigredo.log_reader import READ_AHEAD, Loading, LogReader, mark_of
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -25,7 +26,8 @@ log = get_logger()
 BATCH_MAX = 5000
 POLL_S = 0.1
 CALL_TIMEOUT_S = 3.0
-PARTITIONS_EVERY_S = 30.0
+COMPARED_EVERY_S = 3.0
+LOOK_DEADLINE_S = 10.0
 
 
 class Row(NamedTuple):
@@ -67,8 +69,11 @@ class TopicView:
             "enable.auto.offset.store": False,
             # An offset that is gone means that records were missed: told, so that all is loaded again.
             "auto.offset.reset": "error",
+            "error_cb": self._failed,
             **READ_AHEAD,
         }
+        self._reader = LogReader(settings, component)
+        self._connection_lost = False
         self._loaded = threading.Event()
         self._stopping = threading.Event()
         self._backoff = Backoff(longest_s=2.0)
@@ -109,22 +114,24 @@ class TopicView:
         """Load and follow until closed. Raises DependencyDown or what the keeper raised: then all is to be loaded."""
         consumer = Consumer(self._config)
         try:
-            partitions = self._partitions(consumer)
+            partitions, topic_id = self._partitions(consumer), self._topic_id()
+            self._connection_lost = False
             loading = Loading(self._topic, self._begin(consumer, partitions))
+            positions: dict[int, LogPosition] = {}
             while not loading.over(consumer):
-                loading.took(self._hand_over(consumer))
+                loading.took(self._hand_over(consumer, topic_id, positions))
                 if self._stopping.is_set():
                     return
             self._keeper.loaded()
             self._loaded.set()
             self._backoff.reset()
-            asked_at = time.monotonic()
+            compared_at = time.monotonic()
             while not self._stopping.is_set():
-                self._hand_over(consumer)
-                if time.monotonic() - asked_at > PARTITIONS_EVERY_S:
-                    asked_at = time.monotonic()
-                    if self._grown(consumer, partitions):
-                        raise DependencyDown("partitions were added")
+                self._hand_over(consumer, topic_id, positions)
+                if time.monotonic() - compared_at > COMPARED_EVERY_S:
+                    compared_at = time.monotonic()
+                    if (change := self._change(consumer, partitions, topic_id, positions)) is not None:
+                        raise DependencyDown(change)
         finally:
             consumer.close()
 
@@ -146,14 +153,36 @@ class TopicView:
             raise DependencyDown(f"there is no topic {self._topic} yet")
         return sorted(found.partitions)
 
-    def _grown(self, consumer: Consumer, partitions: Sequence[int]) -> bool:
-        try:
-            return self._partitions(consumer) != partitions
-        except (DependencyDown, KafkaException):
-            # Kafka is away: what is known stands.
-            return False
+    def _topic_id(self) -> str:
+        found = self._reader.topic_ids([self._topic]).get(self._topic)
+        if found is None:
+            raise DependencyDown(f"there is no topic {self._topic} yet")
+        return found
 
-    def _hand_over(self, consumer: Consumer) -> int:
+    def _failed(self, error: KafkaError) -> None:
+        self._connection_lost = self._connection_lost or error.code() in CONNECTION_LOST
+
+    def _change(
+        self, consumer: Consumer, partitions: Sequence[int], topic_id: str, positions: Mapping[int, LogPosition]
+    ) -> str | None:
+        """Return how the topic is another one than the one that was loaded; None while it is not, or Kafka is away."""
+        try:
+            if self._topic_id() != topic_id:
+                return "the topic was made again"
+            if self._partitions(consumer) != partitions:
+                return "partitions were added"
+            if self._connection_lost:
+                # The broker may be back with an older disk, on which other records were written.
+                for partition, position in positions.items():
+                    now = self._reader.now(self._topic, partition, position.asks_at, deadline_s=LOOK_DEADLINE_S)
+                    if not compare(position, now).believed:
+                        return "the log is not the one that was read"
+                self._connection_lost = False
+        except (DependencyDown, KafkaException):
+            return None
+        return None
+
+    def _hand_over(self, consumer: Consumer, topic_id: str, positions: dict[int, LogPosition]) -> int:
         """Give the keeper what is there, after waiting at most `POLL_S` for something; return how much it was."""
         first = consumer.poll(POLL_S)
         # Whatever else has arrived comes without a further wait: a single change is told at once, many together.
@@ -162,6 +191,9 @@ class TopicView:
         self._keeper.apply(
             [Row(m.key(), m.value(), m.partition() or 0, m.offset() or 0, m.timestamp()[1]) for m in good]
         )
+        for last in {message.partition(): message for message in good}.values():
+            at = mark_of(last)
+            positions[last.partition() or 0] = LogPosition(at.offset + 1, topic_id, at)
         for message in messages:
             if (error := message.error()) is not None:
                 # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.

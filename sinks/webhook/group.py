@@ -21,7 +21,7 @@ from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
 from nigredo.errors import DependencyDown, NigredoError, StartRefused
-from nigredo.kafka import client_config
+from nigredo.kafka import CONNECTION_LOST, client_config
 from nigredo.log_position import to_metadata
 from nigredo.log_reader import LogReader, mark_of
 from nigredo.record import Record, record_of
@@ -47,7 +47,6 @@ HAND_OVER_WITHIN_S = 7.0
 LOOK_DEADLINE_S = 10.0
 IDS_EVERY_S = 3.0
 """How often the topics' ids are compared: a topic made again under its name may soon be past every position."""
-CONNECTION_LOST = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
 
 
 class Group:
