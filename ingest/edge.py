@@ -29,7 +29,7 @@ KEPT_LONGER = timedelta(minutes=1)
 """Past the window, for clocks that differ."""
 LET_GO_AT_ONCE = 1000
 TOLD_IN_FULL = 10
-"""Refusals whose contents are kept, as a multiple of the limit; of what comes after only the number is."""
+"""Refusals of one kind whose contents are kept, as a multiple of the limit; of what comes after only the number is."""
 
 
 @dataclass(slots=True)
@@ -125,8 +125,12 @@ class Edge:
         self._taken.forget(submission.client_network.encode(), submission.id)
 
     def refused(self, submission: Submission, at: datetime) -> bool:
-        """Count a refusal; return whether its contents are still to be kept."""
-        key = submission.client_network.encode()
+        """Count a refusal; return whether its contents are still to be kept.
+
+        Each kind of refusal has its own bound: programs that fill in the honeypot must not use up what is kept of
+        people who were taken for a program, or who wrote too often.
+        """
+        key = f"{submission.client_network} {submission.spam_sign or ''}".encode()
         known = self._refused.pop(key, None)
         if known is None or at - known.since >= self._window:
             known = _Refused(at)
@@ -147,7 +151,9 @@ class Edge:
         found = []
         for key, known in list(self._refused.items()):
             if known.untold and known.untold_since is not None:
-                found.append(RefusalCount(key.decode(), known.untold, since=known.untold_since, until=at))
+                found.append(
+                    RefusalCount(key.decode().partition(" ")[0], known.untold, since=known.untold_since, until=at)
+                )
                 known.untold, known.untold_since = 0, None
             if at - known.since >= self._window:
                 del self._refused[key]

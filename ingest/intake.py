@@ -221,9 +221,9 @@ class Intake:
             retry_at = verdict.retry_at or submission.taken_at
             retry_after_s = max(1, ceil((retry_at - submission.taken_at).total_seconds()))
             raise RateLimited(allowance, retry_after_s)
-        if verdict.outcome == SPAM and not edge.refused(submission, submission.taken_at):
-            # So much of it came from there that only the number is kept; the program is not told.
-            return Taken(submission.id, allowance, verdict.outcome)
+        if verdict.outcome == SPAM and not submission.exempt and not edge.refused(submission, submission.taken_at):
+            # So much of it came from there that only the number is kept. A 202 would say that the log has it.
+            raise RateLimited(replace(allowance, remaining=0), max(1, allowance.reset_s))
         if verdict.outcome == REPEATED and edge.has(submission):
             # The limiter would only read past it, as often as somebody likes to send it.
             return Taken(submission.id, allowance, verdict.outcome)

@@ -211,6 +211,18 @@ def test_past_a_bound_refusals_are_only_counted_and_each_number_is_told_once() -
     assert node.untold(now()) == []
 
 
+def test_what_programs_send_uses_up_nothing_of_what_is_kept_of_people() -> None:
+    node = edge()
+    honeypot, hasty = (replace(submission(), edge_verdict="spam", spam_sign=sign) for sign in ("honeypot", "too_fast"))
+    for _ in range(TOLD_IN_FULL * LIMIT + 1):
+        node.refused(honeypot, now())
+
+    assert not node.refused(honeypot, now())
+    assert node.refused(hasty, now())
+    assert node.refused(submission(), now())
+    assert [(told.client_network, told.count) for told in node.untold(now())] == [("192.0.2.1", 2)]
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["post", "judged", "other node"]), max_size=30))
 def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allowed(steps: list[str]) -> None:

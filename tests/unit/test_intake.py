@@ -13,7 +13,7 @@ import pytest
 
 from ingest.edge import Edge
 from ingest.form import Form
-from ingest.intake import Intake
+from ingest.intake import Intake, RateLimited
 from ingest.repeats import REPEATS_KEPT
 from ingest.spool import Entry
 from nigredo.errors import DependencyDown
@@ -52,7 +52,7 @@ class Taking:
         return future
 
 
-def play(tmp_path: Path, story: Callable[[Intake, Taking], Awaitable[None]]) -> None:
+def play(tmp_path: Path, story: Callable[[Intake, Taking], Awaitable[None]], **settings: str) -> None:
     """Run a story with an intake that is connected to nothing."""
     secret = tmp_path / "secret"
     secret.write_text("not a secret, but as long as one has to be")
@@ -60,7 +60,7 @@ def play(tmp_path: Path, story: Callable[[Intake, Taking], Awaitable[None]]) -> 
     async def run() -> None:
         codec = Codec(OneSchema())  # type: ignore[arg-type]
         codec.prepare([SUBMISSIONS])
-        intake = Intake(Settings.from_environment({"IDEMPOTENCY_SECRET_FILE": str(secret)}), Health("test"))
+        intake = Intake(Settings.from_environment({"IDEMPOTENCY_SECRET_FILE": str(secret), **settings}), Health("test"))
         outlet, inside = Taking(codec), cast(Any, intake)
         inside._codec, inside._outlet = codec, outlet
         inside._edge = Edge(codec, window_s=3600, networks_max=1000)
@@ -104,6 +104,34 @@ def test_what_looked_like_a_programs_form_is_no_first_one_for_a_persons(tmp_path
         assert [(one.edge_verdict, one.spam_sign) for one in outlet.kept] == [("spam", "too_fast"), (None, None)]
 
     play(tmp_path, story)
+
+
+def test_a_form_that_is_answered_as_taken_is_in_the_log_however_many_programs_sent_before(tmp_path: Path) -> None:
+    """A person whose browser filled in the form is taken for a program, and may be let through afterwards."""
+
+    async def story(intake: Intake, outlet: Taking) -> None:
+        taken, refused = [], 0
+        for _ in range(120):
+            try:
+                taken.append((await intake.take(replace(FORM, trapped=True), CLIENT, None)).lead_id)
+            except RateLimited as limited:
+                assert (limited.allowance.remaining, limited.retry_after_s) == (0, 3600)
+                refused += 1
+        assert refused == 20
+        taken.append((await intake.take(replace(FORM, took_s=1.5), CLIENT, None)).lead_id)
+        taken.append((await intake.take(FORM, CLIENT, None)).lead_id)
+        assert [one.id for one in outlet.kept] == taken
+
+    play(tmp_path, story)
+
+
+def test_what_looks_like_a_programs_form_from_an_exempt_network_is_kept_without_a_bound(tmp_path: Path) -> None:
+    async def story(intake: Intake, outlet: Taking) -> None:
+        for _ in range(120):
+            await intake.take(replace(FORM, trapped=True), CLIENT, None)
+        assert len(outlet.kept) == 120
+
+    play(tmp_path, story, RATE_LIMIT_EXEMPT="192.0.2.0/24")
 
 
 def test_a_worker_that_is_not_loaded_yet_lets_a_form_wait_a_moment(tmp_path: Path) -> None:
