@@ -12,13 +12,14 @@ from nigredo.settings import Network
 Address = IPv4Address | IPv6Address
 
 HOP_MAX = 100
+TRANSLATED = IPv6Address("64:ff9b::").packed[:12]
 
 
 def client_network(address: Address) -> str:
     """Return the key a client is limited by: the IPv4 address itself, or the IPv6 /64.
 
     A provider hands a household a /64 or more; counting single IPv6 addresses would be no limit at all. An IPv4
-    address in IPv6 clothes (`::ffff:192.0.2.1`) counts as the IPv4 address.
+    address in IPv6 clothes (`::ffff:192.0.2.1`, `64:ff9b::192.0.2.1`) counts as the IPv4 address.
     """
     address = unmapped(address)
     if isinstance(address, IPv4Address):
@@ -27,9 +28,15 @@ def client_network(address: Address) -> str:
 
 
 def unmapped(address: Address) -> Address:
-    """Return the IPv4 address that an IPv4-mapped IPv6 address stands for; anything else as it is."""
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    """Return the IPv4 address that an IPv6 address stands for: IPv4-mapped, or translated; anything else as it is.
+
+    A translator in front of servers that only speak IPv6 (RFC 6052, 7755) puts all IPv4 clients into one /96.
+    """
+    if isinstance(address, IPv4Address):
+        return address
+    if address.packed.startswith(TRANSLATED):
+        return IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:

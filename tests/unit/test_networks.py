@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.networks import client_address, client_network, parse_hop, within
+from nigredo.networks import client_address, client_network, parse_hop, unmapped, within
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PROXIES = (*LOOPBACK, ip_network("10.0.0.0/8"))
@@ -59,13 +59,23 @@ def test_any_header_gives_some_address(forwarded_for: str, forwarded: str) -> No
 @given(st.ip_addresses(v=6), st.ip_addresses(v=6))
 def test_ipv6_counts_by_its_64(one: IPv6Address, other: IPv6Address) -> None:
     same = int(one) >> 64 == int(other) >> 64
-    if one.ipv4_mapped is None and other.ipv4_mapped is None:
+    if unmapped(one) == one and unmapped(other) == other:
         assert (client_network(one) == client_network(other)) is same
 
 
 @given(st.ip_addresses(v=4))
 def test_ipv4_counts_by_itself_also_in_ipv6_clothes(address: IPv4Address) -> None:
     assert client_network(address) == str(address) == client_network(IPv6Address(f"::ffff:{address}"))
+
+
+@given(st.ip_addresses(v=4))
+def test_ipv4_counts_by_itself_also_behind_a_translator(address: IPv4Address) -> None:
+    translated = IPv6Address(int(IPv6Address("64:ff9b::")) + int(address))
+
+    assert client_network(translated) == str(address)
+    assert parse_hop(f"[{translated}]:443") == address
+    assert within(translated, [ip_network(address)])
+    assert client_network(IPv6Address("64:ff9b:1::1")) == "64:ff9b:1::/64"
 
 
 def test_networks_of_the_other_family_never_match() -> None:
