@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,9 +12,9 @@ import falcon.asgi
 from falcon import mediatypes
 
 from ingest.allowance import Allowance
-from ingest.form import FormRefused, label
+from ingest.form import FormRefused, label, typed_of
 from ingest.intake import NotAcknowledged, RateLimited
-from ingest.page import LANGUAGES, form_page, language_of
+from ingest.page import LANGUAGES, TEXTS, form_page, language_of
 from ingest.problems import PROBLEM_JSON, Problem
 from ingest.reads import ReadsDown
 from nigredo.errors import DependencyDown, RecordRefused
@@ -28,6 +29,8 @@ Response = falcon.asgi.Response
 RETRY_AFTER_S = 5
 DETAILS = {404: "There is no such address.", 405: "This address does not take this kind of request."}
 USER_AGENT_MAX = 512
+METHOD = "method"
+"""What is wrong with a form that came by GET."""
 UNTOLD_MAINTENANCE = Settings.default("MAINTENANCE_TEXT")
 KINDS = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
 """What an answer may be. Who likes several as much is a program: no browser names JSON."""
@@ -85,12 +88,15 @@ def is_known(request: Request, etag: str) -> bool:
 
 
 def answer_problem(request: Request, response: Response, problem: Problem) -> None:
-    """Answer with problem details, or with a page where a person reads it."""
+    """Answer with problem details, or with a page where a person reads it: with the form that is not taken, if any."""
     _begin_error(response, problem.status)
     if prefers_html(request):
         language, chosen = language_for(request)
+        fields = getattr(request.context, "fields", None)
+        typed = None if fields is None else _typed(request, typed_of(fields))
+        sent_from = _sent_from(request)
         response.content_type = falcon.MEDIA_HTML
-        response.data = problem.as_page(language, chosen=chosen)
+        response.data = problem.as_page(language, chosen=chosen, typed=typed, sent_from=sent_from)
     else:
         response.content_type = PROBLEM_JSON
         response.data = problem.as_json()
@@ -107,18 +113,33 @@ def _request_id(request: Request) -> str:
     return str(getattr(request.context, "request_id", ""))
 
 
+def _typed(request: Request, typed: Mapping[str, str]) -> Mapping[str, str]:
+    """Add to what a person typed where it came from: the next time it comes from our page."""
+    if not {"source", "utm_source"} & typed.keys() and (source := source_of(request)) is not None:
+        return {**typed, "source": source}
+    return typed
+
+
+def _sent_from(request: Request) -> str | None:
+    """Return the page whose form was sent, as its browser says; only a link is made of it."""
+    referer = request.headers_lower.get("referer", "") if request.method == "POST" else ""
+    return referer if referer.startswith(("http://", "https://")) and referer.isprintable() else None
+
+
 async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
     if error.typed is not None and prefers_html(request):
         # The form again, with what was typed: nobody writes a message twice.
-        typed = dict(error.typed)
-        if not {"source", "utm_source"} & typed.keys() and (source := source_of(request)) is not None:
-            # The next time it comes from this page.
-            typed["source"] = source
         language, chosen = language_for(request)
+        typed = _typed(request, error.typed)
+        # The form itself is at fault, and nothing that its reader could mend.
+        of_form = error.problems[0].field in ("Content-Type", METHOD)
+        notice, problems = (TEXTS[language]["not yet"], ()) if of_form else ("", error.problems)
         _begin_error(response, error.status)
         response.content_type = falcon.MEDIA_HTML
-        response.data = form_page(language, typed, error.problems, chosen=chosen)
+        response.data = form_page(language, typed, problems, chosen=chosen, notice=notice)
         return
+    # Wrong is what was typed, and not what came of it.
+    request.context.fields = None
     fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
     answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
 

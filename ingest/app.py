@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import html
 import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from random import getrandbits
 from typing import Any
@@ -19,6 +21,7 @@ import falcon.asgi
 from ingest import counting
 from ingest.access_log import AccessLog
 from ingest.answers import (
+    METHOD,
     add_error_handlers,
     is_known,
     language_for,
@@ -28,9 +31,9 @@ from ingest.answers import (
     user_agent,
 )
 from ingest.arriving import Application, Arriving, BodyCutOff, BodyTooLong, read_body
-from ingest.body import parse_form, refuse_encoded
+from ingest.body import read_fields, refuse_encoded
 from ingest.deadline import Deadline
-from ingest.form import Form
+from ingest.form import SHOWN, FieldProblem, Form, FormRefused, form_of, typed_of
 from ingest.health import HealthRoute, LiveRoute
 from ingest.intake import Intake
 from ingest.leads import LeadRoute, Recent, answer_page, authorize
@@ -38,6 +41,7 @@ from ingest.openapi import DOCUMENT
 from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page
 from ingest.reads import Reads
 from ingest.repeats import KEY_HEADER
+from ingest.security import ALWAYS, POLICY, page_policy
 from nigredo import metrics
 from nigredo.api_keys import LEADS_READ
 from nigredo.db import Pool, make_pool
@@ -75,6 +79,8 @@ class Leads:
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Answer with a page of leads, newest first."""
+        if "authorization" not in request.headers_lower and prefers_html(request):
+            _refuse_form(request.params)
         authorize(request, self._intake, LEADS_READ)
         await answer_page(request, response, self._reads)
 
@@ -83,19 +89,23 @@ class Leads:
     async def on_post(self, request: Request, response: Response) -> None:
         """Take a form: 202 once Kafka has it, or 303 for a browser."""
         settings = self._intake.control.settings
+        headers, for_person = request.headers_lower, prefers_html(request)
         if settings.maintenance_mode:
             request.context.maintenance = True
+            if for_person:
+                # What was written comes back with the page.
+                with suppress(FormRefused):
+                    request.context.fields = read_fields(request.content_type, await self._body(request))
             raise falcon.HTTPServiceUnavailable(
                 description=settings.maintenance_text, retry_after=MAINTENANCE_RETRY_AFTER_S
             )
-        headers = request.headers_lower
         refuse_encoded(headers.get("content-encoding"))
-        form = parse_form(request.content_type, await self._body(request))
+        fields = request.context.fields = read_fields(request.content_type, await self._body(request))
+        form = form_of(fields)
         agent = user_agent(request)
         if form.source is None and (source := source_of(request)) is not None:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
-        for_person = prefers_html(request)
         key = headers.get(KEY_HEADER.lower())
         taken = await self._intake.take(
             form,
@@ -113,7 +123,9 @@ class Leads:
         tell_allowance(response, taken.allowance)
         if for_person:
             response.status = falcon.HTTP_303
-            response.location = next_of(form, settings) or thanks_for(request)
+            location = response.location = next_of(form, settings) or thanks_for(request)
+            response.content_type = falcon.MEDIA_HTML
+            response.text = f'<!doctype html><title>See Other</title><a href="{html.escape(location)}">See Other</a>'
             return
         response.status = falcon.HTTP_202
         response.location = f"/api/leads/{lead_id}"
@@ -137,8 +149,9 @@ class Leads:
 class PageRoute:
     """A page, in the language the client asks for; a cache asks each time whether it still holds."""
 
-    def __init__(self, pages: Mapping[tuple[str, bool], Page]) -> None:
+    def __init__(self, pages: Mapping[tuple[str, bool], Page], intake: Intake) -> None:
         self._pages = pages
+        self._intake = intake
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Send the page, or 304 to who has it."""
@@ -146,6 +159,8 @@ class PageRoute:
         response.set_header("Vary", "Accept-Language")
         response.set_header("Cache-Control", "no-cache")
         response.set_header("ETag", f'"{page.etag}"')
+        # With a 304 too: a cache replaces the headers that it keeps by those of the newest answer.
+        response.set_header(POLICY, page_policy(self._intake.control.settings.cors_allowed_origins))
         if is_known(request, page.etag):
             response.status = falcon.HTTP_304
             return
@@ -207,7 +222,8 @@ class Lifecycle:
         request.context.lead_id = None
         counting.begin(request)
         response.set_header("X-Request-Id", request.context.request_id)
-        response.set_header("X-Content-Type-Options", "nosniff")
+        for name, value in ALWAYS.items():
+            response.set_header(name, value)
         # Falcon's `remote_addr` reads the headers of proxies for it, by rules that are not ours.
         peer, _ = request.scope.get("client") or ("", 0)
         # All at once, here and later on: one that is asked for by its name and is not there costs an exception.
@@ -218,6 +234,10 @@ class Lifecycle:
             metrics.IP_BLOCK_REJECTIONS.of().inc()
             log.info("blocked address", request_id=request.context.request_id, ip_address=request.context.ip_address)
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
+        # The server calls a missing one empty; of several, Falcon shows the last.
+        hosts = [value for name, value in request.scope["headers"] if name == b"host"]
+        if request.scope["http_version"] == "1.1" and (len(hosts) != 1 or not hosts[0]):
+            raise falcon.HTTPBadRequest(description="Send one Host header (RFC 9112, 3.2).")
 
     def _answer_cors(self, request: Request, response: Response) -> None:
         """Let scripts of allowed sites read the answer, an error's too (the Fetch standard's CORS protocol)."""
@@ -237,6 +257,8 @@ class Lifecycle:
     async def process_response(self, request: Request, response: Response, *_: Any) -> None:
         """Write the canonical line and count the request; health probes are not news."""
         self._answer_cors(request, response)
+        if response.content_type == falcon.MEDIA_HTML:
+            response.set_header(POLICY, page_policy(self._intake.control.settings.cors_allowed_origins))
         if request.path.startswith("/health"):
             return
         status = response.status_code
@@ -253,6 +275,15 @@ class Lifecycle:
             took_s=took_s,
             lead_id=request.context.lead_id,
         )
+
+
+def _refuse_form(fields: Mapping[str, Any]) -> None:
+    """Give a form that came by GET back to be sent: a browser asks again for an address whenever it likes.
+
+    Its `method="post"` is missing. Raises FormRefused.
+    """
+    if not fields.keys().isdisjoint(SHOWN):
+        raise FormRefused(422, FieldProblem(METHOD, "must be post"), typed=typed_of(fields))
 
 
 def next_of(form: Form, settings: Settings) -> str | None:
@@ -290,8 +321,8 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     app.add_route("/health", health)
     app.add_route("/health/ready", health)
     app.add_route("/health/live", LiveRoute())
-    app.add_route("/", PageRoute(FORMS))
-    app.add_route("/thanks", PageRoute(THANKS))
+    app.add_route("/", PageRoute(FORMS, intake))
+    app.add_route("/thanks", PageRoute(THANKS, intake))
     app.add_route("/openapi.json", OpenApiRoute())
     app.add_route(SCRIPT_PATH, ScriptRoute())
     return app

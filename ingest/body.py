@@ -1,29 +1,36 @@
-"""A request's body to its fields, whatever it is written in: JSON, urlencoded, or multipart."""
+"""A request's body to its fields, whatever it is written in: JSON, urlencoded, multipart, or plain text.
+
+Text is UTF-8, or in the encoding that the body declares. Bytes that are neither are refused, with what they most likely
+say for a person to look over.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from falcon.errors import HTTPInvalidHeader, MediaMalformedError
-from falcon.media.multipart import MultipartFormHandler
+from falcon import parse_header
 from falcon.uri import decode, parse_query_string
 
-from ingest.form import FieldProblem, Form, FormRefused, form_of, shown, typed_of
+from ingest.charsets import codec_for, field_of, guess_of, text_of
+from ingest.form import FieldProblem, Form, FormRefused, Number, form_of, shown, typed_of
+from ingest.multipart import Malformed, UnknownTransferEncoding, parts_of
 
 PAIRS_MAX = 500
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+CHARSET = "_charset_"
+"""The field that browsers fill in with the encoding of their form (HTML, 4.10.21.5)."""
 
 JSON = "application/json"
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
+PLAIN = "text/plain"
 
-_multipart = MultipartFormHandler()
-_multipart.parse_options.max_body_part_count = PAIRS_MAX
+_PLAIN_FIELD = re.compile(r"([\w.\[\]-]{1,100})=(.*)", re.DOTALL)
 
 
 def parse_form(content_type: str | None, body: bytes) -> Form:
@@ -45,63 +52,92 @@ def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
 
     Raises FormRefused for what cannot be read.
     """
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    read = {JSON: _json_fields, URLENCODED: _urlencoded_fields}.get(kind)
-    if read is None and kind != MULTIPART:
-        raise FormRefused(415, FieldProblem("Content-Type", f"must be {JSON}, {URLENCODED} or {MULTIPART}"))
+    kind, _, parameters = (content_type or "").partition(";")
+    kind = kind.strip().lower()
+    codec = codec_for(parse_header(f";{parameters}")[1].get("charset")) if "charset" in parameters.lower() else None
+    if kind in ("", PLAIN):
+        return _undeclared_fields(kind, body, codec)
+    if kind not in (JSON, URLENCODED, MULTIPART):
+        raise _unsupported()
     if not body.strip():
         raise FormRefused(400, FieldProblem("body", "is empty"))
-    return read(body) if read else _multipart_fields(content_type or "", body)
+    if kind == JSON:
+        return _json_fields(body, codec)
+    return _urlencoded_fields(body, codec) if kind == URLENCODED else _multipart_fields(content_type or "", body, codec)
 
 
-def _json_fields(body: bytes) -> Mapping[str, Any]:
+def _unsupported(typed: Mapping[str, str] | None = None) -> FormRefused:
+    return FormRefused(415, FieldProblem("Content-Type", f"must be {JSON}, {URLENCODED} or {MULTIPART}"), typed=typed)
+
+
+def _undeclared_fields(kind: str, body: bytes, codec: str | None) -> Mapping[str, Any]:
+    """Return the fields of a JSON object without its content type: a script sent a string, and cannot see a 415.
+
+    A form with `enctype="text/plain"` cannot be read for certain: its values may hold what separates them.
+    """
+    if body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return _json_fields(body, codec)
+    raise _unsupported(_plain_fields(body, codec) if kind == PLAIN else None)
+
+
+def _plain_fields(body: bytes, codec: str | None) -> Mapping[str, str] | None:
+    """Return what a plain text form most likely holds, for a person to look over; None when it is no form."""
+    text = field_of(body, codec)
+    fields: dict[str, str] = {}
+    last = None
+    for line in (guess_of(body) if text is None else text).split("\r\n")[: 10 * PAIRS_MAX]:
+        if (found := _PLAIN_FIELD.fullmatch(line)) and len(fields) < PAIRS_MAX:
+            last = found[1]
+            fields[last] = found[2]
+        elif last is not None:
+            fields[last] += f"\n{line}"
+    return typed_of({name: value.strip() for name, value in fields.items()}) or None
+
+
+def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
+    text = text_of(body, codec)
+    if text is None:
+        raise FormRefused(400, FieldProblem("body", "is not UTF-8"))
     try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        raise FormRefused(400, FieldProblem("body", "is not UTF-8")) from None
-    try:
-        fields = json.loads(text, parse_constant=_no_constant)
+        # Numbers stay as they are written: a float would round them. A byte order mark is no part of the text.
+        fields = json.loads(
+            text.removeprefix("\ufeff"), parse_constant=_no_constant, parse_int=Number, parse_float=Number
+        )
     except RecursionError:
         raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
     except ValueError:
         raise FormRefused(400, FieldProblem("body", "is not JSON")) from None
     if not isinstance(fields, dict):
         raise FormRefused(422, FieldProblem("body", "must be a JSON object"))
+    if len(fields) > PAIRS_MAX:
+        raise _too_many()
     return fields
+
+
+def _too_many() -> FormRefused:
+    return FormRefused(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _urlencoded_fields(body: bytes) -> Mapping[str, Any]:
+def _urlencoded_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
     if body.isascii() and body.split() == [body] and body.count(b"&") < PAIRS_MAX:
         # As browsers write it: Falcon's parser, which is compiled. It takes what is no UTF-8 for this character; then
         # the fields are looked at one by one.
         text = body.decode()
-        if REPLACEMENT not in decode(text):
+        if codec in (None, "utf-8") and CHARSET not in text and REPLACEMENT not in decode(text):
             fields: Mapping[str, Any] = parse_query_string(text, keep_blank=True)
             return fields
-    given: dict[str, list[str]] = {}
-    problems = []
     pairs = [pair for pair in body.split(b"&") if pair.strip()]
     if len(pairs) > PAIRS_MAX:
-        raise FormRefused(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
+        raise _too_many()
+    raw = []
     for pair in pairs:
-        raw_name, _, raw_value = pair.partition(b"=")
-        try:
-            name = _unquoted(raw_name).decode("utf-8")
-        except UnicodeDecodeError:
-            raise FormRefused(400, FieldProblem("body", "has a field name that is not UTF-8")) from None
-        try:
-            value = _unquoted(raw_value).decode("utf-8")
-        except UnicodeDecodeError:
-            problems.append(FieldProblem(shown(name), "is not UTF-8"))
-            continue
-        given.setdefault(name, []).append(value)
-    if problems:
-        raise FormRefused(400, *problems, typed=typed_of(_single(given)))
-    return _single(given)
+        name, _, value = pair.partition(b"=")
+        raw.append((_unquoted(name), _unquoted(value), None))
+    return _texts(raw, codec)
 
 
 def _unquoted(raw: bytes) -> bytes:
@@ -109,28 +145,51 @@ def _unquoted(raw: bytes) -> bytes:
     return unquote_to_bytes(spaced) if b"%" in spaced else spaced
 
 
-def _multipart_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
+def _multipart_fields(content_type: str, body: bytes, codec: str | None) -> Mapping[str, Any]:
     """Return the fields. A file chosen in the form is refused: there is nowhere to put it; an empty choice is none."""
-    given: dict[str, list[str]] = {}
+    raw: list[tuple[bytes, bytes, str | None]] = []
     problems = []
     try:
-        for part in _multipart.deserialize(io.BytesIO(body), content_type, len(body)):
-            name, data = part.name or "", part.get_data()
-            if part.filename is not None:
-                if part.filename or data:
-                    problems.append(FieldProblem(shown(name), "is a file, and files are not taken"))
-                continue
-            try:
-                given.setdefault(name, []).append(data.decode("utf-8"))
-            except UnicodeDecodeError:
-                problems.append(FieldProblem(shown(name), "is not UTF-8"))
-    except (MediaMalformedError, HTTPInvalidHeader, UnicodeDecodeError, ValueError):
+        for part in parts_of(content_type, body):
+            if part.filename is None:
+                raw.append((part.name, part.data, part.charset))
+            elif part.filename or part.data:
+                problems.append(FieldProblem(_readable(part.name), "is a file, and files are not taken"))
+            if len(raw) + len(problems) > PAIRS_MAX:
+                raise _too_many()
+    except Malformed:
         raise FormRefused(400, FieldProblem("body", "is not multipart form data")) from None
+    except UnknownTransferEncoding as error:
+        detail = "has a Content-Transfer-Encoding that does not exist"
+        raise FormRefused(400, FieldProblem(_readable(error.name), detail)) from None
+    return _texts(raw, codec, problems)
+
+
+def _readable(name: bytes) -> str:
+    return shown(name.decode("utf-8", "replace"))
+
+
+def _texts(
+    raw: Iterable[tuple[bytes, bytes, str | None]], codec: str | None, files: Iterable[FieldProblem] = ()
+) -> Mapping[str, Any]:
+    """Return fields as text. raw: each one's name and value, and the encoding it declares itself."""
+    raw = list(raw)
+    told = next((value for name, value, _ in raw if name == CHARSET.encode()), b"")
+    codec = codec_for(told.decode("latin-1")) or codec
+    given: dict[str, list[str]] = {}
+    unreadable = []
+    for raw_name, raw_value, own in raw:
+        name, value = field_of(raw_name, codec), field_of(raw_value, codec_for(own) or codec)
+        if name is None:
+            name = guess_of(raw_name)
+            unreadable.append(FieldProblem("body", "has a field name that is not UTF-8"))
+        if value is None:
+            value = guess_of(raw_value)
+            unreadable.append(FieldProblem(shown(name), "is not UTF-8: check its accented letters"))
+        given.setdefault(name, []).append(value)
+    fields = {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+    problems = [*unreadable, *files]
     if problems:
-        # What was typed comes back, to be sent without the file.
-        raise FormRefused(422, *problems, typed=typed_of(_single(given)))
-    return _single(given)
-
-
-def _single(given: Mapping[str, list[str]]) -> Mapping[str, Any]:
-    return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+        # What was typed comes back: to be looked over, or to be sent without the file.
+        raise FormRefused(400 if unreadable else 422, *problems, typed=typed_of(fields))
+    return fields

@@ -46,7 +46,8 @@ function attend(form) {
       }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const main = page.querySelector("main"), again = page.querySelector("form");
-      if (again) {
+      // Another status is not about what was typed: sent again, it is the same message under the same key.
+      if (again && [400, 415, 422].includes(answer.status)) {
         document.title = page.title;
         document.querySelector("main").replaceWith(main);
         fresh = false;

@@ -5,14 +5,13 @@ Every problem names its field, so that a page can show it where it belongs.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from email_validator import EmailNotValidError, validate_email
-
+from ingest.addresses import normal_email
 from schemas.events import Contact
 from schemas.immutable import immutable
 
@@ -21,19 +20,48 @@ EMAIL_MAX = 254
 MESSAGE_MAX = 10_000
 LABEL_MAX = 100
 EXTRA_FIELDS_MAX = 50
-SHOWN = ("name", "email", "message")
-NEXT = "_next"
-HONEYPOT, TOO_FAST = "honeypot", "too_fast"
-"""By what a program gives itself away."""
 EXTRA_NAME_MAX = 100
 EXTRA_VALUE_MAX = 2_000
+SHOWN = ("name", "email", "message")
+NEXT = "_next"
+CUT, DROPPED = "_cut", "_dropped"
+"""Further fields of ours: the names of those that are kept in part, and of those that are not kept. No form can send
+them, for what begins with an underscore is not kept."""
+HONEYPOT, TOO_FAST = "honeypot", "too_fast"
+"""By what a program gives itself away."""
+TOKENS = frozenset(
+    (
+        # Captchas: hCaptcha, Turnstile, Friendly Captcha, ALTCHA, mCaptcha, Prosopo, MTCaptcha, Yandex, Cap, Private
+        # Captcha, Arkose, AWS.
+        *("h-captcha-response", "cf-turnstile-response", "frc-captcha-solution", "frc-captcha-response", "altcha"),
+        *("mcaptcha__token", "procaptcha-response", "mtcaptcha-verifiedtoken", "smart-token", "cap-token"),
+        *("private-captcha-solution", "fc-token", "aws-waf-token"),
+        # Against forged requests: Django, Rails, Drupal, Yii, Craft, and names that many have in common. Those of
+        # Laravel, ASP.NET and WordPress begin with an underscore.
+        *("csrfmiddlewaretoken", "authenticity_token", "form_build_id", "form_token", "yii_csrf_token"),
+        *("craft_csrf_token", "csrf", "csrf_token", "csrf-token", "csrftoken", "xsrf_token", "xsrf-token"),
+    )
+)
+"""Fields that the site's own scripts fill in and that say nothing about the lead: not kept."""
+_RECAPTCHA = "g-recaptcha-response"
+"""A token of this name, or followed by a number or a form's name where a page has several."""
+_LABELS = ("form_id", "source")
+_KNOWN = frozenset((*SHOWN, *_LABELS))
 
-# C0 controls but tab and line breaks, DEL, and C1: nothing a person types, and PostgreSQL refuses the first of them.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-# A local part as nearly everybody has one: a dot-atom in lower case, of a length that fits any domain.
-_PLAIN_LOCAL = re.compile(r"(?=.{1,64}\Z)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*")
-_LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029]")
-_BREAKS_AND_TABS = re.compile(r"[\t\n\r\u2028\u2029]")
+# C0 and C1 controls but those below, and DEL: nothing that can be seen, and PostgreSQL refuses the first of them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_LINE_BREAKS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+"""All that breaks a line: Windows and old Macs, slides (VT), printers (FF), mainframes (NEL), Unicode."""
+_UNSEEN_SPACE = re.compile(r"[\t\x0b\x0c\x85\u2028\u2029]")
+"""What a field of one line takes from a spreadsheet's cell or a slide when it is pasted; browsers remove CR and LF."""
+_HALVES = re.compile("[\ud800-\udfff]")
+_UNFIT = re.compile(f"{_CONTROLS.pattern}|{_HALVES.pattern}")
+
+
+class Number(str):
+    """A JSON number as it was written."""
+
+    __slots__ = ()
 
 
 @immutable
@@ -77,52 +105,102 @@ class Form:
 
 
 def form_of(fields: Mapping[str, Any]) -> Form:
-    """Return the form that some fields make. Raises FormRefused naming every field that is wrong."""
+    """Return the form that some fields make. Raises FormRefused naming every field that is wrong.
+
+    Only `name`, `email` and `message` can be wrong: the others were neither written nor seen by the visitor.
+    """
     problems: list[FieldProblem] = []
 
-    def text(name: str, most: int, *, lines: bool = False, needed: bool = True) -> str | None:
+    def text(name: str, most: int, *, lines: bool = False) -> str | None:
         value = fields.get(name)
-        if isinstance(value, str):
-            if len(value) <= most and value.isprintable() and (stripped := value.strip()):
-                # What nearly everybody types: no control, no line break, no half of a surrogate pair.
-                return stripped
-            # A control character is one at the ends too, where it would be cut off; and what is too long is too long
-            # with its spaces, as the form's page and the description count it.
-            value = _LINE_BREAKS.sub("\n", value)
-            value = value if _CONTROLS.search(value) or len(value) > most else value.strip()
-        if value is None or value == "":
-            if needed:
-                problems.append(FieldProblem(name, "is missing"))
-            return None
-        wrong = _what_is_wrong(value, most, lines=lines)
+        if value.__class__ is str and len(value) <= most and value.isprintable() and (stripped := value.strip()):
+            # What nearly everybody types: no control, no line break, no half of a surrogate pair.
+            return str(stripped)
+        wrong = None
+        if value is None:
+            value = ""
+        elif value.__class__ is list:
+            value = _only_one(value)
+        if value.__class__ is not str:
+            wrong = "is given more than once" if value.__class__ is list else "must be text"
+        else:
+            # What is too long is too long with its spaces, as the form's page and the description count it.
+            long = len(value := _LINE_BREAKS.sub("\n", value) if lines else _UNSEEN_SPACE.sub(" ", value)) > most
+            value = _seen(value).strip()
+            if not value:
+                wrong = "is missing"
+            elif long:
+                wrong = f"is longer than {most} characters"
+            elif not lines and ("\n" in value or "\r" in value):
+                wrong = "has a line break"
         if wrong:
             problems.append(FieldProblem(name, wrong))
-            return None
-        return str(value)
+        return None if wrong else value
 
+    cut: list[str] = []
     name = text("name", NAME_MAX)
     address = text("email", EMAIL_MAX)
     message = text("message", MESSAGE_MAX, lines=True)
-    form_id = text("form_id", LABEL_MAX, needed=False)
-    source = text("source", LABEL_MAX, needed=False)
-    email = _email(address, problems) if address is not None else None
-    extra = _extra(fields, problems)
+    email = normal_email(address) if address is not None else None
+    if address is not None and email is None:
+        problems.append(FieldProblem("email", "is not an e-mail address"))
     if problems or name is None or email is None or message is None:
         raise FormRefused(422, *problems, typed=typed_of(fields))
+    form_id, source = (_label(fields, field, cut) for field in _LABELS)
     return Form(
-        Contact(name, email, message, extra),
+        Contact(name, email, message, _extra(fields, cut)),
         form_id,
         source or _utm_source(fields),
-        next_url=str(fields[NEXT]).strip() if fields.get(NEXT) else None,
-        trapped=bool(fields.get("_gotcha")),
+        next_url=as_text(fields[NEXT]).strip() if fields.get(NEXT) else None,
+        trapped=_filled(fields.get("_gotcha")),
         took_s=_seconds(fields.get("_seconds")),
     )
 
 
 def typed_of(fields: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return what a person typed, and what a site's form says of itself; not the marks of programs."""
-    names = [name for name in fields if name == NEXT or not name.startswith("_")]
-    return {name: value for name in names if isinstance(value := _as_text(fields[name]), str)}
+    """Return what a person typed, and what a site's form says of itself; not the marks of programs.
+
+    Nothing that cannot be seen: a page must not give back what its reader cannot mend.
+    """
+    names = [name for name in fields if name == NEXT or (name and not name.startswith("_") and not _is_token(name))]
+    return {name: _seen(_LINE_BREAKS.sub("\n", as_text(fields[name]))) for name in names}
+
+
+def _only_one(values: list[Any]) -> Any:
+    """Return the one value of a field that a page has several times, as for screens large and small; else the list."""
+    if len(values) < 2 or not all(value.__class__ is str for value in values):
+        # No form's, but a program's list.
+        return None
+    filled = {stripped for value in values if (stripped := value.strip())}
+    return filled.pop() if len(filled) == 1 else values if filled else ""
+
+
+def _seen(text: str) -> str:
+    """Return a text without control characters, and with a sign for each half of a surrogate pair."""
+    if text.isprintable() or not _UNFIT.search(text):
+        return text
+    return _HALVES.sub("\N{REPLACEMENT CHARACTER}", _CONTROLS.sub("", text))
+
+
+def _label(fields: Mapping[str, Any], name: str, cut: list[str]) -> str | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    text = _line(as_text(value)).strip()
+    if len(text) > LABEL_MAX:
+        cut.append(name)
+    return text[:LABEL_MAX].strip() or None
+
+
+def _line(text: str) -> str:
+    return text if text.isprintable() else _seen(_UNSEEN_SPACE.sub(" ", text).replace("\r", " ").replace("\n", " "))
+
+
+def _filled(value: Any) -> bool:
+    """Say whether a field that people do not see was filled in: once, where the page has it several times."""
+    if value.__class__ is list:
+        return any(_filled(one) for one in value)
+    return bool(value) and value != "0"
 
 
 def _utm_source(fields: Mapping[str, Any]) -> str | None:
@@ -148,88 +226,76 @@ def _seconds(value: Any) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def _email(address: str, problems: list[FieldProblem]) -> str | None:
-    normal = normal_email(address)
-    if normal is None:
-        problems.append(FieldProblem("email", "is not an e-mail address"))
-    return normal
+def _extra(fields: Mapping[str, Any], cut: list[str]) -> dict[str, str]:
+    """Keep the fields we give no meaning to; those that begin with an underscore are for the endpoint itself.
 
-
-def normal_email(address: str) -> str | None:
-    """Return an e-mail address in its normal form; None when it is none. `email_validator` is the judge."""
-    local, _, domain = address.rpartition("@")
-    if not (_PLAIN_LOCAL.fullmatch(local) and domain.isascii()):
-        return _judged(address)
-    # The library leaves such a local part as it is, and domains come again and again: its judgement is remembered.
-    normal = _normal_domain(domain)
-    return None if normal is None else f"{local}@{normal}"
-
-
-@lru_cache(maxsize=4096)
-def _normal_domain(domain: str) -> str | None:
-    address = _judged(f"a@{domain}")
-    return None if address is None else address[2:]
-
-
-def _judged(address: str) -> str | None:
-    try:
-        return str(validate_email(address, check_deliverability=False).normalized)
-    except EmailNotValidError:
-        # Its own text quotes the address.
-        return None
-
-
-def _extra(fields: Mapping[str, Any], problems: list[FieldProblem]) -> dict[str, str]:
-    """Keep the fields we give no meaning to; those that begin with an underscore are for the endpoint itself."""
-    known = ("name", "email", "message", "form_id", "source")
-    names = [name for name in fields if name not in known and not name.startswith("_")]
-    if len(names) > EXTRA_FIELDS_MAX:
-        problems.append(FieldProblem("body", f"has more than {EXTRA_FIELDS_MAX} further fields"))
-        return {}
-    extra = {}
-    for name in names:
-        wrong = _what_is_wrong(name, EXTRA_NAME_MAX) if name else "has no name"
-        value = _as_text(fields[name])
-        wrong = wrong or _what_is_wrong(value, EXTRA_VALUE_MAX, lines=True)
-        if wrong:
-            problems.append(FieldProblem(shown(name), wrong))
-        else:
-            extra[name] = _LINE_BREAKS.sub("\n", value)
+    What is too long is cut, what is too many is not kept, and both is said in further fields of ours.
+    cut: names of fields that were cut before.
+    """
+    extra: dict[str, str] = {}
+    dropped: list[str] = []
+    for name, value in fields.items():
+        if name in _KNOWN or name[:1] == "_" or _is_token(name):
+            continue
+        if not (value.__class__ is str and len(value) <= EXTRA_VALUE_MAX and value.isprintable()):
+            value = _seen(_LINE_BREAKS.sub("\n", as_text(value)))
+            if len(value) > EXTRA_VALUE_MAX:
+                cut.append(name)
+                value = value[:EXTRA_VALUE_MAX]
+        if not (name.isprintable() and 0 < len(name) <= EXTRA_NAME_MAX):
+            name = _line(name)
+            if (
+                not 0 < len(name) <= EXTRA_NAME_MAX
+                or name[0] == "_"
+                or name in _KNOWN
+                or name in fields
+                or name in extra
+            ):
+                dropped.append(name or "?")
+                continue
+        extra[name] = value
+    if len(extra) > EXTRA_FIELDS_MAX:
+        # Those with something in them first.
+        kept = sorted(extra, key=lambda name: not extra[name])[:EXTRA_FIELDS_MAX]
+        dropped += [name for name in extra if extra[name] and name not in kept]
+        extra = {name: extra[name] for name in kept}
+    for mark, names in ((CUT, cut), (DROPPED, dropped)):
+        if names:
+            extra[mark] = ", ".join(map(shown, names))[:EXTRA_VALUE_MAX]
     return extra
 
 
-def _as_text(value: Any) -> Any:
-    """Return a plain value as the text it is written as; lists of plain values too; anything else as it is."""
+def _is_token(name: str) -> bool:
+    name = name.lower()
+    return name in TOKENS or name.startswith(_RECAPTCHA)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as the text it is written as: a list of plain values with commas, what is nested as JSON."""
+    if isinstance(value, str):
+        return value
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return value
-
-
-def _what_is_wrong(value: Any, most: int, *, lines: bool = False) -> str | None:
-    if isinstance(value, list):
-        return "is given more than once"
-    if not isinstance(value, str):
-        return "must be text"
-    if len(value) > most:
-        return f"is longer than {most} characters"
-    if _CONTROLS.search(value):
-        return "has a control character"
-    if not lines and _BREAKS_AND_TABS.search(value):
-        return "has a line break or a tab"
+    if value.__class__ is list and not any(isinstance(one, list | dict) for one in value):
+        return ", ".join(map(as_text, value))
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return "has half of a surrogate pair"
-    return None
+        return _as_json(value)
+    except RecursionError:
+        raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
+
+
+def _as_json(value: Any) -> str:
+    # By hand, since the library writes a number that was kept as it came in quotation marks.
+    if isinstance(value, Number):
+        return value
+    if isinstance(value, dict):
+        members = (f"{json.dumps(name, ensure_ascii=False)}: {_as_json(one)}" for name, one in value.items())
+        return f"{{{', '.join(members)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_json, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def shown(name: str) -> str:
     """Return a field name that came from outside in a form that can be sent back."""
-    cut = name[:EXTRA_NAME_MAX]
-    return _CONTROLS.sub("?", cut).encode("utf-8", "replace").decode("utf-8") or "body"
+    return _line(name)[:EXTRA_NAME_MAX] or "body"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from ingest.body import JSON, MULTIPART, URLENCODED
-from ingest.form import EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_NAME_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
+from ingest.body import JSON, MULTIPART, PAIRS_MAX, URLENCODED
+from ingest.form import CUT, DROPPED, EMAIL_MAX, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, LABEL_MAX, MESSAGE_MAX, NAME_MAX
 from ingest.page import LANGUAGES
 from ingest.problems import PROBLEM_JSON, TITLES
 from ingest.reads import LIMIT_MAX
 from ingest.repeats import KEY_HEADER, KEY_MAX
+from ingest.security import ALWAYS
 from nigredo.api_keys import LEADS_READ
 
 Document = dict[str, Any]
@@ -36,7 +37,7 @@ def _ref(kind: str, name: str) -> Document:
 
 def _headers(*names: str) -> Document:
     """Return headers of an answer, beside those that every answer has."""
-    return {name: _ref("headers", name) for name in ("X-Request-Id", "X-Content-Type-Options", *names)}
+    return {name: _ref("headers", name) for name in ("X-Request-Id", *ALWAYS, *names)}
 
 
 def _problem(status: int, *headers: str) -> Document:
@@ -58,25 +59,17 @@ def _problems(*statuses: int) -> Document:
 
 
 CORS = ("Access-Control-Allow-Origin", "Access-Control-Expose-Headers")
-CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f"
-BREAKS = r"\t\n\r\u2028\u2029"
-SPACES = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""What is cut off at both ends of a field."""
-TEXT = {"type": "string", "pattern": f"^[^{CONTROLS}]*$"}
-LINE = {"type": "string", "pattern": f"^[{SPACES}]*[^{CONTROLS}{BREAKS}]*[{SPACES}]*$"}
-NEEDED_TEXT = {"type": "string", "pattern": f"^[^{CONTROLS}]*[^{CONTROLS}{SPACES}][^{CONTROLS}]*$"}
-NEEDED_LINE = {
-    "type": "string",
-    "pattern": f"^[{SPACES}]*[^{CONTROLS}{SPACES}][^{CONTROLS}{BREAKS}]*[{SPACES}]*$",
-}
+UNSEEN = r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""Space and control characters: removed, or cut off at both ends of a field."""
+TEXT = {"type": "string", "pattern": f"[^{UNSEEN}]"}
+LINE = {"type": "string", "pattern": f"^[{UNSEEN}]*[^{UNSEEN}][^\\n\\r]*[{UNSEEN}]*$"}
 FORM = _object(
     {
-        "name": NEEDED_LINE | {"maxLength": NAME_MAX},
+        "name": LINE | {"maxLength": NAME_MAX},
         "email": {"type": "string", "format": "email", "maxLength": EMAIL_MAX},
-        "message": NEEDED_TEXT | {"maxLength": MESSAGE_MAX},
-        "form_id": LINE | {"type": ["string", "null"], "maxLength": LABEL_MAX, "description": "Which form it was."},
-        "source": LINE
-        | {"type": ["string", "null"], "maxLength": LABEL_MAX, "description": "Where the person came from."},
+        "message": TEXT | {"maxLength": MESSAGE_MAX},
+        "form_id": {"description": f"Which form it was; cut to {LABEL_MAX} characters."},
+        "source": {"description": f"Where the person came from; cut to {LABEL_MAX} characters."},
         "_next": {"description": "Where a browser goes afterwards; its origin must be allowed."},
         "_gotcha": {"description": "Filled in by programs only."},
         "_seconds": {"description": "How long it took to fill the form in; what is no number counts for nothing."},
@@ -84,17 +77,9 @@ FORM = _object(
     required=("name", "email", "message"),
     closed=False,
 ) | {
-    # Names stay as they are: nothing is cut off at their ends.
-    "propertyNames": {"minLength": 1, "maxLength": EXTRA_NAME_MAX, "pattern": f"^[^{CONTROLS}{BREAKS}]*$"},
-    "additionalProperties": {
-        "anyOf": [
-            {"maxLength": EXTRA_VALUE_MAX} | TEXT,
-            {"type": ["number", "boolean", "null"]},
-            {"type": "array", "items": TEXT},
-        ]
-    },
-    "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are kept with the lead. "
-    "Control characters are refused.",
+    "maxProperties": PAIRS_MAX,
+    "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are kept with the lead "
+    f"as text; a longer one is cut and named in `{CUT}`, those that are too many are named in `{DROPPED}`.",
 }
 LEAD = _object(
     {
@@ -200,7 +185,10 @@ HEALTH = _object(
     required=("status", "function", "waiting_for", "log_lines_dropped"),
 )
 HEADERS: Document = {
-    "X-Content-Type-Options": {"description": "Always the same.", "schema": {"const": "nosniff"}},
+    **{
+        name: {"description": "For browsers; of a page for what it needs.", "schema": {"type": "string"}}
+        for name in ALWAYS
+    },
     "Cache-Control": {"description": "Who may keep the answer, and for how long.", "schema": {"type": "string"}},
     "Vary": {"description": "The headers of the request that the answer depends on.", "schema": {"type": "string"}},
     "Location": {"description": "The lead; or where the browser goes.", "schema": {"type": "string"}},
@@ -300,7 +288,11 @@ POST_LEAD: Document = {
             "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS),
             "content": {JSON: {"schema": _object({"id": UUID, "status": {"const": "accepted"}})}},
         },
-        "303": {"description": "Taken.", "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS)},
+        "303": {
+            "description": "Taken.",
+            "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS),
+            "content": {"text/html": HTML},
+        },
         **_problems(400, 403, 408, 413, 415, 422, 429, 500, 503),
     },
 }

@@ -52,6 +52,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "taken": "We have your message and will answer you soon.",
         "another": "Write another one",
         "back": "Back to the form",
+        "back there": "Back to the page you came from",
+        "kept": "Your browser's Back button leads back to what you wrote.",
+        "not yet": "Your message has not been sent yet. Please look it over and send it.",
         "wrong": "Please look at these fields again:",
         "away": "Your message could not be sent: the network is away. Please send it again.",
         "other": "pt",
@@ -69,6 +72,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "taken": "Recebemos sua mensagem e responderemos em breve.",
         "another": "Escrever outra",
         "back": "Voltar ao formulário",
+        "back there": "Voltar à página de onde você veio",
+        "kept": "O botão Voltar do navegador leva de volta ao que você escreveu.",
+        "not yet": "Sua mensagem ainda não foi enviada. Por favor, confira e envie.",
         "wrong": "Por favor, verifique estes campos:",
         "away": "Não foi possível enviar sua mensagem: sem conexão. Por favor, envie de novo.",
         "other": "en",
@@ -80,10 +86,8 @@ PORTUGUESE: Sequence[tuple[str, str]] = (
     (r"is not an e-mail address", "não é um endereço de e-mail"),
     (r"is longer than (\d+) characters", r"tem mais de \1 caracteres"),
     (r"is given more than once", "foi enviado mais de uma vez"),
-    (r"has a control character", "tem um caractere inválido"),
-    (r"has a line break or a tab", "tem uma quebra de linha ou tabulação"),
-    (r"is not UTF-8", "não está em UTF-8"),
-    (r"has half of a surrogate pair", "tem um caractere inválido"),
+    (r"has a line break", "tem uma quebra de linha"),
+    (r"is not UTF-8: check its accented letters", "não está em UTF-8: confira as letras acentuadas"),
     (r"must be text", "precisa ser texto"),
     (r"is a file, and files are not taken", "é um arquivo, e arquivos não são aceitos"),
 )
@@ -131,11 +135,14 @@ def form_page(
     problems: Sequence[FieldProblem] = (),
     *,
     chosen: bool = False,
+    title: str = "",
+    notice: str = "",
 ) -> bytes:
     """Return the form: empty, or with what was typed and what is wrong with it, each beside its field.
 
     typed may hold fields of somebody else's form: those come along unseen, and where something is wrong with them, to
-    be mended. chosen: whether the person asked for this language, so that what follows is in it too.
+    be mended. chosen: whether the person asked for this language, so that what follows is in it too. title and notice:
+    why a form comes back that has nothing wrong in it.
     """
     text, typed = TEXTS[language], typed or {}
     wrong = {problem.field: _told(language, problem.detail) for problem in problems}
@@ -147,6 +154,8 @@ def form_page(
             for field, detail in wrong.items()
         )
         alert = f'<div role="alert" class="wrong" tabindex="-1"><p>{text["wrong"]}</p><ul>{items}</ul></div>\n'
+    elif notice:
+        alert = f'<p role="alert" class="wrong" tabindex="-1">{html.escape(notice)}</p>\n'
 
     def field(name: str, most: int, *, kind: str = "", complete: str = "") -> str:
         field_id = _id_of(shown(name))
@@ -174,7 +183,7 @@ def form_page(
         if shown(name) not in wrong
     )
     content = (
-        f"<h1>{text['form']}</h1>\n<p>{text['lead-in']}</p>\n{alert}"
+        f"<h1>{html.escape(title) or text['form']}</h1>\n<p>{text['lead-in']}</p>\n{alert}"
         f'<form action="/api/leads{_asked(language, chosen)}" method="post" data-away="{text["away"]}">\n'
         + field("name", NAME_MAX, complete=' autocomplete="name"')
         + field("email", EMAIL_MAX, kind=' type="email"', complete=' autocomplete="email"')
@@ -187,7 +196,7 @@ def form_page(
     if not typed:
         other = text["other"]
         content += f'\n<p lang="{other}"><a href="/?lang={other}" hreflang="{other}">{text["in the other"]}</a></p>'
-    return page(language, text["form"], content, script=True)
+    return page(language, title or text["form"], content, script=True)
 
 
 def thanks_page(language: str, *, chosen: bool = False) -> bytes:
@@ -201,15 +210,24 @@ def thanks_page(language: str, *, chosen: bool = False) -> bytes:
 
 
 def error_page(
-    language: str, title: str, detail: str, problems: Sequence[FieldProblem], *, chosen: bool = False
+    language: str,
+    title: str,
+    detail: str,
+    problems: Sequence[FieldProblem],
+    *,
+    chosen: bool = False,
+    sent_from: str | None = None,
 ) -> bytes:
-    """Return what went wrong, and the way back."""
+    """Return what went wrong, and the way back. sent_from: the page of the form that could not be read."""
+    text = TEXTS[language]
     alerts = f'<p role="alert">{html.escape(detail)}</p>\n' if detail else ""
     if problems:
         items = (f"<b>{html.escape(each.field)}</b> {html.escape(_told(language, each.detail))}" for each in problems)
         alerts += f'<ul role="alert">{"".join(f"<li>{item}</li>" for item in items)}</ul>\n'
-    back = f'<a href="/{_asked(language, chosen)}">{TEXTS[language]["back"]}</a>'
-    content = f"<h1>{html.escape(title)}</h1>\n{alerts}<p>{back}</p>"
+    back = f'<p><a href="/{_asked(language, chosen)}">{text["back"]}</a></p>'
+    if sent_from is not None:
+        back = f'<p>{text["kept"]}</p>\n<p><a href="{html.escape(sent_from)}">{text["back there"]}</a></p>'
+    content = f"<h1>{html.escape(title)}</h1>\n{alerts}{back}"
     return page(language, title, content)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ingest.form import FieldProblem
-from ingest.page import error_page
+from ingest.page import error_page, form_page
 
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
@@ -77,11 +77,25 @@ class Problem:
             document["errors"] = [{"field": error.field, "detail": error.detail} for error in self.errors]
         return json.dumps(document).encode()
 
-    def as_page(self, language: str, *, chosen: bool = False) -> bytes:
-        """Return the body for people. chosen: whether the reader asked for this language."""
+    def as_page(
+        self,
+        language: str,
+        *,
+        chosen: bool = False,
+        typed: Mapping[str, str] | None = None,
+        sent_from: str | None = None,
+    ) -> bytes:
+        """Return the body for people. chosen: whether the reader asked for this language.
+
+        typed: what the form held that is not taken, to be sent again from this page. sent_from: where the form is
+        that could not be read.
+        """
         title, detail = self.title, self.detail
         if language == "pt" and self.status in IN_PORTUGUESE:
             title, translated = IN_PORTUGUESE[self.status]
             detail = detail if self.own_words else translated
+        if typed is not None:
+            return form_page(language, typed, chosen=chosen, title=title, notice=detail)
         # What is wrong with each field says it all; the detail would only repeat it.
-        return error_page(language, title, "" if self.errors else detail, self.errors, chosen=chosen)
+        detail = "" if self.errors else detail
+        return error_page(language, title, detail, self.errors, chosen=chosen, sent_from=sent_from)

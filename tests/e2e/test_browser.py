@@ -76,13 +76,14 @@ def site() -> Iterator[Site]:
 class Site:
     def __init__(self) -> None:
         self.page = ""
+        self.charset = "utf-8"
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                content = site.page.encode()
+                content = site.page.encode(site.charset)
                 self.send_response(200)
-                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Type", f"text/html; charset={site.charset}")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -292,3 +293,38 @@ def test_another_sites_form_with_a_field_called_action_is_mended_too(
 
     query = "SELECT extra->>'action' FROM nigredo.leads WHERE name = %s"
     assert eventually(lambda: stack.rows(query, person), within_s=60, what="the lead's row") == [("subscribe",)]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_page_in_another_encoding_costs_no_letter(
+    stack: Stack, browser: webdriver.Chrome, site: Site, person: str, *, told: bool
+) -> None:
+    name, site.charset = f"{person} José", "windows-1252"
+    field = '<input type="hidden" name="_charset_">' if told else ""
+    site.page = f"""<!doctype html><title>Olá</title><form action="{stack.url}/api/leads" method="post">{field}
+        <input name="name"><input name="email"><textarea name="message"></textarea><button>Send</button></form>"""
+    browser.get(f"{site.url}/contact")
+    fill(browser, name=name, email="maria@example.com", message="São 20 €")
+    if not told:
+        WebDriverWait(browser, 60).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "[aria-invalid=true]"))
+        assert browser.find_element(By.NAME, "message").get_attribute("value") == "São 20 €"
+        browser.find_element(By.CSS_SELECTOR, "button").click()
+    WebDriverWait(browser, 60).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
+
+    query = "SELECT message FROM nigredo.leads WHERE name = %s"
+    assert eventually(lambda: stack.rows(query, name), within_s=60, what="the lead's row") == [("São 20 €",)]
+
+
+def test_a_form_without_a_method_is_sent_from_the_page_that_comes_back(
+    stack: Stack, scripted: webdriver.Chrome, site: Site, person: str
+) -> None:
+    site.page = f"""<!doctype html><form action="{stack.url}/api/leads">
+        <input name="name"><input name="email"><textarea name="message"></textarea><button>Send</button></form>"""
+    scripted.get(f"{site.url}/contact")
+    fill(scripted, name=person, email="maria@example.com", message="Hello")
+    WebDriverWait(scripted, 60).until(lambda _: scripted.find_elements(By.CSS_SELECTOR, "[role=alert]"))
+    scripted.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    WebDriverWait(scripted, 60).until(lambda driver: driver.current_url == f"{stack.url}/thanks")
+
+    query = "SELECT count(*) FROM nigredo.leads WHERE name = %s"
+    eventually(lambda: stack.rows(query, person) == [(1,)], within_s=60, what="the lead's row")

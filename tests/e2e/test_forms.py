@@ -251,7 +251,8 @@ class Inputs(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._area:
-            self.fields[self._area] += data
+            # The first line break within a text area is not part of its text.
+            self.fields[self._area] += data.removeprefix("\n")
             self._area = None
 
 
@@ -263,7 +264,7 @@ def test_another_sites_form_that_comes_back_is_sent_again_with_all_it_held(stack
     )
 
     again = Inputs(page.text)
-    again.fields |= {"email": "ana@example.com", "fax": "12"}
+    again.fields |= {"email": "ana@example.com"}
     headers["Referer"] = str(page.url)
     answer = httpx.post(f"{stack.url}{again.action}", data=again.fields, headers=headers)
 
@@ -302,3 +303,76 @@ def test_a_person_may_choose_the_language(stack: Stack) -> None:
 
     assert 'lang="pt"' in chosen.text.partition("<head>")[0]
     assert 'lang="en"' in unknown.text.partition("<head>")[0]
+
+
+def test_a_browsers_form_that_is_not_taken_for_now_comes_back_whole(stack: Stack) -> None:
+    address = any_ipv4_client()
+    fields = form(message="Olá, o que é <isto>?", company="Ltda", _next=f"{SITE}/danke")
+    for _ in range(10):
+        assert post(stack, form(), address).status_code == 202
+
+    limited = post(stack, fields, address, **BROWSER)
+
+    assert limited.status_code == 429
+    assert int(limited.headers["Retry-After"]) > 0
+    page = Inputs(limited.text).fields
+    assert page | fields == page
+    assert "Too many requests" in limited.text
+
+
+def test_a_form_without_a_method_comes_back_to_be_sent_by_post(stack: Stack) -> None:
+    url, fields = f"{stack.url}/api/leads", form(company="Ltda")
+
+    page = httpx.get(url, params=fields, headers=BROWSER)
+    program = httpx.get(url, params=fields)
+
+    assert (page.status_code, program.status_code) == (422, 401)
+    assert Inputs(page.text).fields | fields == Inputs(page.text).fields
+    assert "has not been sent yet" in page.text
+    assert "API key" in httpx.get(url, headers=BROWSER).text
+
+
+def test_a_form_in_plain_text_comes_back_to_be_sent_and_a_scripts_json_is_taken(stack: Stack) -> None:
+    url, headers = f"{stack.url}/api/leads", {"Content-Type": "text/plain;charset=UTF-8"}
+    fields = form()
+
+    page = httpx.post(url, content="".join(f"{n}={v}\r\n" for n, v in fields.items()), headers=BROWSER | headers)
+    beacon = httpx.post(url, content=json.dumps(fields), headers=headers | {"X-Forwarded-For": any_ipv4_client()})
+
+    assert (page.status_code, beacon.status_code) == (415, 202)
+    assert Inputs(page.text).fields | fields == Inputs(page.text).fields
+
+
+def test_what_the_visitor_neither_wrote_nor_sees_costs_no_lead_and_is_marked(stack: Stack) -> None:
+    hidden = {"h-captcha-response": "a" * 2_532, "signature": "s" * 12_000, "utm_content": "c"}
+    answer = post(stack, form(**hidden, **{f"f{n}": "x" for n in range(50)}))
+
+    assert answer.status_code == 202
+    statement = f"SELECT extra FROM nigredo.leads WHERE id = '{answer.json()['id']}'"
+    ((extra,),) = eventually(lambda: stack.rows(statement), within_s=60, what="the lead's row")
+    assert extra["signature"] == "s" * 2_000
+    assert (extra["_cut"], extra["_dropped"]) == ("signature", "f48, f49")
+    assert "h-captcha-response" not in extra
+
+
+def test_every_answer_has_the_headers_that_keep_a_browser_safe(stack: Stack) -> None:
+    answers = [
+        httpx.get(stack.url),
+        httpx.get(f"{stack.url}/nothing", headers=BROWSER),
+        post(stack, form()),
+        post(stack, form(), **BROWSER),
+        post(stack, {}),
+        httpx.get(f"{stack.url}/health"),
+        httpx.get(f"{stack.url}/openapi.json"),
+        httpx.get(f"{stack.url}/nothing"),
+    ]
+    for answer in answers:
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        page = answer.headers["Content-Type"].startswith("text/html")
+        assert ("style-src" in answer.headers["Content-Security-Policy"]) is page
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    kept = httpx.get(stack.url, headers={"If-None-Match": answers[0].headers["ETag"]})
+    assert kept.status_code == 304
+    assert kept.headers["Content-Security-Policy"] == answers[0].headers["Content-Security-Policy"]

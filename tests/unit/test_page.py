@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from ingest.form import FieldProblem
 from ingest.page import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, THANKS, error_page, form_page, language_of
 from ingest.problems import IN_PORTUGUESE, TITLES, Problem
+from ingest.security import page_policy
 
 
 class Elements(HTMLParser):
@@ -108,8 +111,8 @@ def test_an_error_page_holds_no_element_that_was_typed(typed: str) -> None:
 
 
 def test_the_fields_of_another_sites_form_come_back_with_it_and_what_is_wrong_with_them_can_be_mended() -> None:
-    typed = {"name": "Ana", "company": "<Ltda>", "fax": "1\t2", "_next": "https://example.com/"}
-    page = Elements(form_page("en", typed, [FieldProblem("fax", "has a line break or a tab")]))
+    typed = {"name": "Ana", "company": "<Ltda>", "fax": "1\n2", "_next": "https://example.com/"}
+    page = Elements(form_page("en", typed, [FieldProblem("fax", "has a line break")]))
 
     hidden = {tag["name"]: tag["value"] for name, tag in page.tags if name == "input" and tag.get("type") == "hidden"}
     assert hidden == {"company": "<Ltda>", "_next": "https://example.com/"}
@@ -143,6 +146,37 @@ def test_whoever_chose_a_language_stays_in_it(language: str) -> None:
     assert [attributes["hreflang"] for _, attributes in form.tags if "hreflang" in attributes] == [
         other for other in LANGUAGES if other != language
     ]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_form_that_is_not_taken_for_now_comes_back_whole_with_the_reason(language: str) -> None:
+    typed = {"name": "Ana", "email": "ana@example.com", "message": "Oi\ntudo?", "company": "Ltda"}
+    content = Problem(503, "Back <at> noon.", "", own_words=True).as_page(language, typed=typed)
+    page = Elements(content)
+
+    assert page.area == "\nOi\ntudo?"
+    assert page.one("name")["value"] == "Ana"
+    assert [tag["value"] for _, tag in page.tags if tag.get("name") == "company"] == ["Ltda"]
+    assert "Back &lt;at&gt; noon." in content.decode()
+    assert "aria-invalid" not in page.one("name")
+
+
+def test_a_form_that_cannot_be_read_leads_back_to_where_it_is() -> None:
+    page = Elements(Problem(413, "", "").as_page("en", sent_from='https://shop.example/"><b>'))
+
+    assert [tag["href"] for name, tag in page.tags if name == "a"] == ['https://shop.example/"><b>']
+    assert "b" not in {name for name, _ in page.tags}
+
+
+def test_a_page_may_do_what_it_needs_and_be_framed_where_scripts_may_post() -> None:
+    style = FORMS["en", False].content.decode().partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+    assert f"style-src 'sha256-{digest}'" in page_policy(())
+    assert page_policy(()).endswith("frame-ancestors 'none'")
+    assert page_policy(("https://a.example",)).endswith("frame-ancestors 'self' https://a.example")
+    # A redirect to the form's own site would be held to it.
+    assert "form-action" not in page_policy(())
 
 
 def test_errors_are_in_portuguese_but_what_an_operator_wrote() -> None:

@@ -1,0 +1,90 @@
+"""Parts of a multipart/form-data body (RFC 7578) that is in memory as a whole.
+
+Falcon's own reader refuses every `Content-Transfer-Encoding` but one, which Apache HttpClient sends with each part, and
+names of fields that are not UTF-8, which pages in other encodings have.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from falcon import parse_header
+
+from schemas.immutable import immutable
+
+BOUNDARY_MAX = 200
+_DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
+    "base64": binascii.a2b_base64,
+    "quoted-printable": binascii.a2b_qp,
+}
+_IDENTITIES = ("", "7bit", "8bit", "binary")
+
+
+class Malformed(Exception):
+    """The body is not multipart form data."""
+
+
+class UnknownTransferEncoding(Exception):
+    """A part has a `Content-Transfer-Encoding` that does not exist. `name` is the field's, in bytes."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__("unknown Content-Transfer-Encoding")
+        self.name = name
+
+
+@immutable
+class Part:
+    """One field. `charset` is the one its own Content-Type declares."""
+
+    name: bytes
+    data: bytes
+    charset: str | None
+    filename: str | None
+    """None for a field that is no file; empty where no file was chosen."""
+
+
+def parts_of(content_type: str, body: bytes) -> Iterator[Part]:
+    """Yield each part of a body, in order. Raises Malformed or UnknownTransferEncoding."""
+    boundary = parse_header(content_type)[1].get("boundary", "").encode("latin-1", "replace")
+    if not 0 < len(boundary) <= BOUNDARY_MAX:
+        raise Malformed
+    # The first delimiter may stand at the very beginning, where its line break is missing.
+    _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary)
+    for piece in pieces:
+        if piece.startswith(b"--"):
+            return
+        padding, line_break, content = piece.partition(b"\r\n")
+        if not line_break or padding.strip(b" \t"):
+            raise Malformed
+        yield _part_of(content)
+    # Without its closing delimiter a body was cut off somewhere.
+    raise Malformed
+
+
+def _part_of(content: bytes) -> Part:
+    head, blank, data = content.partition(b"\r\n\r\n")
+    if not blank:
+        raise Malformed
+    headers: dict[str, str] = {}
+    for line in head.decode("latin-1").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip().lower()] = value.strip()
+    about = _parameters(headers.get("content-disposition", ""))
+    field = about.get("name", "").encode("latin-1")
+    coding = headers.get("content-transfer-encoding", "").lower()
+    if coding not in _IDENTITIES:
+        if coding not in _DECODERS:
+            raise UnknownTransferEncoding(field)
+        try:
+            data = _DECODERS[coding](data)
+        except binascii.Error:
+            raise Malformed from None
+    charset = _parameters(headers["content-type"]).get("charset") if "content-type" in headers else None
+    return Part(field, data, charset, about.get("filename", about.get("filename*")))
+
+
+def _parameters(header: str) -> Mapping[str, Any]:
+    return parse_header(header)[1]
