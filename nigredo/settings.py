@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+import idna
 
 from nigredo.errors import ConfigurationError
 
@@ -35,13 +37,49 @@ def _text(value: str) -> str:
     return value.strip()
 
 
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
+
+
 def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _Wrong("must be an http:// or https:// URL")
     if parts.username is not None or parts.password is not None:
         raise _Wrong("must not hold a user or a password: it is told in logs and rows")
+    if not value.isprintable() or any(sign in " \\" for sign in value):
+        raise _Wrong("must not hold spaces, backslashes or invisible characters")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise _Wrong("must have a port from 1 to 65535, or none")
+    _check_host(parts.hostname, bracketed="[" in parts.netloc)
     return value
+
+
+def _check_host(host: str, *, bracketed: bool) -> None:
+    """Refuse a host that no client, or not every client, would connect to: it would be found only at a delivery."""
+    if bracketed:
+        IPv6Address(host)
+        return
+    if not host.isascii() or "xn--" in host:
+        # As the HTTP client reads it, and before the rest: some of it becomes digits and dots.
+        try:
+            host = idna.encode(host.lower()).decode() if not host.isascii() else host
+            idna.decode(host)
+        except (idna.IDNAError, UnicodeError):
+            raise _Wrong("must have a host that can be looked up") from None
+    labels = host.removesuffix(".").split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        try:
+            IPv4Address(host)
+        except ValueError:
+            # Clients disagree about the rest: octal, hexadecimal, fewer than four numbers.
+            raise _Wrong("must write an IPv4 address as four decimal numbers, such as 192.0.2.1") from None
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise _Wrong("must have a host that can be looked up")
 
 
 def _base_url(value: str) -> str:

@@ -17,18 +17,21 @@ from schemas.registry import Registry, RegistryUnavailable, SchemaUnknown
 
 log = get_logger()
 
+WRONG_SETTINGS = 2
+"""Exit code of a process whose settings cannot work."""
+
 
 def run_process(component: str, serve: Callable[[Settings], None]) -> int:
     """Read the settings, set up logging, run `serve` until it returns; return the exit code.
 
-    2 for settings that cannot work, told in one line on stderr before there is a log; 1 for anything that a person
-    or a restart must see to.
+    `WRONG_SETTINGS` for settings that cannot work, told in one line on stderr before there is a log; 1 for anything
+    that a person or a restart must see to.
     """
     try:
         settings = Settings.from_environment(os.environ)
     except ConfigurationError as error:
         OUTPUT.write(f"nigredo: {error}\n")
-        return 2
+        return WRONG_SETTINGS
     configure_logging(settings.function(component))
     metrics.start(component, settings)
     try:

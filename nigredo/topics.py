@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -24,6 +25,16 @@ from schemas.topics import TOPICS, TopicSpec, load_schema
 
 COMPATIBILITY = "FULL_TRANSITIVE"
 CALL_TIMEOUT_S = 10.0
+PASSING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError._UNKNOWN_PARTITION,
+)
+"""How a broker answers that has not heard yet what it leads."""
 
 
 def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -> list[str]:
@@ -36,8 +47,9 @@ def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -
     admin = AdminClient(client_config(settings, settings.function("topics")))
     try:
         present = set(admin.list_topics(timeout=CALL_TIMEOUT_S).topics)
-        created = _create(admin, settings, [spec for spec in specs.values() if spec.name not in present])
-        _until_known(admin, specs)
+        missing = [spec for spec in specs.values() if spec.name not in present]
+        created = _create(admin, settings, missing)
+        _until_served(admin, specs, [spec.name for spec in missing])
         return created + _correct(admin, {name: spec for name, spec in specs.items() if name in present})
     except KafkaException as error:
         raise DependencyDown(told(error.args[0])) from error
@@ -68,17 +80,32 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
     return changes
 
 
-def _until_known(admin: AdminClient, names: Collection[str]) -> None:
-    """Wait until the broker tells of every topic: a moment passes between their creation and that."""
+def _until_served(admin: AdminClient, names: Collection[str], fresh: Collection[str]) -> None:
+    """Wait until the broker knows every topic and serves the fresh ones: a moment passes after their creation."""
     deadline = time.monotonic() + CALL_TIMEOUT_S
-    while True:
-        known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
-        missing = [name for name in names if name not in known or known[name].error or not known[name].partitions]
-        if not missing:
-            return
+    while missing := _not_served(admin, names, fresh):
         if time.monotonic() > deadline:
-            raise DependencyDown(f"Kafka does not tell of topics it created: {', '.join(missing)}")
+            raise DependencyDown(f"Kafka does not serve these topics yet: {', '.join(missing)}")
         time.sleep(0.05)
+
+
+def _not_served(admin: AdminClient, names: Collection[str], fresh: Collection[str]) -> list[str]:
+    """Return the topics that are not known, and the fresh ones of which a partition has no leader that answers."""
+    known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
+    missing = [name for name in names if name not in known or known[name].error or not known[name].partitions]
+    if missing or not fresh:
+        return missing
+    end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    asked = {TopicPartition(name, number): end for name in fresh for number in known[name].partitions}
+    unserved = set()
+    for partition, answer in admin.list_offsets(asked, request_timeout=CALL_TIMEOUT_S).items():
+        try:
+            answer.result(CALL_TIMEOUT_S + 2)
+        except KafkaException as error:
+            if error.args[0].code() not in PASSING:
+                raise
+            unserved.add(partition.topic)
+    return sorted(unserved)
 
 
 def _correct(admin: AdminClient, specs: Mapping[str, TopicSpec]) -> list[str]:

@@ -40,7 +40,11 @@ class Registry:
     """A client of one registry. `cache_dir` may be shared by several processes. Safe to use from several threads."""
 
     def __init__(self, url: str, cache_dir: Path, *, timeout_s: float = 5.0) -> None:
-        self._client = httpx.Client(base_url=url + "/", timeout=timeout_s, headers={"Accept": CONTENT_TYPE})
+        # With a transport of its own the client asks no proxy of the environment: the registry is a part of the
+        # installation, and reached directly.
+        self._client = httpx.Client(
+            base_url=url + "/", timeout=timeout_s, headers={"Accept": CONTENT_TYPE}, transport=httpx.HTTPTransport()
+        )
         self._cache_dir = cache_dir
         self._lock = threading.Lock()
         self._not_asked_until = 0.0

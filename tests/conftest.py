@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from nigredo.stack.home import Home
-from nigredo.testing import Stack, running_stack
+from nigredo.testing import Stack, StackDidNotStart, running_stack
 from tests.containers import engine_answers, stack_on_containers
 
 # The machine may be busy with a whole stack: how long an example takes proves nothing.
@@ -23,6 +25,7 @@ settings.load_profile("nigredo")
 SOON_AGAIN = {"WEBHOOK_RETRY_SCHEDULE": "1s,5s" + ",30s" * 40}
 """Where a machine is slow, a lead comes to its fourth attempt while its receiver fails; by default the next is ten
 minutes later."""
+STACK_FAILED = pytest.StashKey[bool]()
 ON_CONTAINERS = os.environ.get("NIGREDO_TEST_STACK") == "testcontainers"
 
 
@@ -32,6 +35,9 @@ def pytest_sessionstart() -> None:
         pytest.exit("NIGREDO_TEST_STACK must be embedded or testcontainers", returncode=4)
     if ON_CONTAINERS and not engine_answers():
         pytest.exit("NIGREDO_TEST_STACK=testcontainers needs a container engine, and none answers here", returncode=4)
+    # What tests talk to is on this machine, whatever proxy its environment names.
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost,::1")))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell without job control starts what is in its background so, and every process here would inherit it:
         # those that a test interrupts would never hear of it.
@@ -55,8 +61,30 @@ def stack() -> Iterator[Stack]:
     if home := os.environ.get("NIGREDO_TEST_HOME"):
         yield Stack(Home.open(Path(home)))
         return
-    with stack_on_containers() if ON_CONTAINERS else running_stack(SOON_AGAIN) as stack:
+    with ExitStack() as ends:
+        try:
+            stack = ends.enter_context(new_stack())
+        except StackDidNotStart as error:
+            warnings.warn(f"the stack is started a second time, the first time it said: {error}", stacklevel=1)
+            stack = ends.enter_context(new_stack())
         yield stack
+
+
+def new_stack() -> AbstractContextManager[Stack]:
+    """Return a stack that is not started yet."""
+    return stack_on_containers() if ON_CONTAINERS else running_stack(SOON_AGAIN)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Let a stack that did not start be one error, and not one for each test that needs it."""
+    try:
+        return (yield)
+    except StackDidNotStart:
+        if item.config.stash.get(STACK_FAILED, False):
+            pytest.skip("the stack did not start: the one error of this run says why")
+        item.config.stash[STACK_FAILED] = True
+        raise
 
 
 @pytest.fixture(scope="session")

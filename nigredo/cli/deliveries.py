@@ -79,10 +79,10 @@ def _part(endpoint: str) -> str:
 def _listener(context: Context, settings: Settings, endpoint: str) -> str | None:
     """Return where the sender tells of itself, when that is known here."""
     from nigredo.stack.embedded import sender_ports
-    from sinks.webhook.endpoint import read_endpoints
+    from sinks.webhook.endpoint import examine_endpoints
 
     home = context.stack()
-    port = sender_ports(home, read_endpoints(settings))[endpoint] if home.exists else settings.health_port
+    port = sender_ports(home, examine_endpoints(settings)[0])[endpoint] if home.exists else settings.health_port
     host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
     return f"http://{host}:{port}" if port else None
 

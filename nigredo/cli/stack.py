@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +22,16 @@ from nigredo.settings import Settings
 from nigredo.stack import control
 from nigredo.stack.home import PORTS, Home, postgres_bin
 
-CONTROL_DEADLINE_S = 5.0
-ACTION_DEADLINE_S = 150.0
+if TYPE_CHECKING:
+    from nigredo.stack.artifacts import Artifacts
+
+CONTROL_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 150.0
+ACTION_DEADLINE_S = 600.0
+"""Longer than the supervisor itself waits for a part."""
+DETACHED_DEADLINE_S = 900.0
+"""Longer than a start takes until it gives up by itself."""
+NOT_ALL_READY = 3
 
 
 @click.command()
@@ -32,10 +42,21 @@ ACTION_DEADLINE_S = 150.0
     "--external", default="", help="Parts that you run yourself at this stack's ports: kafka,registry,postgres"
 )
 @with_context
-def up(context: Context, detach: bool, port_base: int | None, sample: bool, external: str) -> None:
-    """Start the whole stack and keep it running until Ctrl-C."""
+def up(context: Context, detach: bool, port_base: int | None, sample: bool, external: str) -> int:
+    """Start the whole stack and keep it running until Ctrl-C.
+
+    Forms are accepted as soon as Kafka and ingest are ready. Any other part that does not come up is tried again for
+    as long as the stack runs, and `nigredo status` says why.
+
+    \b
+    Exit codes:
+      0    everything became ready (with --detach), or was stopped after forms were accepted
+      1    no form can be accepted; the reason is on stderr, and nothing is left running
+      2    wrong arguments
+      3    with --detach: forms are accepted, and the parts on stderr are not ready; they are tried again
+      130  stopped before forms were accepted
+    """
     from nigredo.stack import artifacts, embedded
-    from nigredo.stack.sample import show_sample
 
     _check_platform()
     home = context.stack(port_base)
@@ -44,29 +65,61 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
         raise ConfigurationError(f"--external knows {', '.join(embedded.EXTERNAL)}, not {', '.join(sorted(unknown))}")
     # Wrong settings are told before anything starts.
     Settings.from_environment(home.part_environment(os.environ, "up"))
-    (home.dir / "run").mkdir(parents=True, exist_ok=True)
-    if detach:
-        with control.owned(home):
-            pass  # Nobody else runs here; told before the download.
-    with download_progress(context.tell) as progress:
-        fetched = artifacts.fetch(artifacts.cache_dir(os.environ), progress)
-    if detach:
-        _start_detached(context, home, external)
-        if sample:
-            show_sample(home, context.tell)
-        context.result(control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S), _addresses(home))
-        return
+    with _disk():
+        home.claim()
+    # Owned from here on, so that the parts are downloaded by one process and `nigredo down` knows of it.
+    with control.owned(home) as owner:
+        with _disk(), download_progress(context.tell) as progress:
+            fetched = artifacts.fetch(artifacts.cache_dir(os.environ), progress)
+        if not detach:
+            with _disk():
+                home.create()
+            return _run(context, home, fetched, given, sample=sample)
+        process, log_file = _detached(home, external, owner)
+    return _until_over(context, home, process, log_file, sample=sample)
 
-    def when_ready() -> None:
-        if sample:
-            show_sample(home, context.tell)
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Say in one line when a file cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NigredoError(f"{where}{error.strerror or error}; when that is mended, type it once more") from error
+
+
+def _run(context: Context, home: Home, fetched: Artifacts, external: Sequence[str], *, sample: bool) -> int:
+    """Run the stack in the foreground."""
+    from nigredo.stack import embedded
+    from nigredo.stack.sample import show_sample
+
+    def when_accepting() -> None:
         context.tell(_addresses(home))
         context.tell("Ctrl-C stops everything; what was taken is kept.")
 
-    with control.owned(home):
-        home.create()
-        running = embedded.run(home, fetched, os.environ, external=given, tell=context.tell, when_ready=when_ready)
-        asyncio.run(running)
+    def when_ready() -> None:
+        if sample:
+            try:
+                show_sample(home, context.tell)
+            except NigredoError as error:
+                print(f"nigredo: {error}", file=sys.stderr, flush=True)
+        when_accepting()
+
+    accepted = asyncio.run(
+        embedded.run(
+            home,
+            fetched,
+            os.environ,
+            external=external,
+            tell=context.tell,
+            when_accepting=when_accepting,
+            when_ready=when_ready,
+        )
+    )
+    if not accepted:
+        raise click.Abort
+    return 0
 
 
 def _check_platform() -> None:
@@ -76,42 +129,78 @@ def _check_platform() -> None:
         raise ConfigurationError("the embedded stack needs Linux with glibc 2.34 or later")
 
 
-def _start_detached(context: Context, home: Home, external: str) -> None:
-    """Start a supervisor of its own session and wait until it says that everything is ready."""
+def _detached(home: Home, external: str, owner: IO[str]) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a supervisor in a session of its own, which owns the home in our place; return it and its log."""
     log_file = home.dir / "logs" / "supervisor.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "up", "--port-base", str(home.port_base)]
     command += ["--external", external] if external else []
-    with log_file.open("wb") as log:
+    with _disk(), log_file.open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(owner.fileno(),),
+            env=os.environ | {control.OWNER: str(owner.fileno())},
         )
+    return process, log_file
+
+
+def _until_over(context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path, *, sample: bool) -> int:
+    """Wait until the start of a detached stack is over, say how it went, and return the exit code."""
+    from nigredo.stack.sample import show_sample
+
+    try:
+        document = _until_settled(context, home, process, log_file)
+    except BaseException:
+        # Ctrl-C too: the thing asked for was a stack that is ready, or none.
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_DEADLINE_S)
+        raise
+    if document["ready"] and sample:
+        show_sample(home, context.tell)
+    context.result(document, _addresses(home))
+    if document["ready"]:
+        return 0
+    for line in not_ready(document):
+        print(f"nigredo: {line}", file=sys.stderr)
+    return NOT_ALL_READY
+
+
+def _until_settled(context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path) -> dict[str, Any]:
+    """Wait for the end of a start and return the status. Raises NigredoError when no form can be accepted."""
     told = 0
-    deadline = time.monotonic() + ACTION_DEADLINE_S
+    deadline = time.monotonic() + DETACHED_DEADLINE_S
     while True:
-        lines = log_file.read_text(encoding="utf-8").splitlines()
         ended = process.poll() is not None
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines[told:]:
-            if "ready after" in line:
+            if " ready after " in line or line.startswith("still waiting"):
                 context.tell(line)
         told = len(lines)
         if ended:
             raise NigredoError(
                 lines[-1].removeprefix("nigredo: ") if lines else f"the supervisor ended; see {log_file}"
             )
-        if _status(home).get("ready"):
-            return
+        # A supervisor that is slow to answer is asked again.
+        with suppress(NigredoError):
+            document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
+            if document["settled"]:
+                return document
         if time.monotonic() > deadline:
-            process.terminate()
-            raise NigredoError(f"the stack is not ready after {ACTION_DEADLINE_S:g} s; see {log_file}")
+            raise NigredoError(f"the start is not over after {DETACHED_DEADLINE_S:g} s; see {log_file}")
         time.sleep(0.1)
 
 
-def _status(home: Home) -> dict[str, Any]:
-    try:
-        return control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
-    except control.NotRunning:
-        return {"ready": False, "parts": {}}
+def not_ready(document: dict[str, Any]) -> list[str]:
+    """Return a line for each part, step and task that is not as it should be."""
+    waiting = document["parts"] | document["steps"]
+    lines = [
+        f"{name} is not ready, it waits: {each['waiting_for']}" for name, each in waiting.items() if each["waiting_for"]
+    ]
+    return [*lines, *document["troubles"]]
 
 
 def _addresses(home: Home) -> str:
@@ -132,8 +221,8 @@ def down(context: Context) -> None:
     ended: list[str] = []
     if (home.dir / "run").is_dir():
         with suppress(control.NotRunning):
-            control.ask(home, {"do": "down"}, deadline_s=ACTION_DEADLINE_S)
-        deadline = time.monotonic() + ACTION_DEADLINE_S
+            control.ask(home, {"do": "down"}, deadline_s=STOP_DEADLINE_S)
+        deadline = time.monotonic() + STOP_DEADLINE_S
         while True:
             try:
                 with control.owned(home):
@@ -142,7 +231,14 @@ def down(context: Context) -> None:
             except control.AlreadyRunning:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.05)
+                # A start that does not listen yet, since it still downloads.
+                with suppress(control.NotRunning):
+                    control.ask(home, {"do": "down"}, deadline_s=STOP_DEADLINE_S)
+                    continue
+                if (owner := control.owner_of(home)) is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(owner, signal.SIGTERM)
+                time.sleep(0.5)
     context.result({"ready": False, "parts": {}, "ended": ended}, "stopped")
 
 
@@ -157,6 +253,10 @@ def status(context: Context) -> int:
         note = part["url"] if part["ready"] else f"waits: {part['waiting_for']}"
         state = "ready" if part["ready"] else "waiting"
         lines.append(f"{name:<{wide}}{state:<10}{part['pid'] or '-':>8}  {part['restarts']:>8}  {note or ''}".rstrip())
+    for name, step in document["steps"].items():
+        if not step["done"]:
+            lines.append(f"{name:<{wide}}{'waiting':<10}{'-':>8}  {'-':>8}  waits: {step['waiting_for']}")
+    lines += document["troubles"]
     context.result(document, "\n".join(lines))
     return 0 if document["ready"] else 1
 

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import socket
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,10 @@ from nigredo.errors import NigredoError
 from nigredo.stack.home import Home
 
 Answer = dict[str, Any]
+OWNER = "NIGREDO_OWNER_FD"
+"""Names the open file by which a process that starts the supervisor hands the home over to it."""
+OWNING_S = 0.5
+"""Longer than a command takes to see whether a home is owned: it holds the lock for a moment."""
 
 
 class NotRunning(NigredoError):
@@ -29,18 +35,42 @@ class AlreadyRunning(NigredoError):
 @contextmanager
 def owned(home: Home) -> Iterator[IO[str]]:
     """Own the home as its one supervisor; the owner's death frees it. Raises AlreadyRunning."""
-    with (home.dir / "run" / "owner").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise AlreadyRunning(
-                f"a stack already runs in {home.dir} (process {file.read().strip()}); `nigredo down` ends it"
-            ) from None
+    given = os.environ.pop(OWNER, None)
+    path = home.dir / "run" / "owner"
+    with path.open("a+", encoding="utf-8") if given is None else os.fdopen(int(given), "a+", encoding="utf-8") as file:
+        if given is None:
+            _lock(home, file)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield file
+
+
+def _lock(home: Home, file: IO[str]) -> None:
+    deadline = time.monotonic() + OWNING_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise AlreadyRunning(
+                    f"a stack already runs in {home.dir} (process {file.read().strip()}); `nigredo down` ends it"
+                ) from None
+        time.sleep(0.02)
+
+
+def owner_of(home: Home) -> int | None:
+    """Return the process that owns the home; None when it belongs to no process."""
+    try:
+        with (home.dir / "run" / "owner").open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0) or None
+    except (FileNotFoundError, ValueError):
+        pass
+    return None
 
 
 async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> asyncio.AbstractServer:
@@ -63,6 +93,9 @@ async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> as
     path = home.dir / "run" / "control"
     path.unlink(missing_ok=True)
     with _short(path) as reachable:
+        if sys.version_info >= (3, 13):
+            # At its end the server would look for the socket under this name, which is gone by then.
+            return await asyncio.start_unix_server(one, reachable, cleanup_socket=False)
         return await asyncio.start_unix_server(one, reachable)
 
 
@@ -80,6 +113,8 @@ def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
             with connection.makefile("rb") as answers:
                 line = answers.readline()
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+            if (owner := owner_of(home)) is not None:
+                raise NotRunning(f"the stack in {home.dir} is about to start (process {owner}); ask again") from None
             raise NotRunning(f"no stack runs in {home.dir}; `nigredo up` starts one") from None
         except TimeoutError:
             raise NigredoError(f"the supervisor in {home.dir} did not answer within {deadline_s:g} s") from None

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nigredo import topics
@@ -25,16 +26,26 @@ from nigredo.stack.part import Part, http_waiting_for
 from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
-from nigredo.stack.supervisor import Step, Supervised, Supervisor, check_ports, end_leftovers
-from sinks.webhook.endpoint import COMPONENT, Endpoint, read_endpoints
+from nigredo.stack.supervised import seen
+from nigredo.stack.supervisor import Step, Supervisor, check_ports, end_leftovers
+from nigredo.startup import WRONG_SETTINGS
+from sinks.webhook.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
 from sinks.webhook.signing import read_secrets
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 600.0
+"""Until forms are accepted. A cold and busy machine takes minutes; nothing but patience helps it."""
+REST_DEADLINE_S = 180.0
+"""How long a start waits for the rest of the parts once forms are accepted; they are tried on afterwards."""
+PART_DEADLINE_S = 300.0
+"""How long `nigredo start PART` waits."""
+PROGRESS_EVERY_S = 15.0
+PROGRESS_POLL_S = 0.1
+GOAL = "ingest"
+INFRASTRUCTURE = ("kafka", "registry", "postgres")
 OWN_GRACE_S = 100.0
 """Longer than the longest request that ingest may still answer."""
-EXTERNAL_POLL_S = 0.2
-EXTERNAL = ("kafka", "registry", "postgres")
-"""The parts that somebody else may run."""
+EXTERNAL = INFRASTRUCTURE
+"""The parts that may be run from outside."""
 Tell = Callable[[str], None]
 
 
@@ -44,24 +55,37 @@ def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
 
 
 def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
-    """Describe the senders of further endpoints, in the order of their settings file."""
-    known = read_endpoints(Settings.from_environment(home.part_environment(environment, "prepare")))
+    """Describe the senders of further endpoints, in the order of their settings file.
+
+    One whose settings are wrong is a part too: it says so, takes its settings as they are at each try, and keeps no
+    other part from its work.
+    """
     parts = []
-    for name, port in sender_ports(home, known).items():
+    for number, (name, port) in enumerate(sender_ports(home, _endpoint_names(home, environment)).items()):
         if name != FIRST_ENDPOINT:
-            _check_secret(known[name])
+            # A name that is none does not become a file's.
+            part = f"{COMPONENT}-{name if NAME.fullmatch(name) else f'misnamed-{number}'}"
             settings = {"WEBHOOK_ENDPOINT": name, "HEALTH_PORT": str(port)}
-            parts.append(_part(home, known[name].part, COMPONENT, port, environment, **settings))
+            parts.append(_sender(home, part, name, port, environment, **settings))
     return parts
 
 
-def _check_secret(endpoint: Endpoint) -> None:
-    """Raise ConfigurationError, before anything starts, for a secret file that the endpoint's sender could not use."""
+def _endpoint_names(home: Home, environment: Mapping[str, str]) -> list[str]:
     try:
-        read_secrets(endpoint.secret_file)
-    except ConfigurationError as error:
-        text = str(error).removeprefix("WEBHOOK_SECRET_FILE: ")
-        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {endpoint.name}: secret_file: {text}") from error
+        return list(examine_endpoints(_settings(home, environment))[0])
+    except ConfigurationError:
+        return []  # The first endpoint's sender says so.
+
+
+def _sender(home: Home, part: str, endpoint: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:
+    def check() -> None:
+        _check_secret(endpoint_of(_settings(home, {**environment, "WEBHOOK_ENDPOINT": endpoint})))
+
+    return replace(_part(home, part, COMPONENT, port, environment, **settings), prepare=check)
+
+
+def _settings(home: Home, environment: Mapping[str, str]) -> Settings:
+    return Settings.from_environment(home.part_environment(environment, "prepare"))
 
 
 def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
@@ -74,6 +98,17 @@ def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
     return {FIRST_ENDPOINT: home.port(COMPONENT)} | ports
 
 
+def _check_secret(endpoint: Endpoint) -> None:
+    """Raise ConfigurationError for a secret file that the endpoint's sender could not use."""
+    try:
+        read_secrets(endpoint.secret_file)
+    except ConfigurationError as error:
+        if endpoint.name == FIRST_ENDPOINT:
+            raise
+        text = str(error).removeprefix("WEBHOOK_SECRET_FILE: ")
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {endpoint.name}: secret_file: {text}") from error
+
+
 def _part(home: Home, name: str, process: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:
     return Part(
         name,
@@ -83,6 +118,7 @@ def _part(home: Home, name: str, process: str, port: int, environment: Mapping[s
         ports=tuple({port, home.health_port(name) or port}),
         url=home.url(name) if name in ("ingest", "fibonacci") else None,
         grace_s=OWN_GRACE_S,
+        refusal=WRONG_SETTINGS,
     )
 
 
@@ -91,29 +127,36 @@ def steps(
 ) -> list[Step]:
     """Return what makes up a stack, each step with what must be there before it.
 
-    external: parts that somebody else runs, at this stack's own addresses: they are waited for, not started.
+    external: parts that are run from outside, at this stack's own addresses: they are waited for, not started.
     """
     as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
 
     def given(part: Part) -> Part | Callable[[], object]:
-        return (lambda: _wait_for(part)) if part.name in external else part
+        return (lambda: _look_at(part)) if part.name in external else part
 
+    needs = {"persister": ("tables", "topics")}
+    senders = [_sender(home, COMPONENT, FIRST_ENDPOINT, home.port(COMPONENT), environment)]
+    senders += endpoint_parts(home, environment)
+    processes = [own_part(home, name, environment) for name in PROCESSES if name != COMPONENT]
     return [
         Step("kafka", given(kafka_part(home, artifacts, environment))),
         Step("postgres", given(postgres_part(home, environment))),
         Step("registry", given(registry_part(home, artifacts, environment)), needs=("postgres",)),
         Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
-        Step("schemas", lambda: topics.ensure_schemas(as_admin), needs=("registry",)),
+        Step("schemas", lambda: topics.ensure_schemas(as_admin, deadline_s=0.0), needs=("registry",)),
         Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("topics", "schemas")),
-        # They wait for the schemas by themselves; meanwhile they load.
-        *(Step(name, own_part(home, name, environment), needs=("tables", "topics")) for name in PROCESSES),
-        *(Step(part.name, part, needs=("tables", "topics")) for part in endpoint_parts(home, environment)),
+        # They wait for the schemas by themselves, and know them from an earlier start: forms are accepted without
+        # PostgreSQL and without the registry.
+        *(
+            Step(part.name, part, needs=needs.get(part.name, ("topics",)), awaits=("schemas",))
+            for part in (*processes, *senders)
+        ),
     ]
 
 
 def _ensure_api_key(settings: Settings, home: Home) -> None:
-    """Let the key that `nigredo env` prints be known, unless somebody revoked or rotated it."""
+    """Make the key that `nigredo env` prints known, unless an operator revoked or rotated it."""
     known = home.dir / "secrets" / "api-key.known"
     if known.exists():
         return
@@ -122,13 +165,10 @@ def _ensure_api_key(settings: Settings, home: Home) -> None:
     known.touch(mode=0o600)
 
 
-def _wait_for(part: Part) -> None:
-    """Wait for a part that somebody else runs. Raises DependencyDown when it does not become ready."""
-    deadline = time.monotonic() + START_DEADLINE_S
-    while (reason := part.waiting_for()) is not None:
-        if time.monotonic() > deadline:
-            raise DependencyDown(f"{part.name}, run by somebody else, is not ready: {reason}")
-        time.sleep(EXTERNAL_POLL_S)
+def _look_at(part: Part) -> None:
+    """Raise DependencyDown when a part that is run from outside is not ready."""
+    if (reason := part.waiting_for()) is not None:
+        raise DependencyDown(f"{part.name}, run from outside, is not ready: {reason}")
 
 
 async def run(
@@ -138,59 +178,80 @@ async def run(
     *,
     external: Collection[str] = (),
     tell: Tell,
+    when_accepting: Callable[[], None],
     when_ready: Callable[[], None],
-) -> None:
-    """Run the stack until it is told to stop by a signal or by `nigredo down`.
+) -> bool:
+    """Run the stack until it is told to stop by a signal or by `nigredo down`; return whether forms were accepted.
 
-    external: as in `steps`. `tell` gets one line a step; `when_ready` runs in a thread once everything is ready. The
-    home must be owned.
-    Raises NigredoError when the stack cannot start; nothing is left running then.
+    external: as in `steps`. `tell` gets one line a step. `when_accepting` is called once forms are accepted and the
+    rest had its time, `when_ready` once everything is ready; both run in a thread. The home must be owned.
+    Raises NigredoError when no form can be accepted; nothing is left running then.
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
         tell(f"ended {name}, left behind by a stack that was killed")
-    supervisor = Supervisor(home, steps(home, artifacts, environment, external))
-    check_ports([supervised.part for supervised in supervisor.parts.values()])
+    supervisor = Supervisor(home, steps(home, artifacts, environment, external), GOAL)
+    check_ports([part.part for name, part in supervisor.parts.items() if name in (*INFRASTRUCTURE, GOAL)])
     stopped = asyncio.Event()
     server = await control.serve(home, lambda request: _answer(supervisor, stop, stopped, request))
-    began = time.monotonic()
-    starting = asyncio.create_task(_start(supervisor, tell, began))
+    supervisor.begin()
+    telling = asyncio.create_task(_tell_progress(supervisor, tell))
+    starting = asyncio.create_task(_start(supervisor, tell, when_accepting, when_ready))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            await asyncio.to_thread(when_ready)
             await stopping
-        else:
-            starting.cancel()
     finally:
-        await asyncio.gather(starting, return_exceptions=True)
+        accepted = supervisor.settled
+        for task in (starting, telling):
+            task.cancel()
+        await asyncio.gather(starting, telling, return_exceptions=True)
         tell("stopping")
         await supervisor.stop()
         stopped.set()
         server.close()
-        # Whoever asked for it hears of it before the process ends.
+        # The command that asked for it gets its answer before the process ends.
         await asyncio.sleep(0.1)
+    return accepted
 
 
-async def _start(supervisor: Supervisor, tell: Tell, began: float) -> None:
-    """Start everything and tell of each part when it is ready."""
+async def _start(
+    supervisor: Supervisor, tell: Tell, when_accepting: Callable[[], None], when_ready: Callable[[], None]
+) -> None:
+    """Wait for each stage of the start and say so."""
+    await supervisor.until_accepting(START_DEADLINE_S)
+    await supervisor.until_settled(REST_DEADLINE_S)
+    if not supervisor.ready:
+        tell("forms are accepted, and these parts are not ready; they are tried again:")
+        for line in supervisor.missing():
+            tell(f"  {line}")
+        await asyncio.to_thread(when_accepting)
+        await seen(lambda: supervisor.ready)
+        tell("everything is ready")
+    await asyncio.to_thread(when_ready)
 
-    async def watch(name: str, part: Supervised) -> None:
-        await part.until_ready(began + START_DEADLINE_S)
+
+async def _tell_progress(supervisor: Supervisor, tell: Tell) -> None:
+    """Tell of each part when it is ready for the first time, and from time to time what the start waits for."""
+    began, told = time.monotonic(), set[str]()
+    quiet_since = began
+    while not supervisor.ready:
+        now = time.monotonic()
+        for name, part in supervisor.parts.items():
+            if part.ready and name not in told:
+                told.add(name)
+                tell(f"{name} ready after {now - began:.1f} s")
+                quiet_since = now
+        if not supervisor.settled and now - quiet_since > PROGRESS_EVERY_S:
+            tell(f"still waiting after {now - began:.0f} s: {'; '.join(supervisor.causes())}")
+            quiet_since = now
+        await asyncio.sleep(PROGRESS_POLL_S)
+    for name in [name for name in supervisor.parts if name not in told]:
         tell(f"{name} ready after {time.monotonic() - began:.1f} s")
-
-    watching = [asyncio.create_task(watch(name, part)) for name, part in supervisor.parts.items()]
-    try:
-        await supervisor.start(START_DEADLINE_S)
-        await asyncio.wait(watching, timeout=1.0)
-    finally:
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
 
 
 async def _answer(
@@ -212,6 +273,6 @@ async def _answer(
                 await part.stop()
             if action != "stop":
                 await part.start()
-                await part.until_ready(time.monotonic() + START_DEADLINE_S)
+                await part.until_ready(PART_DEADLINE_S)
             return supervisor.status()
     raise NigredoError("the supervisor does not know this request")

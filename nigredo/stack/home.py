@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ PORTS = (
     "ingest-metrics",
 )
 """A stack's ports follow each other in this order, beginning with the port base."""
+FOLDERS = ("logs", "run", "state", "secrets", "kafka", "registry")
+"""What a home holds, beside `postgres`, which belongs to its own user."""
 LOOPBACK = "127.0.0.0/8,::1/128"
 DATABASE = "fibonacci"
 ROLES = ("admin", "nigredo_app", "apicurio")
@@ -61,12 +64,38 @@ class Home:
         """Whether a stack was ever started here."""
         return (self.dir / "stack.json").exists()
 
-    def create(self) -> None:
-        """Make the folders and the secrets that are missing, and note the port base."""
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.dir.chmod(0o700)
-        for folder in ("logs", "run", "state", "secrets"):
+    def claim(self) -> None:
+        """Make the folder of a stack, or take one that is there. Raises ConfigurationError where that would do harm.
+
+        A folder that was there before keeps its mode: it may be more than ours. What is ours in it is closed to others.
+        """
+        try:
+            self.dir.mkdir(parents=True, mode=0o700)
+        except FileExistsError:
+            if not self.dir.is_dir():
+                raise ConfigurationError(f"--home: {self.dir} is not a folder") from None
+        if not self.exists:
+            if self.dir.stat().st_mode & stat.S_IWOTH:
+                raise ConfigurationError(f"--home: every user of this machine may write to {self.dir}; choose another")
+            # Secrets may be put there beforehand, such as the passwords of a database that is run from outside.
+            others = {*FOLDERS, "postgres"} - {"secrets"}
+            if taken := sorted(name for name in others if (self.dir / name).exists()):
+                raise ConfigurationError(
+                    f"--home: {self.dir} is not a stack's folder, and has a {taken[0]} of its own; choose another"
+                )
+            self._note_port_base()
+        for folder in FOLDERS:
             (self.dir / folder).mkdir(exist_ok=True)
+            (self.dir / folder).chmod(0o700)
+
+    def _note_port_base(self) -> None:
+        unfinished = self.dir / f"stack.json.{os.getpid()}"
+        unfinished.write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
+        unfinished.replace(self.dir / "stack.json")
+
+    def create(self) -> None:
+        """Make the secrets that are missing, and note the port base. The home must be owned."""
+        self.claim()
         for role in ROLES:
             self._create_secret(f"database-{role}", base64.b64encode(secrets.token_bytes(24)).decode())
         # Standard Webhooks: a secret is 24 to 64 random bytes in base64 after `whsec_`.
@@ -76,7 +105,7 @@ class Home:
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
-        (self.dir / "stack.json").write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
+        self._note_port_base()
 
     def port(self, name: str) -> int:
         """Return the port of a part."""

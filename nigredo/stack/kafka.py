@@ -20,7 +20,7 @@ from nigredo.stack.home import Home
 from nigredo.stack.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.part import READY, Part
 
-FORMAT_TIMEOUT_S = 60
+FORMAT_TIMEOUT_S = 300
 LOGGING = """\
 status = error
 appender.out.type = Console

@@ -28,6 +28,8 @@ class Part:
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
     """How long it may take to end before it is killed."""
+    refusal: int | None = None
+    """The exit code by which it says that its settings cannot work."""
     prefix: Sequence[str] = field(default=())
     """What changes the user before the command runs."""
 

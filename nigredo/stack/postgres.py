@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psycopg
 
-from nigredo.errors import DependencyDown
+from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.stack.home import DATABASE, Home, postgres_bin
 from nigredo.stack.part import READY, Part
 
-BOOTSTRAP_TIMEOUT_S = 60
+BOOTSTRAP_TIMEOUT_S = 300
 ACCESS = """\
 # Every role proves its password, and the superuser of the bootstrap cannot log in at all.
 host  all  admin,nigredo_app,apicurio  127.0.0.1/32  scram-sha-256
@@ -122,21 +122,39 @@ def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
 
 
 def unprivileged_prefix(home: Home) -> list[str]:
-    """Return what to put before a command of PostgreSQL, which refuses to run as root; nothing for anybody else.
+    """Return what to put before a command of PostgreSQL, which refuses to run as root; nothing for any other user.
 
     The unprivileged user often cannot pass the folders above the checkout or the home (`/root` is closed), so it
     keeps one right of root: to read and to pass folders. Its data folder belongs to it.
+    Raises ConfigurationError where that cannot work.
     """
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise DependencyDown("to run PostgreSQL as root needs `setpriv` (Debian: util-linux); or use another user")
+        raise ConfigurationError("to run PostgreSQL as root needs `setpriv` (Debian: util-linux); or use another user")
     account = _account()
-    prefix = [setpriv, f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-    if not (_open_to_all(postgres_bin()) and _open_to_all(home.dir)):
-        prefix += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    return [*prefix, "--"]
+    identity = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    if _open_to_all(postgres_bin()) and _open_to_all(home.dir):
+        return [setpriv, *identity, "--"]
+    for right in ("dac_read_search", "dac_override"):  # Containers often have but the second.
+        # initdb asks the kernel with access(2), which drops the rights of a process whose real user is not root
+        # unless this bit is set.
+        rights = [f"--inh-caps=+{right}", f"--ambient-caps=+{right}", "--securebits=+no_setuid_fixup"]
+        prefix = [setpriv, *rights, *identity, "--"]
+        if _can_run([*prefix, str(postgres_bin() / "initdb"), "--version"]):
+            return prefix
+    raise ConfigurationError(
+        f"PostgreSQL does not run as root, and its user {account.pw_name} cannot pass the folders of {postgres_bin()} "
+        f"and {home.dir}; put both below a folder that everybody may pass, such as /opt, or use another user than root"
+    )
+
+
+def _can_run(command: Sequence[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=BOOTSTRAP_TIMEOUT_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _account() -> pwd.struct_passwd:
@@ -145,7 +163,7 @@ def _account() -> pwd.struct_passwd:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise DependencyDown("to run PostgreSQL as root needs a user `postgres` or `nobody`; or use another user")
+    raise ConfigurationError("to run PostgreSQL as root needs a user `postgres` or `nobody`; or use another user")
 
 
 def _open_to_all(path: Path) -> bool:

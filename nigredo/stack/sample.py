@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import secrets
 import time
-import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
+from nigredo.backoff import Backoff
 from nigredo.errors import NigredoError
 from nigredo.stack.home import Home
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
+POST_TIMEOUT_S = 10.0
 POLL_S = 0.005
 FIELDS = {
     "name": "Ana Sample",
@@ -46,15 +49,21 @@ def show_sample(home: Home, tell: Callable[[str], None]) -> None:
     tell(f"\nA sample lead:\n  {'taken by Kafka':<17}{lead_id}, {ms()}")
     row: tuple[Any, ...] | None = None
     stored = None
-    with psycopg.connect(home.conninfo("admin"), autocommit=True, connect_timeout=2) as database:
-        while row is None or row[5] is None:
-            if time.monotonic() - began > DEADLINE_S:
-                missing = "row" if row is None else "delivery"
-                raise NigredoError(f"the sample lead has no {missing} after {DEADLINE_S:g} s; see {home.dir / 'logs'}")
-            row = database.execute(QUERY, [lead_id]).fetchone()
-            if row is not None and stored is None:
-                stored = ms()
-            time.sleep(POLL_S)
+    while row is None or row[5] is None:
+        if time.monotonic() - began > DEADLINE_S:
+            missing = "row" if row is None else "delivery"
+            raise NigredoError(f"the sample lead has no {missing} after {DEADLINE_S:g} s; see {home.dir / 'logs'}")
+        # A database that is started again meanwhile is asked again.
+        with (
+            suppress(psycopg.OperationalError),
+            psycopg.connect(home.conninfo("admin"), autocommit=True, connect_timeout=2) as database,
+        ):
+            while (row is None or row[5] is None) and time.monotonic() - began <= DEADLINE_S:
+                row = database.execute(QUERY, [lead_id]).fetchone()
+                if row is not None and stored is None:
+                    stored = ms()
+                time.sleep(POLL_S)
+        time.sleep(POLL_S)
     verdict, partition, offset, lead_partition, lead_offset, status_code, _ = row
     tell(f"  {'submission':<17}nigredo.submissions, partition {partition}, offset {offset}: {verdict}")
     tell(f"  {'lead':<17}nigredo.leads, partition {lead_partition}, offset {lead_offset}")
@@ -63,13 +72,25 @@ def show_sample(home: Home, tell: Callable[[str], None]) -> None:
 
 
 def _post(home: Home) -> str:
+    """Post the form and return the lead's id, as often as it takes: the answer may be 503 for a moment."""
     # From a documentation network of its own, so that samples never meet the rate limit.
     client = f"2001:db8:{secrets.randbelow(65536):x}:{secrets.randbelow(65536):x}::1"
-    request = urllib.request.Request(  # noqa: S310 - our own http address
-        home.url("ingest") + "/api/leads",
-        data=json.dumps(FIELDS).encode(),
-        headers={"Content-Type": "application/json", "X-Forwarded-For": client},
-        method="POST",
-    )
-    with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:  # noqa: S310 - our own http address
-        return str(json.load(response)["id"])
+    headers = {"Content-Type": "application/json", "X-Forwarded-For": client}
+    backoff, deadline, reason = Backoff(longest_s=2.0), time.monotonic() + DEADLINE_S, "no answer"
+    while time.monotonic() < deadline:
+        # Not urllib's, which would ask a proxy of the environment.
+        connection = http.client.HTTPConnection("127.0.0.1", home.port("ingest"), timeout=POST_TIMEOUT_S)
+        try:
+            connection.request("POST", "/api/leads", json.dumps(FIELDS), headers)
+            answer = connection.getresponse()
+            if answer.status == http.client.ACCEPTED:
+                return str(json.load(answer)["id"])
+            reason = f"{answer.status} {answer.reason}"
+            if answer.status != http.client.SERVICE_UNAVAILABLE:
+                break
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = type(error).__name__
+        finally:
+            connection.close()
+        time.sleep(backoff.next_wait_s())
+    raise NigredoError(f"the sample lead was not accepted: {reason}; see {home.log_file('ingest')}")

@@ -7,231 +7,108 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown, NigredoError
+from nigredo.errors import ConfigurationError, DependencyDown, NigredoError, StartRefused
 from nigredo.stack.home import Home
 from nigredo.stack.part import Part
+from nigredo.stack.supervised import POLL_STARTING_S, Supervised, describe, identity, seen
 
-POLL_STARTING_S = 0.1
-POLL_READY_S = 2.0
-STABLE_AFTER_S = 30.0
-"""A part that stayed ready this long starts again at once when it dies."""
-GIVE_UP_AFTER = 5
-"""A part that died this often without ever being ready ends the start of the stack."""
 LOG_MAX_BYTES = 64 * 1024 * 1024
 LOG_CHECK_S = 30.0
 LEFTOVER_GRACE_S = 15.0
 
 
 class StartFailed(NigredoError):
-    """The stack did not become ready; the text names the part and its log."""
-
-
-class Supervised:
-    """One part under supervision: its process, its state, and the task that starts it again when it dies."""
-
-    def __init__(self, part: Part, home: Home, threads: ThreadPoolExecutor) -> None:
-        self.part = part
-        self.restarts = 0
-        self.failed_starts = 0
-        self.waiting_for: str | None = "start"
-        self.process: asyncio.subprocess.Process | None = None
-        self._home = home
-        self._threads = threads
-        self._keeper: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id while it runs."""
-        return self.process.pid if self.process and self.process.returncode is None else None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it runs and said at the last look that it is ready."""
-        return self.pid is not None and self.waiting_for is None
-
-    def describe(self) -> dict[str, Any]:
-        """Return its entry in `nigredo status --json`."""
-        waiting_for = self.waiting_for if self._keeper else "stopped by `nigredo stop`"
-        return {
-            "pid": self.pid,
-            "ready": self.ready,
-            "restarts": self.restarts,
-            "waiting_for": None if self.ready else waiting_for or "start",
-            "url": self.part.url,
-        }
-
-    async def start(self) -> None:
-        """Begin to keep it running; nothing to do when that is so."""
-        async with self._turn:
-            if self._keeper is None:
-                self.waiting_for, self.failed_starts = "start", 0
-                self._keeper = asyncio.create_task(self._keep())
-
-    async def stop(self) -> None:
-        """End it, by force when its grace has passed, and do not start it again."""
-        async with self._turn:
-            keeper, self._keeper = self._keeper, None
-            if keeper is not None:
-                keeper.cancel()
-                with suppress(asyncio.CancelledError):
-                    await keeper
-            await self._end_process()
-
-    async def until_ready(self, deadline: float) -> None:
-        """Wait until it is ready. Raises StartFailed past the deadline or when it keeps dying."""
-        while not self.ready:
-            log = self._home.log_file(self.part.name)
-            if self.failed_starts >= GIVE_UP_AFTER:
-                raise StartFailed(f"{self.part.name} died {self.failed_starts} times at its start; see {log}")
-            if time.monotonic() > deadline:
-                raise StartFailed(f"{self.part.name} is not ready in time, it waits for: {self.waiting_for}; see {log}")
-            await asyncio.sleep(POLL_STARTING_S / 2)
-
-    async def _keep(self) -> None:
-        """Run the process again and again."""
-        backoff = Backoff(first_s=0.2, longest_s=10.0)
-        while True:
-            ready_for_s = 0.0
-            try:
-                await self._in_thread(self.part.prepare or (lambda: None))
-                ready_for_s = await self._watch(await self._spawn())
-            except (NigredoError, OSError, subprocess.TimeoutExpired) as error:
-                self.waiting_for = str(error)
-            self._end_group()
-            if ready_for_s == 0:
-                self.failed_starts += 1
-            if ready_for_s >= STABLE_AFTER_S:
-                backoff.reset()
-            self.restarts += 1
-            await asyncio.sleep(backoff.next_wait_s())
-
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        self.waiting_for = "start"
-        with self._home.log_file(self.part.name).open("ab") as log:
-            spawning = asyncio.ensure_future(
-                asyncio.create_subprocess_exec(
-                    *self.part.prefix,
-                    *self.part.command,
-                    env=dict(self.part.environment),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # Its own group: a Ctrl-C on the terminal is for the supervisor, which ends the parts in order.
-                    start_new_session=True,
-                )
-            )
-            try:
-                self.process = await asyncio.shield(spawning)
-            except asyncio.CancelledError:
-                # It exists by now or will in a moment; whoever cancelled us ends it, so it must be known.
-                self.process = await spawning
-                raise
-        (self._home.dir / "run" / f"{self.part.name}.pid").write_text(_identity(self.process.pid), encoding="utf-8")
-        return self.process
-
-    async def _watch(self, process: asyncio.subprocess.Process) -> float:
-        """Look after the process until it ends; return for how long it was ready, in seconds."""
-        ended = asyncio.create_task(process.wait())
-        ready_since: float | None = None
-        try:
-            while not ended.done():
-                self.waiting_for = await self._in_thread(self.part.waiting_for)
-                if self.waiting_for is None and ready_since is None and not ended.done():
-                    ready_since, self.failed_starts = time.monotonic(), 0
-                await asyncio.wait({ended}, timeout=POLL_READY_S if self.ready else POLL_STARTING_S)
-        finally:
-            ended.cancel()
-        self.waiting_for = f"a new start: it ended with {process.returncode}"
-        return 0.0 if ready_since is None else time.monotonic() - ready_since
-
-    async def _end_process(self) -> None:
-        if self.process is None:
-            return
-        if self.process.returncode is None:
-            self.process.send_signal(self.part.stop_signal)
-            try:
-                await asyncio.wait_for(self.process.wait(), self.part.grace_s)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
-        self._end_group()
-        self.waiting_for = "start"
-        (self._home.dir / "run" / f"{self.part.name}.pid").unlink(missing_ok=True)
-
-    def _end_group(self) -> None:
-        """End whatever the process left behind in its group, such as a server's workers: they hold its port."""
-        if self.process is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    """No form can be accepted; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the start: a part, or work to be done once, such as creating the topics. `needs` names others."""
+    """One step of the start: a part, or work to be done once, such as creating the topics.
+
+    It begins when the steps in `needs` are done; those in `awaits` it may have to wait for by itself.
+    """
 
     name: str
     what: Part | Callable[[], object]
     needs: Sequence[str] = ()
+    awaits: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one step is."""
+
+    done: asyncio.Event
+    reason: str | None = None
+    refused: bool = False
 
 
 class Supervisor:
-    """All parts of one stack. Steps begin as soon as what they need is ready, and end in the reverse order."""
+    """All parts of one stack. Steps begin as soon as what they need is ready, and end in the reverse order.
 
-    def __init__(self, home: Home, steps: Sequence[Step]) -> None:
+    No answer of a part ends a step: whatever may pass is tried again with back-off. Forms are accepted once `goal`
+    and what it needs are ready; the rest is tried for as long as the stack runs.
+    """
+
+    def __init__(self, home: Home, steps: Sequence[Step], goal: str) -> None:
         self._home = home
         self._steps = steps
+        self._goal = goal
+        self._needed = needed_by(steps, goal)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="supervisor")
+        self._progress = {step.name: _Progress(asyncio.Event()) for step in steps}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._log_trouble: str | None = None
+        self.settled = False
+        """Whether the start is over: forms are accepted, and the rest is ready or had its time."""
         self.parts: Mapping[str, Supervised] = {
             step.name: Supervised(step.what, home, self._threads) for step in steps if isinstance(step.what, Part)
         }
-        self._logs = asyncio.create_task(self._bound_logs())
-        self.started = False
 
-    async def start(self, deadline_s: float) -> None:
-        """Bring everything up.
+    def begin(self) -> None:
+        """Begin with every step. Returns at once."""
+        for step in self._steps:
+            self._tasks[step.name] = asyncio.create_task(self._take(step), name=step.name)
+        self._tasks["log bounds"] = asyncio.create_task(self._bound_logs(), name="log bounds")
 
-        Raises StartFailed when a part does not become ready, and whatever the work between the parts raises.
-        """
+    async def until_accepting(self, deadline_s: float) -> None:
+        """Wait until forms are accepted. Raises StartFailed past the deadline, or for what no waiting cures."""
         deadline = time.monotonic() + deadline_s
-        done = {step.name: asyncio.Event() for step in self._steps}
+        while not self.accepting:
+            for name in self._needed:
+                part, progress = self.parts.get(name), self._progress[name]
+                if progress.refused or (part is not None and part.refused):
+                    log = f"; see {self._home.log_file(name)}" if part is not None else ""
+                    raise StartFailed(f"{name}: {self._reason(name)}{log}")
+            if time.monotonic() > deadline:
+                raise StartFailed(
+                    f"no form can be accepted after {deadline_s:g} s, waiting for: {'; '.join(self.causes())}. "
+                    "Type it once more: downloads, caches and data are kept. "
+                    f"The logs are in {self._home.dir / 'logs'}"
+                )
+            await asyncio.sleep(POLL_STARTING_S / 2)
 
-        async def take(step: Step) -> None:
-            for needed in step.needs:
-                await done[needed].wait()
-            if isinstance(step.what, Part):
-                await self.parts[step.name].start()
-                await self.parts[step.name].until_ready(deadline)
-            else:
-                await asyncio.get_running_loop().run_in_executor(self._threads, step.what)
-            done[step.name].set()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for step in self._steps:
-                    group.create_task(take(step))
-        except ExceptionGroup as errors:
-            # The first one cancelled the others.
-            raise errors.exceptions[0] from None
-        self.started = True
+    async def until_settled(self, deadline_s: float) -> None:
+        """Wait until everything is ready, or a person must look at all that is not, or the deadline passed."""
+        await seen(lambda: self.ready or self._in_trouble(), time.monotonic() + deadline_s)
+        self.settled = True
 
     async def stop(self) -> None:
         """End every part once all that need it have ended."""
-        self._logs.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         ended = {step.name: asyncio.Event() for step in self._steps}
 
         async def end(step: Step) -> None:
@@ -243,23 +120,138 @@ class Supervisor:
             ended[step.name].set()
 
         await asyncio.gather(*(end(step) for step in self._steps))
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        # A step that is under way ends by its own deadlines; until then this home belongs to us.
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether forms are accepted."""
+        done = all(self._progress[name].done.is_set() for name in self._needed)
+        return done and (self._goal not in self.parts or self.parts[self._goal].ready)
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is."""
+        done = all(progress.done.is_set() for progress in self._progress.values())
+        return done and all(part.ready for part in self.parts.values()) and not self._troubles()
+
+    def missing(self) -> list[str]:
+        """Return a line for each part and step that is not ready."""
+        reasons = {step.name: self._reason(step.name) for step in self._steps}
+        return [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None] + self._troubles()
+
+    def causes(self) -> list[str]:
+        """Return a line for each part and step that is not ready although what it needs is."""
+        begun = [step.name for step in self._steps if all(self._progress[need].done.is_set() for need in step.needs)]
+        return [f"{name}: {reason}" for name in begun if (reason := self._reason(name)) is not None]
 
     def status(self) -> dict[str, Any]:
         """Return what `nigredo status --json` prints."""
-        parts = {name: supervised.describe() for name, supervised in self.parts.items()}
-        return {"ready": self.started and all(part["ready"] for part in parts.values()), "parts": parts}
+        parts = {name: part.describe() | {"waiting_for": self._reason(name)} for name, part in self.parts.items()}
+        steps = {
+            name: {"done": progress.done.is_set(), "waiting_for": self._reason(name)}
+            for name, progress in self._progress.items()
+            if name not in self.parts
+        }
+        return {
+            "ready": self.ready,
+            "accepting": self.accepting,
+            "settled": self.settled,
+            "parts": parts,
+            "steps": steps,
+            "troubles": self._troubles(),
+        }
+
+    def _in_trouble(self) -> bool:
+        """Whether waiting for what is not ready helps no more."""
+        troubled = {name for name, progress in self._progress.items() if progress.refused}
+        troubled |= {name for name, part in self.parts.items() if part.in_trouble}
+        for step in self._steps:  # Each comes after what it needs.
+            if troubled.intersection((*step.needs, *step.awaits)) and self._reason(step.name) is not None:
+                troubled.add(step.name)
+        waiting = {step.name for step in self._steps if self._reason(step.name) is not None}
+        return bool(troubled) and waiting <= troubled
+
+    def _reason(self, name: str) -> str | None:
+        """Return what a part or a step waits for; None when it is ready."""
+        part, progress = self.parts.get(name), self._progress[name]
+        if part is not None and part.begun:
+            return part.reason
+        if progress.done.is_set():
+            return None
+        needs = next(step.needs for step in self._steps if step.name == name)
+        missing = [need for need in needs if not self._progress[need].done.is_set()]
+        return ", ".join(missing) if missing else progress.reason or "start"
+
+    def _troubles(self) -> list[str]:
+        """Return a line for each task of the supervisor's own that does not do its work."""
+        ended = [
+            name for name, task in self._tasks.items() if task.done() and not task.cancelled() and task.exception()
+        ]
+        lines = [f"supervision of {name} ended by {type(self._tasks[name].exception()).__name__}" for name in ended]
+        return lines + ([f"logs are not bounded: {self._log_trouble}"] if self._log_trouble else [])
+
+    async def _take(self, step: Step) -> None:
+        for needed in step.needs:
+            await self._progress[needed].done.wait()
+        progress = self._progress[step.name]
+        if isinstance(step.what, Part):
+            part = self.parts[step.name]
+            if not part.stopped:
+                await part.start()
+            await seen(lambda: part.ready)
+        else:
+            await self._work(step.what, progress)
+        progress.done.set()
+
+    async def _work(self, work: Callable[[], object], progress: _Progress) -> None:
+        """Do the work of a step, as often as it takes."""
+        backoff = Backoff(first_s=0.2, longest_s=5.0)
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            except Exception as error:
+                # Of many kinds: what a library says while a part comes up is no promise of it.
+                progress.reason = describe(error)
+                progress.refused = isinstance(error, (ConfigurationError, StartRefused))
+                await asyncio.sleep(backoff.next_wait_s())
+            else:
+                progress.reason, progress.refused = None, False
+                return
 
     async def _bound_logs(self) -> None:
         """Keep each log at a bounded size: the older half of what is kept is in `{part}.log.1`."""
         while True:
+            trouble = None
             for name in self.parts:
-                log = self._home.log_file(name)
-                if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
-                    # Copied and cut, since the process keeps its file open; it appends, so it goes on at the start.
-                    await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
-                    os.truncate(log, 0)
+                try:
+                    await asyncio.to_thread(_bound, self._home.log_file(name))
+                except OSError as error:
+                    trouble = f"{name}: {describe(error)}"
+            self._log_trouble = trouble
             await asyncio.sleep(LOG_CHECK_S)
+
+
+def _bound(log: Path) -> None:
+    """Begin a log that has become too long again. Raises OSError where there is no room to keep what it held."""
+    if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
+        try:
+            # Copied and cut, since the process keeps its file open; it appends, so it goes on at the start.
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+        finally:
+            # On a full disk too: a log that keeps growing is what fills it.
+            os.truncate(log, 0)
+
+
+def needed_by(steps: Sequence[Step], goal: str) -> list[str]:
+    """Return the goal and everything it needs, in the order of the steps."""
+    needs, found, open_ = {step.name: step.needs for step in steps}, set[str](), [goal]
+    while open_:
+        name = open_.pop()
+        if name not in found:
+            found.add(name)
+            open_ += needs[name]
+    return [step.name for step in steps if step.name in found]
 
 
 def end_leftovers(home: Home) -> list[str]:
@@ -269,9 +261,9 @@ def end_leftovers(home: Home) -> list[str]:
     """
     ended = []
     for file in sorted((home.dir / "run").glob("*.pid")):
-        pid, _, _ = (identity := file.read_text(encoding="utf-8")).partition(" ")
+        pid, _, _ = (written := file.read_text(encoding="utf-8")).partition(" ")
         with suppress(psutil.NoSuchProcess, ValueError):
-            if _identity(int(pid)) == identity:
+            if identity(int(pid)) == written:
                 process = psutil.Process(int(pid))
                 for number in (signal.SIGINT if file.stem == "postgres" else signal.SIGTERM, signal.SIGKILL):
                     process.send_signal(number)
@@ -308,8 +300,3 @@ def check_ports(parts: Sequence[Part]) -> None:
                     raise DependencyDown(
                         f"port {port}, for {part.name}, is in use by another program; end it or choose --port-base"
                     ) from error
-
-
-def _identity(pid: int) -> str:
-    """Return what tells this process from every other: its id and when it started."""
-    return f"{pid} {psutil.Process(pid).create_time()}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,16 @@ def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
 
     Raises ConfigurationError with every problem of the settings file.
     """
+    found, problems = examine_endpoints(settings)
+    _refuse([problem for of_one in problems.values() for problem in of_one])
+    return found
+
+
+def examine_endpoints(settings: Settings) -> tuple[Mapping[str, Endpoint], Mapping[str, Sequence[str]]]:
+    """Return every endpoint by its name, as far as it can be read, and what is wrong with each.
+
+    Raises ConfigurationError for a settings file that cannot be read at all.
+    """
     first = Endpoint(
         name=FIRST_ENDPOINT,
         url=settings.webhook_url,
@@ -88,37 +98,40 @@ def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
         enabled=True,
         start=BEGINNING,
     )
-    found, problems = {FIRST_ENDPOINT: first}, []
+    found, problems = {FIRST_ENDPOINT: first}, dict[str, list[str]]()
     for name, given in _tables(settings.webhook_endpoints_file).items():
-        wrong, endpoint = _parsed(name, given, first)
-        problems += wrong
-        found[name] = endpoint
+        problems[name], found[name] = _parsed(name, given, first)
     owners: dict[Path, str] = {}
     for name, endpoint in found.items():
         owner = owners.setdefault(endpoint.secret_file, name)
         if owner != name:
-            problems.append(f"{name}: has the secret_file of {owner}; a receiver could pass for another")
-    if problems:
-        raise ConfigurationError(*(f"WEBHOOK_ENDPOINTS_FILE: {problem}" for problem in problems))
-    return found
+            text = f"{name}: has the secret_file of {owner}; a receiver could pass for another"
+            problems.setdefault(name, []).append(text)
+    return found, problems
 
 
 def endpoint_of(settings: Settings) -> Endpoint:
     """Return the endpoint that this process is for. Raises ConfigurationError."""
-    found = read_endpoints(settings)
-    if settings.webhook_endpoint not in found:
-        raise ConfigurationError(
-            f"WEBHOOK_ENDPOINT: there is no endpoint {settings.webhook_endpoint!r}; there is {', '.join(found)}"
-        )
-    return found[settings.webhook_endpoint]
+    return _one(settings, settings.webhook_endpoint, "WEBHOOK_ENDPOINT: there is no endpoint {name!r}; there is {all}")
 
 
 def named(settings: Settings, name: str) -> Endpoint:
     """Return an endpoint that a person named. Raises ConfigurationError."""
-    found = read_endpoints(settings)
+    return _one(settings, name, "there is no endpoint {name}; there is {all}")
+
+
+def _one(settings: Settings, name: str, unknown: str) -> Endpoint:
+    """Return one endpoint, whatever is wrong with the others."""
+    found, problems = examine_endpoints(settings)
     if name not in found:
-        raise ConfigurationError(f"there is no endpoint {name}; there is {', '.join(found)}")
+        raise ConfigurationError(unknown.format(name=name, all=", ".join(found)))
+    _refuse(problems.get(name, ()))
     return found[name]
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigurationError(*(f"WEBHOOK_ENDPOINTS_FILE: {problem}" for problem in problems))
 
 
 def _tables(file: Path | None) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 from nigredo.stack.embedded import endpoint_parts, sender_ports
 from nigredo.stack.home import PORTS, Home
+from nigredo.stack.part import Part
 from sinks.webhook.endpoint import endpoint_of
 from sinks.webhook.signing import Secret, write_secrets
 
@@ -49,12 +50,43 @@ def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) 
     assert {part.command[-1] for part in parts} == {"webhook-sender"}
 
 
-def test_a_secret_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_a_further_endpoint_with_wrong_settings_is_a_part_that_says_so_and_the_others_go_on(tmp_path: Path) -> None:
     file = settings_file(tmp_path)
     (tmp_path / "erp").unlink()
+    text = file.read_text()
+    file.write_text(text.replace("https://crm.example.com/hook", "http://0177.0.0.1/x"))
 
+    crm, erp = endpoint_parts(Home(tmp_path / "home", 8080), {"WEBHOOK_ENDPOINTS_FILE": str(file)})
+
+    with pytest.raises(
+        ConfigurationError, match=r"WEBHOOK_ENDPOINTS_FILE: crm: url must write an IPv4 address as four"
+    ):
+        prepare(crm)
     with pytest.raises(ConfigurationError, match=r"WEBHOOK_ENDPOINTS_FILE: erp: secret_file: .*cannot be read"):
-        endpoint_parts(Home(tmp_path / "home", 8080), {"WEBHOOK_ENDPOINTS_FILE": str(file)})
+        prepare(erp)
+    file.write_text(text)
+    prepare(crm)
+
+
+def test_a_name_that_is_none_is_a_part_that_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "endpoints.toml"
+    file.write_text('[endpoints."../x"]\nurl = "https://x.example"\nsecret_file = "/s"\nstart = "now"\n')
+
+    (part,) = endpoint_parts(Home(tmp_path / "home", 8080), {"WEBHOOK_ENDPOINTS_FILE": str(file)})
+
+    assert part.name == "webhook-sender-misnamed-1"
+    with pytest.raises(ConfigurationError, match="a name is at most 32"):
+        prepare(part)
+
+
+def test_a_file_that_cannot_be_read_stops_no_other_part(tmp_path: Path) -> None:
+    assert endpoint_parts(Home(tmp_path / "home", 8080), {"WEBHOOK_ENDPOINTS_FILE": str(tmp_path / "none")}) == []
+
+
+def prepare(part: Part) -> None:
+    """Do what its supervisor does before each start."""
+    assert part.prepare is not None
+    part.prepare()
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
