@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import html
 import re
 import unicodedata
+from collections.abc import Collection
 from urllib.parse import unquote_plus
 
 from schemas.events import Lead
@@ -21,14 +23,17 @@ NAME_LEAST, OTHER_LEAST, WHOLE_LEAST = 2, 3, 4
 number of short words must be, is longer."""
 
 
-def excerpt_of(answer: bytes, lead: Lead) -> str | None:
+def excerpt_of(answer: bytes, lead: Lead, *, charset: str | None = None, secrets: Collection[str] = ()) -> str | None:
     """Return the beginning of an answer as text, every word masked that the lead says too; None without any.
 
     Word by word, since receivers quote what they got in parts, in other letter case, escaped and cut off.
+    charset: what the answer says of itself. secrets: of the receiver's URL, which error pages quote; masked as well.
     """
     if not answer:
         return None
-    text = _unescaped(answer[:READ_FOR_EXCERPT_BYTES].decode("utf-8", "replace"))
+    text = _unescaped(_decoded(answer[:READ_FOR_EXCERPT_BYTES], charset))
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = re.sub(re.escape(secret), MASK, text, flags=re.IGNORECASE)
     contact = lead.contact
     private = _words(contact.name, NAME_LEAST)
     others = {
@@ -46,6 +51,17 @@ def excerpt_of(answer: bytes, lead: Lead) -> str | None:
     if len(answer) > READ_FOR_EXCERPT_BYTES and len(cut) == len(masked):
         cut = _LAST_WORD.sub("", cut)
     return cut or None
+
+
+def _decoded(answer: bytes, charset: str | None) -> str:
+    if answer.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        charset = "utf-16"
+    try:
+        text = answer.decode(charset or "utf-8", "replace")
+    except (LookupError, ValueError):
+        text = answer.decode("utf-8", "replace")
+    # Else UTF-16 that does not say so is a row of single letters, none of them a word of the lead's.
+    return text.replace("\0", "")
 
 
 def _unescaped(text: str) -> str:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 from nigredo import metrics
@@ -25,6 +24,7 @@ from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
 from sinks.webhook.counting import count_attempt
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.endpoint import COMPONENT, Endpoint
+from sinks.webhook.receiver_url import shown_url
 from sinks.webhook.retry import DELIVERED, REFUSED, delay_for
 from sinks.webhook.watermark import Place
 
@@ -67,8 +67,7 @@ class AttemptLog:
         self._publisher = publisher
         # Not the pool that everybody shares: the log may be slow, and there the registry is asked too.
         self._threads = ThreadPoolExecutor(LOADS_MAX, thread_name_prefix="past")
-        # Without its query, where some receivers want their token.
-        self._told_url = urlunsplit(urlsplit(endpoint.url)._replace(query="", fragment=""))
+        self._shown_url = shown_url(endpoint.url)
 
     async def put_on_record(self, lead: Lead, case: Case, attempt: Attempt, *, dead: bool) -> None:
         """Log an attempt and return once Kafka has it: what is not on record may be sent again."""
@@ -76,7 +75,7 @@ class AttemptLog:
             id=uuid4(),
             lead_id=lead.id,
             endpoint=self._endpoint.name,
-            webhook_url=self._told_url,
+            webhook_url=self._shown_url,
             attempt=case.number,
             sent_at=attempt.sent_at,
             duration_ms=attempt.duration_ms,

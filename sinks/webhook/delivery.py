@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import errno
-import os
-import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
-import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from nigredo.clock import utc_now
 from nigredo.settings import Network
 from schemas.events import Lead
-from sinks.webhook.addresses import is_refused
 from sinks.webhook.answer import READ_FOR_EXCERPT_BYTES, excerpt_of
+from sinks.webhook.connection import ANSWERING, CONNECTING, CURRENT, RESOLVING, Exchange, make_session
+from sinks.webhook.failure import ADDRESS_REFUSED, describe
+from sinks.webhook.receiver_url import secrets_of
 from sinks.webhook.request import body_of, headers_of
 from sinks.webhook.retry import BLOCKED, DELIVERED, REFUSED, RETRY
 
 ANSWER_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 24 * 3600.0
 RETRYABLE = frozenset({408, 425, 429})
-KEEP_ALIVE_S = 30.0
-
-
-ADDRESS_REFUSED = "refused to connect: the receiver's address is not public (see WEBHOOK_ALLOWED_NETWORKS)"
-
-
-class AddressRefused(OSError):
-    """The receiver's name leads to an address that nothing may be sent to."""
-
-    def __init__(self) -> None:
-        # One text for all addresses of a name: then the client passes this very error on.
-        super().__init__(errno.EACCES, ADDRESS_REFUSED)
+UNTIL_DEADLINE = {
+    RESOLVING: "the receiver's name was not resolved",
+    CONNECTING: "no connection",
+    ANSWERING: "no whole answer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +46,27 @@ class Attempt:
     answer_excerpt: str | None = None
 
 
+class Answer:
+    """What is kept of an answer, as far as it came."""
+
+    def __init__(self) -> None:
+        self.retry_after_s = 0.0
+        self.beginning = b""
+        self.charset: str | None = None
+
+    async def read(self, response: httpx.Response) -> None:
+        """Read the answer to its end, so that the connection can be used again; a long one is cut off instead."""
+        self.charset = response.charset_encoding
+        # Nothing is unpacked: a few bytes may become gigabytes. A person cannot read it as it is.
+        readable, size = response.headers.get("content-encoding", "identity").strip().lower() == "identity", 0
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if readable and len(self.beginning) <= READ_FOR_EXCERPT_BYTES:
+                self.beginning += chunk
+            if size > ANSWER_MAX_BYTES:
+                break
+
+
 class Deliverer:
     """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`.
 
@@ -62,29 +74,25 @@ class Deliverer:
     what is signed goes where it was sent.
     """
 
-    def __init__(self, url: str, *, connections_max: int, allowed: Sequence[Network] = ()) -> None:
-        """allowed: networks that the receiver may be in although they are not public."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections_max: int,
+        allowed: Sequence[Network] = (),
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """allowed: networks that the receiver may be in although they are not public.
+
+        ssl_context: None for the usual authorities.
+        """
         self._url = httpx.URL(url)
+        self._secrets = secrets_of(url)
+        self._connections_max = connections_max
         # Without httpx's client: what that does for cookies, redirects and authentication is what is not wanted here,
         # and took a third of the time.
-        self._transport = AiohttpTransport(trust_env=False)
-
-        def guarded(info: tuple[Any, ...]) -> socket.socket:
-            # Here, after the name was resolved: a literal in the URL passes no resolver, and a name may change.
-            family, kind, protocol, _, address = info
-            if is_refused(address[0], allowed):
-                raise AddressRefused
-            return socket.socket(family, kind, protocol)
-
-        connector = aiohttp.TCPConnector(
-            limit=connections_max,
-            keepalive_timeout=KEEP_ALIVE_S,
-            ssl=self._transport.ssl_context,
-            socket_factory=guarded,
-        )
-        self._transport.client = aiohttp.ClientSession(
-            connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._transport = AiohttpTransport(verify=ssl_context or True, trust_env=False)
+        self._transport.client = make_session(self._transport.ssl_context, allowed, connections_max)
 
     async def attempt(
         self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
@@ -93,38 +101,51 @@ class Deliverer:
         sent_at, body = utc_now(), body_of(lead)
         headers = headers_of(lead, body, number, sent_at, keys, traceparent)
         attempt, answer = await self.send(body, headers, sent_at, timeout_s=timeout_s)
-        return replace(attempt, answer_excerpt=excerpt_of(answer, lead))
+        excerpt = excerpt_of(answer.beginning, lead, charset=answer.charset, secrets=self._secrets)
+        return replace(attempt, answer_excerpt=excerpt)
 
     async def send(
         self, body: bytes, headers: Mapping[str, str], sent_at: datetime, *, timeout_s: float
-    ) -> tuple[Attempt, bytes]:
+    ) -> tuple[Attempt, Answer]:
         """Send a signed body once; return what came of it, and how the answer begins. Raises as `attempt` does."""
         began = time.perf_counter()
-        status, error, retry_after_s, answer = None, None, 0.0, b""
+        answer, failed, exchange = Answer(), None, Exchange()
         try:
             # Around everything: a receiver that drips bytes passes every smaller timeout.
             async with asyncio.timeout(timeout_s):
-                request = httpx.Request("POST", self._url, headers=httpx.Headers(headers, "ascii"), content=body)
-                response = await self._transport.handle_async_request(request)
-                try:
-                    status = response.status_code
-                    retry_after_s = _retry_after_s(response.headers.get("retry-after"), sent_at)
-                    answer = await _read_some(response)
-                finally:
-                    await response.aclose()
+                for _ in range(self._connections_max + 1):
+                    CURRENT.set(exchange := Exchange())
+                    try:
+                        await self._exchange(body, headers, sent_at, answer)
+                        break
+                    except Exception:
+                        # The receiver had closed that connection. The webhook-id makes it safe to send the request
+                        # again, and it is no failure of the receiver's.
+                        if not exchange.was_stale:
+                            raise
         except TimeoutError:
-            error = f"Connection timeout: no whole answer within {timeout_s:g} s"
+            failed = f"Connection timeout: {UNTIL_DEADLINE[exchange.stage]} within {timeout_s:g} s"
         except Exception as failure:
             # A receiver may answer anything; not all of it is an error that the client has a name for.
-            error = _describe(failure)
-        if error is not None and (status is None or not 200 <= status < 300):
-            # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
-            status = None
-        outcome = BLOCKED if status is None and error == ADDRESS_REFUSED else _outcome(status)
-        if status is not None:
-            error = None if outcome == DELIVERED else f"HTTP {status}"
+            failed = describe(failure)
+        status = exchange.status
+        outcome = BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
+        error = None if outcome == DELIVERED else failed if status is None else f"HTTP {status}"
+        if failed is not None and outcome == REFUSED:
+            # Taken is taken, whatever becomes of the rest of the answer; to refuse a lead for good takes a whole one.
+            outcome, status, error = RETRY, None, f"{failed} (after HTTP {status})"
         duration_ms = round((time.perf_counter() - began) * 1000)
-        return Attempt(outcome, sent_at, duration_ms, status, error, retry_after_s), answer
+        return Attempt(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
+
+    async def _exchange(self, body: bytes, headers: Mapping[str, str], now: datetime, answer: Answer) -> None:
+        """Send the request and read the answer as far as it comes."""
+        request = httpx.Request("POST", self._url, headers=httpx.Headers(headers, "ascii"), content=body)
+        response = await self._transport.handle_async_request(request)
+        try:
+            answer.retry_after_s = _retry_after_s(response.headers.get("retry-after"), now)
+            await answer.read(response)
+        finally:
+            await response.aclose()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -134,25 +155,8 @@ class Deliverer:
 def _outcome(status: int | None) -> str:
     if status is not None and 200 <= status < 300:
         return DELIVERED
-    if status is None or status >= 500 or status in RETRYABLE:
-        return RETRY
     # Redirects too: following one would send a person's data where nobody agreed to.
-    return REFUSED
-
-
-async def _read_some(response: httpx.Response) -> bytes:
-    """Read the answer to its end, so that the connection can be used again; a long one is cut off instead.
-
-    Returns its beginning.
-    """
-    size, beginning = 0, b""
-    async for chunk in response.aiter_raw():
-        size += len(chunk)
-        if len(beginning) <= READ_FOR_EXCERPT_BYTES:
-            beginning += chunk
-        if size > ANSWER_MAX_BYTES:
-            break
-    return beginning
+    return REFUSED if status is not None and 300 <= status < 500 and status not in RETRYABLE else RETRY
 
 
 def _retry_after_s(header: str | None, now: datetime) -> float:
@@ -168,22 +172,3 @@ def _retry_after_s(header: str | None, now: datetime) -> float:
             return 0.0
         asked_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()
     return min(max(0.0, asked_s), RETRY_AFTER_MAX_S) if asked_s == asked_s else 0.0
-
-
-def _describe(failure: Exception) -> str:
-    """Name a transport error in the words operators search for: the system's own name of it, where it has one."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = failure
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    # What the client makes of it has the error's number, but not its words.
-    if any(isinstance(cause, AddressRefused) for cause in causes):
-        return ADDRESS_REFUSED
-    for cause in causes:
-        # The transport reports a refused connection as a time-out; what lies beneath tells the truth.
-        if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
-            return f"{errno.errorcode[cause.errno]}: {os.strerror(cause.errno)}"
-    if isinstance(failure, httpx.TimeoutException):
-        return "Connection timeout"
-    return f"the connection broke: {type(failure).__name__}"

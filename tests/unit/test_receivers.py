@@ -1,0 +1,425 @@
+"""Receivers of every make, good and bad: once the status line says 2xx, the lead is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import http.server
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from uuid import uuid4
+
+import aiohttp.web
+import pytest
+import uvloop
+
+from schemas.events import Contact, Lead
+from sinks.webhook.delivery import Attempt, Deliverer
+from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
+from sinks.webhook.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LEAD = Lead(
+    uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}),
+    NOON, NOON, False, 0, 0,
+)  # fmt: skip
+KEYS = [b"k" * 32]
+LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
+Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+TLS = ssl.create_default_context()
+"""Made once: it reads all the authorities."""
+STATUS = b"HTTP/1.1 200 OK\r\n"
+
+
+@asynccontextmanager
+async def receiver(play: Play) -> AsyncIterator[int]:
+    """Serve each connection by this; yields the port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await play(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def saying(*packets: bytes, then: str = "close") -> Play:
+    """Answer a request with these packets, and then close, reset or hold the connection."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}}")
+        for number, packet in enumerate(packets):
+            if number:
+                await asyncio.sleep(0.05)
+            writer.write(packet)
+            await writer.drain()
+        if then == "hold":
+            await reader.read()
+        if then == "reset":
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
+
+    return play
+
+
+async def attempts(play: Play, number: int = 1, timeout_s: float = 5.0) -> list[Attempt]:
+    async with receiver(play) as port:
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
+        try:
+            return [await deliverer.attempt(LEAD, each + 1, KEYS, timeout_s=timeout_s) for each in range(number)]
+        finally:
+            await deliverer.close()
+
+
+def attempt(play: Play, timeout_s: float = 5.0) -> Attempt:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(attempts(play, timeout_s=timeout_s))[0]
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        pytest.param([STATUS + b"X-Big: " + b"x" * 8300 + b"\r\n\r\n"], id="a header of 8,300 bytes"),
+        pytest.param([STATUS + b"X-Big: " + b"x" * 200_000 + b"\r\n\r\n"], id="a header of 200,000 bytes"),
+        pytest.param([STATUS + b"".join(b"X-%d: y\r\n" % n for n in range(135)) + b"\r\n"], id="135 headers"),
+        pytest.param([STATUS + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"\r\n"], id="5,000 headers"),
+        pytest.param([b"HTTP/1.1 200 " + b"O" * 9000 + b"K\r\nContent-Length: 0\r\n\r\n"], id="a reason of 9 KB"),
+        pytest.param([b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"], id="no reason"),
+        pytest.param([b"HTTP/1.1 200 \xc3\xa9\xff\r\nContent-Length: 0\r\n\r\n"], id="a reason that is not ASCII"),
+        pytest.param([STATUS + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nbad"], id="a broken chunk beside the head"),
+        pytest.param([STATUS + b"Transfer-Encoding: chunked\r\n\r\n", b"xyz\r\nbad"], id="a broken chunk"),
+        pytest.param([STATUS + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"], id="a chunk cut off"),
+        pytest.param([STATUS + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"], id="two transfer encodings"),
+        pytest.param([STATUS + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"], id="chunked not last"),
+        pytest.param([STATUS + b"Transfer-Encoding: nonsense\r\n\r\nok"], id="an unknown transfer encoding"),
+        pytest.param([STATUS + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n"],
+                     id="two framings"),
+        pytest.param([STATUS + b"Content-Length: 9\r\n\r\nok"], id="a Content-Length too large"),
+        pytest.param([STATUS + b"Content-Length: 1\r\n\r\nok"], id="a Content-Length too small"),
+        pytest.param([STATUS + b"Content-Length: -1\r\n\r\nok"], id="a negative Content-Length"),
+        pytest.param([STATUS + b"Content-Length: two\r\n\r\nok"], id="a Content-Length that is no number"),
+        pytest.param([STATUS + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"], id="two Content-Lengths"),
+        pytest.param([STATUS + b"Content-Length: 2, 2\r\n\r\nok"], id="a list of Content-Lengths"),
+        pytest.param([STATUS + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok"], id="gzip that is none"),
+        pytest.param([STATUS + b"Content-Encoding: br, nope\r\nContent-Length: 2\r\n\r\nok"], id="unknown encodings"),
+        pytest.param([STATUS], id="nothing after the status line"),
+        pytest.param([STATUS + b"Content-Le"], id="cut off in a header"),
+        pytest.param([STATUS + b"no colon here\r\n\r\n"], id="a header without a colon"),
+        pytest.param([STATUS + b": no name\r\n\r\n"], id="a header without a name"),
+        pytest.param([STATUS + b"X-A: a\0b\r\n\r\n"], id="a NUL in a header"),
+        pytest.param([STATUS + b"X-A: a\r\n folded\r\nContent-Length: 0\r\n\r\n"], id="a folded header"),
+        pytest.param([STATUS + b"X-\xff: y\r\nContent-Length: 0\r\n\r\n"], id="a header's name that is not ASCII"),
+        pytest.param([b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok"], id="bare line feeds"),
+        pytest.param([b"\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], id="empty lines first"),
+        pytest.param([b"HTTP/1.0 200 OK\r\n\r\nok"], id="HTTP/1.0 without a length"),
+        pytest.param([b"HTTP/2 200 OK\r\nContent-Length: 0\r\n\r\n"], id="HTTP/2 in letters"),
+        pytest.param([b"http/1.1 200 ok\r\nContent-Length: 0\r\n\r\n"], id="lower case"),
+        pytest.param([b"HTTP/1.1  200  OK\r\nContent-Length: 0\r\n\r\n"], id="two spaces"),
+        pytest.param([b"HTTP/1.1 204 No Content\r\n\r\nbut some"], id="a body after 204"),
+        pytest.param([b"HTTP/1.1 204 No Content\r\nContent-Length: 8\r\n\r\nbut some"], id="204 with a length"),
+        pytest.param([b"HTTP/1.1 204 No Content\r\n\r\n", b"late"], id="late bytes after 204"),
+        pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n" + STATUS + b"Content-Length: 0\r\n\r\n"], id="100 first"),
+        pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n", STATUS, b"X-A: b\r\n", b"Content-Length: 0\r\n\r\n"],
+                     id="100 first, then piece by piece"),
+        pytest.param([b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" * 5 + STATUS + b"Content-Length: 0\r\n\r\n"],
+                     id="early hints"),
+        pytest.param([bytes([byte]) for byte in b"HTTP/1.1 200 OK\r\n\r\n"], id="byte by byte"),
+        pytest.param([b"HTTP/1.1 226 IM Used\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"], id="226 with a Location"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("then", ["close", "reset"])
+def test_a_lead_is_taken_once_the_status_line_says_so(packets: Sequence[bytes], then: str) -> None:
+    made = attempt(saying(*packets, then=then))
+
+    assert (made.outcome, made.error_message) == (DELIVERED, None)
+    assert made.status_code in (200, 204, 226)
+    assert made.duration_ms < 4000  # No place is held until the deadline.
+
+
+@pytest.mark.parametrize("packets", [[STATUS], [STATUS + b"X-A: b\r\n"], [STATUS + b"Content-Length: 9\r\n\r\n"]])
+def test_a_lead_is_taken_by_its_status_line_though_the_rest_does_not_come_in_time(packets: Sequence[bytes]) -> None:
+    made = attempt(saying(*packets, then="hold"), timeout_s=0.3)
+
+    assert (made.outcome, made.status_code) == (DELIVERED, 200)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(101, RETRY), (199, RETRY), (304, REFUSED), (404, REFUSED), (418, REFUSED), (429, RETRY), (500, RETRY),
+     (511, RETRY), (600, RETRY), (999, RETRY)],
+)  # fmt: skip
+def test_other_statuses_mean_what_they_mean_with_large_heads_too(status: int, outcome: str) -> None:
+    head = b"HTTP/1.1 %d X\r\nX-Big: " % status + b"x" * 9000 + b"\r\nContent-Length: 0\r\n\r\n"
+
+    assert attempt(saying(head)).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "the answer is no HTTP"),
+        (b"Content-Length: 9\r\n\r\nok", "ECONNRESET: the answer broke off"),
+        (b"X-Cut: o", "ECONNRESET: the receiver closed the connection"),
+    ],
+)
+def test_a_lead_is_refused_for_good_by_a_whole_answer_alone(rest: bytes, says: str) -> None:
+    made = attempt(saying(b"HTTP/1.1 404 Not Found\r\n" + rest))
+
+    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert made.error_message is not None
+    assert made.error_message.startswith(says)
+    assert made.error_message.endswith("(after HTTP 404)")
+
+
+def test_a_server_error_is_on_record_by_its_status_though_its_answer_breaks_off() -> None:
+    made = attempt(saying(b"HTTP/1.1 503 Oh\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nok"))
+
+    assert (made.outcome, made.status_code, made.error_message) == (RETRY, 503, "HTTP 503")
+    assert made.retry_after_s == 7
+
+
+def test_the_parser_s_words_are_told_without_what_the_receiver_sent() -> None:
+    made = attempt(saying(b"220 mail.example.com ana@example.com\r\n\r\n"))
+
+    assert made.error_message is not None
+    assert made.error_message.startswith("the answer is no HTTP: ")
+    assert "example" not in made.error_message
+
+
+@pytest.mark.parametrize(
+    "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 P\r\nX: y\r\n\r\n", b"HTTP/1.1 1", b"X: y\r\n"]
+)
+def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadline(interim: bytes) -> None:
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}}")
+        for _ in range(10_000):
+            writer.write(interim * 10_000)
+            await writer.drain()
+
+    async def scenario() -> tuple[Attempt, float]:
+        longest_s, ended = 0.0, asyncio.Event()
+
+        async def measure() -> None:
+            nonlocal longest_s
+            while not ended.is_set():
+                began = time.thread_time()
+                await asyncio.sleep(0.001)
+                longest_s = max(longest_s, time.thread_time() - began)
+
+        measuring = asyncio.create_task(measure())
+        made = (await attempts(flood, timeout_s=1.0))[0]
+        ended.set()
+        await measuring
+        return made, longest_s
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        made, longest_s = runner.run(scenario())
+
+    assert (made.outcome, made.status_code) == (RETRY, None)
+    # Processor time, which other processes do not take.
+    assert longest_s < 0.5
+
+
+def test_only_interim_answers_are_no_answer() -> None:
+    made = attempt(saying(b"HTTP/1.1 102 Processing\r\n\r\n" * 3))
+
+    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert made.error_message == "ECONNRESET: the receiver closed the connection before it answered"
+
+
+# --- connections that are used again --------------------------------------------------------------------------------
+
+
+def answering_once_a_connection(requests: list[int], how: str) -> Play:
+    """Answer the first request of each connection, and end the connection at the second one."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}}")
+        requests.append(1)
+        writer.write(STATUS + b"Content-Length: 2\r\n\r\nok")
+        await writer.drain()
+        await reader.read(1)
+        if how == "reset":
+            writer.transport.abort()
+
+    return play
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_connection_that_the_receiver_closes_as_it_is_used_again_is_no_failure(how: str) -> None:
+    requests: list[int] = []
+
+    made = asyncio.run(attempts(answering_once_a_connection(requests, how), number=3))
+
+    assert [each.outcome for each in made] == [DELIVERED] * 3
+    assert len(requests) == 3
+
+
+def test_a_fresh_connection_that_breaks_is_a_failure_and_not_tried_again() -> None:
+    connections: list[int] = []
+
+    async def play(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        await reader.readuntil(b"}}")
+
+    made = attempt(play)
+
+    assert made.outcome == RETRY
+    assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
+    "stray", [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 20", b"\r\n", b"garbage"]
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart: bool) -> None:
+    """A receiver that sent two answers to one request must not get the next lead counted as taken."""
+    answered: list[int] = []
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}}")
+        if not answered:
+            answered.append(1)
+            writer.write(STATUS + b"Content-Length: 2\r\n\r\nok" + (b"" if apart else stray))
+            if apart:
+                await asyncio.sleep(0.05)
+                writer.write(stray)
+            await writer.drain()
+            await reader.readuntil(b"}}")
+        writer.write(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async def scenario() -> list[Attempt]:
+        async with receiver(play) as port:
+            deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=1, allowed=LOOPBACK, ssl_context=TLS)
+            try:
+                first = await deliverer.attempt(LEAD, 1, KEYS, timeout_s=5)
+                await asyncio.sleep(0.2)
+                return [first, await deliverer.attempt(LEAD, 2, KEYS, timeout_s=5)]
+            finally:
+                await deliverer.close()
+
+    made = asyncio.run(scenario())
+
+    assert [each.status_code for each in made] == [200, 500]
+
+
+# --- what is kept of an answer --------------------------------------------------------------------------------------
+
+
+def body(content: bytes, *headers: str) -> Play:
+    head = "".join(f"{header}\r\n" for header in (*headers, f"Content-Length: {len(content)}"))
+    return saying(b"HTTP/1.1 422 No\r\n" + head.encode() + b"\r\n" + content)
+
+
+def test_an_answer_is_read_by_the_charset_it_declares() -> None:
+    declared = body("não, Ana".encode("latin-1"), "Content-Type: text/plain; charset=ISO-8859-1")
+
+    assert attempt(declared).answer_excerpt == "não, ***"
+    for charset in ("nonsense", "base64", "utf-16", "punycode", '"', "\xff"):
+        assert attempt(body(b"no, Ana", f"Content-Type: text/plain; charset={charset}")).outcome == REFUSED
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_the_lead_is_recognised_in_a_charset_that_is_not_declared(charset: str) -> None:
+    kept = attempt(body("no, Ana, ana@example.com".encode(charset))).answer_excerpt or ""
+
+    assert "no" in kept
+    assert "na" not in kept.replace("no", "")
+
+
+def test_nothing_is_unpacked_and_what_is_packed_is_not_kept() -> None:
+    made = attempt(body(gzip.compress(b"\0" * 10_000_000), "Content-Encoding: gzip"))
+
+    assert (made.outcome, made.answer_excerpt) == (REFUSED, None)
+
+
+# --- servers that people use ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def standard_library(protocol: str) -> Iterator[int]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = protocol
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
+    async def scenario(port: int) -> list[Attempt]:
+        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
+        try:
+            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=20) for number in range(1, 5)]
+        finally:
+            await deliverer.close()
+
+    with standard_library(protocol) as port:
+        assert [each.outcome for each in asyncio.run(scenario(port))] == [DELIVERED] * 4
+
+
+@pytest.mark.parametrize("keep_alive", [0.0, 60.0])
+def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
+    async def taken(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        await request.read()
+        response = aiohttp.web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(b"ok")
+        return response
+
+    async def scenario() -> list[Attempt]:
+        app = aiohttp.web.Application()
+        app.router.add_post("/hook", taken)
+        runner = aiohttp.web.AppRunner(app, keepalive_timeout=keep_alive)
+        await runner.setup()
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        deliverer = Deliverer(
+            f"http://127.0.0.1:{runner.addresses[0][1]}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS
+        )
+        try:
+            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=20) for number in range(1, 5)]
+        finally:
+            await deliverer.close()
+            await runner.cleanup()
+
+    assert [each.outcome for each in asyncio.run(scenario())] == [DELIVERED] * 4
+
+
+# --- the status line by itself --------------------------------------------------------------------------------------
+
+
+def test_too_many_interim_answers_are_refused() -> None:
+    line = StatusLine()
+    line.feed(b"HTTP/1.1 100 Continue\r\n\r\n" * INTERIM_MAX)
+
+    with pytest.raises(FloodOfInterimAnswers):
+        line.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
