@@ -100,7 +100,7 @@ class Reads:
             raise ReadsDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed) as error:
             count_failure(self._pool, error)
-            raise ReadsDown(describe(error)) from error
+            raise ReadsDown(describe(error, self._pool)) from error
 
 
 @asynccontextmanager

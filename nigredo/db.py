@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -15,8 +16,6 @@ from nigredo import metrics
 from nigredo.errors import DependencyDown
 from nigredo.settings import Settings
 
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
-
 STATEMENT_TIMEOUT_S = 30.0
 """No statement of the product's own takes this long; one that does holds locks that others wait for."""
 
@@ -24,17 +23,47 @@ LOST = ("080", "57P")
 """How the SQLSTATEs begin of a connection that broke, and of a server that stops, crashed or does not let one in."""
 
 
-class _Connection(psycopg.AsyncConnection[TupleRow]):
-    """A connection whose failed attempts are counted: the pool tries again by itself and tells nobody."""
+UNREACHABLE = (
+    ("refused", "ECONNREFUSED: the database refuses connections"),
+    ("no such file", "ECONNREFUSED: nothing listens on the database's socket"),
+    ("could not translate host name", "ENOTFOUND: the database's host name is not known"),
+    ("failed to resolve host", "ENOTFOUND: the database's host name is not known"),
+    ("no route to host", "EHOSTUNREACH: there is no route to the database's host"),
+    ("network is unreachable", "ENETUNREACH: the database's network cannot be reached"),
+    ("certificate verify failed", "the database's certificate is not accepted"),
+    ("root certificate", "the database's certificate cannot be checked: no authority to trust was found"),
+    ("password", "the database refuses the password, or none was found"),
+    ("starting up", "the database is starting up"),
+    ("shutting down", "the database is shutting down"),
+    ("too many clients", "the database has no connection left"),
+    ("connection slots", "the database has no connection left"),
+    ("does not exist", "the database or the role does not exist"),
+    ("timeout", "Connection timeout: the database does not answer"),
+    ("timed out", "Connection timeout: the database does not answer"),
+    ("reset by peer", "ECONNRESET: the database broke the connection"),
+)
+"""How libpq and psycopg tell of a connection that could not be made, or broke, in lower case; the first that fits. They
+give no code, and their texts hold names of hosts and users."""
 
-    @classmethod
-    async def connect(cls, conninfo: str = "", **options: Any) -> Self:
-        """Connect as psycopg does."""
-        try:
-            return await super().connect(conninfo, **options)
-        except psycopg.OperationalError:
-            metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
-            raise
+
+UNREACHABLE_FOR_S = 300.0
+"""So long a pool goes on trying to connect, with growing pauses. What failed longer ago says nothing of the present."""
+
+
+class Pool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
+    """A pool that remembers why it has no connection: psycopg's own only tells that it has none to lend."""
+
+    _failed_at = 0.0
+    _why: str | None = None
+
+    def noted(self, failure: psycopg.OperationalError | None) -> None:
+        """Note what came of an attempt to connect."""
+        self._failed_at, self._why = time.monotonic(), None if failure is None else describe(failure)
+
+    @property
+    def unreachable(self) -> str | None:
+        """Why the database cannot be reached at present; None when it can, or was not tried lately."""
+        return self._why if time.monotonic() - self._failed_at < UNREACHABLE_FOR_S else None
 
 
 def make_pool(settings: Settings, component: str, *, size_max: int | None = None) -> Pool:
@@ -53,9 +82,24 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
             await pool.drain()
             raise
 
-    pool: Pool = AsyncConnectionPool(
+    class Connection(psycopg.AsyncConnection[TupleRow]):
+        """A connection whose failed attempts are counted: the pool tries again by itself and tells nobody."""
+
+        @classmethod
+        async def connect(cls, conninfo: str = "", **options: Any) -> Self:
+            """Connect as psycopg does."""
+            try:
+                connection = await super().connect(conninfo, **options)
+            except psycopg.OperationalError as error:
+                metrics.DB_CONNECTION_ERRORS.of(_name(pool)).inc()
+                pool.noted(error)
+                raise
+            pool.noted(None)
+            return connection
+
+    pool = Pool(
         settings.database_url,
-        connection_class=_Connection,
+        connection_class=Connection,
         kwargs={
             "application_name": settings.function(component),
             "connect_timeout": max(1, round(settings.db_pool_timeout_s)),
@@ -81,8 +125,12 @@ def count_failure(pool: Pool, error: Exception) -> None:
     """Count what went wrong with a connection of the pool, or with getting one; a statement's own errors are not."""
     lost = isinstance(error, psycopg.OperationalError) and (error.sqlstate is None or error.sqlstate[:3] in LOST)
     if lost or isinstance(error, TimeoutError):
-        options = pool.kwargs if isinstance(pool.kwargs, dict) else {}
-        metrics.DB_CONNECTION_ERRORS.of(str(options.get("application_name"))).inc()
+        metrics.DB_CONNECTION_ERRORS.of(_name(pool)).inc()
+
+
+def _name(pool: Pool) -> str:
+    options = pool.kwargs if isinstance(pool.kwargs, dict) else {}
+    return str(options.get("application_name"))
 
 
 def ping(settings: Settings) -> None:
@@ -123,21 +171,20 @@ async def transaction(pool: Pool, *, deadline_s: float) -> AsyncIterator[psycopg
         raise DependencyDown("Connection timeout: the database does not answer") from error
     except (psycopg.Error, PoolTimeout) as error:
         count_failure(pool, error)
-        raise DependencyDown(describe(error)) from error
+        raise DependencyDown(describe(error, pool)) from error
 
 
-def describe(error: Exception) -> str:
+def describe(error: Exception, pool: Pool | None = None) -> str:
     """Say what went wrong at the database in the words operators search for, without any value of a row.
 
-    psycopg's own text may quote a failing row, so only the class and the SQLSTATE are used.
+    psycopg's own text may quote a failing row, so only the class and the SQLSTATE are used. pool: the pool that had no
+    connection to lend, which knows why it could not make one.
     """
     if isinstance(error, PoolTimeout):
-        return "Connection timeout: none in the pool"
+        return (pool and pool.unreachable) or "Connection timeout: none in the pool"
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error).lower()
-        if "refused" in text:
-            return "ECONNREFUSED: the database refuses connections"
-        return "Connection timeout" if "timeout" in text or "timed out" in text else "the database connection was lost"
+        return next((told for part, told in UNREACHABLE if part in text), "the database connection was lost")
     if isinstance(error, psycopg.Error):
         return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
     return type(error).__name__

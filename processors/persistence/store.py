@@ -69,7 +69,7 @@ class Store:
             raise DependencyDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
             count_failure(self._pool, error)
-            raise DependencyDown(describe(error)) from error
+            raise DependencyDown(describe(error, self._pool)) from error
 
     async def write(self, rows: Rows, progress: Sequence[Progress]) -> None:
         """Store a batch, all of it or nothing.
@@ -99,7 +99,7 @@ class Store:
                 raise RecordRefused("refused_by_database", describe(error)) from None
             except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
                 count_failure(self._pool, error)
-                raise DependencyDown(describe(error)) from error
+                raise DependencyDown(describe(error, self._pool)) from error
 
     async def _move(self, connection: psycopg.AsyncConnection[Any], step: Progress) -> None:
         values = {

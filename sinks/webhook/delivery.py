@@ -131,8 +131,8 @@ class Deliverer:
         status = exchange.status
         outcome = BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
         error = None if outcome == DELIVERED else failed if status is None else f"HTTP {status}"
-        if failed is not None and outcome == REFUSED:
-            # Taken is taken, whatever becomes of the rest of the answer; to refuse a lead for good takes a whole one.
+        if failed is not None and status is not None and outcome != DELIVERED:
+            # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
             outcome, status, error = RETRY, None, f"{failed} (after HTTP {status})"
         duration_ms = round((time.perf_counter() - began) * 1000)
         return Attempt(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer

@@ -39,7 +39,7 @@ async def _hang(_: Request, __: asyncio.StreamWriter) -> None:
 
 
 async def _drip_headers(_: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n")
+    writer.write(b"HTTP/1.1 500 X\r\n")
     for number in range(300):
         writer.write(b"x-%d: y\r\n" % number)
         await writer.drain()

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from dataclasses import replace
+
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from nigredo.db import describe
+from nigredo.db import describe, make_pool, transaction
+from nigredo.errors import DependencyDown
+from nigredo.settings import Settings
 
 
 @pytest.mark.parametrize(
     ("error", "told"),
     [
         (psycopg.OperationalError("connection refused"), "ECONNREFUSED: the database refuses connections"),
-        (psycopg.OperationalError("connection timed out"), "Connection timeout"),
+        (psycopg.OperationalError("connection timed out"), "Connection timeout: the database does not answer"),
+        (
+            psycopg.OperationalError("failed to resolve host 'db': [Errno -2] Name"),
+            "ENOTFOUND: the database's host name is not known",
+        ),
+        (
+            psycopg.OperationalError('FATAL: password authentication failed for user "ana"'),
+            "the database refuses the password, or none was found",
+        ),
+        (psycopg.OperationalError("FATAL: sorry, too many clients already"), "the database has no connection left"),
         (PoolTimeout("couldn't get a connection after 2.00 sec"), "Connection timeout: none in the pool"),
         (psycopg.OperationalError("server closed the connection"), "the database connection was lost"),
         (psycopg.errors.UniqueViolation("Key (email)=(ana@example.com)"), "UniqueViolation (SQLSTATE 23505)"),
@@ -22,3 +37,47 @@ from nigredo.db import describe
 )
 def test_a_trouble_has_its_name_and_no_value(error: Exception, told: str) -> None:
     assert describe(error) == told
+
+
+def reading(port: int) -> str:
+    """Return what is told of a transaction at a database on this port, twice in a row."""
+
+    async def scenario() -> str:
+        settings = Settings.from_environment({"DATABASE_URL": f"postgresql://nigredo@127.0.0.1:{port}/fibonacci"})
+        pool = make_pool(replace(settings, db_pool_timeout_s=0.5), "persister")
+        await pool.open()
+        try:
+            for _ in range(2):
+                with pytest.raises(DependencyDown) as raised:
+                    async with transaction(pool, deadline_s=20):
+                        pass
+        finally:
+            await pool.close(timeout=1)
+        return str(raised.value)
+
+    return asyncio.run(scenario())
+
+
+def test_a_database_that_refuses_is_told_as_such_by_a_pool_too() -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+
+        assert reading(nobody_listens.getsockname()[1]) == "ECONNREFUSED: the database refuses connections"
+
+
+def test_a_database_that_does_not_answer_is_told_as_a_time_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert reading(silent.getsockname()[1]).startswith("Connection timeout: ")
+
+
+def test_a_pool_that_could_connect_meanwhile_is_only_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(Settings.from_environment({}), "persister")
+    pool.noted(psycopg.OperationalError("connection refused"))
+    assert describe(PoolTimeout("none"), pool).startswith("ECONNREFUSED")
+
+    pool.noted(None)
+
+    assert describe(PoolTimeout("none"), pool) == "Connection timeout: none in the pool"
+    pool.noted(psycopg.OperationalError("connection refused"))
+    monkeypatch.setattr("nigredo.db.UNREACHABLE_FOR_S", 0.0)
+    assert describe(PoolTimeout("none"), pool) == "Connection timeout: none in the pool"
