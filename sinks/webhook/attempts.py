@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
+
+from confluent_kafka import Message
 
 from nigredo import metrics
 from nigredo.backoff import Backoff
@@ -34,6 +36,8 @@ T = TypeVar("T")
 LOAD_DEADLINE_S = 60.0
 LOADS_MAX = 4
 """Partitions whose past is read at once."""
+NEWEST_MAX = 10_000
+"""Of a partition so many attempts, of all endpoints, are read to know whether other leads failed before a restart."""
 REREAD_MAX = 10_000
 """Of a partition so many references above the committed offset may have been settled: the window, and what was done
 since the last commit."""
@@ -153,6 +157,13 @@ class AttemptLog:
         """
         return await self._in_thread(self._delivered_since, partition, since)
 
+    async def failing(self) -> set[UUID] | None:
+        """Return which leads failed since the endpoint last took one, by the newest attempts of all partitions.
+
+        None when none of them is the endpoint's although there are older ones. Raises DependencyDown.
+        """
+        return await self._in_thread(self._failing)
+
     async def settled_after(self, positions: Mapping[Place, int]) -> Settled:
         """Return which of the next references of these places are settled further on. Raises DependencyDown."""
         return await self._in_thread(self._settled_after, positions)
@@ -167,17 +178,35 @@ class AttemptLog:
     def _delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
         delivered: dict[UUID, datetime] = {}
         for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
-            try:
-                attempt = self._codec.decode(DELIVERIES, message.value() or b"")
-            except Undecodable:
-                continue  # Not ours to judge: at worst a lead is delivered twice.
-            if (
-                isinstance(attempt, DeliveryAttempt)
-                and attempt.endpoint == self._endpoint.name
-                and attempt.outcome == DELIVERED
-            ):
+            attempt = self._own(message)
+            if attempt is not None and attempt.outcome == DELIVERED:
                 delivered[attempt.lead_id] = attempt.sent_at
         return delivered
+
+    def _failing(self) -> set[UUID] | None:
+        taken_at, failed, all_read = datetime.min.replace(tzinfo=UTC), dict[UUID, datetime](), True
+        for partition in self._reader.partitions(DELIVERIES):
+            start, end = self._reader.watermarks(DELIVERIES, partition)
+            all_read = all_read and end - start <= NEWEST_MAX
+            for message in self._reader.between(DELIVERIES, partition, max(start, end - NEWEST_MAX), end):
+                attempt = self._own(message)
+                if attempt is None:
+                    continue
+                if attempt.outcome == DELIVERED:
+                    taken_at = max(taken_at, attempt.sent_at)
+                else:
+                    failed[attempt.lead_id] = attempt.sent_at
+        failing = {lead_id for lead_id, at in failed.items() if at > taken_at}
+        return failing if failed or taken_at.year > 1 or all_read else None
+
+    def _own(self, message: Message) -> DeliveryAttempt | None:
+        try:
+            attempt = self._codec.decode(DELIVERIES, message.value() or b"")
+        except Undecodable:
+            return None  # Not ours to judge: at worst a lead is delivered twice.
+        if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self._endpoint.name:
+            return attempt
+        return None
 
     def _settled_after(self, positions: Mapping[Place, int]) -> Settled:
         settled: Settled = {}

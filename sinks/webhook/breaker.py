@@ -1,10 +1,12 @@
 """The breaker of one endpoint: when a receiver fails lead after lead, it is asked less, until it takes one again. Pure.
 
-Its state is not kept over restarts: the first attempts of a new process find out by themselves.
+Its state is not kept over restarts: the first attempts of a new process find out by themselves. Before one of them
+gives a lead up, the attempts on record are asked (`informed`, `recall`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 from nigredo.backoff import Backoff
@@ -28,6 +30,8 @@ class Breaker:
     def __init__(self, *, open_after: int = OPEN_AFTER, longest_s: float = PAUSE_LONGEST_S) -> None:
         self._open_after = open_after
         self._pauses = Backoff(PAUSE_FIRST_S, longest_s)
+        self.informed = False
+        """Whether it is known which leads failed before: one was taken since the start, or they were recalled."""
         self._failed: set[UUID] = set()
         self._probe_at: float | None = None
         self._ramp: int | None = None
@@ -40,6 +44,14 @@ class Breaker:
     def others_fail(self, lead_id: UUID) -> bool:
         """Say whether another lead than this one has failed since the receiver last took one."""
         return bool(self._failed - {lead_id})
+
+    def recall(self, failed: Iterable[UUID]) -> None:
+        """Count leads as failed that failed before this process began. It opens at the next failure at the earliest."""
+        self.informed = True
+        for lead_id in failed:
+            if len(self._failed) >= self._open_after - 1:
+                return
+            self._failed.add(lead_id)
 
     def probe_in_s(self, now: float) -> float:
         """Return how long until the next probe; 0 when it may go now, or when none is needed."""
@@ -55,6 +67,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The receiver took a lead: whatever was, it works."""
+        self.informed = True
         self._failed.clear()
         if self._probe_at is not None:
             self._probe_at, self._ramp = None, 1

@@ -10,15 +10,19 @@ from datetime import datetime
 from uuid import UUID
 
 from nigredo.clock import utc_now
+from nigredo.errors import DependencyDown
 from nigredo.record import Record
+from nigredo.telemetry import get_logger
 from schemas.events import Lead
 from sinks.webhook.attempts import Case
 from sinks.webhook.delivery import Attempt
 from sinks.webhook.group import Group
 from sinks.webhook.request import traceparent_of
-from sinks.webhook.retry import IN_PLACE_LONGEST_S, Next, Standing, after
+from sinks.webhook.retry import IN_PLACE_LONGEST_S, REFUSED, Next, Standing, after
 from sinks.webhook.tools import Tools
 from sinks.webhook.watermark import Place, Ticket
+
+log = get_logger()
 
 RESTING_MAX = 2000
 """Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
@@ -90,7 +94,7 @@ class Sending:
                     tools.settings().webhook_retry_schedule,
                     number=case.number,
                     failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
-                    endpoint=self._standing(lead.id, case),
+                    endpoint=await self._standing(lead.id, case, attempt),
                     retry_after_s=attempt.retry_after_s,
                 )
                 await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
@@ -121,10 +125,30 @@ class Sending:
             await self._reached(lead.id, case.lead_partition)
         return True
 
-    def _standing(self, lead_id: UUID, case: Case) -> Standing:
+    async def _standing(self, lead_id: UUID, case: Case, attempt: Attempt) -> Standing:
         breaker = self._tools.gate.breaker
+        others_fail = breaker.others_fail(lead_id)
+        if attempt.outcome == REFUSED and breaker.closed and not others_fail and not breaker.informed:
+            others_fail = not await self._fails_alone(lead_id)
         took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
-        return Standing(breaker.closed, breaker.others_fail(lead_id), took_others)
+        return Standing(breaker.closed, others_fail, took_others)
+
+    async def _fails_alone(self, lead_id: UUID) -> bool:
+        """Say whether no other lead fails, by the attempts on record; False when they cannot be read.
+
+        A process that has just begun has seen too little: in a run of refusals each restart would give up a lead.
+        """
+        breaker = self._tools.gate.breaker
+        try:
+            failing = await self._tools.attempts.failing()
+        except DependencyDown as error:
+            log.warning("attempts on record cannot be read", error=str(error))
+            return False
+        if failing is None:
+            return False
+        if not breaker.informed:  # Else the receiver took a lead meanwhile.
+            breaker.recall(failing)
+        return not breaker.others_fail(lead_id)
 
     async def rest(self, seconds: float, ticket: Ticket) -> None:
         """Wait before the next try, but no longer than the assignment holds."""

@@ -181,6 +181,30 @@ def test_a_route_gone_wrong_opens_the_breaker_and_buries_next_to_nothing(mine: S
     assert list(answered.values()).count("dead") <= 1
 
 
+def test_a_restart_in_a_run_of_refusals_gives_up_no_lead(mine: Sink) -> None:
+    mine.receiver.behaviour = answering(401)
+    before = mine.leads(3)
+    eventually(lambda: all(mine.attempts(lead) for lead in before), within_s=60, every_s=0.2, what="the run")
+    given_up = {lead for lead in before if mine.attempts(lead)[-1].outcome == "dead"}
+    assert len(given_up) <= 1  # The first that is refused is not known to be one of many.
+
+    for _ in range(2):
+        mine.stop()
+        mine.start()
+        (lead_id,) = mine.leads(1)
+        before.append(lead_id)
+        eventually(lambda lead=lead_id: mine.attempts(lead), within_s=60, every_s=0.2, what="an attempt")  # type: ignore[misc]
+    mine.receiver.behaviour = TAKING
+
+    answered = eventually(
+        lambda: done if len(done := delivered_or_dead(mine, before)) == len(before) else None,
+        within_s=120,
+        every_s=0.5,
+        what="every lead",
+    )
+    assert {lead for lead, outcome in answered.items() if outcome == "dead"} == given_up
+
+
 def test_a_spell_of_500s_costs_no_lead_and_the_receiver_is_asked_less_meanwhile(mine: Sink) -> None:
     """Five seconds of it, where a real one takes minutes: nothing in it changes after the breaker has opened."""
     mine.receiver.behaviour = answering(500)

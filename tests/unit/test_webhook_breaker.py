@@ -62,6 +62,29 @@ def test_a_lead_that_is_taken_begins_the_run_anew() -> None:
     assert breaker.closed
 
 
+def test_leads_that_failed_before_the_start_count_but_do_not_open_it_by_themselves() -> None:
+    breaker, lead = Breaker(), uuid4()
+    assert not breaker.informed
+
+    breaker.recall([uuid4() for _ in range(3 * OPEN_AFTER)])
+
+    assert breaker.informed
+    assert breaker.closed
+    assert breaker.others_fail(lead)
+    breaker.failed(0.0, lead)
+    assert not breaker.closed
+
+
+def test_a_lead_that_is_taken_tells_as_much_as_the_attempts_on_record() -> None:
+    breaker = Breaker()
+    breaker.recall([uuid4()])
+
+    breaker.succeeded()
+
+    assert breaker.informed
+    assert not breaker.others_fail(uuid4())
+
+
 def test_a_probe_that_fails_makes_the_pause_longer_up_to_a_bound() -> None:
     breaker, now = opened(), 0.0
     pauses = []

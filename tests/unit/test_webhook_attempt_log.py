@@ -1,0 +1,134 @@
+"""Attempts on record: read to know which leads failed before a restart, and written before they are logged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from nigredo.settings import Settings
+from schemas.codec import Undecodable
+from schemas.events import Contact, DeliveryAttempt, Lead
+from sinks.webhook import attempts as module
+from sinks.webhook.attempts import AttemptLog, Case
+from sinks.webhook.delivery import Attempt
+from sinks.webhook.endpoint import Endpoint
+from sinks.webhook.retry import DELIVERED
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+A, B, C = (UUID(int=number) for number in range(3))
+ENDPOINT = Endpoint(
+    name="fibonacci", url="https://x.example/hooks/s3cr3t-token?key=s3cr3t", secret_file=Path("none"), rate_per_s=0,
+    in_flight_max=1, timeout_s=None, enabled=True, start="now",
+)  # fmt: skip
+
+
+def made(lead_id: UUID, outcome: str, minute: int, endpoint: str = "fibonacci") -> DeliveryAttempt:
+    return DeliveryAttempt(
+        id=UUID(int=99), lead_id=lead_id, endpoint=endpoint, webhook_url="", attempt=1,
+        sent_at=NOON + timedelta(minutes=minute), duration_ms=1, outcome=outcome, status_code=None, error_message=None,
+        lead_partition=0, lead_offset=0, replay=False,
+    )  # fmt: skip
+
+
+@dataclass
+class Message:
+    record: DeliveryAttempt | None
+
+    def value(self) -> Any:
+        return self.record
+
+
+class Topic:
+    """Kafka as far as the attempts are read."""
+
+    def __init__(self, *partitions: Sequence[DeliveryAttempt | None]) -> None:
+        self._partitions = partitions
+
+    def partitions(self, _: str) -> list[int]:
+        return list(range(len(self._partitions)))
+
+    def watermarks(self, _: str, partition: int) -> tuple[int, int]:
+        return 0, len(self._partitions[partition])
+
+    def between(self, _: str, partition: int, start: int, end: int) -> Iterator[Message]:
+        return (Message(record) for record in self._partitions[partition][start:end])
+
+
+class PlainCodec:
+    def decode(self, _: str, value: Any) -> Any:
+        if not value:
+            raise Undecodable("no record")
+        return value
+
+    def encode(self, _: str, event: Any) -> Any:
+        return event
+
+
+class Published:
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    async def publish(self, _: str, **record: Any) -> None:
+        self.events.append(record["value"])
+
+
+def failing(*partitions: Sequence[DeliveryAttempt | None]) -> set[UUID] | None:
+    log = AttemptLog(Settings.from_environment({}), ENDPOINT, cast(Any, PlainCodec()), cast(Any, Published()))
+    log._reader = cast(Any, Topic(*partitions))
+    try:
+        return asyncio.run(log.failing())
+    finally:
+        log.close()
+
+
+def test_leads_that_failed_since_the_last_that_was_taken_are_failing_in_whatever_partition() -> None:
+    assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, "retry", 2)]) == {A, B, C}
+    assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, DELIVERED, 2)]) == {B}
+    assert failing([made(A, "retry", 1), made(A, DELIVERED, 2)], []) == set()
+
+
+def test_other_endpoints_and_what_cannot_be_read_say_nothing() -> None:
+    assert failing([None, made(A, "retry", 1), made(B, "retry", 2, "crm"), made(B, DELIVERED, 3, "crm")]) == {A}
+
+
+def test_an_endpoint_that_made_no_attempt_has_no_failing_leads() -> None:
+    assert failing([], []) == set()
+
+
+def test_nothing_is_known_when_the_newest_attempts_are_all_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWEST_MAX", 2)
+    others = [made(B, DELIVERED, 3, "crm")] * 2
+
+    assert failing([made(A, "retry", 1), *others]) is None
+    assert failing([made(A, "retry", 1), *others], [made(C, "retry", 2)]) == {C}
+
+
+class BrokenLog:
+    def info(self, *_: Any, **__: Any) -> None:
+        raise BrokenPipeError
+
+
+def test_an_attempt_is_on_record_whatever_its_log_line_does_and_without_the_url_s_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "log", BrokenLog())
+    published = Published()
+    log = AttemptLog(Settings.from_environment({}), ENDPOINT, cast(Any, PlainCodec()), cast(Any, published))
+    lead = Lead(
+        A, "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}), NOON, NOON, False,
+        0, 0,
+    )  # fmt: skip
+
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(log.put_on_record(lead, Case(0, 0, NOON), Attempt(DELIVERED, NOON, 1, 200, None), dead=False))
+
+    (record,) = published.events
+    assert record.outcome == DELIVERED
+    assert record.webhook_url == "https://x.example/hooks/***"
