@@ -54,11 +54,14 @@ class Answer:
         self.beginning = b""
         self.charset: str | None = None
 
-    async def read(self, response: httpx.Response) -> None:
+    async def read(self, response: httpx.Response, now: datetime) -> None:
         """Read the answer to its end, so that the connection can be used again; a long one is cut off instead."""
-        self.charset = response.charset_encoding
+        # Once through all of them: to ask for one by its name costs as much.
+        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers.raw}
+        self.retry_after_s = _retry_after_s(headers.get(b"retry-after"), now)
+        self.charset = response.charset_encoding if b"content-type" in headers else None
         # Nothing is unpacked: a few bytes may become gigabytes. A person cannot read it as it is.
-        readable, size = response.headers.get("content-encoding", "identity").strip().lower() == "identity", 0
+        readable, size = headers.get(b"content-encoding", "identity").strip().lower() == "identity", 0
         async for chunk in response.aiter_raw():
             size += len(chunk)
             if readable and len(self.beginning) <= READ_FOR_EXCERPT_BYTES:
@@ -142,8 +145,7 @@ class Deliverer:
         request = httpx.Request("POST", self._url, headers=httpx.Headers(headers, "ascii"), content=body)
         response = await self._transport.handle_async_request(request)
         try:
-            answer.retry_after_s = _retry_after_s(response.headers.get("retry-after"), now)
-            await answer.read(response)
+            await answer.read(response, now)
         finally:
             await response.aclose()
 
