@@ -25,11 +25,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.groups import commit_offsets
 from nigredo.kafka import client_config
+from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.stack.home import Home
 from nigredo.testing import free_port_base, run_nigredo
 from schemas.codec import Codec
-from schemas.registry import Registry
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS
 
 READY_DEADLINE_S = 120.0
@@ -100,7 +100,7 @@ class Lab:
 
     def codec(self) -> Codec:
         """Return a codec for every topic."""
-        codec = Codec(Registry(self.settings().schema_registry_url, self.home.dir / "state" / "schemas"))
+        codec = Codec(PinnedSchemas(self.settings()))
         codec.prepare(TOPICS)
         return codec
 

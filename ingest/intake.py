@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -18,6 +19,7 @@ from ingest.ids import dated_ids
 from ingest.outlet import Kept, Outlet
 from ingest.repeats import Repeats, read_secret
 from ingest.spool import Entry, Spool
+from ingest.spooled_ids import SpooledIds
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
@@ -90,6 +92,7 @@ class Intake:
         self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
         self._ids = dated_ids()
         self._views: list[TopicView] = []
+        self._spooled_ids = SpooledIds(settings)
         self._publisher: Publisher | None = None
         self._outlet: Outlet | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,7 +133,7 @@ class Intake:
         self._publisher = Publisher(
             config, in_flight_max=settings.ingest_in_flight_max, answer_within_s=answer_within_s
         )
-        self._outlet = Outlet(self._publisher, self.spool, self._drained)
+        self._outlet = Outlet(self._publisher, self.spool, self._drained, self._refit)
         work = (self._open(), self._tell_refusals(), self._measure(), self._outlet.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
@@ -284,6 +287,13 @@ class Intake:
         if self._outlet is None:
             raise DependencyDown("not ready yet")
         return self._outlet.send(entry)
+
+    async def _refit(self) -> Callable[[bytes], bytes]:
+        """Take the schema ids of the cluster that came back, for what is spooled and for what comes after it."""
+        schema_id = await self._spooled_ids.refresh()
+        if self._codec is not None and schema_id is not None:
+            self._codec.renumber(SUBMISSIONS, schema_id)
+        return self._spooled_ids.value
 
     def _drained(self, entry: Entry, position: Position) -> None:
         self._last_ack = time.monotonic()

@@ -9,7 +9,7 @@ was not given, whatever is new goes behind it; the producer keeps the order from
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +52,22 @@ class Outlet:
     """Keeps submissions, in Kafka or in the spool. Belongs to an event loop; `run` drains the spool meanwhile."""
 
     def __init__(
-        self, publisher: Publisher, spool: Spool | None, drained: Callable[[Entry, Position], None] = lambda *_: None
+        self,
+        publisher: Publisher,
+        spool: Spool | None,
+        drained: Callable[[Entry, Position], None] = lambda *_: None,
+        refit: Callable[[], Awaitable[Callable[[bytes], bytes]]] | None = None,
     ) -> None:
-        """drained: told where Kafka has what was answered before."""
+        """drained: told where Kafka has what was answered before.
+
+        refit: returns, whenever Kafka is there again, what makes the value to send of one that waited in the spool;
+        may raise DependencyDown.
+        """
         self._publisher = publisher
         self._spool = spool
         self._drained = drained
+        self._refit = refit
+        self._value: Callable[[bytes], bytes] = bytes
         self._loop = asyncio.get_running_loop()
         # In the order of sending, so that the first is due first.
         self._sent: dict[asyncio.Future[Position], _Sent] = {}
@@ -185,6 +195,9 @@ class Outlet:
                     await self._wake.wait()
             self._wake.clear()
             try:
+                if self._refit is not None and not spool.empty:
+                    await self._settled(spool)
+                    self._value = await self._refit()
                 while not spool.empty:
                     await self._settled(spool)
                     await self._keep_all(spool, await self._next(spool))
@@ -229,7 +242,8 @@ class Outlet:
         sent: list[tuple[Spooled, asyncio.Future[Position]]] = []
         for spooled in entries:
             try:
-                sent.append((spooled, self._publish(spooled.entry)))
+                entry = spooled.entry
+                sent.append((spooled, self._publish(Entry(entry.key, self._value(entry.value), entry.headers))))
             except Overloaded:
                 break
             except NigredoError as error:

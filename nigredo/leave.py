@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from nigredo.control import ControlKeeper
 from nigredo.health import Health
+from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from nigredo.view import Row, TopicView
 from schemas.codec import Codec
-from schemas.registry import Registry
 from schemas.topics import CONTROL
 
 log = get_logger()
@@ -48,7 +48,7 @@ class Leave:
     """What one process knows about being asked to leave its group, from `open` to `close`."""
 
     def __init__(self, settings: Settings, component: str) -> None:
-        codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+        codec = Codec(PinnedSchemas(settings))
         self._keeper = _Keeper(settings, codec, settings.function(component))
         self._view = TopicView(settings, component, CONTROL, self._keeper)
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
+from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.telemetry import OUTPUT, configure_logging, get_logger
 from schemas.codec import Codec
-from schemas.registry import Registry, RegistryUnavailable, SchemaUnknown
+from schemas.registry import SchemaUnknown
 
 log = get_logger()
 
@@ -43,17 +44,17 @@ def run_process(component: str, serve: Callable[[Settings], None]) -> int:
 
 
 async def ready_codec(settings: Settings, topics: Sequence[str], *, deadline_s: float = 60.0) -> Codec:
-    """Return a codec that can write to these topics, waiting for the registry or for the schemas to be registered.
+    """Return a codec that can write to these topics, waiting for Kafka or for their schemas to be pinned.
 
     Raises DependencyDown past the deadline.
     """
-    codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+    codec = Codec(PinnedSchemas(settings))
     backoff, deadline = Backoff(longest_s=0.5), time.monotonic() + deadline_s
     while True:
         try:
             await asyncio.to_thread(codec.prepare, topics)
             return codec
-        except (RegistryUnavailable, SchemaUnknown) as error:
+        except (DependencyDown, SchemaUnknown) as error:
             wait_s = backoff.next_wait_s()
             if time.monotonic() + wait_s > deadline:
                 raise DependencyDown(str(error)) from error

@@ -1,4 +1,4 @@
-"""Brings the topics and their schemas into the state that `schemas/topics.py` describes."""
+"""Brings the topics into the state that `schemas/topics.py` describes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown, StartRefused
+from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
 from nigredo.settings import Settings
-from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible
-from schemas.topics import TOPICS, TopicSpec, load_schema
+from schemas.topics import SCHEMA_PINS, TOPICS, TopicSpec
 
-COMPATIBILITY = "FULL_TRANSITIVE"
+EVERYWHERE: Mapping[str, TopicSpec] = {**TOPICS, **SCHEMA_PINS}
+"""The topics of every installation."""
 CALL_TIMEOUT_S = 10.0
 PASSING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -37,7 +36,7 @@ PASSING = (
 """How a broker answers that has not heard yet what it leads."""
 
 
-def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS) -> list[str]:
+def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = EVERYWHERE) -> list[str]:
     """Create missing topics and correct differing settings; return what was changed, as lines.
 
     specs: by name; those of an endpoint are not among the ones that every installation has.
@@ -62,18 +61,19 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
     wanted = [
         NewTopic(
             spec.name,
-            num_partitions=settings.topic_partitions,
+            num_partitions=spec.partitions or settings.topic_partitions,
             replication_factor=settings.topic_replication,
             # All in-sync replicas acknowledge: with three of them that must mean two at least.
             config=dict(spec.config) | {"min.insync.replicas": str(max(1, settings.topic_replication - 1))},
         )
         for spec in missing
     ]
+    partitions = {new.topic: new.num_partitions for new in wanted}
     if wanted:
         for name, created in admin.create_topics(wanted, request_timeout=CALL_TIMEOUT_S).items():
             try:
                 created.result(CALL_TIMEOUT_S + 2)
-                changes.append(f"created topic {name} with {settings.topic_partitions} partitions")
+                changes.append(f"created topic {name} with {partitions[name]} partitions")
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
@@ -134,26 +134,3 @@ def _differences(now: Mapping[str, str | None], wanted: Mapping[str, str]) -> di
 
 def _items(value: str | None) -> list[str]:
     return sorted((value or "").split(","))
-
-
-def ensure_schemas(settings: Settings, specs: Mapping[str, TopicSpec] = TOPICS, *, deadline_s: float = 60.0) -> None:
-    """Register every schema under FULL_TRANSITIVE, retrying while the registry is away.
-
-    Safe to repeat. Raises DependencyDown past the deadline, StartRefused when a schema would break readers.
-    """
-    deadline = time.monotonic() + deadline_s
-    registry = Registry(settings.schema_registry_url, settings.state_dir / "schemas")
-    backoff = Backoff(longest_s=2.0)
-    while True:
-        try:
-            for spec in specs.values():
-                registry.set_compatibility(spec.subject, COMPATIBILITY)
-                registry.register(spec.subject, load_schema(spec.schema))
-            return
-        except SchemaIncompatible as error:
-            raise StartRefused(str(error)) from error
-        except RegistryUnavailable:
-            wait_s = backoff.next_wait_s()
-            if time.monotonic() + wait_s > deadline:
-                raise
-            time.sleep(wait_s)

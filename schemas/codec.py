@@ -8,14 +8,14 @@ import struct
 from collections.abc import Callable, Iterable
 from functools import cache
 from operator import attrgetter
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import fastavro
 from fastavro.schema import parse_schema
 
 from schemas import events
 from schemas.events import Event
-from schemas.registry import Registry, SchemaUnknown
+from schemas.registry import SchemaUnknown
 from schemas.topics import load_schema, spec_of
 
 MAGIC = 0
@@ -29,16 +29,26 @@ class Undecodable(Exception):
     """These bytes are no event of this topic and never will be. The text holds nothing of their content."""
 
 
-class Codec:
-    """Encodes with the schema this release knows, decodes whatever any release registered.
+class Schemas(Protocol):
+    """What an id means, and which id is written for a schema: the pins of the cluster."""
 
-    `prepare` the topics that are written; reading needs no preparation. A schema id that is not cached yet costs one
-    call to the registry, which blocks for at most the registry's timeout: on an event loop ask `knows` first, and if
-    it does not, decode in a thread. Safe to use from several threads.
+    def id_of(self, subject: str, schema: Any) -> int:
+        """Return the id to write for a schema. Raises SchemaUnknown for one without, DependencyDown."""
+
+    def schema_of(self, schema_id: int) -> Any:
+        """Return the schema that an id means. Blocks. Raises SchemaUnknown when there is none, DependencyDown."""
+
+
+class Codec:
+    """Encodes with the schema this release knows, decodes whatever any release wrote.
+
+    `prepare` the topics that are written; reading needs no preparation. A schema id that was not met yet costs a
+    look-up, which blocks: on an event loop ask `knows` first, and if it does not, decode in a thread. Safe to use from
+    several threads.
     """
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
         self._ids: dict[str, int] = {}
         self._readers: dict[str, Any] = {}
         self._writers: dict[int, Any] = {}
@@ -47,12 +57,16 @@ class Codec:
     def prepare(self, topics: Iterable[str]) -> None:
         """Learn the schema ids of the topics that will be encoded for.
 
-        Raises RegistryUnavailable or SchemaUnknown; may be called again until it succeeds.
+        Raises DependencyDown or SchemaUnknown; may be called again until it succeeds.
         """
         for topic in topics:
             if topic not in self._ids:
                 spec = spec_of(topic)
-                self._ids[topic] = self._registry.id_of(spec.subject, load_schema(spec.schema))
+                self._ids[topic] = self._schemas.id_of(spec.subject, load_schema(spec.schema))
+
+    def renumber(self, topic: str, schema_id: int) -> None:
+        """Write from now on under another id of the schema: that of a cluster which was made anew."""
+        self._ids[topic] = schema_id
 
     def prefix(self, topic: str) -> bytes:
         """Return how a value on `topic`, which was prepared, begins."""
@@ -70,8 +84,8 @@ class Codec:
     def decode(self, topic: str, value: bytes) -> Event:
         """Return the event in a record value of `topic`.
 
-        Raises Undecodable when it never can be, RegistryUnavailable when its schema has to be fetched and the
-        registry is away: then wait, the record may be perfectly good.
+        Raises Undecodable when it never can be, DependencyDown when its schema has to be looked up and cannot be at
+        present: then wait, the record may be perfectly good.
         """
         if len(value) < PREFIX.size:
             raise Undecodable("shorter than the five bytes that begin every Avro record")
@@ -96,7 +110,7 @@ class Codec:
             raise Undecodable(f"does not fit schema {schema_id}: {type(error).__name__}") from None
 
     def knows(self, value: bytes) -> bool:
-        """Say whether `decode` can tell what these bytes are without asking the registry."""
+        """Say whether `decode` can tell what these bytes are without a look-up."""
         return len(value) < PREFIX.size or value[0] != MAGIC or PREFIX.unpack_from(value)[1] in self._writers
 
     def written_as_ours(self, topic: str, value: bytes) -> bool:
@@ -115,13 +129,13 @@ class Codec:
     def _written_with(self, schema_id: int) -> Any:
         if schema_id not in self._writers:
             try:
-                schema = self._registry.schema_of(schema_id)
+                schema = self._schemas.schema_of(schema_id)
             except SchemaUnknown as error:
-                raise Undecodable(f"the registry has no Avro schema {schema_id}") from error
+                raise Undecodable(f"schema id {schema_id}: {error}") from error
             try:
                 self._writers[schema_id] = parse_schema(schema)
             except Exception as error:
-                # The registry holds other kinds too, such as JSON Schema, which parse as whatever they happen to be.
+                # A registry holds other kinds too, such as JSON Schema, which parse as whatever they happen to be.
                 raise Undecodable(f"schema {schema_id} is no Avro schema: {type(error).__name__}") from None
         return self._writers[schema_id]
 

@@ -22,6 +22,8 @@ class TopicSpec:
     name: str
     schema: str
     config: Mapping[str, str] = field(default_factory=dict)
+    partitions: int | None = None
+    """As many as the installation has for every topic, unless the topic's own order needs one."""
 
     @property
     def subject(self) -> str:
@@ -96,6 +98,10 @@ TOPICS: Mapping[str, TopicSpec] = {
         TopicSpec(AUDIT, "audit", _deleted_after(365)),
     )
 }
+
+SCHEMAS = "nigredo.schemas"
+SCHEMA_PINS: Mapping[str, TopicSpec] = {SCHEMAS: TopicSpec(SCHEMAS, "", _compacted(), partitions=1)}
+"""Which schema each id in the log means (`schemas/pins.py`): JSON under the id, never deleted."""
 
 RETRIES_PREFIX = "nigredo.webhook-retries."
 RETRY_DELAYS_S: Mapping[str, float] = {"1m": 60.0, "10m": 600.0, "1h": 3600.0, "6h": 21_600.0}

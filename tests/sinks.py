@@ -30,11 +30,11 @@ from nigredo.errors import NigredoError
 from nigredo.headers import cloud_event
 from nigredo.kafka import Publisher
 from nigredo.log_reader import LogReader
+from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
 from schemas.codec import Codec
 from schemas.events import Contact, DeliveryAttempt, Event, Lead
-from schemas.registry import Registry
 from schemas.topics import DELIVERIES, LEADS, TOPICS, retry_topics
 from sinks.webhook.endpoint import Endpoint, read_endpoints
 from sinks.webhook.signing import Secret, write_secrets
@@ -169,7 +169,7 @@ class Sink:
     @cached_property
     def codec(self) -> Codec:
         """For everything but the retry topics, which are made when a process of it starts."""
-        codec = Codec(Registry(self.stack.registry_url, self.folder / "schemas"))
+        codec = Codec(PinnedSchemas(self.settings))
         codec.prepare(TOPICS)
         return codec
 

@@ -73,7 +73,7 @@ def _timed(call: Callable[[], object], calls: int) -> Callable[[int], Figures]:
 
 
 def _encoders(submission: Submission) -> tuple[Callable[[], object], Callable[[], object]]:
-    codec = Codec(_OneSchema())  # type: ignore[arg-type]
+    codec = Codec(_OneSchema())
     codec.prepare([SUBMISSIONS])
     schema = fastavro.parse_schema(load_schema("submissions"))
     plain = fastavro.schemaless_reader(io.BytesIO(codec.encode(SUBMISSIONS, submission)[5:]), schema)
@@ -88,7 +88,7 @@ def _encoders(submission: Submission) -> tuple[Callable[[], object], Callable[[]
 
 
 def _decoders(submission: Submission) -> tuple[Callable[[], object], Callable[[], object]]:
-    codec = Codec(_OneSchema())  # type: ignore[arg-type]
+    codec = Codec(_OneSchema())
     codec.prepare([SUBMISSIONS])
     value = codec.encode(SUBMISSIONS, submission)
     schema = fastavro.parse_schema(load_schema("submissions"))

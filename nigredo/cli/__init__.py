@@ -37,12 +37,13 @@ def load_commands() -> None:
         ratelimit,
         replay,
         rewind,
+        schemas,
         stack,
         topics,
         webhook,
     )
 
-    running = (stack, processes, topics, database, control)
+    running = (stack, processes, topics, schemas, database, control)
     for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, dead):
         for command in module.COMMANDS:
             nigredo.add_command(command)

@@ -16,11 +16,12 @@ def topics() -> None:
 @with_context
 def ensure(context: Context) -> None:
     """Create what is missing and correct what differs; safe to repeat."""
-    from nigredo.topics import ensure_schemas, ensure_topics
+    from nigredo.schema_ids import ensure_schemas
+    from nigredo.topics import ensure_topics
+    from sinks.webhook.endpoint import examine_endpoints
 
     settings = context.settings("topics", role="nigredo_app")
-    changes = ensure_topics(settings)
-    ensure_schemas(settings)
+    changes = ensure_topics(settings) + ensure_schemas(settings, examine_endpoints(settings)[0])
     context.result({"changes": changes}, "\n".join(changes) or "nothing to change")
 
 

@@ -17,6 +17,7 @@ from nigredo.control import API_KEY
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.migrate import migrate
 from nigredo.replay import FIRST_ENDPOINT
+from nigredo.schema_ids import ensure_schemas
 from nigredo.settings import Settings
 from nigredo.stack import control
 from nigredo.stack.artifacts import Artifacts
@@ -144,10 +145,14 @@ def steps(
         Step("registry", given(registry_part(home, artifacts, environment)), needs=("postgres",)),
         Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
-        Step("schemas", lambda: topics.ensure_schemas(as_admin, deadline_s=0.0), needs=("registry",)),
-        Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("topics", "schemas")),
-        # They wait for the schemas by themselves, and know them from an earlier start: forms are accepted without
-        # PostgreSQL and without the registry.
+        Step(
+            "schemas",
+            lambda: ensure_schemas(as_admin, _endpoint_names(home, environment), deadline_s=0.0),
+            needs=("registry", "topics"),
+        ),
+        Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("schemas",)),
+        # They wait for the pins of the schemas by themselves, and find those of an earlier start: forms are accepted
+        # without PostgreSQL and without the registry.
         *(
             Step(part.name, part, needs=needs.get(part.name, ("topics",)), awaits=("schemas",))
             for part in (*processes, *senders)

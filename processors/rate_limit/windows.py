@@ -10,13 +10,12 @@ from itertools import islice
 from confluent_kafka import Message
 
 from nigredo.encoded_window import decoded, rank_of
+from nigredo.errors import DependencyDown
 from nigredo.known_windows import KnownWindows
-from nigredo.telemetry import get_logger
 from nigredo.window import forgettable
 from schemas.codec import Codec, Undecodable
 from schemas.events import RateLimitState
-
-log = get_logger()
+from schemas.topics import RATE_LIMITS
 
 WINDOW_LONGEST_MS = 86_400_000
 """No window is longer (`RATE_LIMIT_WINDOW_SECONDS`)."""
@@ -44,15 +43,16 @@ class Windows:
         """Take the windows of a partition of `nigredo.rate-limits`, oldest record first.
 
         committed: where judging goes on. Windows at or past it are kept whatever their age: their record comes again.
-        told: called with the number of records every few thousand. Raises DependencyDown.
+        told: called with the number of records every few thousand. Raises DependencyDown, also for a window that
+        cannot be read.
         """
         for number, message in enumerate(messages, 1):
             try:
                 self._loaded.take(message.key() or b"", message.value())
             except Undecodable as error:
-                # The network's last state that can be read stands.
-                at = {"partition": message.partition(), "offset": message.offset()}
-                log.error("a window cannot be read", error=str(error), **at)
+                # Without it the network's limit would begin at zero: nothing of the partition is judged meanwhile.
+                place = f"partition {message.partition()}, offset {message.offset()}"
+                raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read, {place}: {error}") from error
             if number % TOLD_EVERY == 0:
                 told(number)
                 self._let_go_of_loaded(committed)
@@ -77,12 +77,15 @@ class Windows:
         self._loaded.let_go(over)
 
     def get(self, network: str) -> RateLimitState | None:
-        """Return a network's window."""
+        """Return a network's window. Raises DependencyDown for one that cannot be read."""
         found = self._changed.get(network)
-        if found is None and (value := self._loaded.pop(network.encode())) is not None:
-            found = self._decoded(value)
-            if found is not None:
-                self._changed[network] = found
+        if found is None and (value := self._loaded.get(network.encode())) is not None:
+            try:
+                found = self._changed[network] = decoded(self._codec, value)
+            except Undecodable as error:
+                # Broken between its beginning and its end, which alone were read so far.
+                raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read: {error}") from error
+            self._loaded.pop(network.encode())
         return found
 
     def keep(self, state: RateLimitState) -> None:
@@ -99,8 +102,11 @@ class Windows:
         """
 
         def over(value: bytes) -> bool:
-            state = self._decoded(value)
-            return state is None or forgettable(state, now)
+            try:
+                return forgettable(decoded(self._codec, value), now)
+            except Undecodable:
+                age_ms = now.timestamp() * 1000 - rank_of(self._codec, value).updated_at_ms
+                return age_ms >= WINDOW_LONGEST_MS
 
         before = len(self._loaded)
         self._loaded.let_go(over, at_once)
@@ -112,11 +118,3 @@ class Windows:
             gone.append(network)
         for network in gone:
             del self._changed[network]
-
-    def _decoded(self, value: bytes) -> RateLimitState | None:
-        try:
-            return decoded(self._codec, value)
-        except Undecodable as error:
-            # Broken between its beginning and its end, which alone were read so far.
-            log.error("a window cannot be read", error=str(error))
-            return None

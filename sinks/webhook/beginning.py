@@ -17,7 +17,7 @@ from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
-from nigredo.topics import ensure_schemas, ensure_topics
+from nigredo.topics import ensure_topics
 from schemas.codec import Codec, Undecodable
 from schemas.events import ControlEntry
 from schemas.topics import CONTROL, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS, retry_topics
@@ -34,11 +34,10 @@ async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
     """Make the endpoint's retry topics, and commit a start offset for every partition that has none.
 
     Leads begin where the endpoint says, what refers to leads at its beginning: what is settled is not in it any more.
-    Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka or the registry is away.
+    Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka is away.
     """
     retries = retry_topics(endpoint.name)
     await asyncio.to_thread(ensure_topics, settings, retries)
-    await asyncio.to_thread(ensure_schemas, settings, retries)
     await _begin_leads(settings, endpoint)
     await asyncio.to_thread(_begin_references, settings, endpoint.function(settings), [*retries, WEBHOOK_REPLAYS])
 

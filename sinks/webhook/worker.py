@@ -16,12 +16,12 @@ from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
 from nigredo.view import TopicView
 from schemas.codec import Codec
-from schemas.registry import Registry
 from schemas.topics import CONTROL, DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD, retry_topics
 from sinks.webhook.attempts import AttemptLog
 from sinks.webhook.beginning import ensure_begun
@@ -53,7 +53,7 @@ class Worker:
         self._health = health
         self._name = endpoint.function(settings)
         self._secrets = SecretFile(endpoint.secret_file)
-        codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+        codec = Codec(PinnedSchemas(settings))
         self._keeper = ControlKeeper(settings, codec)
         self._gate = Gate(endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, since_boot_s()), Breaker())
         self._session: Session | None = None

@@ -13,11 +13,11 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartiti
 from confluent_kafka.admin import AdminClient
 
 from nigredo.log_reader import LogReader
+from nigredo.pinned import PinnedSchemas
 from nigredo.record import record_of
 from nigredo.testing import Stack
 from schemas.codec import Codec
 from schemas.events import DeliveryAttempt, Event, Lead, Rejection
-from schemas.registry import Registry
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, WEBHOOK_DEAD
 from tests.chaos.load import Answers
 
@@ -85,7 +85,7 @@ class Evidence:
 def collect(stack: Stack, answers: Answers) -> Evidence:
     """Read it all."""
     settings = stack.settings()
-    codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+    codec = Codec(PinnedSchemas(settings))
     log = _Log(LogReader(settings, "chaos"), codec)
     found = Evidence(answers, submissions=list(log.read(SUBMISSIONS)), lag=Offsets(stack).lag())
     for placed in log.read(LEADS, REJECTIONS, DELIVERIES):

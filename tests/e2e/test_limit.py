@@ -10,10 +10,10 @@ from confluent_kafka import Producer
 from nigredo.clock import utc_now
 from nigredo.log_reader import LogReader
 from nigredo.networks import client_network, parse_hop
+from nigredo.pinned import PinnedSchemas
 from nigredo.testing import Stack, any_client, eventually
 from schemas.codec import PREFIX, Codec
 from schemas.events import Contact, Rejection, Submission
-from schemas.registry import Registry
 from schemas.topics import REJECTIONS, SUBMISSIONS
 
 VERDICTS = "SELECT id, verdict FROM nigredo.form_submissions WHERE ip_address = %s ORDER BY submission_offset"
@@ -40,7 +40,7 @@ def submission(client: str) -> Submission:
 
 def codec_of(stack: Stack) -> Codec:
     settings = stack.settings()
-    codec = Codec(Registry(settings.schema_registry_url, settings.state_dir / "schemas"))
+    codec = Codec(PinnedSchemas(settings))
     codec.prepare([SUBMISSIONS])
     return codec
 

@@ -32,7 +32,7 @@ class OneSchema:
 
 
 def make_codec() -> Codec:
-    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec = Codec(OneSchema())
     codec.prepare([CONTROL])
     return codec
 

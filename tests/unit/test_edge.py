@@ -31,7 +31,7 @@ class OneSchema:
 
 
 def codec() -> Codec:
-    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec = Codec(OneSchema())
     codec.prepare([RATE_LIMITS])
     return codec
 

@@ -44,7 +44,7 @@ class OneSchema:
 
 @given(submissions)
 def test_a_submission_is_encoded_as_its_schema_says(submission: Submission) -> None:
-    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec = Codec(OneSchema())
     codec.prepare([SUBMISSIONS])
 
     value = encoded(codec, submission)

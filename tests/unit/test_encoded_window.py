@@ -36,7 +36,7 @@ class OneSchema:
 
 
 def a_codec() -> Codec:
-    codec = Codec(OneSchema())  # type: ignore[arg-type]
+    codec = Codec(OneSchema())
     codec.prepare([RATE_LIMITS])
     return codec
 

@@ -58,7 +58,7 @@ def play(tmp_path: Path, story: Callable[[Intake, Taking], Awaitable[None]], **s
     secret.write_text("not a secret, but as long as one has to be")
 
     async def run() -> None:
-        codec = Codec(OneSchema())  # type: ignore[arg-type]
+        codec = Codec(OneSchema())
         codec.prepare([SUBMISSIONS])
         intake = Intake(Settings.from_environment({"IDEMPOTENCY_SECRET_FILE": str(secret), **settings}), Health("test"))
         outlet, inside = Taking(codec), cast(Any, intake)

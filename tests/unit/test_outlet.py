@@ -254,3 +254,31 @@ def test_what_is_on_its_way_at_the_end_is_in_the_spool(tmp_path: Path) -> None:
         await again.close()
 
     asyncio.run(run())
+
+
+def test_what_waited_in_the_spool_is_made_fit_for_the_kafka_that_came_and_waits_until_it_can_be(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def refit() -> Callable[[bytes], bytes]:
+        asked.append("refit")
+        if len(asked) < 3:
+            raise DependencyDown("no pins yet")
+        return lambda value: b"fit " + value
+
+    async def run() -> None:
+        first = Spool(tmp_path, 10**6)
+        await first.open()
+        await first.put(entry(1))
+        await first.close()
+        kafka, spool = PlayedKafka(), Spool(tmp_path, 10**6)
+        await spool.open()
+        outlet = Outlet(kafka, spool, refit=refit)  # type: ignore[arg-type]
+        draining = asyncio.create_task(outlet.run())
+        try:
+            await eventually(lambda: spool.empty)
+        finally:
+            draining.cancel()
+            await outlet.close()
+        assert kafka.log == [b"fit 1"]
+
+    asyncio.run(run())

@@ -49,7 +49,7 @@ class FilesAsRegistry:
 
 
 def make_codec() -> Codec:
-    codec = Codec(FilesAsRegistry())  # type: ignore[arg-type]
+    codec = Codec(FilesAsRegistry())
     codec.prepare(SCHEMAS)
     return codec
 

@@ -99,13 +99,13 @@ def test_no_answer_of_a_broker_that_comes_up_is_final(
         pytest.fail("it did not pass")
 
     assert admin.failed == 3
-    assert set(admin.topics) == set(TOPICS)
+    assert set(admin.topics) == set(topics.EVERYWHERE)
 
 
 def test_a_fresh_topic_counts_as_there_once_its_leaders_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     admin = PlayedAdmin("list_offsets", KafkaError.NOT_LEADER_FOR_PARTITION, times=100)
     monkeypatch.setattr(topics, "AdminClient", lambda _: admin)
 
-    assert len(topics.ensure_topics(Settings.from_environment({}))) == len(TOPICS)
+    assert len(topics.ensure_topics(Settings.from_environment({}))) == len(topics.EVERYWHERE)
 
     assert admin.failed == 100

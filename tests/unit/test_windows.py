@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import uuid4
 
-from structlog.testing import capture_logs
+import pytest
 
+from nigredo.errors import DependencyDown
 from processors.rate_limit.windows import Windows
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
@@ -70,27 +71,24 @@ def test_a_window_that_decides_what_comes_again_is_loaded_though_another_one_of_
     assert windows.get("x") == full
 
 
-def test_a_window_that_cannot_be_read_leaves_the_one_before_it() -> None:
-    state = window("a", 3)
-    with capture_logs() as logs:
-        windows = loaded(*told(state), Told("a", b"\x00\x00\x00\x00\x07"), Told("b", b"rubbish"))
-    assert windows.get("a") == state
-    assert windows.get("b") is None
-    assert [line["log_level"] for line in logs] == ["error", "error"]
+@pytest.mark.parametrize("value", [b"\x00\x00\x00\x00\x07", b"rubbish"])
+def test_a_window_that_cannot_be_read_holds_its_partition_and_its_place_is_told(value: bytes) -> None:
+    with pytest.raises(DependencyDown, match="partition 0, offset 0"):
+        loaded(*told(window("a", 3)), Told("a", value))
 
 
-def test_a_window_broken_in_its_middle_is_told_when_it_is_asked_for_and_is_in_nobodys_way() -> None:
+def test_a_window_broken_in_its_middle_holds_the_record_that_asks_for_it_until_it_is_over() -> None:
     whole, over = window("a", 1), window("b", 2)
     broken = bytearray(CODEC.encode(RATE_LIMITS, whole))
     broken[20] |= 0x80  # Within the id of an acceptance: no text any more, and its ends are as they were.
+    windows = loaded(Told("a", bytes(broken)), *told(over))
 
-    with capture_logs() as logs:
-        windows = loaded(Told("a", bytes(broken)), Told("other", bytes(broken)), *told(over))
-        assert logs == []
-        assert windows.get("a") is None
-        windows.forget(NOON + HOUR, 100)
-
-    assert [line["event"] for line in logs] == ["a window cannot be read"] * 2
+    for _ in range(2):
+        with pytest.raises(DependencyDown, match="cannot be read"):
+            windows.get("a")
+    windows.forget(NOON + HOUR, 100)
+    assert len(windows) == 2
+    windows.forget(NOON + 24 * HOUR, 100)
     assert len(windows) == 0
 
 

@@ -1,0 +1,79 @@
+"""`nigredo schemas`: what the ids in the log mean, and whether the registry says the same to readers outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nigredo.cli.output import Context, with_context
+from nigredo.errors import NigredoError
+
+if TYPE_CHECKING:
+    from nigredo.schema_ids import Finding, SchemaIds
+
+
+@click.group()
+def schemas() -> None:
+    """The schema ids in the log, and the registry beside them."""
+
+
+@schemas.command(name="list")
+@with_context
+def list_(context: Context) -> None:
+    """Show what each id means, and what the registry says of it."""
+    found = _ids(context).findings()
+    context.result([_document(each) for each in found], "\n".join(map(_line, found)) or "no id is pinned yet")
+
+
+@schemas.command()
+@with_context
+def check(context: Context) -> None:
+    """Compare the ids with the registry; exit code 0 only when readers outside find every one of them."""
+    found = _ids(context).findings()
+    wrong = [each for each in found if each.standing != "known"]
+    context.result([_document(each) for each in wrong], "\n".join(map(_line, wrong)) or f"{len(found)} ids are right")
+    if wrong:
+        raise NigredoError(f"{len(wrong)} of {len(found)} ids are not in the registry as they are here: "
+                           "`nigredo schemas repair`")  # fmt: skip
+
+
+@schemas.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be done")
+@with_context
+def repair(context: Context, dry_run: bool) -> None:
+    """Bring back what the registry lost, and replace the ids that it gave to others; safe to repeat."""
+    from nigredo.schema_ids import ensure_schemas
+    from sinks.webhook.endpoint import examine_endpoints
+
+    settings = context.settings("schemas", role="nigredo_app")
+    lines = _ids(context).repair(dry_run=dry_run)
+    if not dry_run:
+        lines += ensure_schemas(settings, examine_endpoints(settings)[0])
+    context.result({"changes": lines, "dry_run": dry_run}, "\n".join(lines) or "nothing to repair")
+
+
+def _ids(context: Context) -> SchemaIds:
+    from nigredo.schema_ids import SchemaIds
+
+    return SchemaIds(context.settings("schemas", role="nigredo_app"))
+
+
+def _line(found: Finding) -> str:
+    note = {"known": "", "missing": "the registry does not have it", "taken": f"{found.other} in the registry"}
+    written = "written" if found.written else ""
+    return f"{found.pin.id:>6}  {found.pin.name:<48} {written:<9}{note[found.standing]}".rstrip()
+
+
+def _document(found: Finding) -> dict[str, Any]:
+    return {
+        "id": found.pin.id,
+        "subject": found.pin.subject,
+        "version": found.pin.version,
+        "written": found.written,
+        "registry": found.standing,
+        "registry_subjects": list(found.subjects),
+    }
+
+
+COMMANDS = (schemas,)
