@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jgo.maven import MavenContext, PythonResolver
 
+from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
@@ -29,6 +31,7 @@ LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
 """Kafka speaks to slf4j 1.7; without a binding the broker logs nothing."""
 REGISTRY = "io.apicurio:apicurio-registry-app:3.3.3"
 DOWNLOADS_AT_ONCE = 6
+DOWNLOAD_TRIES = 4
 REQUEST_TIMEOUT_S = 60
 LOCK_WAIT_S = 900.0
 
@@ -102,6 +105,7 @@ def fetch(cache: Path, progress: Progress) -> Artifacts:
         unfinished = cache / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         wanted = _missing(cache, jars) + ([] if found.registry_dir.is_dir() else _missing(cache, [archive]))
+        unfinished.mkdir(exist_ok=True)
         _download(wanted, cache, unfinished, progress)
         if not found.registry_dir.is_dir():
             _unpack(cache / archive.file_name, found.registry_dir, unfinished)
@@ -141,18 +145,15 @@ def _download(wanted: Sequence[Artifact], cache: Path, unfinished: Path, progres
         yield add
 
     def one(artifact: Artifact) -> None:
-        context = MavenContext(
-            repo_cache=unfinished, timeout=REQUEST_TIMEOUT_S, resolver=PythonResolver(progress_callback=counted)
-        )
-        component = context.project(artifact.group, artifact.name).at_version(artifact.version)
-        try:
-            path = component.artifact(classifier=artifact.classifier, packaging=artifact.packaging).resolve()
-        except Exception as error:
-            # Whatever stands between us and the repository: the client's own errors are of many kinds.
-            raise DependencyDown(f"cannot download {artifact.name} {artifact.version}: {error}") from error
-        if _sha256(path) != artifact.sha256:
-            raise DependencyDown(f"{artifact.name} {artifact.version} is not the locked file: its checksum differs")
-        path.rename(cache / artifact.file_name)
+        backoff = Backoff(first_s=1.0, longest_s=10.0)
+        while True:
+            try:
+                return _download_one(artifact, cache, unfinished, counted)
+            except DependencyDown:
+                # A line that is cut for a moment, or a file that came in half.
+                if backoff.failures + 1 >= DOWNLOAD_TRIES:
+                    raise
+                time.sleep(backoff.next_wait_s())
 
     pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
     try:
@@ -161,6 +162,26 @@ def _download(wanted: Sequence[Artifact], cache: Path, unfinished: Path, progres
             pass
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _download_one(artifact: Artifact, cache: Path, unfinished: Path, counted: Callable[..., Any]) -> None:
+    """Download one file into a folder of its own, and move it into the cache once it is whole."""
+    with tempfile.TemporaryDirectory(dir=unfinished) as scratch:
+        context = MavenContext(
+            repo_cache=Path(scratch), timeout=REQUEST_TIMEOUT_S, resolver=PythonResolver(progress_callback=counted)
+        )
+        component = context.project(artifact.group, artifact.name).at_version(artifact.version)
+        try:
+            path = component.artifact(classifier=artifact.classifier, packaging=artifact.packaging).resolve()
+        except Exception as error:
+            # Whatever stands between us and the repository: the client's own errors are of many kinds.
+            raise DependencyDown(
+                f"cannot download {artifact.name} {artifact.version}: {error}; type it once more when that is mended: "
+                "the files that came are kept"
+            ) from error
+        if _sha256(path) != artifact.sha256:
+            raise DependencyDown(f"{artifact.name} {artifact.version} is not the locked file: its checksum differs")
+        path.rename(cache / artifact.file_name)
 
 
 def _unpack(archive: Path, target: Path, unfinished: Path) -> None:

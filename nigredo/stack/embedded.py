@@ -23,12 +23,12 @@ from nigredo.stack import control
 from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
 from nigredo.stack.kafka import kafka_part
-from nigredo.stack.part import Part, http_waiting_for
+from nigredo.stack.part import Part, check_ports, http_waiting_for
 from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
 from nigredo.stack.supervised import seen
-from nigredo.stack.supervisor import Step, Supervisor, check_ports, end_leftovers
+from nigredo.stack.supervisor import Step, Supervisor, end_leftovers
 from nigredo.startup import WRONG_SETTINGS
 from sinks.webhook.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
 from sinks.webhook.signing import read_secrets

@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from nigredo.errors import DependencyDown
 
 READY: None = None
 CHECK_TIMEOUT_S = 2.0
@@ -49,3 +52,17 @@ def http_waiting_for(port: int, path: str) -> str | None:
         return "start"
     finally:
         connection.close()
+
+
+def check_ports(parts: Sequence[Part]) -> None:
+    """Raise DependencyDown when another program listens where a part will."""
+    for part in parts:
+        for port in part.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise DependencyDown(
+                        f"port {port}, for {part.name}, is in use by another program; end it or choose --port-base"
+                    ) from error

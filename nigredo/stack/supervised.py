@@ -19,7 +19,7 @@ import psutil
 from nigredo.backoff import Backoff
 from nigredo.errors import ConfigurationError, NigredoError, StartRefused
 from nigredo.stack.home import Home
-from nigredo.stack.part import Part
+from nigredo.stack.part import Part, check_ports
 
 POLL_STARTING_S = 0.1
 POLL_READY_S = 2.0
@@ -136,6 +136,7 @@ class Supervised:
             try:
                 if self.part.prepare is not None:
                     await self._in_thread(self.part.prepare)
+                check_ports([self.part])
                 ready_for_s = await self._watch(await self._spawn())
             except Exception as error:
                 self.refused = isinstance(error, (ConfigurationError, StartRefused))

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 
 from nigredo.backoff import Backoff
-from nigredo.errors import ConfigurationError, DependencyDown, NigredoError, StartRefused
+from nigredo.errors import ConfigurationError, NigredoError, StartRefused
 from nigredo.stack.home import Home
 from nigredo.stack.part import Part
 from nigredo.stack.supervised import POLL_STARTING_S, Supervised, describe, identity, seen
@@ -286,17 +285,3 @@ def _end_orphans(home: Home) -> list[str]:
                 process.wait(LEFTOVER_GRACE_S)
                 ended.append(f"a worker ({process.pid})")
     return ended
-
-
-def check_ports(parts: Sequence[Part]) -> None:
-    """Raise DependencyDown when another program listens where a part will."""
-    for part in parts:
-        for port in part.ports:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError as error:
-                    raise DependencyDown(
-                        f"port {port}, for {part.name}, is in use by another program; end it or choose --port-base"
-                    ) from error

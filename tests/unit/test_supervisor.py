@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -290,3 +291,18 @@ def test_a_supervised_part_has_no_process_after_its_end(tmp_path: Path) -> None:
         assert await seen(lambda: ingest.process is None)
 
     supervised(tmp_path, [Step("ingest", part("ingest", ["/bin/true"], lambda: "start"))], body)
+
+
+def test_a_part_whose_port_is_taken_says_so_and_comes_up_once_it_is_free(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        steps = [Step("ingest", part("ingest")), Step("persister", replace(part("persister"), ports=(port,)))]
+
+        async def body(supervisor: Supervisor) -> None:
+            said = f"port {port}, for persister, is in use by another program; end it or choose --port-base"
+            persister = supervisor.parts["persister"]
+            assert await seen(lambda: persister.reason == said)
+            taken.close()
+            assert await seen(lambda: supervisor.ready)
+
+        supervised(tmp_path, steps, body)
