@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -189,10 +191,11 @@ async def run(
     """Run the stack until it is told to stop by a signal or by `nigredo down`; return whether forms were accepted.
 
     external: as in `steps`. `tell` gets one line a step. `when_accepting` is called once forms are accepted and the
-    rest had its time, `when_ready` once everything is ready; both run in a thread. The home must be owned.
+    rest had its time, `when_ready` once everything is ready; both run in a thread that the end does not wait for. The
+    home must be owned.
     Raises NigredoError when no form can be accepted; nothing is left running then.
     """
-    stop = asyncio.Event()
+    stop, tell = asyncio.Event(), _unbroken(tell)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
@@ -211,7 +214,7 @@ async def run(
             starting.result()
             await stopping
     finally:
-        accepted = supervisor.settled
+        accepted = supervisor.accepted
         for task in (starting, telling):
             task.cancel()
         await asyncio.gather(starting, telling, return_exceptions=True)
@@ -234,10 +237,24 @@ async def _start(
         tell("forms are accepted, and these parts are not ready; they are tried again:")
         for line in supervisor.missing():
             tell(f"  {line}")
-        await asyncio.to_thread(when_accepting)
+        _aside(when_accepting)
         await seen(lambda: supervisor.ready)
         tell("everything is ready")
-    await asyncio.to_thread(when_ready)
+    _aside(when_ready)
+
+
+def _aside(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name=call.__name__, daemon=True).start()
+
+
+def _unbroken(tell: Tell) -> Tell:
+    """Let nothing depend on the terminal or the pipe that is told: its other end may be gone."""
+
+    def told(line: str) -> None:
+        with suppress(OSError, ValueError):
+            tell(line)
+
+    return told
 
 
 async def _tell_progress(supervisor: Supervisor, tell: Tell) -> None:

@@ -74,7 +74,8 @@ class Home:
         except FileExistsError:
             if not self.dir.is_dir():
                 raise ConfigurationError(f"--home: {self.dir} is not a folder") from None
-        if not self.exists:
+        owner = self.dir / "run" / "owner"
+        if not (self.exists or owner.exists()):
             if self.dir.stat().st_mode & stat.S_IWOTH:
                 raise ConfigurationError(f"--home: every user of this machine may write to {self.dir}; choose another")
             # Secrets may be put there beforehand, such as the passwords of a database that is run from outside.
@@ -83,15 +84,11 @@ class Home:
                 raise ConfigurationError(
                     f"--home: {self.dir} is not a stack's folder, and has a {taken[0]} of its own; choose another"
                 )
-            self._note_port_base()
+            owner.parent.mkdir(mode=0o700, exist_ok=True)
+            owner.touch()
         for folder in FOLDERS:
             (self.dir / folder).mkdir(exist_ok=True)
             (self.dir / folder).chmod(0o700)
-
-    def _note_port_base(self) -> None:
-        unfinished = self.dir / f"stack.json.{os.getpid()}"
-        unfinished.write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
-        unfinished.replace(self.dir / "stack.json")
 
     def create(self) -> None:
         """Make the secrets that are missing, and note the port base. The home must be owned."""
@@ -105,7 +102,7 @@ class Home:
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
-        self._note_port_base()
+        (self.dir / "stack.json").write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
 
     def port(self, name: str) -> int:
         """Return the port of a part."""

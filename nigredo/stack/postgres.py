@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -18,6 +19,9 @@ from nigredo.stack.home import DATABASE, Home, postgres_bin
 from nigredo.stack.part import READY, Part
 
 BOOTSTRAP_TIMEOUT_S = 300
+OUTPUT_MAX_BYTES = 64 * 1024
+REASON = re.compile(r"(?:initdb: error|FATAL|PANIC): +(.+)")
+REASON_MAX = 200
 ACCESS = """\
 # Every role proves its password, and the superuser of the bootstrap cannot log in at all.
 host  all  admin,nigredo_app,apicurio  127.0.0.1/32  scram-sha-256
@@ -107,7 +111,9 @@ def _single_user(home: Home, data: Path, database: str, statements: Sequence[str
 
 
 def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
-    with home.log_file("postgres").open("ab") as log:
+    log_file = home.log_file("postgres")
+    with log_file.open("ab") as log:
+        began = log.tell()
         done = subprocess.run(
             command,
             input=stdin.encode(),
@@ -118,7 +124,11 @@ def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
             check=False,
         )
     if done.returncode != 0:
-        raise DependencyDown(f"PostgreSQL cannot be set up; see {home.log_file('postgres')}")
+        with log_file.open("rb") as said:
+            said.seek(began)
+            reasons = REASON.findall(said.read(OUTPUT_MAX_BYTES).decode(errors="replace"))
+        reason = f": {reasons[-1][:REASON_MAX]}" if reasons else ""
+        raise DependencyDown(f"PostgreSQL cannot be set up{reason}; see {log_file}")
 
 
 def unprivileged_prefix(home: Home) -> list[str]:

@@ -69,6 +69,8 @@ class Supervisor:
         self._progress = {step.name: _Progress(asyncio.Event()) for step in steps}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log_trouble: str | None = None
+        self.accepted = False
+        """Whether forms were accepted once."""
         self.settled = False
         """Whether the start is over: forms are accepted, and the rest is ready or had its time."""
         self.parts: Mapping[str, Supervised] = {
@@ -97,6 +99,7 @@ class Supervisor:
                     f"The logs are in {self._home.dir / 'logs'}"
                 )
             await asyncio.sleep(POLL_STARTING_S / 2)
+        self.accepted = True
 
     async def until_settled(self, deadline_s: float) -> None:
         """Wait until everything is ready, or a person must look at all that is not, or the deadline passed."""

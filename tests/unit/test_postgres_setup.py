@@ -1,0 +1,26 @@
+"""A database that cannot be set up says why in one line, without a statement's text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nigredo.errors import DependencyDown
+from nigredo.stack import postgres
+from nigredo.stack.home import Home
+
+FULL = 'FATAL:  could not write to file "pg_wal/xlogtemp.27776": No space left on device'
+
+
+def test_the_reason_of_the_program_is_told(tmp_path: Path) -> None:
+    home = Home(tmp_path, 8080)
+    (tmp_path / "logs").mkdir()
+    home.log_file("postgres").write_text("FATAL:  of an earlier time\n")
+
+    with pytest.raises(
+        DependencyDown, match=r"set up: could not write .*: No space left on device; see .*postgres\.log"
+    ):
+        postgres._run(home, ["sh", "-c", f"echo '2026-11-30 {FULL}'; echo 'child process exited'; exit 1"])
+    with pytest.raises(DependencyDown, match=r"cannot be set up; see"):
+        postgres._run(home, ["sh", "-c", "echo \"ERROR: syntax error at or near 'secret'\"; exit 1"])
