@@ -77,7 +77,12 @@ def _endpoint_names(home: Home, environment: Mapping[str, str]) -> list[str]:
     try:
         return list(examine_endpoints(_settings(home, environment))[0])
     except ConfigurationError:
-        return []  # The first endpoint's sender says so.
+        return [FIRST_ENDPOINT]  # Its sender says so.
+
+
+def _named_endpoints(home: Home, environment: Mapping[str, str]) -> list[str]:
+    """Return the endpoints whose names can be those of topics; the others never get any."""
+    return [name for name in _endpoint_names(home, environment) if NAME.fullmatch(name)]
 
 
 def _sender(home: Home, part: str, endpoint: str, port: int, environment: Mapping[str, str], **settings: str) -> Part:
@@ -149,7 +154,7 @@ def steps(
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
         Step(
             "schemas",
-            lambda: ensure_schemas(as_admin, _endpoint_names(home, environment), deadline_s=0.0),
+            lambda: ensure_schemas(as_admin, _named_endpoints(home, environment), deadline_s=0.0),
             needs=("registry", "topics"),
         ),
         Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("schemas",)),
