@@ -80,15 +80,7 @@ def _character(codec: str, reference: re.Match[str]) -> str:
     if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
         return reference[0]
     # A browser refers only to what the encoding lacks; anything else was typed so.
-    return reference[0] if _can_encode(chr(number), codec) else chr(number)
-
-
-def _can_encode(character: str, codec: str) -> bool:
-    try:
-        character.encode(codec)
-    except UnicodeEncodeError:
-        return False
-    return True
+    return reference[0] if chr(number).encode(codec, "ignore") else chr(number)
 
 
 def _decoded(raw: bytes, codec: str) -> str | None:

@@ -271,29 +271,53 @@ def _is_token(name: str) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as the text it is written as: a list of plain values with commas, what is nested as JSON."""
+    """Return a value as the text it is written as: a list of plain values with commas, what is nested as JSON.
+
+    Of what is longer than a field may be only a part, since no more of it is kept.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
-    if value.__class__ is list and not any(isinstance(one, list | dict) for one in value):
-        return ", ".join(map(as_text, value))
+    if value.__class__ is list:
+        value = value[:EXTRA_VALUE_MAX]
+        try:
+            return ", ".join(value)
+        except TypeError:
+            if not any(isinstance(one, (list, dict)) for one in value):
+                return ", ".join(map(as_text, value))
+    pieces: list[str] = []
     try:
-        return _as_json(value)
+        _write(value, pieces, EXTRA_VALUE_MAX)
     except RecursionError:
         raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
+    return "".join(pieces)
 
 
-def _as_json(value: Any) -> str:
-    # By hand, since the library writes a number that was kept as it came in quotation marks.
-    if isinstance(value, Number):
-        return value
-    if isinstance(value, dict):
-        members = (f"{json.dumps(name, ensure_ascii=False)}: {_as_json(one)}" for name, one in value.items())
-        return f"{{{', '.join(members)}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_as_json, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+def _write(value: Any, pieces: list[str], room: int) -> int:
+    """Add a value as JSON until there is no more room; return how much is left.
+
+    By hand, because the library writes a number that was kept as it came in quotation marks.
+    """
+    if isinstance(value, (list, dict)):
+        start, end = "[]" if isinstance(value, list) else "{}"
+        pieces.append(start)
+        for position, one in enumerate(value):
+            if room < 0:
+                return room
+            if position:
+                pieces.append(", ")
+                room -= 2
+            if isinstance(value, dict):
+                room = _write(one, pieces, room)
+                pieces.append(": ")
+                one = value[one]
+            room = _write(one, pieces, room)
+        pieces.append(end)
+        return room - 2
+    text = value if isinstance(value, Number) else json.dumps(value, ensure_ascii=False)
+    pieces.append(text)
+    return room - len(text)
 
 
 def shown(name: str) -> str:

@@ -303,6 +303,17 @@ def test_whatever_json_holds_in_a_further_field_is_kept_as_it_is_written(value: 
     assert parse_form(JSON, body.encode()).contact.extra["x"] == kept
 
 
+@pytest.mark.parametrize("value", [[1] * 40_000, [[1] * 300] * 100, {f"f{n}": [n] for n in range(9_000)}, [["x"] * 9]])
+def test_what_is_kept_of_a_long_value_is_how_it_begins(value: object) -> None:
+    body = json.dumps(GOOD | {"x": value}).encode()
+    begins = json.dumps(value) if value != [1] * 40_000 else "1, " * 40_000
+
+    kept = parse_form(JSON, body).contact.extra
+
+    assert kept["x"] == begins[:EXTRA_VALUE_MAX]
+    assert (CUT in kept) is (len(begins) > EXTRA_VALUE_MAX)
+
+
 def test_very_deep_nesting_is_refused_and_breaks_nothing() -> None:
     for depth in (500, 2_000, 30_000):
         body = b'{"name":"Ana","email":"ana@example.com","message":"Oi","x":' + b"[" * depth + b"]" * depth + b"}"
