@@ -58,12 +58,6 @@ _HALVES = re.compile("[\ud800-\udfff]")
 _UNFIT = re.compile(f"{_CONTROLS.pattern}|{_HALVES.pattern}")
 
 
-class Number(str):
-    """A JSON number as it was written."""
-
-    __slots__ = ()
-
-
 @immutable
 class FieldProblem:
     """One thing wrong with a body. `field` is the form's field, or `body`."""
@@ -200,7 +194,7 @@ def _filled(value: Any) -> bool:
     """Say whether a field that people do not see was filled in: once, where the page has it several times."""
     if value.__class__ is list:
         return any(_filled(one) for one in value)
-    return bool(value) and value != "0"
+    return bool(value) and value not in ("0", b"0")
 
 
 def _utm_source(fields: Mapping[str, Any]) -> str | None:
@@ -273,19 +267,22 @@ def _is_token(name: str) -> bool:
 def as_text(value: Any) -> str:
     """Return a value as the text it is written as: a list of plain values with commas, what is nested as JSON.
 
+    value: as `json` reads it, but numbers, which are bytes (`ingest.body`).
     Of what is longer than a field may be only a part, since no more of it is kept.
     """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
+    if isinstance(value, bytes):
+        return value.decode()
     if value.__class__ is list:
         value = value[:EXTRA_VALUE_MAX]
         try:
             return ", ".join(value)
         except TypeError:
-            if not any(isinstance(one, (list, dict)) for one in value):
-                return ", ".join(map(as_text, value))
+            if not any(one.__class__ in (list, dict) for one in value):
+                return ", ".join([one.decode() if one.__class__ is bytes else as_text(one) for one in value])
     pieces: list[str] = []
     try:
         _write(value, pieces, EXTRA_VALUE_MAX)
@@ -297,7 +294,7 @@ def as_text(value: Any) -> str:
 def _write(value: Any, pieces: list[str], room: int) -> int:
     """Add a value as JSON until there is no more room; return how much is left.
 
-    By hand, because the library writes a number that was kept as it came in quotation marks.
+    By hand, because the library does not write a number as it came.
     """
     if isinstance(value, (list, dict)):
         start, end = "[]" if isinstance(value, list) else "{}"
@@ -315,7 +312,7 @@ def _write(value: Any, pieces: list[str], room: int) -> int:
             room = _write(one, pieces, room)
         pieces.append(end)
         return room - 2
-    text = value if isinstance(value, Number) else json.dumps(value, ensure_ascii=False)
+    text = value.decode() if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False)
     pieces.append(text)
     return room - len(text)
 
