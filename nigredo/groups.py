@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -13,6 +13,7 @@ from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
 CALL_TIMEOUT_S = 10.0
+METADATA_TRIES = 20
 
 
 def sender_group(settings: Settings, endpoint: str) -> str:
@@ -36,6 +37,34 @@ def members(settings: Settings, group: str) -> int:
     if found.state != ConsumerGroupState.STABLE:
         raise DependencyDown(f"group {group} is being assigned")
     return len(found.members)
+
+
+def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
+    """Return what a group committed, in the order asked, with the metadata that `from_metadata` takes.
+
+    Not a consumer's `committed`: that fails for most metadata, since librdkafka copies it without an end, and what
+    follows it in memory is no text (confluentinc/librdkafka#4649). Raises DependencyDown.
+    """
+    if not asked:
+        return []
+    request = [ConsumerGroupTopicPartitions(group, [TopicPartition(at.topic, at.partition) for at in asked])]
+    for _ in range(METADATA_TRIES):
+        try:
+            answer = admin.list_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
+            found: list[TopicPartition] = answer[group].result(CALL_TIMEOUT_S + 2).topic_partitions
+        except UnicodeDecodeError:
+            continue  # Here too, though seldom: the next copy has another end.
+        except KafkaException as error:
+            raise DependencyDown(told(error.args[0])) from error
+        except TimeoutError as error:
+            raise DependencyDown("Kafka does not answer") from error
+        for at in found:
+            if at.error is not None:
+                # Not to be taken for a partition without an offset: some begin such a one anew.
+                raise DependencyDown(told(at.error))
+        by_place = {(at.topic, at.partition): at for at in found}
+        return [by_place[at.topic, at.partition] for at in asked]
+    raise DependencyDown(f"the metadata of {group} cannot be read")
 
 
 def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[int, int]) -> None:

@@ -26,6 +26,7 @@ class Health:
         self._lock = threading.Lock()
         self._waiting_for: str | None = "start"
         self._reasons_given = 0
+        self._held: dict[str, str] = {}
         self._details: Callable[[], Mapping[str, Any]] = dict
 
     def tell_also(self, details: Callable[[], Mapping[str, Any]]) -> None:
@@ -48,6 +49,25 @@ class Health:
         with self._lock:
             self._waiting_for = None
 
+    def hold(self, what: str, reason: str) -> None:
+        """Keep the process unready for a reason of its own, whatever the rest of its work does, until `release`.
+
+        what: such as a partition that is stopped.
+        """
+        with self._lock:
+            self._held[what] = reason
+
+    def release(self, what: str) -> None:
+        """Withdraw the reason of `hold`, if there is one."""
+        with self._lock:
+            self._held.pop(what, None)
+
+    @property
+    def held(self) -> Mapping[str, str]:
+        """The reasons of `hold`, by what each is about."""
+        with self._lock:
+            return dict(self._held)
+
     @property
     def reasons_given(self) -> int:
         """How often the process said why it cannot work: one that says it again and again does not hang."""
@@ -58,7 +78,10 @@ class Health:
     def waiting_for(self) -> str | None:
         """What the process waits for; None when it is ready."""
         with self._lock:
-            return self._waiting_for
+            held = list(self._held.values())
+            if len(held) > 1:
+                held[1:] = [f"and {len(held) - 1} more of `stopped` in its /health"]
+            return "; ".join([*held, *([self._waiting_for] if self._waiting_for else [])]) or None
 
 
 class _Listener(ThreadingHTTPServer):

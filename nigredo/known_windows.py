@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from nigredo.encoded_window import rank_of
+from nigredo.log_position import Mark
 from schemas.codec import Codec
 
 
@@ -31,9 +32,14 @@ class KnownWindows:
         """Yield the windows, those that changed last first."""
         return reversed(self._values.values())
 
-    def furthest(self) -> int:
-        """Return the greatest input offset that any of them tells of; -1 without one. Looks at each of them."""
-        return max((rank_of(self._codec, value).input_offset for value in self._values.values()), default=-1)
+    def furthest(self) -> Mark | None:
+        """Return the record up to which the furthest of them read, its time as a bound. Looks at each of them.
+
+        A window has the key of the record that it came from, and its clock is never behind it.
+        """
+        ranks = ((rank_of(self._codec, value), key) for key, value in self._values.items())
+        rank, key = max(ranks, default=(None, b""))
+        return None if rank is None else Mark.of(rank.input_offset, rank.updated_at_ms, key)
 
     def take(self, key: bytes, value: bytes | None) -> None:
         """Take a record, the topic's next one. Raises Undecodable (what is known stands), RegistryUnavailable."""
@@ -58,11 +64,13 @@ class KnownWindows:
         """Return a network's window and let go of it."""
         return self._values.pop(key, None)
 
-    def let_go(self, over: Callable[[bytes], bool], at_once: int | None = None) -> None:
-        """Let go of windows for as long as the oldest one is over; of no more than `at_once`."""
-        while self._values and at_once != 0:
+    def let_go(self, over: Callable[[bytes], bool], at_once: int | None = None) -> int:
+        """Let go of windows for as long as the oldest one is over, of no more than `at_once`; return how many went."""
+        gone = 0
+        while self._values and gone != at_once:
             key = next(iter(self._values))
             if not over(self._values[key]):
-                return
+                break
             del self._values[key]
-            at_once = None if at_once is None else at_once - 1
+            gone += 1
+        return gone

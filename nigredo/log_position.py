@@ -16,7 +16,12 @@ from enum import Enum
 
 REPAIR = "nigredo recover"
 VERSION = "nigredo/1"
+END = " ."
+"""Closes the text: librdkafka hands metadata on without its length, so that bytes of its memory may follow
+(confluentinc/librdkafka#4649). No field begins with a dot."""
 _FIELD = re.compile(r"([a-z]+)=([!-~]+)")
+_OLD_SINKS = re.compile(r"[0-9]{13}")
+"""Milliseconds until the year 2286, whatever follows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +167,21 @@ def to_metadata(position: LogPosition, **further: str) -> str:
     pairs = [f"{name}={value}" for name, value in (*fields.items(), *further.items())]
     if len(fields | further) < len(pairs) or not all(map(_FIELD.fullmatch, pairs)):
         raise ValueError("a field of commit metadata has a name that is taken, or a blank in it")
-    return " ".join((VERSION, *pairs))
+    return " ".join((VERSION, *pairs)) + END
 
 
 def from_metadata(next_offset: int, text: str | None) -> tuple[LogPosition, Mapping[str, str]]:
     """Return the position of a committed offset and the group's own fields, from any metadata there is.
 
     Metadata that is not the product's (Kafka's own tools leave it empty) proves nothing: an operator set the offset.
-    A plain decimal number is the sink's of earlier releases: its field `since`.
+    Plain milliseconds are the sink's of earlier releases: its field `since`.
     """
-    if text and text.isdecimal():
-        return LogPosition(next_offset), {"since": text}
-    version, *pairs = (text or "").split(" ")
+    if old := _OLD_SINKS.match(text or ""):
+        return LogPosition(next_offset), {"since": old[0]}
+    whole, end, _ = (text or "").partition(END)
+    version, *pairs = whole.split(" ")
     found = [_FIELD.fullmatch(pair) for pair in pairs]
-    if version != VERSION or None in found:
+    if version != VERSION or not end or None in found:
         return LogPosition(next_offset), {}
     fields = {match[1]: match[2] for match in found if match is not None}
     topic_id, last, ms, key, epoch = (fields.pop(name, None) for name in ("topic", "last", "ms", "key", "epoch"))

@@ -26,6 +26,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
+from nigredo.groups import committed_offsets
 from nigredo.kafka import client_config, told
 from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.settings import Settings
@@ -87,6 +88,10 @@ class Loading:
         log.info(what, topic=self._topic, records=self._records, seconds=round(time.monotonic() - self._began, 1))
 
 
+def _offset(at: TopicPartition) -> int | None:
+    return None if at.offset == OFFSET_INVALID else at.offset
+
+
 def mark_of(message: Message) -> Mark:
     """Return what a record without an error is recognised by later."""
     _, timestamp_ms = message.timestamp()
@@ -103,7 +108,7 @@ class LogReader:
     def __init__(self, settings: Settings, component: str) -> None:
         self._settings = settings
         self._component = component
-        self._admin: AdminClient | None = None
+        self._kept_admin: AdminClient | None = None
 
     def read_to_end(
         self,
@@ -202,9 +207,6 @@ class LogReader:
         """
         if not topics:
             return {}
-        if self._admin is None:
-            # Kept: ids are compared every few seconds, and each client has a thread and a connection.
-            self._admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
         ids = {}
         try:
             asked = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=CALL_TIMEOUT_S)
@@ -278,40 +280,49 @@ class LogReader:
 
     def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int | None]:
         """Return the offset a group committed for each partition; None where it has none. Raises DependencyDown."""
-        with self._consumer(group) as consumer:
-            asked = [TopicPartition(topic, partition) for partition in partitions]
-            return {at.partition: offset for at, offset in self._committed(consumer, asked)}
+        asked = [TopicPartition(topic, partition) for partition in partitions]
+        return {at.partition: _offset(at) for at in committed_offsets(self._admin, group, asked)}
+
+    def offsets(self, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
+        """Return what a group committed, in the order asked, with its metadata. Raises DependencyDown."""
+        return committed_offsets(self._admin, group, asked)
 
     def positions(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, LogPosition | None]:
         """Return the position a group committed for each partition, with its proof; None where it has none.
 
         Raises DependencyDown.
         """
-        with self._consumer(group) as consumer:
-            asked = [TopicPartition(topic, partition) for partition in partitions]
-            return {
-                at.partition: None if offset is None else from_metadata(offset, at.metadata)[0]
-                for at, offset in self._committed(consumer, asked)
-            }
+        return {
+            at.partition: None if _offset(at) is None else from_metadata(at.offset, at.metadata)[0]
+            for at in committed_offsets(self._admin, group, [TopicPartition(topic, number) for number in partitions])
+        }
 
     def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
         """Return where a group stands in partitions of topics, in the order given. Raises DependencyDown."""
         asked = [TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers]
         if not asked:
             return []
-        with self._consumer(group) as consumer:
+        committed = committed_offsets(self._admin, group, asked)
+        with self._consumer() as consumer:
             found = []
-            for at, committed in self._committed(consumer, asked):
+            for at in committed:
                 start, end = self._watermarks(consumer, at.topic, at.partition)
-                found.append(Standing(at.topic, at.partition, committed, start, end))
+                found.append(Standing(at.topic, at.partition, _offset(at), start, end))
             return found
 
+    @property
+    def _admin(self) -> AdminClient:
+        # Kept: ids are compared every few seconds, and each client has a thread and a connection.
+        if self._kept_admin is None:
+            self._kept_admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
+        return self._kept_admin
+
     @contextmanager
-    def _consumer(self, group: str | None = None) -> Iterator[Consumer]:
+    def _consumer(self) -> Iterator[Consumer]:
         consumer = Consumer(
             client_config(self._settings, self._settings.function(self._component))
             | {
-                "group.id": group or f"{self._settings.function(self._component)}-reader",
+                "group.id": f"{self._settings.function(self._component)}-reader",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
@@ -325,14 +336,6 @@ class LogReader:
             raise DependencyDown(told(error.args[0])) from error
         finally:
             consumer.close()
-
-    @staticmethod
-    def _committed(consumer: Consumer, asked: Sequence[TopicPartition]) -> Iterator[tuple[TopicPartition, int | None]]:
-        for at in consumer.committed(list(asked), timeout=CALL_TIMEOUT_S):
-            if at.error is not None:
-                # Not to be taken for a partition without an offset: some begin such a one anew.
-                raise DependencyDown(told(at.error))
-            yield at, None if at.offset == OFFSET_INVALID else at.offset
 
     @staticmethod
     def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:

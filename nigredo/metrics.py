@@ -231,6 +231,27 @@ CONSUMER_LAG = Metric(
     labels={"topic": tuple(TOPICS), "partition": tuple(map(str, range(known.PARTITIONS_MAX)))},
     first=known.first_of(),
 )
+PARTITIONS_STOPPED = Metric(
+    prometheus.Gauge,
+    "nigredo_partitions_stopped",
+    "Assigned partitions that are not consumed, since the log does not bear out the position stored for them",
+    unit="partitions",
+    answers="Was the log set back, or a topic made again? Above 0, records wait for an operator; `nigredo status` says "
+    "which and why.",
+    processes=[known.LIMITER, known.PERSISTER],
+    labels={"topic": tuple(TOPICS)},
+    first=known.first_of(rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)),
+)
+PARTITIONS_UNASSIGNED = Metric(
+    prometheus.Gauge,
+    "nigredo_partitions_unassigned",
+    "Partitions that no member of the process's consumer group has, told by each member",
+    unit="partitions",
+    answers="Does a topic wait for nobody? Above 0 for longer than a rebalance, records of it are not consumed.",
+    processes=[known.LIMITER, known.PERSISTER],
+    labels={"topic": tuple(TOPICS)},
+    first=known.first_of(rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)),
+)
 WATCHDOG_RESTARTS = Metric(
     prometheus.Counter,
     "nigredo_watchdog_restarts_total",

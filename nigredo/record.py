@@ -10,6 +10,7 @@ from typing import cast
 from confluent_kafka import Message
 
 from nigredo.clock import from_ms
+from nigredo.log_position import LogPosition, Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Record:
     def next_offset(self) -> int:
         """What is committed once this record is done."""
         return self.offset + 1
+
+    def position(self, topic_id: str) -> LogPosition:
+        """Return the position after this record, which proves it."""
+        last = Mark.of(self.offset, round(self.timestamp.timestamp() * 1000), self.key)
+        return LogPosition(self.next_offset, topic_id, last)
 
 
 def record_of(message: Message) -> Record:

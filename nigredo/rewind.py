@@ -123,7 +123,8 @@ class DatabaseOffsets:
             with self._connect() as connection, connection.transaction():
                 for (topic, partition), offset in sorted(offsets.items()):
                     connection.execute(
-                        "UPDATE nigredo.stream_offsets SET next_offset = LEAST(next_offset, %s) "
+                        # Without the proof, as a group's offset that is set by hand: the operator is believed.
+                        "UPDATE nigredo.stream_offsets SET next_offset = LEAST(next_offset, %s), last_offset = NULL "
                         "WHERE topic_id = %s AND partition = %s",
                         (offset, ids[topic], partition),
                     )

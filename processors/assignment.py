@@ -1,26 +1,30 @@
 """Which partitions are ours at present, and which record of each comes next.
 
 What Faust delivers is checked here: each record must follow the last one handled in its partition, else the stream is
-sought back; and what belongs to an older assignment counts no more.
+sought back; and what belongs to an older assignment counts no more. A partition is begun at a position that the log
+bears out, or not at all; `processors/probe.py` looks after the log while the process runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import faust
 from faust.types import TP
 
+from nigredo import metrics
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown
+from nigredo.errors import DependencyDown, PositionRefused
 from nigredo.health import Health
+from nigredo.log_position import LogPosition
 from nigredo.log_reader import LogReader
 from nigredo.telemetry import get_logger
 from processors.handler import Handler
-from processors.measuring import tell_lag
+from processors.trail import Trail, disproved
 from schemas.topics import TOPICS
 
 log = get_logger()
@@ -28,13 +32,12 @@ log = get_logger()
 NEXT_OFFSET_DEADLINE_S = 10.0
 SEEK_TIMEOUT_S = 10.0
 SOUGHT_FOR_S = 5.0
-PROBE_EVERY_S = 3.0
 
 
 class Assignment:
     """The partitions of one worker. `epoch` counts the assignments: what was taken under an older one is void.
 
-    begun: told where a partition is begun when that is not where the group's offset stands.
+    commit, commit_soon: commit positions for the group, in the place of what waits to be committed for the partitions.
     """
 
     def __init__(
@@ -42,43 +45,49 @@ class Assignment:
         app: faust.App,
         reader: LogReader,
         health: Health,
-        topics: Sequence[str],
         handler: Handler,
-        begun: Callable[[TP, int], None],
+        commit: Callable[[Mapping[TP, LogPosition]], Awaitable[None]],
+        commit_soon: Callable[[Mapping[TP, LogPosition]], None],
     ) -> None:
         self._app = app
         self._group: str = app.conf.id
         self._reader = reader
         self._health = health
-        self._topics = topics
         self._handler = handler
-        self._begun = begun
+        self._commit = commit
+        self._commit_soon = commit_soon
         self._opening = asyncio.Lock()
         self._opened = False
-        self._probe: asyncio.Task[None] | None = None
         self.epoch = 0
         self._settled = False
         self._loads: dict[TP, asyncio.Task[None]] = {}
         self._next: dict[TP, int] = {}
+        self._topic_ids: dict[TP, str] = {}
+        self._stopped: set[TP] = set()
         self._sought: dict[TP, tuple[int, float]] = {}
+        self.trail = Trail()
+        self.doubted = asyncio.Event()
+        """Set when a record came that was there before: the log may have begun again."""
 
     @property
     def positions(self) -> Mapping[TP, int] | None:
         """The next record of each partition of ours, -1 for one that is not begun; None between two assignments.
 
-        May be asked from another thread.
+        One that is stopped is left out: it waits for an operator. May be asked from another thread.
         """
         if not self._settled:
             return None
-        return dict.fromkeys(list(self._loads), -1) | dict(self._next)
+        mine = dict.fromkeys(list(self._loads), -1) | dict(self._next)
+        return {tp: offset for tp, offset in mine.items() if tp not in self._stopped}
 
-    def assigned(self) -> None:
-        """Begin every partition that is ours from now on."""
+    def assigned(self, *, seek: bool = False) -> None:
+        """Begin every partition that is ours from now on.
+
+        seek: also where the stream already stands there, since it may stand elsewhere by now.
+        """
         self._settled = True
         for tp in self._app.consumer.assignment():
-            self._load(tp)
-        if self._probe is None:
-            self._probe = asyncio.create_task(self._watch_broker())
+            self._load(tp, seek=seek)
         self.tell_ready()
 
     def revoked(self) -> None:
@@ -87,8 +96,10 @@ class Assignment:
         self._settled = False
         for load in self._loads.values():
             load.cancel()
-        for forgotten in (self._loads, self._next, self._sought):
+        for forgotten in (self._loads, self._next, self._topic_ids, self._sought):
             forgotten.clear()
+        for tp in list(self._stopped):
+            self._go_on(tp)
         self._handler.revoked()
 
     def begin_afresh(self, partitions: Iterable[TP], epoch: int) -> None:
@@ -99,18 +110,26 @@ class Assignment:
                     # One that is still at it would end later and put what is older in the place of the new one's.
                     begun.cancel()
                 self._next.pop(tp, None)
+                self._go_on(tp)
                 self._load(tp, seek=True)
 
     def tell_ready(self) -> None:
-        """Say that the process works, once every partition is begun."""
-        if all(tp in self._next for tp in self._loads):
+        """Say that the process works, once every partition is begun; a stopped one is told in any case."""
+        if all(tp in self._next or tp in self._stopped for tp in self._loads):
             self._health.ready()
+
+    def done(self, positions: Mapping[TP, LogPosition]) -> None:
+        """Note what is durable from now on."""
+        for tp, position in positions.items():
+            self.trail.add(tp, position)
+
+    def topic_id(self, tp: TP) -> str:
+        """Return the id that the topic of a begun partition had when it was begun."""
+        return self._topic_ids[tp]
 
     async def close(self) -> None:
         """End what was begun."""
         self.epoch += 1
-        if self._probe is not None:
-            self._probe.cancel()
         if self._opened:
             await self._handler.close()
 
@@ -127,11 +146,15 @@ class Assignment:
         while True:
             try:
                 await self._open()
-                committed = await asyncio.to_thread(self._reader.committed, self._group, tp.topic, [tp.partition])
-                start = await self._handler.begin(tp.topic, tp.partition, committed[tp.partition])
-                if seek or start != committed[tp.partition]:
-                    await self._seek(tp, start)
+                await self._put_back(tp)
+                committed = await self._committed(tp)
+                start = await self._handler.begin(tp.topic, tp.partition, committed)
+                if seek or committed is None or start.next_offset != committed.next_offset:
+                    await self._seek(tp, start.next_offset)
                 break
+            except PositionRefused as error:
+                self._stop(tp, epoch, str(error))
+                return
             except DependencyDown as error:
                 self._health.waiting(str(error))
                 log.warning("a partition cannot be begun yet", topic=tp.topic, partition=tp.partition, error=str(error))
@@ -140,10 +163,46 @@ class Assignment:
                 log.error("a partition cannot be begun", topic=tp.topic, partition=tp.partition, error=name_of(error))
             await asyncio.sleep(backoff.next_wait_s())
         if epoch == self.epoch:
-            self._next[tp] = start
-            if start != committed[tp.partition]:
-                self._begun(tp, start)
+            self._next[tp], self._topic_ids[tp] = start.next_offset, start.topic_id or ""
+            self.trail.begin(tp, start)
+            if start != committed:
+                # Whoever measures lag believes the group, and a position without a proof gets it here.
+                self._commit_soon({tp: start})
             self.tell_ready()
+
+    async def _committed(self, tp: TP) -> LogPosition | None:
+        found = await asyncio.to_thread(self._reader.positions, self._group, tp.topic, [tp.partition])
+        return found[tp.partition]
+
+    async def _put_back(self, tp: TP) -> None:
+        """Store the first position of ours that the log contradicts, if there is one: a later one would hide the loss.
+
+        Raises DependencyDown as long as that cannot be done.
+        """
+        wrong = await asyncio.to_thread(disproved, self._reader, tp, self.trail.of(tp))
+        if wrong is None:
+            return
+        await self._handler.put_back(tp.topic, tp.partition, wrong)
+        await self._commit({tp: wrong})
+        if await self._committed(tp) != wrong:
+            raise DependencyDown(f"the position in {tp.topic} partition {tp.partition} cannot be put back yet")
+
+    def _stop(self, tp: TP, epoch: int, reason: str) -> None:
+        """Consume nothing of a partition, and commit nothing for it, as long as this assignment holds."""
+        if epoch == self.epoch:
+            self._stopped.add(tp)
+            self._health.hold(f"{tp.topic}[{tp.partition}]", reason)
+            log.error("a partition is stopped", topic=tp.topic, partition=tp.partition, error=reason)
+            self._count_stopped(tp.topic)
+            self.tell_ready()
+
+    def _go_on(self, tp: TP) -> None:
+        self._stopped.discard(tp)
+        self._health.release(f"{tp.topic}[{tp.partition}]")
+        self._count_stopped(tp.topic)
+
+    def _count_stopped(self, topic: str) -> None:
+        metrics.PARTITIONS_STOPPED.of(topic).set(Counter(tp.topic for tp in self._stopped)[topic])
 
     async def _open(self) -> None:
         async with self._opening:
@@ -163,14 +222,17 @@ class Assignment:
     async def expected(self, tp: TP, offset: int, epoch: int) -> bool:
         """Say whether this is the record to handle next in its partition; if one is missing, seek back to it."""
         while tp not in self._next:
-            if epoch != self.epoch or tp not in self._app.consumer.assignment():
+            if epoch != self.epoch or tp in self._stopped or tp not in self._app.consumer.assignment():
                 return False
             # Not awaited itself: a new assignment cancels it, and that must not cancel us.
             await asyncio.wait({self._load(tp)})
         if epoch != self.epoch:
             return False
         expected = self._next[tp]
-        if offset <= expected:
+        if offset < expected:
+            self.doubted.set()
+            return False
+        if offset == expected:
             return self.follows(tp, offset, epoch)
         if self._sought.get(tp, (None, 0.0))[0] == expected and time.monotonic() - self._sought[tp][1] < SOUGHT_FOR_S:
             return False  # Left over from before the seek, which is under way.
@@ -208,27 +270,7 @@ class Assignment:
         await asyncio.wait_for(self._app.consumer.seek_wait({tp: offset}), SEEK_TIMEOUT_S)
         self._sought[tp] = (offset, time.monotonic())
 
-    # --- while nothing comes -----------------------------------------------------------------------------------------
-
-    async def _watch_broker(self) -> None:
-        """Say that the process is not ready while the broker does not answer; Faust alone would wait in silence."""
-        away = False
-        while True:
-            try:
-                await asyncio.to_thread(self._reader.partitions, self._topics[0])
-                await self._seek_again()
-                tell_lag(self._app.consumer, self._next)
-                if away:
-                    away = False
-                    self.tell_ready()
-            except DependencyDown as error:
-                away = True
-                self._health.waiting(str(error))
-            except Exception as error:
-                log.warning("the broker could not be watched", error=name_of(error))
-            await asyncio.sleep(PROBE_EVERY_S)
-
-    async def _seek_again(self) -> None:
+    async def seek_again(self) -> None:
         """Repeat a seek after which nothing came although there is something: Faust's own may have undone it."""
         for tp, (offset, at) in list(self._sought.items()):
             if self._next.get(tp) != offset:

@@ -6,18 +6,25 @@ import gc
 import os
 import signal
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import faust
+from faust.transport.drivers import aiokafka
+from faust.types import TP
 
 from nigredo.errors import NigredoError
 from nigredo.health import Health, HealthServer
 from nigredo.kafka_security import sasl_password, ssl_context
 from nigredo.leave import Leave
+from nigredo.log_position import LogPosition, to_metadata
 from nigredo.settings import Settings
 
 COMMIT_NEVER_S = 86_400.0
 STREAM_BUFFER_MAX = 4000
+driver: Any = aiokafka
+METADATA_MAX_AGE_MS = 5000
+"""A topic that was away, or has more partitions, is assigned after this long; Faust's own five minutes are silence."""
 GARBAGE_AFTER = (50_000, 20, 20)
 """Python's own 700 new objects are the records of a hundredth of a batch, which live until it is done."""
 
@@ -90,6 +97,7 @@ def make_app(settings: Settings, component: str) -> App:
         topic_disable_leader=True,
         topic_partitions=settings.topic_partitions,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         broker_commit_interval=COMMIT_NEVER_S,
         broker_session_timeout=settings.kafka_session_timeout_s,
         broker_heartbeat_interval=settings.kafka_session_timeout_s / 4,
@@ -112,6 +120,34 @@ def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredent
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context else None
+
+
+async def commit_positions(app: faust.App, positions: Mapping[TP, LogPosition]) -> bool:
+    """Commit positions with their proofs, for those partitions that are still ours; say whether the broker took them.
+
+    Faust's own way knows no metadata. As there, in the thread that the consumer belongs to.
+    """
+    # Neither is public: the consumer that runs in a thread of its own, and the client's consumer in it.
+    thread = cast(Any, app.consumer)._thread
+
+    async def commit() -> bool:
+        consumer = thread._ensure_consumer()
+        ours = consumer.assignment()
+        wanted = {
+            # With the end that a C string needs: librdkafka hands metadata on as one.
+            at: driver.OffsetAndMetadata(position.next_offset, to_metadata(position) + "\0")
+            for tp, position in positions.items()
+            if (at := driver.ensure_aiokafka_TP(tp)) in ours
+        }
+        try:
+            if wanted:
+                await consumer.commit(wanted)
+        except driver.CommitFailedError:
+            return False  # The group was assigned anew meanwhile.
+        return True
+
+    done: bool = await thread.call_thread(commit)
+    return done
 
 
 def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nigredo.errors import RecordRefused
+from nigredo.log_position import LogPosition
 from nigredo.record import Record
 from schemas.codec import Codec, Undecodable
 from schemas.events import Event
@@ -26,10 +27,17 @@ class Handler(Protocol):
     async def open(self) -> None:
         """Make what needs the event loop. Called once, before everything else; may raise DependencyDown."""
 
-    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
-        """Get ready for a partition that was just assigned and return the offset of its first record to handle.
+    async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
+        """Get ready for a partition that was just assigned and return where it goes on, as the log bears it out.
 
-        Called again after DependencyDown, and afresh in every assignment and after Stale.
+        Called again after DependencyDown, and afresh in every assignment and after Stale. Raises PositionRefused when
+        the stored position is not the log's: then nothing of the partition is consumed or committed.
+        """
+
+    async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
+        """Store a position that the log contradicts in the place of a later one: it is what tells of the loss.
+
+        Only where the group's offset is not the authority; may raise DependencyDown.
         """
 
     async def decode(self, record: Record) -> Event | None:

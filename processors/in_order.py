@@ -15,19 +15,22 @@ from contextlib import suppress
 from typing import Any, cast
 
 import faust
-from faust.transport.consumer import Consumer
 from faust.types import TP
 
 from nigredo.backoff import Backoff
 from nigredo.clock import from_ms
 from nigredo.health import Health
+from nigredo.log_position import LogPosition
 from nigredo.log_reader import LogReader
+from nigredo.log_watch import LogWatch
 from nigredo.record import Record
 from nigredo.telemetry import get_logger
 from processors.assignment import Assignment, name_of
 from processors.attempts import Attempts
+from processors.faust_app import commit_positions
 from processors.handler import Handler, Stale
 from processors.measuring import count_batch
+from processors.probe import Probe
 
 log = get_logger()
 
@@ -39,6 +42,8 @@ COMMIT_TIMEOUT_S = 5.0
 COMMIT_AGAIN_S = 1.0
 SETTLE_S = 4.0
 """How long a rebalance or a stop waits for the batch in hand; the group waits for us meanwhile."""
+VOID_WITHIN_S = 60.0
+"""How long a batch may take to find that it is void: longer than any statement of the database."""
 
 
 class InOrder:
@@ -48,6 +53,7 @@ class InOrder:
         self,
         app: faust.App,
         reader: LogReader,
+        watch: LogWatch,
         health: Health,
         topics: Sequence[str],
         handler: Handler,
@@ -56,13 +62,14 @@ class InOrder:
     ) -> None:
         self._app = app
         self._health = health
-        self.assignment = Assignment(app, reader, health, topics, handler, self._begun)
+        self.assignment = Assignment(app, reader, health, handler, self._commit_now, self._begun)
+        self.probe = Probe(app, self.assignment, reader, watch, health, self._distrust)
         self._attempts = Attempts(handler, health, self.assignment.tell_ready)
         self._batch_max = batch_max
         self._idle = asyncio.Event()
         self._idle.set()
         self._failures = Backoff(longest_s=10.0)
-        self._to_commit: dict[TP, int] = {}
+        self._to_commit: dict[TP, LogPosition] = {}
         self._last_commit = 0.0
         self._late_commit: asyncio.Task[None] | None = None
         self._committing = asyncio.Lock()
@@ -72,6 +79,15 @@ class InOrder:
         app.on_partitions_revoked.connect(self._revoked)
         app.on_rebalance_complete.connect(self._assigned)
         app.on_before_shutdown.connect(self._shut_down)
+
+    @property
+    def positions(self) -> Mapping[TP, int] | None:
+        """The next offsets; for the watchdog, from its thread."""
+        return self.assignment.positions
+
+    def lacking_s(self) -> float:
+        """For how long partitions were in no member's hands; for the watchdog, from its thread."""
+        return self.probe.lacking_s()
 
     # --- assignments ---------------------------------------------------------------------------------------------
 
@@ -90,8 +106,19 @@ class InOrder:
 
     async def _assigned(self, *_: Any, **__: Any) -> None:
         self.assignment.assigned()
+        self.probe.start()
+
+    async def _distrust(self) -> None:
+        """Begin every partition again, as the log is now; what is in hand was read from another log, and is void."""
+        self._health.waiting("a log that is not the one that was read before")
+        self.assignment.revoked()
+        self._to_commit.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), VOID_WITHIN_S)
+        self.assignment.assigned(seek=True)
 
     async def _shut_down(self, *_: Any, **__: Any) -> None:
+        self.probe.stop()
         await self._settle()
         await self.assignment.close()
 
@@ -138,8 +165,10 @@ class InOrder:
         try:
             await self._attempts.do(batch, lambda: epoch == self.assignment.epoch)
             count_batch([record.topic for record in batch])
-            for record in batch:
-                self._to_commit[TP(record.topic, record.partition)] = record.next_offset
+            last = {TP(record.topic, record.partition): record for record in batch}
+            done = {tp: record.position(self.assignment.topic_id(tp)) for tp, record in last.items()}
+            self.assignment.done(done)
+            self._to_commit |= done
             await self._commit_soon()
             self._failures.reset()
             self.assignment.tell_ready()
@@ -161,10 +190,13 @@ class InOrder:
 
     # --- commits -------------------------------------------------------------------------------------------------
 
-    def _begun(self, tp: TP, offset: int) -> None:
-        """Commit where a partition is begun, if the group's offset says otherwise: whoever measures lag believes it."""
-        self._to_commit[tp] = offset
+    def _begun(self, positions: Mapping[TP, LogPosition]) -> None:
+        self._to_commit |= positions
         self._commit_in(COMMIT_EVERY_S)
+
+    async def _commit_now(self, positions: Mapping[TP, LogPosition]) -> None:
+        self._to_commit |= positions
+        await self._commit()
 
     async def _commit_soon(self) -> None:
         """Commit at once, but at most twice a second; what is left over follows by itself."""
@@ -191,7 +223,7 @@ class InOrder:
             if offsets:
                 self._last_commit, epoch = time.monotonic(), self.assignment.epoch
                 try:
-                    done = await asyncio.wait_for(cast(Consumer, self._app.consumer)._commit(offsets), COMMIT_TIMEOUT_S)
+                    done = await asyncio.wait_for(commit_positions(self._app, offsets), COMMIT_TIMEOUT_S)
                     failed = None if done else "refused"
                 except Exception as error:
                     failed = name_of(error)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from faust.types import TP
 
@@ -48,6 +48,17 @@ class Look:
     """Whether there was work to do and all that it needs answered."""
     progress: Hashable = None
     """Changes when something is handled or committed, or when the process says why it waits."""
+
+
+class Worker(Protocol):
+    """What a worker tells of itself, from any thread."""
+
+    @property
+    def positions(self) -> Mapping[TP, int] | None:
+        """Its next offsets, as `Assignment.positions` tells them."""
+
+    def lacking_s(self) -> float:
+        """For how long partitions were in no member's hands, in seconds."""
 
 
 def stuck_for_s(looks: Sequence[Look], now: float, *, gap_max_s: float) -> float:
@@ -94,7 +105,7 @@ def restarts_file(settings: Settings, component: str) -> Path:
 class Watchdog:
     """Watches one worker while the body of its `with` statement runs.
 
-    positions: the worker's next offsets, as `Assignment.positions` tells them.
+    A partition that no member of the group has for that long is a reason to end too: whoever starts joins anew.
     check: raises DependencyDown when something else the work needs does not answer; called in the thread.
     """
 
@@ -104,7 +115,7 @@ class Watchdog:
         component: str,
         health: Health,
         topics: Sequence[str],
-        positions: Callable[[], Mapping[TP, int] | None],
+        worker: Worker,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._patience_s = settings.watchdog_s
@@ -114,7 +125,7 @@ class Watchdog:
         self._restarts = Restarts(settings, component)
         self._health = health
         self._topics = topics
-        self._positions = positions
+        self._worker = worker
         self._check = check
         self._looks: deque[Look] = deque(maxlen=2 * LOOKS)
         self._stopping = threading.Event()
@@ -136,6 +147,7 @@ class Watchdog:
             try:
                 self._looks.append(self._look())
                 stuck_s = stuck_for_s(self._looks, time.monotonic(), gap_max_s=LONGEST_GAP * self._every_s)
+                stuck_s = max(stuck_s, self._worker.lacking_s())
                 if stuck_s >= self._patience_s and not self._stopping.is_set():
                     self._end(stuck_s)
             except Exception as error:
@@ -143,7 +155,7 @@ class Watchdog:
                 log.error("the watchdog met an error", error=type(error).__name__)
 
     def _look(self) -> Look:
-        positions, reasons = self._positions(), self._health.reasons_given
+        positions, reasons = self._worker.positions, self._health.reasons_given
         at = time.monotonic()
         try:
             if positions is None:

@@ -6,6 +6,7 @@ from nigredo.db import ping
 from nigredo.health import Health
 from nigredo.leave import Leave
 from nigredo.log_reader import LogReader
+from nigredo.log_watch import LogWatch
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
@@ -22,8 +23,7 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    in_order = InOrder(app, LogReader(settings, COMPONENT), health, TOPICS, Persister(settings))
-    with Watchdog(
-        settings, COMPONENT, health, TOPICS, lambda: in_order.assignment.positions, check=lambda: ping(settings)
-    ):
+    watch = LogWatch(settings, COMPONENT, TOPICS)
+    in_order = InOrder(app, LogReader(settings, COMPONENT), watch, health, TOPICS, Persister(settings))
+    with Watchdog(settings, COMPONENT, health, TOPICS, in_order, check=lambda: ping(settings)):
         run_app(app, settings, health, Leave(settings, COMPONENT))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
-
 from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.db import Pool, make_pool
 from nigredo.dead_letters import park
-from nigredo.errors import DependencyDown
-from nigredo.kafka import FOR_EVER_S, Publisher, client_config, producer_config, told
+from nigredo.errors import DependencyDown, PositionRefused
+from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
+from nigredo.log_position import Finding, LogNow, LogPosition, compare, proven, refusal
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
+from nigredo.telemetry import get_logger
 from processors.handler import Decoded, Stale, decode
 from processors.persistence.chores import Chores
 from processors.persistence.cleanup import CleanUp
@@ -29,6 +28,8 @@ from schemas.codec import Codec
 from schemas.events import Event, Lead
 from schemas.topics import AUDIT, DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
+log = get_logger()
+
 COMPONENT = "persister"
 TOPICS = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
 POOL_MAX = 4
@@ -36,7 +37,7 @@ POOL_MAX = 4
 REGISTRY_DEADLINE_S = 10.0
 """After it the process says what it waits for, and tries again."""
 IN_FLIGHT_MAX = 1000
-CALL_TIMEOUT_S = 5.0
+READ_DEADLINE_S = 10.0
 
 
 class Persister:
@@ -66,32 +67,52 @@ class Persister:
         self._resets = ResetRelay(settings, self._pool, self._codec)
         self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT))
 
-    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
-        """Return where the database says that the partition goes on; the start of the log if it never saw it."""
-        topic_id = await self._topic_id(topic)
-        stored = await self._store.next_offset(topic_id, partition)
-        if stored is None:
-            start, _ = await asyncio.to_thread(self._reader.watermarks, topic, partition)
-        else:
-            start = stored
-        self._stored[topic, partition] = start
+    async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
+        """Return where the database says that the partition goes on, as far as the log bears it out.
+
+        Writing is idempotent, so whatever was not read for certain is read (again) from the start of the log. Raises
+        PositionRefused for leads that are gone from the log unread.
+        """
+        topic_id = (await asyncio.to_thread(self._reader.topic_ids, [topic])).get(topic)
+        if topic_id is None:
+            raise DependencyDown(f"there is no topic {topic}")
+        stored = await self._store.position(topic_id, partition)
+        asks_at = 0 if stored is None else stored.asks_at
+        now = await asyncio.to_thread(self._reader.now, topic, partition, asks_at, deadline_s=READ_DEADLINE_S)
+        if now.topic_id != topic_id:
+            raise DependencyDown(f"the topic {topic} is being made again")
+        start = self._start(topic, partition, stored, now)
+        if start != stored:
+            stood_at = start.next_offset if stored is None else stored.next_offset
+            if not await self._store.begin(Progress(topic, partition, stood_at, start)):
+                raise DependencyDown(f"the database moved {topic} partition {partition} on meanwhile")
+        self._topic_ids[topic] = topic_id
+        self._stored[topic, partition] = start.next_offset
         return start
 
-    async def _topic_id(self, topic: str) -> str:
-        """Return Kafka's own id of the topic: one made anew under the same name begins at zero again."""
-        self._topic_ids[topic] = await asyncio.to_thread(self._ask_topic_id, topic)
-        return self._topic_ids[topic]
+    def _start(self, topic: str, partition: int, stored: LogPosition | None, now: LogNow) -> LogPosition:
+        at, begun = {"topic": topic, "partition": partition}, LogPosition(now.start, now.topic_id)
+        if stored is None:
+            if now.end > now.start:
+                # The database was emptied or is new, or the topic was made again: only the log can tell what is in it.
+                log.warning("the database has no position here, so that all of the log is read", end=now.end, **at)
+            return begun
+        finding = compare(stored, now)
+        if finding.believed:
+            return proven(stored, now)
+        said = refusal(self._settings.function(COMPONENT), topic, partition, stored, now, finding)
+        if finding is Finding.TRIMMED and topic == LEADS:
+            raise PositionRefused(said)
+        if finding is Finding.TRIMMED:
+            # Rows live as long as their records: these would be gone by now.
+            log.warning("records expired before they were stored", next=stored.next_offset, start=now.start, **at)
+        else:
+            log.error("the log was set back, so that all of it is read again", error=said, **at)
+        return begun
 
-    def _ask_topic_id(self, topic: str) -> str:
-        config = client_config(self._settings, self._settings.function(COMPONENT))
-        admin = AdminClient(config)
-        try:
-            answer = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_TIMEOUT_S)
-            return str(answer[topic].result(CALL_TIMEOUT_S + 2).topic_id)
-        except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
-        except TimeoutError as error:
-            raise DependencyDown("Kafka does not answer") from error
+    async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
+        """Store a position that the log contradicts in the place of a later one. Raises DependencyDown."""
+        await self._store.put_back(Progress(topic, partition, position.next_offset, position))
 
     def revoked(self) -> None:
         """Forget where the partitions stand: somebody else may move them on."""
@@ -103,17 +124,15 @@ class Persister:
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
         """Store a batch in one transaction. Raises Stale when the database does not stand where it began."""
-        ends: dict[tuple[str, int], int] = {}
-        for record, _ in records:
-            ends[record.topic, record.partition] = record.next_offset
+        last = {(record.topic, record.partition): record for record, _ in records}
         progress = [
-            Progress(self._topic_ids[topic], partition, topic, self._stored[topic, partition], end)
-            for (topic, partition), end in ends.items()
+            Progress(topic, partition, self._stored[topic, partition], record.position(self._topic_ids[topic]))
+            for (topic, partition), record in last.items()
         ]
         await self._store.write(rows_of(records), progress)
         if not still_ours():
             raise Stale
-        self._stored.update(ends)
+        self._stored.update({place: record.next_offset for place, record in last.items()})
         now = utc_now()
         taken_at = [event.taken_at for _, event in records if isinstance(event, Lead)]
         metrics.END_TO_END.of("persisted").observe_all([(now - at).total_seconds() for at in taken_at])

@@ -1,17 +1,33 @@
 -- Every statement of the persister. `:name` headings are how `store.py` finds them; `%(rows)s` is a JSON array, so
 -- that a batch is one statement a table, whatever its size.
 
--- :name begin_partition
-SELECT next_offset FROM nigredo.stream_offsets WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
+-- :name read_position
+SELECT next_offset, last_offset, last_timestamp_ms, last_key_crc32 FROM nigredo.stream_offsets
+WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
 
--- :name first_offset
-INSERT INTO nigredo.stream_offsets (topic_id, partition, topic, next_offset)
-VALUES (%(topic_id)s, %(partition)s, %(topic)s, %(next_offset)s)
-ON CONFLICT (topic_id, partition) DO NOTHING;
+-- :name begin_position
+-- The only statement that makes a row. Nothing comes back when the row is not what was read a moment ago.
+INSERT INTO nigredo.stream_offsets AS present
+    (topic_id, partition, topic, next_offset, last_offset, last_timestamp_ms, last_key_crc32)
+VALUES (%(topic_id)s, %(partition)s, %(topic)s, %(next_offset)s, %(last_offset)s, %(last_ms)s, %(last_key)s)
+ON CONFLICT (topic_id, partition) DO UPDATE SET
+    next_offset = excluded.next_offset, last_offset = excluded.last_offset,
+    last_timestamp_ms = excluded.last_timestamp_ms, last_key_crc32 = excluded.last_key_crc32
+WHERE present.next_offset = %(stood_at)s
+RETURNING next_offset;
+
+-- :name put_back
+UPDATE nigredo.stream_offsets SET
+    next_offset = %(next_offset)s, last_offset = %(last_offset)s, last_timestamp_ms = %(last_ms)s,
+    last_key_crc32 = %(last_key)s
+WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
 
 -- :name move_offset
--- The fence: no row comes back when somebody else has moved the partition on, or the database was put back in time.
-UPDATE nigredo.stream_offsets SET next_offset = %(next_offset)s
+-- The fence: no row comes back when another writer has moved the partition on, the database was put back in time, or it
+-- was emptied, so that the partition must begin again.
+UPDATE nigredo.stream_offsets SET
+    next_offset = %(next_offset)s, last_offset = %(last_offset)s, last_timestamp_ms = %(last_ms)s,
+    last_key_crc32 = %(last_key)s
 WHERE topic_id = %(topic_id)s AND partition = %(partition)s AND next_offset = %(stood_at)s
 RETURNING next_offset;
 
@@ -57,7 +73,9 @@ FROM jsonb_to_recordset(%(rows)s) AS row (
 ON CONFLICT (ip_address) DO UPDATE SET
     submission_count = excluded.submission_count, window_start = excluded.window_start,
     updated_at = excluded.updated_at, input_partition = excluded.input_partition, input_offset = excluded.input_offset
-WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset;
+-- Later, though with a lower offset: the topic of the submissions was made again. A window's clock never runs backwards.
+WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset
+    OR present.updated_at < excluded.updated_at;
 
 -- :name bookkeeping
 -- What this transaction deletes frees nobody: it follows the stream, or tidies up. Without it a deleted row of

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -14,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from nigredo.db import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
 from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.log_position import LogPosition, Mark
 from processors.handler import Stale
 from processors.persistence.rows import Row, Rows
 
@@ -34,11 +36,25 @@ TRANSACTION_TRIES = 3
 class Progress:
     """How far a batch moves one partition."""
 
-    topic_id: str
-    partition: int
     topic: str
+    partition: int
     stood_at: int
-    next_offset: int
+    position: LogPosition
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters of the statements that store it."""
+        last = self.position.last
+        return {
+            "topic_id": self.position.topic_id,
+            "partition": self.partition,
+            "topic": self.topic,
+            "stood_at": self.stood_at,
+            "next_offset": self.position.next_offset,
+            "last_offset": None if last is None else last.offset,
+            "last_ms": None if last is None else last.timestamp_ms,
+            "last_key": None if last is None else last.key_crc32,
+        }
 
 
 def load_queries() -> Mapping[str, bytes]:
@@ -55,15 +71,34 @@ class Store:
         self._pool = pool
         self._sql = load_queries()
 
-    async def next_offset(self, topic_id: str, partition: int) -> int | None:
-        """Return the first offset that is not stored; None for a partition never read. Raises DependencyDown."""
+    async def position(self, topic_id: str, partition: int) -> LogPosition | None:
+        """Return the position after what is stored; None for a partition never read. Raises DependencyDown."""
+        async with self._connection() as connection:
+            values = {"topic_id": topic_id, "partition": partition}
+            row = await (await connection.execute(self._sql["read_position"], values)).fetchone()
+        if row is None:
+            return None
+        next_offset, last, timestamp_ms, key_crc32 = row
+        # The previous release's process leaves the proof of an earlier record, or of a later one after a rewind.
+        mark = None if last is None or last >= next_offset else Mark(last, timestamp_ms, key_crc32)
+        return LogPosition(next_offset, topic_id, mark)
+
+    async def begin(self, progress: Progress) -> bool:
+        """Store where a partition begins; False when its row is not as it stood. Raises DependencyDown."""
+        async with self._connection() as connection:
+            cursor = await connection.execute(self._sql["begin_position"], progress.values)
+            return await cursor.fetchone() is not None
+
+    async def put_back(self, progress: Progress) -> None:
+        """Store a position in the place of a later one. Raises DependencyDown."""
+        async with self._connection() as connection:
+            await connection.execute(self._sql["put_back"], progress.values)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         try:
             async with asyncio.timeout(DEADLINE_S), self._pool.connection() as connection:
-                cursor = await connection.execute(
-                    self._sql["begin_partition"], {"topic_id": topic_id, "partition": partition}
-                )
-                row = await cursor.fetchone()
-                return None if row is None else int(row[0])
+                yield connection
         except TimeoutError as error:
             count_failure(self._pool, error)
             raise DependencyDown("Connection timeout: the database does not answer") from error
@@ -85,7 +120,7 @@ class Store:
                     connection.transaction(),
                 ):
                     # Always in the same order, so that two writers wait for each other instead of deadlocking.
-                    for step in sorted(progress, key=lambda step: (step.topic_id, step.partition)):
+                    for step in sorted(progress, key=lambda step: (step.topic, step.partition)):
                         await self._move(connection, step)
                     await self._write(connection, rows)
                 return
@@ -102,14 +137,7 @@ class Store:
                 raise DependencyDown(describe(error, self._pool)) from error
 
     async def _move(self, connection: psycopg.AsyncConnection[Any], step: Progress) -> None:
-        values = {
-            "topic_id": step.topic_id,
-            "partition": step.partition,
-            "topic": step.topic,
-            "stood_at": step.stood_at,
-        }
-        await connection.execute(self._sql["first_offset"], values | {"next_offset": step.stood_at})
-        cursor = await connection.execute(self._sql["move_offset"], values | {"next_offset": step.next_offset})
+        cursor = await connection.execute(self._sql["move_offset"], step.values)
         if await cursor.fetchone() is None:
             raise Stale(f"{step.topic} partition {step.partition} does not stand at {step.stood_at}")
 

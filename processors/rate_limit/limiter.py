@@ -16,11 +16,12 @@ from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.clock import utc_now
 from nigredo.dead_letters import park
 from nigredo.encoded_window import encoded
-from nigredo.errors import DependencyDown, RecordRefused, StartRefused
+from nigredo.errors import PositionRefused, RecordRefused
 from nigredo.groups import commit_offsets
 from nigredo.headers import cloud_event
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, producer_config
+from nigredo.log_position import REPAIR, Finding, LogNow, LogPosition, compare, proven, refusal
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
@@ -29,7 +30,7 @@ from nigredo.telemetry import get_logger
 from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, SPAM, Verdict, count_refusals, judge, pass_release, reset
 from processors.handler import Decoded, Stale, decode
 from processors.rate_limit.release import find_quarantined
-from processors.rate_limit.windows import Windows
+from processors.rate_limit.windows import FAR_OFF_MS, Windows
 from schemas.codec import Codec
 from schemas.events import (
     Event,
@@ -66,6 +67,7 @@ class Limiter:
         self._reader = LogReader(settings, COMPONENT)
         self._windows: dict[int, Windows] = {}
         self._assignments = 0
+        self._clock_went_back_to_ms: dict[int, int] = {}
         self._codec: Codec
         self._publisher: BulkPublisher
 
@@ -78,28 +80,45 @@ class Limiter:
         config = producer_config(settings, self._function, delivery_timeout_s=FOR_EVER_S)
         self._publisher = BulkPublisher(config, in_flight_max=IN_FLIGHT_MAX)
 
-    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
+    async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
         """Load the windows of a partition; of several states of a network the one that read furthest is true.
 
         They are not followed on: from here on nobody else writes them, and whoever does all the same is out of date.
         """
         self._windows.pop(partition, None)
         windows = Windows(self._codec)
-        await asyncio.to_thread(self._load, windows, partition, committed)
-        _, end = await asyncio.to_thread(self._reader.watermarks, topic, partition)
-        if windows.furthest >= end:
-            # The topic was made anew under its old name: by these windows everything in it would count as judged.
-            raise DependencyDown(
-                f"partition {partition} of {RATE_LIMITS} tells of offset {windows.furthest}, {topic} ends at {end}; "
-                "make both topics anew, or neither"
-            )
-        if committed is None:
-            # `check_offsets` committed a start before the first member joined; without one, verdicts would be lost.
-            raise DependencyDown(f"partition {partition} of {topic} has no committed offset")
+        position = await asyncio.to_thread(self._checked, partition, committed)
+        await asyncio.to_thread(self._load, windows, partition, position)
+        if (read := windows.furthest) is not None:
+            # By windows of another log everything in this one would count as judged.
+            await asyncio.to_thread(self._check, partition, LogPosition(read.offset + 1, None, read), exact_time=False)
         self._windows[partition] = windows
-        return committed
+        return position
 
-    def _load(self, windows: Windows, partition: int, committed: int | None) -> None:
+    def _checked(self, partition: int, committed: LogPosition | None) -> LogPosition:
+        """Return the group's position with its proof. Raises PositionRefused, DependencyDown."""
+        if refused := grown(self._reader, self._function, partition):
+            raise PositionRefused(refused)
+        if committed is None:
+            raise PositionRefused(
+                f"{self._function} has no offset for {SUBMISSIONS} partition {partition}, which it judged before; "
+                f"repair it with: {REPAIR}"
+            )
+        return proven(committed, self._check(partition, committed))
+
+    def _check(self, partition: int, position: LogPosition, *, exact_time: bool = True) -> LogNow:
+        """Return the log that bears a position out. Raises PositionRefused, DependencyDown."""
+        now = self._reader.now(SUBMISSIONS, partition, position.asks_at, deadline_s=LOAD_DEADLINE_S)
+        finding = compare(position, now, exact_time=exact_time)
+        if not finding.believed and not (finding is Finding.TRIMMED and not exact_time):
+            who = self._function if exact_time else f"{RATE_LIMITS} partition {partition}"
+            raise PositionRefused(refusal(who, SUBMISSIONS, partition, position, now, finding))
+        return now
+
+    async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
+        """Nothing to store: the group's offset is the authority."""
+
+    def _load(self, windows: Windows, partition: int, position: LogPosition) -> None:
         assignment = self._assignments
 
         def told(records: int) -> None:
@@ -107,12 +126,17 @@ class Limiter:
                 raise Stale  # Nobody waits for this thread any more.
             self._health.waiting(f"the windows of partition {partition}: {records} records read")
 
-        windows.load(self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S), committed, told)
+        following = self._reader.now(SUBMISSIONS, partition, position.next_offset, deadline_s=LOAD_DEADLINE_S).found
+        times_ms = [] if following is None else [following.timestamp_ms]
+        times_ms.append(self._clock_went_back_to_ms.get(partition, FAR_OFF_MS))
+        records = self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S)
+        windows.load(records, position.next_offset, told, not_after_ms=min(times_ms))
 
     def revoked(self) -> None:
         """Let go of the windows, which may be somebody else's to change from here on."""
         self._assignments += 1
         self._windows.clear()
+        self._clock_went_back_to_ms.clear()
         metrics.LIMITER_NETWORKS.of().set(0)
 
     async def decode(self, record: Record) -> Event:
@@ -138,7 +162,7 @@ class Limiter:
             if not isinstance(event, Judged):
                 continue
             key = (record.partition, event.client_network)
-            state = changed.get(key) or self._windows[record.partition].get(event.client_network)
+            state = changed.get(key) or self._window(record, event.client_network)
             if state is not None and record.offset <= state.input_offset:
                 continue
             after, output = _decide(state, event, record)
@@ -162,6 +186,21 @@ class Limiter:
         for partition, now in {record.partition: record.timestamp for record, _ in records}.items():
             self._windows[partition].forget(now, max(FORGET_MIN, 2 * len(records)))
         self._count(judged)
+
+    def _window(self, record: Record, network: str) -> RateLimitState | None:
+        """Return a network's window.
+
+        Raises Stale when it may have been forgotten by a clock that has been set back since: then the windows are
+        loaded again, so that the same log gets the same verdicts, whatever was in memory.
+        """
+        windows = self._windows[record.partition]
+        found = windows.get(network)
+        if found is None and (at_ms := round(record.timestamp.timestamp() * 1000)) < windows.forgotten_until_ms:
+            before_ms = self._clock_went_back_to_ms.get(record.partition, FAR_OFF_MS)
+            self._clock_went_back_to_ms[record.partition] = min(before_ms, at_ms)
+            log.warning("the broker's clock was set back, so that windows are loaded again", partition=record.partition)
+            raise Stale(f"windows of partition {record.partition} that count again were forgotten")
+        return found
 
     def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
         now, verdicts, durations = utc_now(), Counter[str](), list[float]()
@@ -255,22 +294,43 @@ def _output(verdict: Verdict, submission: Submission, record: Record) -> Lead | 
 
 
 def check_offsets(settings: Settings) -> None:
-    """Make sure that the group knows where to begin, before it has members.
+    """Commit where each partition begins, before the group has members. Raises DependencyDown.
 
-    A partition that was never judged is begun at its start. Raises StartRefused when the group has no offset where
-    windows exist already: it lost them, and any guess would judge records twice or never. Raises DependencyDown.
+    A partition that was never judged is begun at its start. One that was, and lost its offset, has none afterwards
+    either: any guess would judge records twice or never, so its owner stops it.
     """
     reader, group = LogReader(settings, COMPONENT), settings.function(COMPONENT)
-    partitions = reader.partitions(SUBMISSIONS)
+    partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
     committed = reader.committed(group, SUBMISSIONS, partitions)
-    starts = {}
-    for partition in (p for p in partitions if committed[p] is None):
+    if any(offset is not None for offset in committed.values()):
+        return
+    starts = {
+        partition: reader.watermarks(SUBMISSIONS, partition)[0]
+        for partition in partitions
         # The end of the windows' partition never goes back, not even when all that was in it is gone.
-        if reader.watermarks(RATE_LIMITS, partition)[1] > 0:
-            raise StartRefused(
-                f"group {group} has no offset for partition {partition} of {SUBMISSIONS}, which it judged before; "
-                "commit one with Kafka's own tools, then start it again"
-            )
-        starts[partition] = reader.watermarks(SUBMISSIONS, partition)[0]
+        if partition in windows and reader.watermarks(RATE_LIMITS, partition)[1] == 0
+    }
     if starts:
         commit_offsets(settings, group, SUBMISSIONS, starts)
+
+
+def grown(reader: LogReader, group: str, partition: int) -> str | None:
+    """Say why a partition cannot be judged since partitions were added to the topic; None when it can.
+
+    The networks' keys have moved, and their windows have not. Raises DependencyDown.
+    """
+    partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
+    committed = reader.committed(group, SUBMISSIONS, partitions)
+    known = [number for number in partitions if committed[number] is not None]
+    if len(known) == len(partitions) and len(windows) >= len(partitions):
+        return None
+    added = [number for number in partitions if number not in windows or committed[number] is None]
+    lost = [number for number in added if number in windows and reader.watermarks(RATE_LIMITS, number)[1] > 0]
+    # Doubled, keys stay or go to a new partition; else they move among the old ones too.
+    if lost or not known or (partition not in added and len(partitions) % (len(partitions) - len(added)) == 0):
+        return None
+    return (
+        f"{SUBMISSIONS} has {len(partitions)} partitions and was judged with {len(partitions) - len(added)} "
+        f"({RATE_LIMITS} has {len(windows)}): networks moved to others than their windows, so partition {partition} "
+        f"waits; repair it with: {REPAIR}"
+    )

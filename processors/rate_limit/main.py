@@ -8,6 +8,7 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.log_reader import LogReader
+from nigredo.log_watch import LogWatch
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
@@ -31,8 +32,9 @@ def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
     reader, handler = LogReader(settings, COMPONENT), Limiter(settings, health)
-    in_order = InOrder(app, reader, health, [SUBMISSIONS], handler, batch_max=BATCH_MAX)
-    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], lambda: in_order.assignment.positions):
+    watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
+    in_order = InOrder(app, reader, watch, health, [SUBMISSIONS], handler, batch_max=BATCH_MAX)
+    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
         run_app(app, settings, health)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 
 from confluent_kafka import Message
@@ -12,6 +12,7 @@ from confluent_kafka import Message
 from nigredo.encoded_window import decoded, rank_of
 from nigredo.errors import DependencyDown
 from nigredo.known_windows import KnownWindows
+from nigredo.log_position import Mark
 from nigredo.window import forgettable
 from schemas.codec import Codec, Undecodable
 from schemas.events import RateLimitState
@@ -19,6 +20,9 @@ from schemas.topics import RATE_LIMITS
 
 WINDOW_LONGEST_MS = 86_400_000
 """No window is longer (`RATE_LIMIT_WINDOW_SECONDS`)."""
+CLOCK_SLACK_MS = 600_000
+"""Windows are kept this much longer, so that a clock corrected by minutes costs no second loading."""
+FAR_OFF_MS = 2**62
 TOLD_EVERY = 10_000
 
 
@@ -33,18 +37,28 @@ class Windows:
         self._loaded = KnownWindows(codec)
         # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
         self._changed: OrderedDict[str, RateLimitState] = OrderedDict()
-        self.furthest = -1
-        """The greatest input offset that any window loaded tells of; -1 without one."""
+        self.furthest: Mark | None = None
+        """The record up to which the furthest window loaded read, its time as a bound."""
+        self.forgotten_until_ms = 0
+        """Of records that are no older than this, no window that was let go of decides anything."""
 
     def __len__(self) -> int:
         return len(self._loaded) + len(self._changed)
 
-    def load(self, messages: Iterable[Message], committed: int | None, told: Callable[[int], None]) -> None:
+    def load(
+        self,
+        messages: Iterable[Message],
+        committed: int,
+        told: Callable[[int], None],
+        *,
+        not_after_ms: int = FAR_OFF_MS,
+    ) -> None:
         """Take the windows of a partition of `nigredo.rate-limits`, oldest record first.
 
         committed: where judging goes on. Windows at or past it are kept whatever their age: their record comes again.
-        told: called with the number of records every few thousand. Raises DependencyDown, also for a window that
-        cannot be read.
+        told: called with the number of records every few thousand. not_after_ms: the time of a record that is still
+        to be judged; windows that decide about it are kept. Raises DependencyDown, also for a window that cannot be
+        read.
         """
         for number, message in enumerate(messages, 1):
             try:
@@ -55,26 +69,30 @@ class Windows:
                 raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read, {place}: {error}") from error
             if number % TOLD_EVERY == 0:
                 told(number)
-                self._let_go_of_loaded(committed)
-        self._let_go_of_loaded(committed)
+                self._let_go_of_loaded(committed, not_after_ms)
+        self._let_go_of_loaded(committed, not_after_ms)
         self.furthest = self._loaded.furthest()
 
-    def _let_go_of_loaded(self, committed: int | None) -> None:
+    def _let_go_of_loaded(self, committed: int, not_after_ms: int) -> None:
         """Let go of what was over when the newest window that was judged for good changed.
 
-        What is still to be judged is no older than that; windows past `committed` are younger than some of it.
-        Only what their bytes tell is asked here; `forget` lets go of the rest of them little by little.
+        What is still to be judged is no older than that, unless a clock was set back; windows past `committed` are
+        younger than some of it. Only what their bytes tell is asked here; `forget` lets go of the rest of them little
+        by little.
         """
-        if committed is None:
-            return
         ranks = (rank_of(self._codec, value) for value in self._loaded)
         newest_ms = next((rank.updated_at_ms for rank in ranks if rank.input_offset < committed), 0)
+        until_ms = min(newest_ms, not_after_ms) - CLOCK_SLACK_MS
 
         def over(value: bytes) -> bool:
             rank = rank_of(self._codec, value)
-            return newest_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS and rank.input_offset < committed
+            return until_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS and rank.input_offset < committed
 
-        self._loaded.let_go(over)
+        self._forgot(until_ms, self._loaded.let_go(over))
+
+    def _forgot(self, until_ms: int, gone: int) -> None:
+        if gone:
+            self.forgotten_until_ms = max(self.forgotten_until_ms, until_ms)
 
     def get(self, network: str) -> RateLimitState | None:
         """Return a network's window. Raises DependencyDown for one that cannot be read."""
@@ -95,26 +113,28 @@ class Windows:
         self._changed.move_to_end(state.client_network)
 
     def forget(self, now: datetime, at_once: int) -> None:
-        """Let go of windows that decide nothing any more, oldest first; the topic forgets them by itself.
+        """Let go of windows that decide nothing any more, oldest first; the topic keeps them for days.
 
+        now: the time of the newest record. A clock that is set back by less than `CLOCK_SLACK_MS` finds all it needs;
+        past that, `forgotten_until_ms` tells that the windows must be loaded again before they are asked.
         at_once: how many may go; more than a batch can add, so that it keeps up. Where windows of different lengths
         are mixed, a longer one may hold up shorter ones until it is over itself.
         """
+        until = now - timedelta(milliseconds=CLOCK_SLACK_MS)
 
         def over(value: bytes) -> bool:
             try:
-                return forgettable(decoded(self._codec, value), now)
+                return forgettable(decoded(self._codec, value), until)
             except Undecodable:
-                age_ms = now.timestamp() * 1000 - rank_of(self._codec, value).updated_at_ms
+                age_ms = until.timestamp() * 1000 - rank_of(self._codec, value).updated_at_ms
                 return age_ms >= WINDOW_LONGEST_MS
 
-        before = len(self._loaded)
-        self._loaded.let_go(over, at_once)
-        at_once -= before - len(self._loaded)
+        let_go = self._loaded.let_go(over, at_once)
         gone = []
-        for network, state in islice(self._changed.items(), at_once):
-            if not forgettable(state, now):
+        for network, state in islice(self._changed.items(), at_once - let_go):
+            if not forgettable(state, until):
                 break
             gone.append(network)
         for network in gone:
             del self._changed[network]
+        self._forgot(round(until.timestamp() * 1000), let_go + len(gone))

@@ -72,6 +72,8 @@ class Group:
         reader = LogReader(settings, COMPONENT)
         self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
         self._topic_ids = topic_ids or reader.topic_ids
+        # Not the consumer's own `committed`, which fails for most metadata (`nigredo/groups.py`).
+        self._offsets = reader.offsets
         self._settings = settings
         self._name = name
         self._topics = topics
@@ -231,9 +233,9 @@ class Group:
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         """Seed each partition from its committed offset. An error is kept for `poll`: here it would be lost."""
         try:
-            committed = consumer.committed(assigned, timeout=CALL_TIMEOUT_S)
-        except KafkaException as error:
-            self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error.args[0].name()}")
+            committed = self._offsets(self._name, assigned)
+        except DependencyDown as error:
+            self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error}")
             return
         with self._lock:
             self._progress.assigned({})

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ import pytest
 from nigredo import db
 from nigredo.db import make_pool
 from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.log_position import LogPosition, Mark
 from nigredo.record import Record
 from nigredo.testing import Stack, eventually
 from processors.handler import Decoded, Stale
@@ -51,17 +52,25 @@ class Writer:
         self._stack = stack
         self.topic_id = str(uuid4())
         self._next = 0
+        assert run(stack, lambda store: store.begin(self.step(0, 0)))
 
     def write(self, *records: Decoded) -> None:
         self.write_from(self._next, records)
         self._next += len(records)
 
     def write_from(self, stood_at: int, records: Sequence[Decoded]) -> None:
-        step = Progress(self.topic_id, 0, "test", stood_at, stood_at + len(records))
+        step = self.step(stood_at, stood_at + len(records))
         run(self._stack, lambda store: store.write(rows_of(records), [step]))
 
+    def step(self, stood_at: int, next_offset: int) -> Progress:
+        last = Mark.of(next_offset - 1, 1_796_013_316_402, b"key") if next_offset else None
+        return Progress("test", 0, stood_at, LogPosition(next_offset, self.topic_id, last))
+
+    def position(self) -> Any:
+        return run(self._stack, lambda store: store.position(self.topic_id, 0))
+
     def next_offset(self) -> Any:
-        return run(self._stack, lambda store: store.next_offset(self.topic_id, 0))
+        return None if (position := self.position()) is None else position.next_offset
 
 
 def run(stack: Stack, work: Any, kind: type[Store] = Store) -> Any:
@@ -141,6 +150,53 @@ def test_a_writer_that_does_not_stand_where_the_database_does_writes_nothing(sta
     assert writer.next_offset() == 1
 
 
+def test_a_position_is_stored_with_its_proof_in_the_transaction_of_the_rows(stack: Stack, writer: Writer) -> None:
+    assert writer.position() == LogPosition(0, writer.topic_id)
+
+    writer.write(at(LEADS, a_lead()), at(LEADS, a_lead()))
+
+    assert writer.position() == writer.step(0, 2).position
+
+
+def test_an_emptied_database_is_written_to_only_once_the_partition_has_begun_again(
+    stack: Stack, writer: Writer
+) -> None:
+    writer.write(at(LEADS, a_lead()))
+    stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic_id = %s RETURNING 1", writer.topic_id)
+    lead = a_lead()
+
+    with pytest.raises(Stale):
+        writer.write(at(LEADS, lead))
+
+    assert writer.position() is None
+    assert stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead.id) == []
+
+
+def test_a_partition_is_not_begun_elsewhere_once_another_process_has_moved_it_on(stack: Stack, writer: Writer) -> None:
+    writer.write(at(LEADS, a_lead()), at(LEADS, a_lead()))
+
+    assert not run(stack, lambda store: store.begin(writer.step(1, 0)))
+    assert writer.next_offset() == 2
+    assert run(stack, lambda store: store.begin(writer.step(2, 0)))
+    assert writer.position() == LogPosition(0, writer.topic_id)
+
+
+def test_a_proof_that_a_rewind_of_the_previous_release_left_behind_is_none(stack: Stack, writer: Writer) -> None:
+    writer.write(*(at(LEADS, a_lead()) for _ in range(3)))
+    stack.rows("UPDATE nigredo.stream_offsets SET next_offset = 1 WHERE topic_id = %s RETURNING 1", writer.topic_id)
+
+    assert writer.position() == LogPosition(1, writer.topic_id)
+
+
+def test_the_previous_release_moves_a_partition_on_beside_a_proof_of_an_earlier_record(
+    stack: Stack, writer: Writer
+) -> None:
+    writer.write(at(LEADS, a_lead()))
+    stack.rows("UPDATE nigredo.stream_offsets SET next_offset = 9 WHERE topic_id = %s RETURNING 1", writer.topic_id)
+
+    assert writer.position() == replace(writer.step(0, 1).position, next_offset=9)
+
+
 def test_a_row_the_database_cannot_take_is_refused_with_its_batch_and_without_its_values(
     stack: Stack, writer: Writer
 ) -> None:
@@ -152,7 +208,7 @@ def test_a_row_the_database_cannot_take_is_refused_with_its_batch_and_without_it
 
     assert "Zenobia" not in str(refused.value)
     assert stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead.id) == []
-    assert writer.next_offset() is None
+    assert writer.next_offset() == 0
 
 
 def test_an_older_window_never_replaces_a_newer_one(stack: Stack, writer: Writer) -> None:
@@ -168,6 +224,19 @@ def test_an_older_window_never_replaces_a_newer_one(stack: Stack, writer: Writer
     assert stack.rows(query, network) == []
 
 
+def test_a_window_of_a_topic_of_submissions_that_was_made_again_replaces_the_older_one(
+    stack: Stack, writer: Writer
+) -> None:
+    network = f"2001:db8:{uuid4().hex[:4]}::/64"
+    before = RateLimitState(network, 10, 3600, (), 7, NOON, 50)
+    writer.write(at(RATE_LIMITS, before))
+
+    writer.write(at(RATE_LIMITS, replace(before, refused=1, updated_at=NOON + timedelta(hours=2), input_offset=3)))
+
+    query = "SELECT submission_count FROM nigredo.rate_limits WHERE ip_address = %s"
+    assert stack.rows(query, network) == [(1,)]
+
+
 def test_a_table_that_somebody_locks_is_waited_for_until_the_statement_times_out_and_then_tried_again(
     stack: Stack, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +246,7 @@ def test_a_table_that_somebody_locks_is_waited_for_until_the_statement_times_out
         somebody.execute("LOCK TABLE nigredo.leads IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(DependencyDown, match="QueryCanceled"):
             writer.write(at(LEADS, lead))
-    assert writer.next_offset() is None
+    assert writer.next_offset() == 0
 
     writer.write(at(LEADS, lead))
 
@@ -200,7 +269,7 @@ def test_a_deadlock_with_somebody_elses_transaction_is_tried_again(stack: Stack,
     writer.write(at(LEADS, a_lead()))
     for stood_at in range(1, 20):
         lead, Counting.begun = a_lead(), 0
-        step = Progress(writer.topic_id, 0, "test", stood_at, stood_at + 1)
+        step = writer.step(stood_at, stood_at + 1)
         rows = rows_of([at(LEADS, lead)])
         with ThreadPoolExecutor(1) as threads, stack.database() as somebody:
             with suppress(psycopg.errors.DeadlockDetected), somebody.transaction():
@@ -245,13 +314,13 @@ def test_a_serialization_failure_is_tried_again_a_few_times_and_then_waited_for(
             await super()._write(connection, rows)
 
     lead = a_lead()
-    step = Progress(writer.topic_id, 0, "test", 0, 1)
+    step = writer.step(0, 1)
     run(stack, lambda store: store.write(rows_of([at(LEADS, lead)]), [step]), Failing)
     assert (Failing.tries, writer.next_offset()) == (3, 1)
 
     Failing.tries, Failing.fails = 0, 9
     with pytest.raises(DependencyDown, match="SerializationFailure"):
-        run(stack, lambda store: store.write(rows_of([]), [replace(step, stood_at=1, next_offset=2)]), Failing)
+        run(stack, lambda store: store.write(rows_of([]), [writer.step(1, 2)]), Failing)
     assert writer.next_offset() == 1
 
 
@@ -270,7 +339,7 @@ def test_a_database_that_is_away_is_told_as_such(stack: Stack) -> None:
         pool = make_pool(settings, "test", size_max=1)
         await pool.open()
         try:
-            await Store(pool).next_offset("x", 0)
+            await Store(pool).position("x", 0)
         finally:
             await pool.close()
 

@@ -9,14 +9,17 @@ from typing import Any, cast
 
 from faust.types import TP
 
-from nigredo.errors import RecordRefused
+from nigredo.errors import DependencyDown, PositionRefused, RecordRefused
 from nigredo.health import Health
+from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
+from nigredo.log_watch import Look, Tail
 from nigredo.record import Record
 from processors.handler import Decoded, Stale
 from processors.in_order import InOrder
 from schemas.events import Event
 
 TOPIC = "nigredo.submissions"
+TIMESTAMP_MS = 1_700_000_000_000
 
 
 class Signal:
@@ -36,8 +39,8 @@ class FakeApp:
         self.on_partitions_revoked = Signal()
         self.on_rebalance_complete = Signal()
         self.on_before_shutdown = Signal()
-        self.consumer = self
-        self.commits: list[dict[TP, int]] = []
+        self.consumer = self._thread = self
+        self.commits: list[dict[TP, LogPosition]] = []
         self.seeks: list[tuple[TP, int]] = []
         self.partitions = partitions
         self.refuse_commits = False
@@ -58,34 +61,99 @@ class FakeApp:
     async def seek_wait(self, offsets: dict[TP, int]) -> None:
         self.seeks += offsets.items()
 
-    async def _commit(self, offsets: dict[TP, int]) -> bool:
+    def highwater(self, _: TP) -> int | None:
+        return None
+
+    def _ensure_consumer(self) -> FakeApp:
+        return self
+
+    async def call_thread(self, call: Callable[[], Awaitable[bool]]) -> bool:
+        return await call()
+
+    async def commit(self, offsets: dict[Any, Any]) -> None:
         if self.refuse_commits:
             raise ConnectionError
-        self.commits.append(offsets)
-        return True
+        self.commits.append({tp: from_metadata(at.offset, at.metadata)[0] for tp, at in offsets.items()})
 
-    def committed(self, partition: int = 0) -> int | None:
+    def position(self, partition: int = 0) -> LogPosition | None:
+        """Return what the group has committed of a partition."""
         found = [offsets[tp] for offsets in self.commits for tp in offsets if tp.partition == partition]
         return found[-1] if found else None
 
+    def committed(self, partition: int = 0) -> int | None:
+        found = self.position(partition)
+        return None if found is None else found.next_offset
+
 
 class FakeLog:
-    """A log with every offset from 0 to 99, but for the holes that compaction left."""
+    """A log with every offset from 0 to its end, but for the holes that compaction left.
 
-    def __init__(self, holes: Sequence[int] = ()) -> None:
+    Each record's key tells of which log it is: `cut` begins another one at an offset, as a lost tail does.
+    """
+
+    def __init__(self, app: FakeApp, holes: Sequence[int] = ()) -> None:
+        self._app = app
         self.holes = set(holes)
+        self.topic_id = "first"
+        self.start, self.end, self.epoch = 0, 100, 0
+        self.keys: dict[int, bytes] = {}
+        self.topics = [app.topic_name]
+        self.missing: list[str] = []
+        self.unassigned: list[tuple[str, int]] = []
+        self.away = False
 
-    def committed(self, _: str, __: str, partitions: Sequence[int]) -> dict[int, int | None]:
-        return dict.fromkeys(partitions, 0)
+    def key(self, offset: int) -> bytes:
+        return self.keys.get(offset, b"k")
 
-    def partitions(self, _: str) -> list[int]:
-        return [0]
+    def cut(self, end: int, grown_to: int) -> None:
+        """Lose the tail, and write another one up to an offset, as after a broker's crash."""
+        self.keys |= dict.fromkeys(range(end, 200), b"other")
+        self.end, self.epoch = grown_to, self.epoch + 1
+
+    def positions(self, _: str, __: str, partitions: Sequence[int]) -> dict[int, LogPosition | None]:
+        return {partition: self._app.position(partition) or LogPosition(0) for partition in partitions}
 
     def watermarks(self, _: str, __: int) -> tuple[int, int]:
-        return (0, 100)
+        return (self.start, self.end)
 
     def next_offset(self, _: str, __: int, offset: int, *, deadline_s: float) -> int:
-        return next(n for n in range(offset, 101) if n not in self.holes)
+        return next(n for n in range(offset, 201) if n not in self.holes)
+
+    def now(self, _: str, __: int, asks_at: int, *, deadline_s: float) -> LogNow:
+        found = next((n for n in range(max(self.start, asks_at), self.end) if n not in self.holes), None)
+        mark = None if found is None else Mark.of(found, TIMESTAMP_MS, self.key(found), self.epoch)
+        return LogNow(self.topic_id, self.start, self.end, mark)
+
+    def between(self, topic: str, partition: int, start: int, end: int) -> Any:
+        for offset in range(max(self.start, start), end):
+            if offset not in self.holes:
+                yield FakeMessage(offset, self.key(offset))
+
+    def look(self) -> Look:
+        if self.away:
+            raise DependencyDown("Kafka does not answer")
+        tail = Tail(self.topic_id, self.end, self.epoch)
+        places = [(tp.topic, tp.partition) for tp in self._app.assignment()]
+        return Look(dict.fromkeys(places, tail), self.missing, self.unassigned)
+
+
+class FakeMessage:
+    """As much of a librdkafka message as its mark takes."""
+
+    def __init__(self, offset: int, key: bytes) -> None:
+        self._offset, self._key = offset, key
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return (0, TIMESTAMP_MS)
+
+    def key(self) -> bytes:
+        return self._key
+
+    def leader_epoch(self) -> int | None:
+        return None
 
 
 class FakeStream:
@@ -121,12 +189,23 @@ class Recorder:
         self.before_work: Callable[[], Awaitable[None]] | None = None
         self.revocations = 0
         self.batches: list[int] = []
+        self.refuse: Callable[[int, LogPosition | None], str | None] | None = None
+        self.begun: list[tuple[int, LogPosition | None]] = []
+        self.put_back_to: list[LogPosition] = []
 
     async def open(self) -> None:
         pass
 
-    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
-        return self.start
+    async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
+        if self.refuse is not None and (refused := self.refuse(partition, committed)):
+            raise PositionRefused(refused)
+        self.begun.append((partition, committed))
+        if committed is not None and committed.last is not None:
+            return committed
+        return LogPosition(self.start, "first")
+
+    async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
+        self.put_back_to.append(position)
 
     def revoked(self) -> None:
         self.revocations += 1
@@ -164,13 +243,15 @@ class Rig:
         self.topic = topic
         self.app, self.stream, self.handler = FakeApp(partitions, topic), FakeStream(), Recorder()
         self.health = Health("test")
-        self.in_order = InOrder(cast(Any, self.app), cast(Any, FakeLog(holes)), self.health, [topic], self.handler)
+        self.log = FakeLog(self.app, holes)
+        app, log = cast(Any, self.app), cast(Any, self.log)
+        self.in_order = InOrder(app, log, log, self.health, [topic], self.handler)
 
     def deliver(self, *offsets: int, partition: int = 0) -> None:
         for offset in offsets:
             message = SimpleNamespace(
                 tp=TP(self.topic, partition), topic=self.topic, partition=partition, offset=offset,
-                timestamp=1_700_000_000.0, key=b"k", value=b"v", headers=[],
+                timestamp=TIMESTAMP_MS / 1000, key=self.log.key(offset), value=b"v", headers=[],
             )  # fmt: skip
             self.stream.queue.put_nowait(SimpleNamespace(message=message))
 

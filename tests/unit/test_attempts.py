@@ -39,7 +39,8 @@ def test_a_dependency_that_is_away_loses_nothing_and_commits_nothing() -> None:
 
     assert handled(rig) == [0, 1, 2]
     assert rig.handler.parked == []
-    assert [max(offsets.values()) for offsets in rig.app.commits] == [3]
+    assert {at.next_offset for offsets in rig.app.commits for at in offsets.values()} <= {0, 3}
+    assert rig.app.committed() == 3
 
 
 def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_are_handled() -> None:
@@ -124,7 +125,7 @@ def test_a_broken_release_parks_a_few_records_and_then_waits_for_a_person(monkey
 
     rig = asyncio.run(scenario())
     assert [offset for offset, _ in rig.handler.parked] == [0, 1, 2]
-    assert rig.app.commits == []
+    assert not rig.app.committed()
 
 
 def test_a_record_that_is_parked_while_its_partition_goes_away_is_not_committed() -> None:
@@ -144,4 +145,4 @@ def test_a_record_that_is_parked_while_its_partition_goes_away_is_not_committed(
 
     rig = asyncio.run(scenario())
     assert rig.handler.parked == [(0, "undecodable")]
-    assert rig.app.commits == []
+    assert not rig.app.committed()

@@ -5,11 +5,13 @@ in the end-to-end tests.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
+from nigredo.log_position import LogPosition
 from processors import in_order
 from processors.handler import Stale
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
@@ -183,7 +185,7 @@ def test_a_rebalance_in_the_middle_of_a_batch_drops_it_whole() -> None:
 
     rig = asyncio.run(scenario())
     assert handled(rig) == []
-    assert rig.app.commits == []
+    assert rig.app.committed() == 0
 
 
 def test_after_a_rebalance_the_stream_goes_on_where_the_handler_says() -> None:
@@ -250,17 +252,17 @@ def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytes
 
     async def scenario() -> Rig:
         rig = Rig()
-        succeed, first = rig.app._commit, asyncio.Event()
+        succeed, first = rig.app.commit, asyncio.Event()
 
-        async def fails_late(offsets: dict[TP, int]) -> bool:
-            rig.app._commit = succeed  # type: ignore[method-assign]
+        async def fails_late(offsets: dict[TP, Any]) -> None:
+            rig.app.commit = succeed  # type: ignore[method-assign]
             first.set()
             await asyncio.sleep(0.2)
             raise ConnectionError
 
         rig.deliver(0)
         await rig.drain()
-        rig.app._commit = fails_late  # type: ignore[method-assign]
+        rig.app.commit = fails_late  # type: ignore[method-assign]
         rig.deliver(1)
         await rig.drain()  # Soon after the last commit: this one follows by itself.
         await first.wait()
@@ -282,7 +284,7 @@ def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was
         rig = Rig()
         slow, over, asked = asyncio.Event(), asyncio.Event(), 0
 
-        async def begin(*_: object) -> int:
+        async def begin(*_: object) -> LogPosition:
             nonlocal asked
             asked += 1
             if asked == 1:
@@ -290,7 +292,7 @@ def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was
                     await slow.wait()
                 finally:
                     over.set()
-            return 0
+            return LogPosition(0, "first")
 
         rig.handler.begin = begin  # type: ignore[method-assign]
         rig.deliver(0)

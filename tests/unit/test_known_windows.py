@@ -45,14 +45,16 @@ def test_the_furthest_of_each_network_is_known_and_the_last_to_change_comes_firs
     assert {key: known.get(key.encode()) for key in "abc"} == {
         key: value(key, expected[key]) if key in expected else None for key in "abc"
     }
-    assert known.furthest() == max(expected.values(), default=-1)
+    furthest = known.furthest()
+    assert (-1 if furthest is None else furthest.offset) == max(expected.values(), default=-1)
 
 
 @given(st.integers(0, 9), st.none() | st.integers(0, 9))
 def test_the_oldest_go_as_long_as_they_are_over_and_no_more_than_told(over: int, at_once: int | None) -> None:
     known = taken([(key, offset) for offset, key in enumerate("abcde")])
 
-    known.let_go(lambda found: rank_of(CODEC, found).input_offset < over, at_once)
+    let_go = known.let_go(lambda found: rank_of(CODEC, found).input_offset < over, at_once)
 
     gone = min(over, 5, 5 if at_once is None else at_once)
+    assert let_go == gone
     assert list(known) == [value(key, offset) for offset, key in enumerate("abcde")][gone:][::-1]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from nigredo.health import Health
+from nigredo.log_position import LogNow, LogPosition
 from nigredo.settings import Settings
 from processors.handler import Stale
 from processors.rate_limit.limiter import Limiter
@@ -32,6 +33,9 @@ class Endless:
                 self._limiter.revoked()
             yield record
 
+    def now(self, *_: Any, **__: Any) -> LogNow:
+        return LogNow("id", 0, 0)
+
 
 def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
     limiter = Limiter(Settings.from_environment({}), Health("test"))
@@ -40,6 +44,6 @@ def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
     inside._reader = log
 
     with pytest.raises(Stale):
-        inside._load(Windows(CODEC), 0, 0)
+        inside._load(Windows(CODEC), 0, LogPosition(0))
 
     assert log.read <= REVOKED_AFTER + TOLD_EVERY

@@ -110,7 +110,7 @@ def test_a_refusal_names_the_position_what_was_found_and_the_command_that_repair
 
 def test_the_text_in_a_commits_metadata() -> None:
     said = to_metadata(POSITION, since="1796013316402")
-    assert said == f"nigredo/1 topic={TOPIC_ID} last=41 ms=1796013316402 key=db610037 epoch=3 since=1796013316402"
+    assert said == f"nigredo/1 topic={TOPIC_ID} last=41 ms=1796013316402 key=db610037 epoch=3 since=1796013316402 ."
     assert from_metadata(42, said) == (POSITION, {"since": "1796013316402"})
 
 
@@ -127,16 +127,27 @@ def test_a_position_and_a_groups_own_field_survive_the_metadata(position: LogPos
     assert from_metadata(position.next_offset, said) == (position, {"since": str(since)})
 
 
+@given(positions, st.text())
+def test_bytes_that_the_client_library_leaves_behind_the_metadata_change_nothing(
+    position: LogPosition, left: str
+) -> None:
+    said = to_metadata(position, since="1796013316402")
+    assert from_metadata(position.next_offset, said + left) == (position, {"since": "1796013316402"})
+    assert from_metadata(42, "1796013316402" + left) == (LogPosition(42), {"since": "1796013316402"})
+
+
 def test_plain_milliseconds_of_earlier_releases_are_the_sinks_and_prove_nothing() -> None:
     assert from_metadata(42, "1796013316402") == (LogPosition(42), {"since": "1796013316402"})
 
 
-@given(st.none() | st.text().filter(lambda text: not text.isdecimal()))
+@given(st.none() | st.text().filter(lambda text: len(text) < 13))
 def test_metadata_of_others_proves_nothing(text: str | None) -> None:
     assert from_metadata(42, text) == (LogPosition(42), {})
 
 
-@pytest.mark.parametrize("damaged", ["nigredo/1 last=x ms=1 key=2", "nigredo/1 last=1 ms=2", "nigredo/1"])
+@pytest.mark.parametrize(
+    "damaged", ["nigredo/1 last=x ms=1 key=2 .", "nigredo/1 last=1 ms=2 .", "nigredo/1", "nigredo/1 topic=a"]
+)
 def test_damaged_metadata_of_ours_proves_nothing(damaged: str) -> None:
     assert from_metadata(42, damaged)[0] == LogPosition(42)
 

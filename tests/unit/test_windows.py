@@ -10,13 +10,15 @@ from uuid import uuid4
 import pytest
 
 from nigredo.errors import DependencyDown
-from processors.rate_limit.windows import Windows
+from nigredo.log_position import Mark
+from processors.rate_limit.windows import CLOCK_SLACK_MS, FAR_OFF_MS, Windows
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 from tests.unit.test_encoded_window import a_codec
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+SLACK = timedelta(milliseconds=CLOCK_SLACK_MS)
 CODEC = a_codec()
 
 
@@ -47,9 +49,9 @@ def told(*states: RateLimitState) -> list[Told]:
     return [Told(state.client_network, CODEC.encode(RATE_LIMITS, state)) for state in states]
 
 
-def loaded(*records: Told, committed: int = 0) -> Windows:
+def loaded(*records: Told, committed: int = 0, not_after_ms: int = FAR_OFF_MS) -> Windows:
     windows = Windows(CODEC)
-    windows.load(cast(Any, records), committed, lambda _: None)
+    windows.load(cast(Any, records), committed, lambda _: None, not_after_ms=not_after_ms)
     return windows
 
 
@@ -59,7 +61,7 @@ def test_the_window_that_read_furthest_is_true_whoever_wrote_last() -> None:
     windows = loaded(*told(window("a", 3), newer, late_write))
 
     assert windows.get("a") == newer
-    assert windows.furthest == 9
+    assert windows.furthest == Mark.of(9, round(NOON.timestamp() * 1000), b"a")
 
 
 def test_a_window_that_decides_what_comes_again_is_loaded_though_another_one_of_that_batch_is_a_day_younger() -> None:
@@ -86,9 +88,9 @@ def test_a_window_broken_in_its_middle_holds_the_record_that_asks_for_it_until_i
     for _ in range(2):
         with pytest.raises(DependencyDown, match="cannot be read"):
             windows.get("a")
-    windows.forget(NOON + HOUR, 100)
+    windows.forget(NOON + HOUR + SLACK, 100)
     assert len(windows) == 2
-    windows.forget(NOON + 24 * HOUR, 100)
+    windows.forget(NOON + 24 * HOUR + SLACK, 100)
     assert len(windows) == 0
 
 
@@ -105,7 +107,7 @@ def test_a_network_whose_window_is_over_leaves_memory_and_no_other_does() -> Non
     windows = loaded(*told(window("first", 1, NOON), window("second", 2, NOON + HOUR)))
     windows.keep(window("third", 3, NOON + 2 * HOUR))
 
-    windows.forget(NOON + 2 * HOUR, 100)
+    windows.forget(NOON + 2 * HOUR + SLACK, 100)
 
     assert len(windows) == 1
     assert windows.get("third") is not None
@@ -115,7 +117,7 @@ def test_a_window_that_changed_is_the_last_to_go() -> None:
     windows = loaded(*told(window("a", 1), window("b", 2, NOON + timedelta(minutes=1))))
     windows.keep(replace(window("a", 3, NOON + HOUR)))
 
-    windows.forget(NOON + HOUR + timedelta(minutes=1), 100)
+    windows.forget(NOON + HOUR + timedelta(minutes=1) + SLACK, 100)
 
     assert windows.get("a") is not None
     assert windows.get("b") is None
@@ -126,10 +128,10 @@ def test_no_more_are_let_go_at_once_than_told() -> None:
     for number in range(10, 20):
         windows.keep(window(str(number), number))
 
-    windows.forget(NOON + HOUR, 4)
+    windows.forget(NOON + HOUR + SLACK, 4)
     assert len(windows) == 16
 
-    windows.forget(NOON + HOUR, 8)
+    windows.forget(NOON + HOUR + SLACK, 8)
     assert len(windows) == 8
 
 

@@ -1,0 +1,136 @@
+"""Looks after the log while a processor runs: whether it is still the one that was read, and all of it is consumed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from faust.types import TP
+
+from nigredo import metrics
+from nigredo.errors import DependencyDown
+from nigredo.health import Health
+from nigredo.log_reader import LogReader
+from nigredo.log_watch import LogWatch, Look, Place, Tail
+from nigredo.telemetry import get_logger
+from processors.assignment import Assignment, name_of
+from processors.measuring import tell_lag
+from processors.trail import disproved
+
+log = get_logger()
+
+EVERY_S = 3.0
+AT_ONCE_S = 0.5
+"""After a record that was there before."""
+GROUP = "the group's partitions"
+
+
+class Probe:
+    """A task beside the stream. `distrust` is called when a position that was durable is not the log's any more."""
+
+    def __init__(
+        self,
+        app: Any,
+        assignment: Assignment,
+        reader: LogReader,
+        watch: LogWatch,
+        health: Health,
+        distrust: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._app = app
+        self._assignment = assignment
+        self._reader = reader
+        self._watch = watch
+        self._health = health
+        self._distrust = distrust
+        self._task: asyncio.Task[None] | None = None
+        self._seen: dict[TP, Tail] = {}
+        self._lacking_looks = 0
+
+    def start(self) -> None:
+        """Begin to look, unless that is so."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def lacking_s(self) -> float:
+        """Return for how long partitions were in no member's hands. May be asked from another thread."""
+        # By looks and not by a clock: a process that was frozen saw nothing meanwhile.
+        return max(0, self._lacking_looks - 1) * EVERY_S
+
+    async def _run(self) -> None:
+        """Say that the process is not ready while the broker does not answer; Faust alone would wait in silence."""
+        away = False
+        while True:
+            try:
+                await self.look()
+                await self._assignment.seek_again()
+                tell_lag(self._app.consumer, self._following())
+                if away:
+                    away = False
+                    self._assignment.tell_ready()
+            except DependencyDown as error:
+                away = True
+                self._health.waiting(str(error))
+            except Exception as error:
+                log.warning("the broker could not be watched", error=name_of(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._assignment.doubted.wait(), EVERY_S)
+                self._assignment.doubted.clear()
+                await asyncio.sleep(AT_ONCE_S)
+
+    def _following(self) -> Mapping[TP, int]:
+        return {tp: offset for tp, offset in (self._assignment.positions or {}).items() if offset >= 0}
+
+    async def look(self) -> None:
+        """Look once. Raises DependencyDown."""
+        # Before the answer: what is appended and handled meanwhile lies past the end that it tells.
+        following, trail = self._following(), self._assignment.trail
+        kept = {tp: trail.of(tp) for tp in following}
+        look = await asyncio.to_thread(self._watch.look)
+        self._tell_lacking(look)
+        if look.missing:
+            raise DependencyDown(f"there is no topic {look.missing[0]}")
+        for tp, offset in following.items():
+            tail = look.tails.get((tp.topic, tp.partition))
+            if tail is None:
+                continue
+            if self._doubtful(tp, tail, offset):
+                wrong = await asyncio.to_thread(disproved, self._reader, tp, kept[tp])
+                if wrong is not None or tail.end < offset:
+                    log.error(
+                        "the log is not the one that was read before", topic=tp.topic, partition=tp.partition,
+                        next=offset, end=tail.end, disproved=None if wrong is None else wrong.next_offset,
+                    )  # fmt: skip
+                    self._seen.clear()
+                    return await self._distrust()
+            trail.confirmed(tp, kept[tp])
+            self._seen[tp] = tail
+        return None
+
+    def _doubtful(self, tp: TP, tail: Tail, following: int) -> bool:
+        """Say whether records may have gone: each start of a broker, and each new leader, counts the epoch up."""
+        seen = self._seen.get(tp)
+        same = seen is not None and (seen.topic_id, seen.leader_epoch) == (tail.topic_id, tail.leader_epoch)
+        return not same or seen is None or tail.end < max(seen.end, following)
+
+    def _tell_lacking(self, look: Look) -> None:
+        """Tell of partitions that no member has; for a moment, around an assignment, that is nothing."""
+        lacking: list[Place] = list(look.unassigned)
+        self._lacking_looks = self._lacking_looks + 1 if lacking else 0
+        if not lacking:
+            self._health.release(GROUP)
+        elif self._lacking_looks > 1:
+            names = ", ".join(f"{topic}[{partition}]" for topic, partition in lacking[:4])
+            more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+            self._health.hold(GROUP, f"no member of the group has {names}{more}")
+        many = Counter(topic for topic, _ in lacking)
+        for topic in self._watch.topics:
+            metrics.PARTITIONS_UNASSIGNED.of(topic).set(many[topic])
