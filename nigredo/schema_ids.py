@@ -166,13 +166,14 @@ class SchemaIds:
         for name, texts in files().items():
             for subject in subjects[name]:
                 newest = standing[subject]
-                if newest is not None and same(newest[1], texts[-1]):
+                pinned = [text for text in texts if pins.written_id(text) is not None]
+                if newest is not None and same(newest[1], texts[-1]) and texts[-1] in pinned:
                     continue
                 known = [text for _, text in self._registry.schemas_of(subject)] if newest else []
-                pinned = [text for text in texts if pins.written_id(text) is not None]
                 wanted = texts[-1:] if known else [*pinned, *texts[-1:]] if pinned else texts
-                new = [text for text in dict.fromkeys(wanted) if not any(same(text, other) for other in known)]
-                for text in new:
+                for text in dict.fromkeys(wanted):
+                    if text in pinned and any(same(text, other) for other in known):
+                        continue
                     pin = Pin(self._registered(pins, subject, text), subject, texts.index(text) + 1, text)
                     lines.append(f"registered {pin.name} under id {pin.id}")
                     if pins.get(pin.id) is None:
