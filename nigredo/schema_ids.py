@@ -73,10 +73,16 @@ def ensure_schemas(settings: Settings, endpoints: Iterable[str] = (), *, deadlin
     Safe to repeat. Raises DependencyDown past the deadline, StartRefused when a schema would break readers, and, before
     anything is changed, when an id that is written is another schema's in the registry.
     """
-    ids, deadline, backoff = SchemaIds(settings), time.monotonic() + deadline_s, Backoff(longest_s=2.0)
+    ids = SchemaIds(settings)
+    return patiently(lambda: ids.ensure(endpoints), deadline_s=deadline_s)
+
+
+def patiently(call: Callable[[], Answer], *, deadline_s: float = 60.0) -> Answer:
+    """Call again while Kafka or the registry is away. Blocks. Raises DependencyDown past the deadline."""
+    deadline, backoff = time.monotonic() + deadline_s, Backoff(longest_s=2.0)
     while True:
         try:
-            return ids.ensure(endpoints)
+            return call()
         except DependencyDown:
             wait_s = backoff.next_wait_s()
             if time.monotonic() + wait_s > deadline:
