@@ -19,7 +19,7 @@ from bench.measure import ROUNDS, Figures, Result
 from bench.run import SMOKE, Effort, Run
 from bench.slowed import TARGETS, slow_down
 
-SCENARIOS = ("steps", "ingest", "limiter", "persister", "webhook", "end_to_end")
+SCENARIOS = ("steps", "ingest", "flush", "limiter", "persister", "webhook", "end_to_end")
 HERE = Path(__file__).parent
 
 

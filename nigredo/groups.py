@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -67,13 +68,21 @@ def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicParti
     raise DependencyDown(f"the metadata of {group} cannot be read")
 
 
-def commit_offsets(settings: Settings, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-    """Set the next offset of each partition for a group.
+def commit_offsets(
+    settings: Settings,
+    group: str,
+    topic: str,
+    offsets: Mapping[int, int],
+    metadata: Mapping[int, str] = MappingProxyType({}),
+) -> None:
+    """Set the next offset of each partition for a group, with what its members read of it (`nigredo/log_position.py`).
 
     Kafka allows it only while the group has no members. Raises DependencyDown, also when it has some.
     """
     admin = AdminClient(client_config(settings, settings.function("groups")))
-    wanted = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    wanted = [
+        TopicPartition(topic, partition, offset, metadata.get(partition, "")) for partition, offset in offsets.items()
+    ]
     try:
         request = [ConsumerGroupTopicPartitions(group, wanted)]
         answers = admin.alter_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)

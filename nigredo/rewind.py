@@ -6,30 +6,23 @@ fails in between, the members come back: what keeps them away has an end.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 import psycopg
 
-from nigredo.backoff import Backoff
-from nigredo.changes import Changes
-from nigredo.clock import from_ms, utc_now
-from nigredo.control import LEAVE
+from nigredo.clock import from_ms
 from nigredo.db import describe
 from nigredo.errors import ConfigurationError, DependencyDown
-from nigredo.groups import commit_offsets, members
+from nigredo.group_drain import drained
+from nigredo.groups import commit_offsets
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from schemas.topics import LEADS
 
 COMPONENT = "rewind"
-AWAY_AT_MOST = timedelta(minutes=2)
-EMPTY_WITHIN_S = 60.0
-"""Past the longest stop of a member; half the time is left to set the offsets."""
-BACK_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,7 @@ class Rewind:
         self._group = group
         self._offsets = offsets
         self._reader = LogReader(settings, COMPONENT)
-        self._changes = Changes(settings, actor)
+        self._actor = actor
 
     def plan(self, to: To) -> list[Step]:
         """Return what each partition does. Raises ConfigurationError for a place that there is not."""
@@ -197,38 +190,8 @@ class Rewind:
     def do(self, steps: Sequence[Step], tell: Callable[[str], None]) -> None:
         """Set the offsets back. Raises DependencyDown; the members come back in any case."""
         wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to != step.stands_at}
-        before = self._members(within_s=EMPTY_WITHIN_S)
-        until = utc_now() + AWAY_AT_MOST
-        told = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())
-        self._changes.put(LEAVE, self._group, {"offsets": told}, expires_at=until)
-        try:
-            tell(f"asked the {before} members of {self._group} to leave, until {until:%H:%M:%S} UTC at the latest")
-            self._until(lambda left: left == 0, within_s=EMPTY_WITHIN_S, what="its members did not leave")
-            if utc_now() > until - AWAY_AT_MOST / 4:
-                raise DependencyDown(f"offsets of {self._group} were not set: too little time was left")
+        note = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())
+        with drained(self._settings, self._group, self._actor, tell, note=note) as in_time:
+            in_time()
             self._offsets.set_back(wanted)
             tell("set the offsets back")
-        finally:
-            self._changes.remove(LEAVE, self._group)
-        if before:
-            self._until(lambda back: back > 0, within_s=BACK_WITHIN_S, what="its members did not come back yet")
-            tell("the members are back")
-        else:
-            tell("the group had no members; what joins it goes on from there")
-
-    def _members(self, *, within_s: float) -> int:
-        return self._until(lambda _: True, within_s=within_s, what="it does not settle")
-
-    def _until(self, enough: Callable[[int], bool], *, within_s: float, what: str) -> int:
-        """Return the number of members as soon as it is enough. Raises DependencyDown past the deadline."""
-        deadline, backoff = time.monotonic() + within_s, Backoff(longest_s=0.5)
-        while True:
-            try:
-                if enough(found := members(self._settings, self._group)):
-                    return found
-                said = what
-            except DependencyDown as error:
-                said = str(error)
-            if time.monotonic() > deadline:
-                raise DependencyDown(f"group {self._group}: {said} within {within_s:g} s")
-            time.sleep(backoff.next_wait_s())

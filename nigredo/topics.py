@@ -11,6 +11,7 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -78,6 +79,22 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
     return changes
+
+
+def add_partitions(settings: Settings, wanted: Mapping[str, int]) -> None:
+    """Give topics as many partitions as wanted. Keys move by it: only for topics that no hash spreads, or on purpose.
+
+    Raises DependencyDown.
+    """
+    admin = AdminClient(client_config(settings, settings.function("topics")))
+    try:
+        asked = [NewPartitions(topic, many) for topic, many in wanted.items()]
+        for done in admin.create_partitions(asked, request_timeout=CALL_TIMEOUT_S).values():
+            done.result(CALL_TIMEOUT_S + 2)
+    except KafkaException as error:
+        raise DependencyDown(told(error.args[0])) from error
+    except TimeoutError as error:
+        raise DependencyDown("Kafka does not answer") from error
 
 
 def _until_served(admin: AdminClient, names: Collection[str], fresh: Collection[str]) -> None:

@@ -20,10 +20,7 @@ from nigredo.errors import NigredoError
 @click.version_option(package_name="nigredo", message="%(prog)s %(version)s")
 @click.pass_context
 def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
-    """Nigredo captures leads and loses none.
-
-    `nigredo up --sample` starts everything on this machine and shows a lead on its way.
-    """
+    """Nigredo captures leads and loses none."""
     context.obj = Context(home=home or Path(os.environ.get("NIGREDO_HOME") or ".nigredo"), as_json=as_json)
 
 
@@ -38,6 +35,7 @@ def load_commands() -> None:
         processes,
         quarantine,
         ratelimit,
+        recover,
         replay,
         rewind,
         schemas,
@@ -47,7 +45,7 @@ def load_commands() -> None:
     )
 
     running = (stack, processes, topics, schemas, database, control)
-    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, dead):
+    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead):
         for command in module.COMMANDS:
             nigredo.add_command(command)
 

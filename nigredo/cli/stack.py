@@ -207,8 +207,7 @@ def _addresses(home: Home) -> str:
     return (
         f"The form:           {home.url('ingest')}/\n"
         f"Its endpoint:       {home.url('ingest')}/api/leads\n"
-        f"What was delivered: {home.url('fibonacci')}/\n"
-        f"Data and logs:      {home.dir}"
+        f"What was delivered: {home.url('fibonacci')}/"
     )
 
 

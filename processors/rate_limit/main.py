@@ -7,6 +7,7 @@ import time
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
+from nigredo.leave import Leave
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.settings import Settings
@@ -35,7 +36,7 @@ def _serve(settings: Settings) -> None:
     watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
     in_order = InOrder(app, reader, watch, health, [SUBMISSIONS], handler, batch_max=BATCH_MAX)
     with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
-        run_app(app, settings, health)
+        run_app(app, settings, health, Leave(settings, COMPONENT))
 
 
 def _until_checked(settings: Settings) -> None:

@@ -1,0 +1,86 @@
+"""`nigredo recover`: the way back to work after a disaster to the log."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nigredo.cli.output import Context, with_context
+from nigredo.cli.replay import yes_option
+from nigredo.errors import NigredoError
+
+if TYPE_CHECKING:
+    from nigredo.recovery import Recovery
+    from nigredo.recovery_survey import Condition
+
+PART = "recover"
+IDS_SHOWN = 20
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what is wrong and what would be done")
+@click.option("--ids", is_flag=True, help="List every lead that the log lost, not the first few")
+@yes_option
+@with_context
+def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
+    """Repair stored positions, windows and leads after the log was lost, cut, set back or made again.
+
+    Shows what is wrong first. The limiter and the senders that have to be set leave their groups meanwhile; forms are
+    taken all the time. Ends with exit code 0 only when nothing is wrong any more.
+    """
+    recovery = _recovery(context)
+    found = recovery.look()
+    text = _described(found, ids=ids)
+    if found.well:
+        context.result(_document(found, done=False), text)
+        return
+    if dry_run:
+        context.result(_document(found, done=False), f"{text}\nto repair it: nigredo recover")
+        raise SystemExit(1)
+    context.tell(text)
+    context.confirm("Set windows, offsets and leads to the log as it is?", yes=yes)
+    after = recovery.repair(context.tell)
+    if not after.well:
+        raise NigredoError(f"not everything is repaired: {_described(after, ids=False)}")
+    context.result(_document(after, done=True), "repaired: every stored position agrees with the log")
+
+
+def _recovery(context: Context) -> Recovery:
+    from nigredo.recovery import Recovery
+    from sinks.webhook.endpoint import examine_endpoints
+
+    settings = context.settings(PART, role="nigredo_app")
+    return Recovery(settings, list(examine_endpoints(settings)[0]), getpass.getuser())
+
+
+def _document(found: Condition, *, done: bool) -> dict[str, Any]:
+    return {
+        "well": found.well,
+        "done": done,
+        "missing_topics": list(found.missing_topics),
+        "uneven_topics": {topic: list(partitions) for topic, partitions in found.uneven.items()},
+        "restarts": [asdict(restart) for restart in found.restarts],
+        "lost_leads": [str(lead_id) for lead_id in found.lost],
+        "only_in_database": found.only_stored,
+    }
+
+
+def _described(found: Condition, *, ids: bool) -> str:
+    lines = [f"there is no topic {topic}" for topic in found.missing_topics]
+    lines += [f"{topic} has {has} of {needs} partitions" for topic, (has, needs) in found.uneven.items()]
+    lines += [f"{restart.reason.partition('; repair')[0]}: goes on at {restart.goes_to}" for restart in found.restarts]
+    if found.lost:
+        lines.append(f"{len(found.lost)} accepted leads are not in the log, and some endpoint never took them:")
+        shown = found.lost if ids else found.lost[:IDS_SHOWN]
+        lines += [f"  {lead_id}" for lead_id in shown]
+        if more := len(found.lost) - len(shown):
+            lines.append(f"  and {more} more; --ids lists them")
+    if found.only_stored:
+        lines.append(f"{found.only_stored} leads are in PostgreSQL alone; every endpoint took them, so that is no harm")
+    return "\n".join(lines) or "nothing to repair: every stored position agrees with the log"
+
+
+COMMANDS = (recover,)

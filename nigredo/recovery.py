@@ -1,0 +1,194 @@
+"""Recovery of the pipeline after a disaster to the log: the way back to work; blocking.
+
+Windows and offsets are set to the log as it is, and accepted leads that the log lost are brought back. The persister
+needs no repair: its writes are idempotent, so it reads a log that is not its own from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from itertools import chain, islice
+from uuid import UUID
+
+from aiokafka.partitioner import murmur2
+
+from nigredo.bulk import BulkPublisher, Outgoing
+from nigredo.clock import utc_now
+from nigredo.encoded_window import decoded, encoded
+from nigredo.group_drain import drained
+from nigredo.groups import commit_offsets, sender_group
+from nigredo.headers import cloud_event
+from nigredo.kafka import producer_config
+from nigredo.log_position import LogPosition, to_metadata
+from nigredo.log_reader import LogReader
+from nigredo.lost_leads import stored_leads
+from nigredo.recovery_plan import (
+    CLOCKS_DIFFER_MS,
+    Restart,
+    lowered,
+)
+from nigredo.recovery_survey import COMPONENT, READ_DEADLINE_S, Condition, Survey
+from nigredo.schema_ids import ensure_schemas
+from nigredo.settings import Settings
+from nigredo.topics import add_partitions, ensure_topics
+from schemas.topics import (
+    LEADS,
+    RATE_LIMITS,
+    SUBMISSIONS,
+    TOPICS,
+    retry_topics,
+)
+
+AWAY_AT_MOST = timedelta(minutes=10)
+"""A million windows are rewritten in less."""
+BATCH_MAX = 5000
+Tell = Callable[[str], None]
+
+
+class Recovery:
+    """One run of the command. Every call may raise DependencyDown."""
+
+    def __init__(self, settings: Settings, endpoints: Sequence[str], actor: str) -> None:
+        """endpoints: names of those that receive webhooks. actor: who repairs, for the audit."""
+        self._settings = settings
+        self._endpoints = endpoints
+        self._actor = actor
+        self._reader = LogReader(settings, COMPONENT)
+        self._survey = Survey(settings, endpoints)
+
+    def look(self) -> Condition:
+        """Return the condition of the pipeline; changes nothing."""
+        return self._survey.look()
+
+    def repair(self, tell: Tell) -> Condition:
+        """Set everything to the log as it is; return the condition afterwards. Safe to interrupt and to repeat.
+
+        Raises DependencyDown when Kafka, PostgreSQL or a group's members do not answer in time.
+        """
+        found = self._survey.look()
+        if found.missing_topics:
+            retries = {topic: spec for name in self._endpoints for topic, spec in retry_topics(name).items()}
+            changes = ensure_topics(self._settings, dict(TOPICS) | retries)
+            for change in changes + ensure_schemas(self._settings, self._endpoints):
+                tell(change)
+            found = self._survey.look()
+        if found.uneven:
+            add_partitions(self._settings, {topic: wanted for topic, (_, wanted) in found.uneven.items()})
+            tell(f"added partitions to {', '.join(found.uneven)}")
+            found = self._survey.look()
+        if any(restart.group == self._survey.limiter for restart in found.restarts):
+            self._repair_limiter(tell)
+        for name in self._endpoints:
+            if any(restart.group == sender_group(self._settings, name) for restart in found.restarts):
+                self._repair_sender(name, tell)
+        if found.lost:
+            self._bring_back(set(found.lost), tell)
+        return self._survey.look()
+
+    def _repair_limiter(self, tell: Tell) -> None:
+        with drained(
+            self._settings, self._survey.limiter, self._actor, tell, note="recover", at_most=AWAY_AT_MOST
+        ) as in_time:
+            # Only now: until its members had left, partitions that were well went on.
+            restarts = self._survey.limiter_restarts()
+            for restart in restarts:
+                rewritten = asyncio.run(self._publish(self._lowered(restart)))
+                tell(f"{RATE_LIMITS} partition {restart.partition}: {rewritten // 2} windows set to {restart.goes_to}")
+            if added := {one.partition: one.goes_to for one in restarts if one.stands_at is None}:
+                copied = asyncio.run(self._publish(self._moved(added)))
+                tell(f"{RATE_LIMITS}: {copied} windows copied to where their networks' submissions are now")
+            in_time()
+            self._commit(self._survey.limiter, restarts, lambda _: {})
+        tell(f"{self._survey.limiter} goes on: {_offsets(restarts)}")
+
+    def _lowered(self, restart: Restart) -> Iterator[Outgoing]:
+        """Yield windows that are past a restart: a tombstone, then the same window with a lower input offset.
+
+        Of several windows of a network the one that read furthest wins, so that only a tombstone makes room for a
+        lower one. No limiter runs in between.
+        """
+        codec = self._survey.codec()
+        for value in list(self._survey.windows(restart.partition)):
+            state = lowered(decoded(codec, value), restart.goes_to)
+            if state is not None:
+                key = state.client_network.encode()
+                yield Outgoing(RATE_LIMITS, key, None, partition=restart.partition)
+                yield Outgoing(RATE_LIMITS, key, encoded(codec, state), partition=restart.partition)
+
+    def _moved(self, added: Mapping[int, int]) -> Iterator[Outgoing]:
+        """Yield the windows of networks whose submissions go to added partitions now.
+
+        added: where each of them is judged from. The window in the network's former partition stays: its last
+        submissions may still be there.
+        """
+        codec, partitions = self._survey.codec(), self._reader.partitions(SUBMISSIONS)
+        for partition in (number for number in partitions if number not in added):
+            for value in list(self._survey.windows(partition)):
+                state = decoded(codec, value)
+                key = state.client_network.encode()
+                # As every producer of the product partitions: murmur2, by Kafka's own way.
+                target = (murmur2(key) & 0x7FFFFFFF) % len(partitions)
+                if target in added:
+                    moved = replace(state, input_offset=added[target] - 1)
+                    yield Outgoing(RATE_LIMITS, key, encoded(codec, moved), partition=target)
+
+    def _repair_sender(self, name: str, tell: Tell) -> None:
+        group = sender_group(self._settings, name)
+        with drained(self._settings, group, self._actor, tell, note="recover") as in_time:
+            restarts = self._survey.sender_restarts(name)
+            in_time()
+            self._commit(group, restarts, self._since)
+        tell(f"{group} goes on: {_offsets(restarts)}")
+
+    def _since(self, restart: Restart) -> Mapping[str, str]:
+        """Return since when deliveries count as made: before the first lead that comes again was published."""
+        if restart.topic != LEADS:
+            return {}
+        end = self._reader.watermarks(LEADS, restart.partition)[1]
+        first = next(self._reader.between(LEADS, restart.partition, restart.goes_to, end), None)
+        since_ms = int(utc_now().timestamp() * 1000) if first is None else first.timestamp()[1]
+        return {"since": str(since_ms - CLOCKS_DIFFER_MS)}
+
+    def _commit(self, group: str, restarts: Sequence[Restart], fields: Callable[[Restart], Mapping[str, str]]) -> None:
+        ids = self._reader.topic_ids(sorted({restart.topic for restart in restarts}))
+        for restart in restarts:
+            position = LogPosition(restart.goes_to, ids[restart.topic])
+            offset = {restart.partition: restart.goes_to}
+            metadata = {restart.partition: to_metadata(position, **fields(restart))}
+            commit_offsets(self._settings, group, restart.topic, offset, metadata)
+
+    def _bring_back(self, lost: set[UUID], tell: Tell) -> None:
+        """Publish accepted leads that the log lost, under their ids: an endpoint that took one skips it."""
+        codec, name, many = self._survey.codec(), self._settings.function(COMPONENT), len(lost)
+
+        def records() -> Iterator[Outgoing]:
+            known = self._survey.ids_in_log() - {lead_id.bytes for lead_id in lost}
+            stored = (lead for lead, _ in stored_leads(self._settings))
+            for lead in chain(stored, self._survey.accepted_only(known)):
+                if lead.id in lost:
+                    lost.discard(lead.id)  # Stored leads are accepted ones too.
+                    headers = cloud_event("lead.created", lead.id, name, lead.submitted_at)
+                    yield Outgoing(LEADS, str(lead.id).encode(), codec.encode(LEADS, lead), headers)
+
+        asyncio.run(self._publish(records()))
+        tell(f"brought {many} leads back to {LEADS}")
+
+    async def _publish(self, records: Iterator[Outgoing]) -> int:
+        """Return how many records were published, once Kafka has all of them. Raises DependencyDown."""
+        name, many = self._settings.function(COMPONENT), 0
+        config = producer_config(self._settings, name, delivery_timeout_s=READ_DEADLINE_S)
+        publisher = BulkPublisher(config, in_flight_max=1)
+        try:
+            while batch := await asyncio.to_thread(lambda: list(islice(records, BATCH_MAX))):
+                await publisher.publish_all(batch)
+                many += len(batch)
+        finally:
+            await publisher.close()
+        return many
+
+
+def _offsets(restarts: Sequence[Restart]) -> str:
+    return ", ".join(f"{one.topic}[{one.partition}] at {one.goes_to}" for one in restarts) or "nothing had to be set"
