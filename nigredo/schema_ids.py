@@ -73,10 +73,16 @@ def ensure_schemas(settings: Settings, endpoints: Iterable[str] = (), *, deadlin
     Safe to repeat. Raises DependencyDown past the deadline, StartRefused when a schema would break readers, and, before
     anything is changed, when an id that is written is another schema's in the registry.
     """
-    ids, deadline, backoff = SchemaIds(settings), time.monotonic() + deadline_s, Backoff(longest_s=2.0)
+    ids = SchemaIds(settings)
+    return patiently(lambda: ids.ensure(endpoints), deadline_s=deadline_s)
+
+
+def patiently(call: Callable[[], Answer], *, deadline_s: float = 60.0) -> Answer:
+    """Call again while Kafka or the registry is away. Blocks. Raises DependencyDown past the deadline."""
+    deadline, backoff = time.monotonic() + deadline_s, Backoff(longest_s=2.0)
     while True:
         try:
-            return ids.ensure(endpoints)
+            return call()
         except DependencyDown:
             wait_s = backoff.next_wait_s()
             if time.monotonic() + wait_s > deadline:
@@ -166,13 +172,14 @@ class SchemaIds:
         for name, texts in files().items():
             for subject in subjects[name]:
                 newest = standing[subject]
-                if newest is not None and same(newest[1], texts[-1]):
+                pinned = [text for text in texts if pins.written_id(text) is not None]
+                if newest is not None and same(newest[1], texts[-1]) and texts[-1] in pinned:
                     continue
                 known = [text for _, text in self._registry.schemas_of(subject)] if newest else []
-                pinned = [text for text in texts if pins.written_id(text) is not None]
                 wanted = texts[-1:] if known else [*pinned, *texts[-1:]] if pinned else texts
-                new = [text for text in dict.fromkeys(wanted) if not any(same(text, other) for other in known)]
-                for text in new:
+                for text in dict.fromkeys(wanted):
+                    if text in pinned and any(same(text, other) for other in known):
+                        continue
                     pin = Pin(self._registered(pins, subject, text), subject, texts.index(text) + 1, text)
                     lines.append(f"registered {pin.name} under id {pin.id}")
                     if pins.get(pin.id) is None:

@@ -20,7 +20,10 @@ from nigredo.errors import NigredoError
 @click.version_option(package_name="nigredo", message="%(prog)s %(version)s")
 @click.pass_context
 def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
-    """Nigredo captures leads and loses none."""
+    """Nigredo captures leads and loses none.
+
+    `nigredo up --sample` starts everything on this machine and shows a lead on its way.
+    """
     context.obj = Context(home=home or Path(os.environ.get("NIGREDO_HOME") or ".nigredo"), as_json=as_json)
 
 

@@ -10,7 +10,7 @@ from nigredo.cli.output import Context, with_context
 from nigredo.errors import NigredoError
 
 if TYPE_CHECKING:
-    from nigredo.schema_ids import Finding, SchemaIds
+    from nigredo.schema_ids import Finding
 
 
 @click.group()
@@ -22,7 +22,7 @@ def schemas() -> None:
 @with_context
 def list_(context: Context) -> None:
     """Show what each id means, and what the registry says of it."""
-    found = _ids(context).findings()
+    found = _findings(context)
     context.result([_document(each) for each in found], "\n".join(map(_line, found)) or "no id is pinned yet")
 
 
@@ -30,7 +30,7 @@ def list_(context: Context) -> None:
 @with_context
 def check(context: Context) -> None:
     """Compare the ids with the registry; exit code 0 only when readers outside find every one of them."""
-    found = _ids(context).findings()
+    found = _findings(context)
     wrong = [each for each in found if each.standing != "known"]
     context.result([_document(each) for each in wrong], "\n".join(map(_line, wrong)) or f"{len(found)} ids are right")
     if wrong:
@@ -43,20 +43,22 @@ def check(context: Context) -> None:
 @with_context
 def repair(context: Context, dry_run: bool) -> None:
     """Bring back what the registry lost, and replace the ids that it gave to others; safe to repeat."""
-    from nigredo.schema_ids import ensure_schemas
+    from nigredo.schema_ids import SchemaIds, ensure_schemas, patiently
     from sinks.webhook.endpoint import examine_endpoints
 
     settings = context.settings("schemas", role="nigredo_app")
-    lines = _ids(context).repair(dry_run=dry_run)
+    ids = SchemaIds(settings)
+    # What a registry that went away in between has done is found done by the next try.
+    lines = patiently(lambda: ids.repair(dry_run=dry_run))
     if not dry_run:
         lines += ensure_schemas(settings, examine_endpoints(settings)[0])
     context.result({"changes": lines, "dry_run": dry_run}, "\n".join(lines) or "nothing to repair")
 
 
-def _ids(context: Context) -> SchemaIds:
-    from nigredo.schema_ids import SchemaIds
+def _findings(context: Context) -> list[Finding]:
+    from nigredo.schema_ids import SchemaIds, patiently
 
-    return SchemaIds(context.settings("schemas", role="nigredo_app"))
+    return patiently(SchemaIds(context.settings("schemas", role="nigredo_app")).findings)
 
 
 def _line(found: Finding) -> str:

@@ -207,7 +207,8 @@ def _addresses(home: Home) -> str:
     return (
         f"The form:           {home.url('ingest')}/\n"
         f"Its endpoint:       {home.url('ingest')}/api/leads\n"
-        f"What was delivered: {home.url('fibonacci')}/"
+        f"What was delivered: {home.url('fibonacci')}/\n"
+        f"Data and logs:      {home.dir}"
     )
 
 

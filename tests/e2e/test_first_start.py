@@ -43,6 +43,12 @@ def up(stack: Stack, folder: Path) -> Command:
     return run_nigredo(*arguments, environment=environment, deadline_s=START_DEADLINE_S)
 
 
+def accepted(stack: Stack) -> str:
+    """Post a form until it is accepted, and return the lead's id: a busy machine may answer 503 for a moment."""
+    answer = eventually(lambda: found if (found := stack.post()).status_code == 202 else None, within_s=60, what="202")
+    return str(answer.json()["id"])
+
+
 def freeze_kafka_at_its_start(home: Path) -> None:
     """Stop the broker's process for some seconds as soon as there is one, in the middle of its start."""
     file = home / "run" / "kafka.pid"
@@ -95,7 +101,7 @@ def test_forms_are_accepted_and_what_is_not_ready_is_said_with_an_exit_code_of_i
         "nigredo: webhook-sender-crm is not ready, it waits: WEBHOOK_ENDPOINTS_FILE: crm: url must write an IPv4 "
         "address as four decimal numbers, such as 192.0.2.1\n"
     )
-    lead_id = stack.post().json()["id"]
+    lead_id = accepted(stack)
     eventually(lambda: stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead_id), within_s=60, what="a row")
     status = stack.nigredo("status")
     assert status.code == 1
@@ -134,13 +140,11 @@ def test_forms_are_accepted_by_a_start_without_postgresql(troubled: Troubled, fo
         assert command.code == 3, command.err
         waiting = {line.split()[1] for line in command.err.splitlines()}
         assert {"persister", "postgres", "registry", "schemas", "tables"} <= waiting
-        answer = stack.post()
-        assert answer.status_code == 202
+        lead_id = accepted(stack)
     finally:
         data.unlink()
         away.rename(data)
     eventually(lambda: stack.nigredo("status").code == 0, within_s=120, every_s=1, what="a stack that is ready")
-    lead_id = answer.json()["id"]
     eventually(lambda: stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead_id), within_s=60, what="its row")
 
 

@@ -45,6 +45,7 @@ def test_under_a_backlog_a_batch_is_filled_over_several_turns_of_the_event_loop(
                 await asyncio.sleep(0)
 
         handing_on = asyncio.create_task(hand_on())
+        await asyncio.sleep(0)  # its first turn: a stream that is ended and empty is over
         await rig.finish()
         await handing_on
         return rig

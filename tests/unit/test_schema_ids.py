@@ -276,6 +276,19 @@ def test_a_schema_that_the_registry_has_under_a_number_that_is_anothers_here_get
             installation.ids.repair(dry_run=False)
 
 
+def test_a_new_version_that_the_registry_has_under_a_number_that_is_anothers_here_is_pinned_all_the_same(
+    installation: Installation,
+) -> None:
+    installation.log.pin(None, [Pin(1, "x-value", 0, STRANGE)])
+    installation.registry.register("nigredo.leads-value", FILES["leads"][-1])
+
+    installation.ensure()
+
+    assert (written(installation, "leads") or 0) > 1
+    assert installation.log.pins[1] == "x-value"
+    assert installation.ensure() == []
+
+
 def test_an_old_version_that_became_somebody_elses_holds_nobody_up(installation: Installation) -> None:
     installation.ensure()
     installation.registry = Fake()
