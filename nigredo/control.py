@@ -3,20 +3,22 @@
 Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable), `ip-block`
 (a network in CIDR form), `api-key` (by its id) and `leave` (a consumer group whose members stay away, always with an
 end); other kinds belong to whoever reads them.
+
+A setting or a block with an end covers the one without an end that it was put over: the record carries both, in fields
+of `value` that begin with `permanent.`, so that a release that does not know them obeys the record as it always did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from ipaddress import ip_network
 
 from nigredo.api_keys import ApiKey, from_value
 from nigredo.clock import Clock, utc_now
 from nigredo.errors import ConfigurationError
-from nigredo.networks import Address, unmapped
-from nigredo.settings import Network, Settings
+from nigredo.networks import Address, Network, parse_network, unmapped
+from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 from nigredo.view import Row
 from schemas.codec import Codec, Undecodable
@@ -29,6 +31,10 @@ SETTING = "setting"
 IP_BLOCK = "ip-block"
 API_KEY = "api-key"
 LEAVE = "leave"
+
+FALLS_BACK = (SETTING, IP_BLOCK)
+"""Kinds whose temporary entry gives way to the permanent one again. A key that was given an end has no other."""
+_PERMANENT = "permanent."
 
 _BITS = {4: 32, 6: 128}
 
@@ -104,14 +110,44 @@ class ControlKeeper:
             self._entries[row.key] = entry
 
     def _refresh(self) -> None:
-        now = self._clock()
-        holding = [entry for entry in self._entries.values() if entry.expires_at is None or now < entry.expires_at]
-        self._next_expiry = min((entry.expires_at for entry in holding if entry.expires_at), default=None)
-        self.current = control_of(self._settings, holding)
+        held = held_at(self._clock(), self._entries.values())
+        self._next_expiry = min((entry.expires_at for entry in held if entry.expires_at), default=None)
+        self.current = control_of(self._settings, held)
+
+
+def held_at(now: datetime, entries: Iterable[ControlEntry]) -> list[ControlEntry]:
+    """Return the entries that hold at a time: those that have not ended, and the permanent ones beneath ended ones."""
+    found = (entry if entry.expires_at is None or now < entry.expires_at else beneath(entry) for entry in entries)
+    return [entry for entry in found if entry is not None]
+
+
+def beneath(entry: ControlEntry) -> ControlEntry | None:
+    """Return the permanent entry: this one, or the one that holds again once this one has ended; None without one."""
+    if entry.expires_at is None:
+        return entry
+    fields = {name.removeprefix(_PERMANENT): text for name, text in entry.value.items() if name.startswith(_PERMANENT)}
+    try:
+        set_by, set_at = fields["by"], datetime.fromisoformat(fields["at"])
+    except (KeyError, ValueError):
+        return None
+    value = {name.removeprefix("value."): text for name, text in fields.items() if name.startswith("value.")}
+    return replace(entry, value=value, set_by=set_by, set_at=set_at, expires_at=None)
+
+
+def covering(entry: ControlEntry, permanent: ControlEntry | None) -> ControlEntry:
+    """Return an entry with an end that carries the permanent one it covers."""
+    if permanent is None or entry.expires_at is None:
+        return entry
+    carried = {f"{_PERMANENT}value.{name}": text for name, text in permanent.value.items()}
+    carried |= {f"{_PERMANENT}by": permanent.set_by, f"{_PERMANENT}at": permanent.set_at.isoformat()}
+    return replace(entry, value={**entry.value, **carried})
 
 
 def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
-    """Return what holds by some entries; one that cannot be understood changes nothing, and is logged."""
+    """Return the control by entries that hold, as `held_at` finds them.
+
+    One that cannot be understood changes nothing, and is logged.
+    """
     blocked: list[Network] = []
     keys: dict[str, ApiKey] = {}
     leaving: set[str] = set()
@@ -120,7 +156,7 @@ def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
             if entry.kind == SETTING:
                 settings = settings.overlaid({entry.name: entry.value["value"]})
             elif entry.kind == IP_BLOCK:
-                blocked.append(ip_network(entry.name))
+                blocked.append(parse_network(entry.name))
             elif entry.kind == API_KEY:
                 keys[entry.name] = from_value(entry.name, entry.value)
             elif entry.kind == LEAVE and entry.expires_at is not None:

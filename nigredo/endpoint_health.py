@@ -37,11 +37,12 @@ class Oldest:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """What the endpoint's process says of itself; `breaker` is None when nobody answered."""
+    """What the endpoint's process says of itself; `breaker` and `paused` are None when it did not answer."""
 
     ready: bool
     waiting_for: str | None
     breaker: str | None
+    paused: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class EndpointHealth:
 def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, listener: str | None) -> EndpointHealth:
     """Return how delivery to an endpoint goes.
 
+    enabled: whether it is, by settings and switches; a sender that is ready knows better.
     listener: address of the sender's health listener, where that is known. Raises ConfigurationError for an endpoint
     that was never begun, DependencyDown.
     """
@@ -106,10 +108,11 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
             retry = topics.decode(topic, value)
             if isinstance(retry, WebhookRetry):
                 oldest.append(Oldest(retry.lead_id, retry.first_attempt_at))
+    sender = ask_sender(listener, endpoint)
     outcomes = list(_outcomes(reader, topics, endpoint, now - RECENTLY))
     return EndpointHealth(
-        enabled=enabled,
-        sender=ask_sender(listener, endpoint),
+        enabled=enabled if sender.paused is None or not sender.ready else not sender.paused,
+        sender=sender,
         lag=lag,
         oldest=min(oldest, key=lambda each: each.since, default=None),
         attempts=len(outcomes),
@@ -141,4 +144,5 @@ def ask_sender(listener: str | None, endpoint: str) -> Sender:
         return Sender(False, "its start: nothing answers for it", None)
     if not isinstance(answer, dict) or answer.get("endpoint") != endpoint:
         return unknown  # Another's listener: the endpoints' file was changed since, or both have the same settings.
-    return Sender(answer.get("waiting_for") is None, answer.get("waiting_for"), answer.get("breaker"))
+    waiting_for, paused = answer.get("waiting_for"), answer.get("paused")
+    return Sender(waiting_for is None, waiting_for, answer.get("breaker"), paused if isinstance(paused, bool) else None)

@@ -1,15 +1,14 @@
-"""Client addresses: which network they count for, and which address a request behind proxies came from."""
+"""Client addresses and networks: reading them, the network a client counts for, the address behind proxies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import AF_INET, inet_pton
 
-from nigredo.settings import Network
-
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 HOP_MAX = 100
 TRANSLATED = IPv6Address("64:ff9b::").packed[:12]
@@ -37,6 +36,21 @@ def unmapped(address: Address) -> Address:
     if address.packed.startswith(TRANSLATED):
         return IPv4Address(address.packed[-4:])
     return address.ipv4_mapped or address
+
+
+def parse_network(text: str, *, strict: bool = True) -> Network:
+    """Return the network that a person or a setting names; the IPv4 network where IPv6 addresses stand for IPv4 ones
+    (`::ffff:192.0.2.0/120`), as `unmapped` has addresses compared.
+
+    strict: refuse an address with host bits after its prefix length. Raises ValueError.
+    """
+    network = ip_network(text.strip(), strict=strict)
+    first = unmapped(network.network_address)
+    if not isinstance(network, IPv6Network) or not isinstance(first, IPv4Address):
+        return network
+    # To trust a translator's whole prefix must not become to trust every IPv4 address.
+    least = 96 if network.network_address.ipv4_mapped else 96 + 8
+    return IPv4Network((first, network.prefixlen - 96)) if network.prefixlen >= least else network
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 import idna
 
 from nigredo.errors import ConfigurationError
-
-Network = IPv4Network | IPv6Network
+from nigredo.networks import Network, parse_network
 
 METRIC_SOURCES_MAX = 50
 METRIC_SOURCE_MAX = 64
@@ -152,7 +151,7 @@ def _spans(value: str) -> tuple[float, ...]:
 
 
 def _networks(value: str) -> tuple[Network, ...]:
-    return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+    return tuple(parse_network(part) for part in value.split(",") if part.strip())
 
 
 def _optional_path(value: str) -> Path | None:
@@ -325,6 +324,11 @@ class Settings:
         if problems:
             raise ConfigurationError(*problems)
         return cls(**values)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of all settings."""
+        return tuple(setting.metadata["name"] for setting in fields(cls))
 
     @classmethod
     def live_names(cls) -> tuple[str, ...]:

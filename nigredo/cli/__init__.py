@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
 
 import click
 
-from nigredo.cli.output import Context
+from nigredo.cli.output import Context, complain
+from nigredo.cli.target import DEFAULT_HOME
 from nigredo.errors import NigredoError
+from nigredo.telemetry import configure_logging
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--home", type=click.Path(path_type=Path), default=None, help="The stack's folder [NIGREDO_HOME, .nigredo]"
+    "--home",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The stack's folder [NIGREDO_HOME, .nigredo]; - for the cluster that the environment names",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text")
 @click.version_option(package_name="nigredo", message="%(prog)s %(version)s")
@@ -24,7 +30,8 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
 
     `nigredo up --sample` starts everything on this machine and shows a lead on its way.
     """
-    context.obj = Context(home=home or Path(os.environ.get("NIGREDO_HOME") or ".nigredo"), as_json=as_json)
+    folder = home or Path(os.environ.get("NIGREDO_HOME") or DEFAULT_HOME)
+    context.obj = Context(folder, as_json, named=home is not None)
 
 
 def load_commands() -> None:
@@ -35,6 +42,7 @@ def load_commands() -> None:
         database,
         dead,
         deliveries,
+        keys,
         processes,
         quarantine,
         ratelimit,
@@ -47,14 +55,20 @@ def load_commands() -> None:
         webhook,
     )
 
-    running = (stack, processes, topics, schemas, database, control)
+    running = (stack, processes, topics, schemas, database, control, keys)
     for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead):
         for command in module.COMMANDS:
             nigredo.add_command(command)
 
 
 def main() -> int:
-    """Run the command line and return its exit code: 0 only when the thing asked for is so."""
+    """Run the command line and return its exit code: 0 only when the thing asked for is so, 2 for wrong arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows fewer characters than people write gets the others escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # stdout is for results; a process that is run says later whose lines they are.
+    configure_logging("nigredo")
     load_commands()
     try:
         code = nigredo.main(standalone_mode=False, prog_name="nigredo")
@@ -74,5 +88,5 @@ def main() -> int:
 
 
 def _refuse(message: str, code: int) -> int:
-    print(f"nigredo: {' '.join(message.split())}", file=sys.stderr)
+    complain(message)
     return code

@@ -1,19 +1,22 @@
-"""`nigredo config`, `ip`, `maintenance`, `keys`: what may change while the product runs."""
+"""`nigredo config`, `ip`, `maintenance`: what may change while the product runs."""
 
 from __future__ import annotations
 
-import getpass
 import re
 from datetime import datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nigredo.cli.output import Context, with_context
+from nigredo.cli.output import Context, complain, with_context
+from nigredo.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nigredo.changes import Changes
+    from collections.abc import Mapping, Sequence
+
+    from nigredo.changes import Change, Changes
+    from nigredo.networks import Network
     from schemas.events import ControlEntry
 
 PART = "control"
@@ -36,19 +39,22 @@ class Duration(click.ParamType):
 lasts = click.option("--for", "lasts", type=Duration(), help="How long it holds, such as 24h  [default: until undone]")
 
 
-def _changes(context: Context) -> Changes:
+def changes_of(context: Context) -> Changes:
+    """Return what reads and changes the control topic where the command speaks to."""
     from nigredo.changes import Changes
 
-    return Changes(context.settings(PART, role="nigredo_app"), getpass.getuser())
+    return Changes(context.settings(PART, role="nigredo_app"), context.actor)
 
 
-def _until(lasts: timedelta | None) -> datetime | None:
+def until_of(lasts: timedelta | None) -> datetime | None:
+    """Return when something ends that begins now."""
     from nigredo.clock import utc_now
 
     return None if lasts is None else utc_now() + lasts
 
 
-def _shown_until(until: datetime | None) -> str:
+def shown_until(until: datetime | None) -> str:
+    """Return the end as a line shows it; nothing without one."""
     return "" if until is None else f" until {until:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -64,55 +70,104 @@ def config() -> None:
 @click.argument("name", required=False)
 @with_context
 def get(context: Context, name: str | None) -> None:
-    """Show what holds, and where each value comes from: the default, the environment, or a change by somebody."""
-    from nigredo.clock import utc_now
-    from nigredo.control import SETTING, key_of
-    from nigredo.errors import ConfigurationError
+    """Show what holds, and where each value comes from: the default, the environment, or a change by somebody.
+
+    The environment is that of the running stack. Where no stack is asked it is this command's, which stderr says.
+    """
+    from nigredo.control import SETTING
     from nigredo.settings import Settings
 
     names = Settings.live_names()
     if name is not None and name not in names:
         raise ConfigurationError(f"{name}: no setting of this name can change while it runs; see `nigredo config get`")
-    standing = _changes(context).standing()
-    environment = context.environment(PART, role="nigredo_app")
-    found: dict[str, dict[str, str | None]] = {}
-    for each in [name] if name else names:
-        stands = standing.get(key_of(SETTING, each))
-        entry = stands.entry if stands else None
-        if entry is not None and (entry.expires_at is None or utc_now() < entry.expires_at):
-            origin = f"set by {entry.set_by} on {entry.set_at:%Y-%m-%d %H:%M} UTC" + _shown_until(entry.expires_at)
-            found[each] = {"value": entry.value.get("value", ""), "origin": origin}
-        elif environment.get(each):
-            found[each] = {"value": environment[each], "origin": "environment"}
-        else:
-            found[each] = {"value": Settings.default(each), "origin": "default"}
-    lines = [f"{each}={told['value']}  ({told['origin']})" for each, told in found.items()]
-    context.result(found, "\n".join(lines))
+    held = {entry.name: entry for entry in changes_of(context).held(SETTING)}
+    found = {each: _found(context, each, held.get(each)) for each in ([name] if name else names)}
+    if any(each not in held or held[each].expires_at for each in found):
+        context.tell_whose_settings()
+    context.result(found, [f"{each}={told['value']}  ({told['origin']})" for each, told in found.items()])
+
+
+def _found(context: Context, name: str, entry: ControlEntry | None) -> dict[str, str | None]:
+    """Return a setting's value and origin; with its end if it was changed while the product runs."""
+    from nigredo.control import beneath
+    from nigredo.settings import Settings
+
+    if entry is None:
+        given = context.environment(PART, role="nigredo_app").get(name)
+        origin = "environment" if given else "default"
+        return {"value": given or Settings.default(name), "origin": origin, "until": None}
+    origin = f"set by {entry.set_by} on {entry.set_at:%Y-%m-%d %H:%M} UTC{shown_until(entry.expires_at)}"
+    if entry.expires_at is not None:
+        then = _found(context, name, beneath(entry))
+        origin += f", then {then['value']} again, {then['origin']}"
+    until = None if entry.expires_at is None else entry.expires_at.isoformat()
+    return {"value": entry.value.get("value", ""), "origin": origin, "until": until}
 
 
 @config.command(name="set")
-@click.argument("assignment", metavar="NAME=VALUE")
+@click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE…")
 @lasts
 @with_context
-def set_(context: Context, assignment: str, lasts: timedelta | None) -> None:
-    """Change one setting in every process; the others stay as they are."""
-    from nigredo.errors import ConfigurationError
+def set_(context: Context, assignments: tuple[str, ...], lasts: timedelta | None) -> None:
+    """Change settings in every process, all of those named or none; the others stay as they are.
 
-    name, given, text = assignment.partition("=")
-    if not given:
-        raise ConfigurationError("must be NAME=VALUE, such as RATE_LIMIT_PER_HOUR=20")
-    change_setting(context, name, text, lasts)
+    With --for the value that held before without an end holds again afterwards.
+    """
+    wanted: dict[str, str] = {}
+    for assignment in assignments:
+        name, given, text = assignment.partition("=")
+        if not given:
+            raise click.UsageError(f"{assignment}: must be NAME=VALUE, such as RATE_LIMIT_PER_HOUR=20")
+        if name in wanted:
+            raise click.UsageError(f"{name} is given twice")
+        wanted[name] = text
+    change_settings(context, wanted, lasts)
 
 
-def change_setting(context: Context, name: str, text: str, lasts: timedelta | None) -> None:
-    """Change a setting in every process, and say so. Raises ConfigurationError, DependencyDown."""
+def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelta | None) -> None:
+    """Change settings in every process, and say so. Raises UsageError before any is changed, DependencyDown."""
+    until = until_of(lasts)
+    after = put_settings(context, wanted, until)
+    lines = [
+        f"{name}={text}{shown_until(until)}"
+        + (f", then {after[name]['value']} again ({after[name]['origin']})" if name in after else "")
+        for name, text in wanted.items()
+    ]
+    document: dict[str, Any] = {"settings": dict(wanted), "until": until and until.isoformat()}
+    if len(wanted) == 1:
+        ((document["name"], document["value"]),) = wanted.items()
+    context.result(document, lines, changed=True)
+
+
+def put_settings(
+    context: Context, wanted: Mapping[str, str], until: datetime | None, *, also: Sequence[Change] = ()
+) -> dict[str, dict[str, str | None]]:
+    """Put settings, and make other changes with them; return value and origin of each after its end, if it has one.
+
+    Raises UsageError for values that cannot work, before any is put, and DependencyDown.
+    """
+    from nigredo.changes import Change
     from nigredo.control import SETTING, setting_entry
 
-    until = _until(lasts)
-    _changes(context).put(SETTING, name, setting_entry(name, text), expires_at=until)
-    context.result(
-        {"name": name, "value": text, "until": until and until.isoformat()}, f"{name}={text}{_shown_until(until)}"
-    )
+    try:
+        changes = [Change(SETTING, name, setting_entry(name, text), until) for name, text in wanted.items()]
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    permanent = changes_of(context).apply([*changes, *also])
+    if until is None:
+        return {}
+    return {name: _found(context, name, entry) for name, entry in zip(wanted, permanent, strict=False)}
+
+
+def stays(after: Mapping[str, str | None] | None, text: str) -> str:
+    """Return what a line adds when a flag has the same value after its time: nothing begins by itself then."""
+    from nigredo.settings import Settings
+
+    if after is None or Settings.parse("MAINTENANCE_MODE", after["value"] or "") != Settings.parse(
+        "MAINTENANCE_MODE", text
+    ):
+        return ""
+    return f", and afterwards too ({after['origin']})"
 
 
 @config.command()
@@ -121,10 +176,15 @@ def change_setting(context: Context, name: str, text: str, lasts: timedelta | No
 def unset(context: Context, name: str) -> None:
     """Go back to what the environment says, or the default."""
     from nigredo.control import SETTING
+    from nigredo.settings import Settings
 
-    removed = _changes(context).remove(SETTING, name)
+    removed = changes_of(context).remove(SETTING, name)
+    if not removed and name not in Settings.live_names():
+        raise ConfigurationError(f"{name}: no setting of this name can change while it runs; see `nigredo config get`")
     context.result(
-        {"name": name, "removed": removed}, f"{name} is as at the start" if removed else f"{name} was not set"
+        {"name": name, "removed": removed},
+        f"{name} is as at the start" if removed else f"{name} was not set: it is as at the start",
+        changed=True,
     )
 
 
@@ -143,70 +203,105 @@ def ip() -> None:
 @lasts
 @with_context
 def block(context: Context, networks: tuple[str, ...], reason: str, force: bool, lasts: timedelta | None) -> None:
-    """Block addresses or networks (IPv4 or IPv6), in every process, within a second."""
-    from nigredo.control import IP_BLOCK
-    from nigredo.errors import ConfigurationError
+    """Block addresses or networks (IPv4 or IPv6), in every process, within a second.
 
-    wanted = [_network(text) for text in networks]
+    With --for a block without an end that was there before stays.
+    """
+    from nigredo.changes import Change
+    from nigredo.control import IP_BLOCK
+
+    wanted = list(dict.fromkeys(_network(text) for text in networks))
     large = [str(network) for network in wanted if network.prefixlen < (8 if network.version == 4 else 24)]
     if large and not force:
-        raise ConfigurationError(f"{', '.join(large)} blocks far more than an abuser; --force if it is meant")
-    changes, until = _changes(context), _until(lasts)
-    for network in wanted:
-        changes.put(IP_BLOCK, str(network), {"reason": reason}, expires_at=until)
+        raise click.UsageError(f"{', '.join(large)} blocks far more than an abuser; --force if it is meant")
+    until = until_of(lasts)
+    put = [Change(IP_BLOCK, str(network), {"reason": reason}, until) for network in wanted]
+    permanent = changes_of(context).apply(put)
+    lines = [
+        f"blocked {network}" + (shown_until(until) if entry is None else ", without an end as before")
+        for network, entry in zip(wanted, permanent, strict=True)
+    ]
     blocked = [str(network) for network in wanted]
-    context.result(
-        {"blocked": blocked, "until": until and until.isoformat()}, f"blocked {', '.join(blocked)}{_shown_until(until)}"
-    )
+    context.result({"blocked": blocked, "until": until and until.isoformat()}, lines, changed=True)
 
 
 @ip.command()
 @click.argument("networks", nargs=-1, required=True, metavar="CIDR…")
 @with_context
 def unblock(context: Context, networks: tuple[str, ...]) -> None:
-    """Let addresses or networks in again."""
+    """Let addresses or networks in again. The exit code is 0 only when all were blocked and none is any more."""
+    from nigredo.changes import Change
     from nigredo.control import IP_BLOCK
 
-    changes = _changes(context)
-    found = {str(network): changes.remove(IP_BLOCK, str(network)) for network in map(_network, networks)}
-    lines = [f"{network} {'let in again' if removed else 'was not blocked'}" for network, removed in found.items()]
-    context.result(found, "\n".join(lines))
+    changes, wanted = changes_of(context), list(dict.fromkeys(map(_network, networks)))
+    # By what an entry means: an earlier release kept a mapped address as it was written.
+    blocks = [(entry.name, network) for entry in changes.held(IP_BLOCK) if (network := _known(entry.name)) is not None]
+    removed = [name for name, network in blocks if network in wanted]
+    changes.apply([Change(IP_BLOCK, name, None) for name in removed])
+    left = [network for name, network in blocks if name not in removed]
+    found = {network: any(network == other for _, other in blocks) for network in wanted}
+    lines, problems = [], []
+    for network, was_blocked in found.items():
+        cover = [str(other) for other in left if other.version == network.version and other.supernet_of(network)]  # type: ignore[arg-type] # of one version
+        if cover:
+            problems.append(f"{network} is still blocked, by {', '.join(cover)}")
+        elif not was_blocked:
+            problems.append(f"{network} was not blocked")
+        else:
+            lines.append(f"{network} let in again")
+    context.result({str(network): was_blocked for network, was_blocked in found.items()}, lines, changed=True)
+    for problem in problems:
+        complain(problem)
+    if problems:
+        raise click.exceptions.Exit(1)
 
 
 @ip.command(name="list")
 @with_context
 def list_(context: Context) -> None:
     """Show what is blocked, by whom and until when."""
-    from nigredo.clock import utc_now
-    from nigredo.control import IP_BLOCK
+    from nigredo.control import IP_BLOCK, beneath
 
-    entries = [stands.entry for stands in _changes(context).standing().values() if stands.entry.kind == IP_BLOCK]
-    holding = [entry for entry in entries if entry.expires_at is None or utc_now() < entry.expires_at]
-    document = [
-        {
-            "network": entry.name,
-            "reason": entry.value.get("reason", ""),
-            "by": entry.set_by,
-            "since": entry.set_at.isoformat(),
-            "until": entry.expires_at and entry.expires_at.isoformat(),
-        }
-        for entry in sorted(holding, key=lambda entry: entry.set_at)
-    ]
-    lines = [
-        f"{entry.name}  since {entry.set_at:%Y-%m-%d %H:%M} UTC by {entry.set_by}{_shown_until(entry.expires_at)}"
-        f"  {entry.value.get('reason', '')}".rstrip()
-        for entry in sorted(holding, key=lambda entry: entry.set_at)
-    ]
-    context.result(document, "\n".join(lines) or "nothing is blocked")
+    entries = changes_of(context).held(IP_BLOCK)
+    document, lines = [], []
+    for entry in entries:
+        permanent = beneath(entry)
+        # A block for a time over one without an end changes nothing while both are there.
+        shown, until = permanent or entry, None if permanent else entry.expires_at
+        document.append(
+            {
+                "network": str(_known(entry.name) or entry.name),
+                "reason": shown.value.get("reason", ""),
+                "by": shown.set_by,
+                "since": shown.set_at.isoformat(),
+                "until": until and until.isoformat(),
+            }
+        )
+        lines.append(
+            f"{document[-1]['network']}  since {shown.set_at:%Y-%m-%d %H:%M} UTC by {shown.set_by}{shown_until(until)}"
+            f"  {shown.value.get('reason', '')}".rstrip()
+        )
+    context.result(document, lines or "nothing is blocked")
 
 
-def _network(text: str) -> Any:
-    from nigredo.errors import ConfigurationError
+def _network(text: str) -> Network:
+    from nigredo.networks import unmapped
+
+    found = _known(text)
+    if found is None:
+        raise click.UsageError(f"{text} is no address and no network in CIDR form, such as 192.0.2.0/24")
+    if isinstance(unmapped(found.network_address), IPv4Address) and found.version != 4 and found.prefixlen >= 96:
+        raise click.UsageError(f"{text}: such addresses count as the IPv4 addresses in them; name those")
+    return found
+
+
+def _known(text: str) -> Network | None:
+    from nigredo.networks import parse_network
 
     try:
-        return ip_network(text)
+        return parse_network(text)
     except ValueError:
-        raise ConfigurationError(f"{text} is no address and no network in CIDR form, such as 192.0.2.0/24") from None
+        return None
 
 
 # --- maintenance ------------------------------------------------------------------------------------------------------
@@ -223,126 +318,23 @@ def maintenance() -> None:
 @with_context
 def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
     """Take no forms until `nigredo maintenance off`, or for a time."""
-    from nigredo.control import SETTING, setting_entry
-
-    changes, until = _changes(context), _until(lasts)
-    if text is not None:
-        changes.put(SETTING, "MAINTENANCE_TEXT", setting_entry("MAINTENANCE_TEXT", text), expires_at=until)
-    changes.put(SETTING, "MAINTENANCE_MODE", setting_entry("MAINTENANCE_MODE", "true"), expires_at=until)
-    context.result(
-        {"maintenance": True, "until": until and until.isoformat()}, f"no forms are taken{_shown_until(until)}"
-    )
+    until = until_of(lasts)
+    wanted = {"MAINTENANCE_MODE": "true"} | ({} if text is None else {"MAINTENANCE_TEXT": text})
+    after = put_settings(context, wanted, until).get("MAINTENANCE_MODE")
+    document = {"maintenance": True, "until": until and until.isoformat()}
+    line = f"no forms are taken{shown_until(until)}{stays(after, 'true')}"
+    context.result(document, line, changed=True)
 
 
 @maintenance.command()
 @with_context
 def off(context: Context) -> None:
     """Take forms again."""
-    from nigredo.control import SETTING, setting_entry
+    from nigredo.changes import Change
+    from nigredo.control import SETTING
 
-    changes = _changes(context)
-    changes.put(SETTING, "MAINTENANCE_MODE", setting_entry("MAINTENANCE_MODE", "false"))
-    changes.remove(SETTING, "MAINTENANCE_TEXT")
-    context.result({"maintenance": False}, "forms are taken")
-
-
-# --- API keys ---------------------------------------------------------------------------------------------------------
+    put_settings(context, {"MAINTENANCE_MODE": "false"}, None, also=[Change(SETTING, "MAINTENANCE_TEXT", None)])
+    context.result({"maintenance": False}, "forms are taken", changed=True)
 
 
-@click.group()
-def keys() -> None:
-    """API keys for reading leads over HTTP; only their hashes are kept."""
-
-
-@keys.command(name="create")
-@click.argument("name")
-@click.option("--scope", "scopes", multiple=True, default=("leads:read",), show_default=True, help="Repeatable")
-@lasts
-@with_context
-def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
-    """Create a key and print it, once: nobody can show it again. NAME says whose it is."""
-    from nigredo.api_keys import SCOPES, as_value, create
-    from nigredo.control import API_KEY
-    from nigredo.errors import ConfigurationError
-
-    if unknown := sorted(set(scopes) - set(SCOPES)):
-        raise ConfigurationError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
-    text, key = create(name, frozenset(scopes))
-    _changes(context).put(API_KEY, key.id, as_value(key), expires_at=_until(lasts))
-    context.result({"id": key.id, "name": name, "key": text, "scopes": sorted(key.scopes)}, text)
-
-
-@keys.command(name="list")
-@with_context
-def list_keys(context: Context) -> None:
-    """Show which keys there are, what they may do, and until when."""
-    found = sorted(_standing_keys(_changes(context)).values(), key=lambda entry: entry.set_at)
-    document = [
-        {
-            "id": entry.name,
-            "name": entry.value.get("name", ""),
-            "scopes": entry.value.get("scopes", "").split(),
-            "by": entry.set_by,
-            "since": entry.set_at.isoformat(),
-            "until": entry.expires_at and entry.expires_at.isoformat(),
-        }
-        for entry in found
-    ]
-    lines = [
-        f"{entry.name}  {entry.value.get('name', '')}  {entry.value.get('scopes', '')}  "
-        f"since {entry.set_at:%Y-%m-%d %H:%M} UTC by {entry.set_by}{_shown_until(entry.expires_at)}"
-        for entry in found
-    ]
-    context.result(document, "\n".join(lines) or "there are no keys")
-
-
-@keys.command(name="rotate")
-@click.argument("key_id", metavar="ID")
-@click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old one still works")
-@with_context
-def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
-    """Create a key like an old one, print it, and let the old one end after the overlap."""
-    from nigredo.api_keys import as_value, create, from_value
-    from nigredo.control import API_KEY
-
-    changes = _changes(context)
-    old = from_value(key_id, _standing_key(changes, key_id).value)
-    text, key = create(old.name, old.scopes)
-    until = _until(overlap)
-    changes.put(API_KEY, key.id, as_value(key))
-    changes.put(API_KEY, old.id, as_value(old), expires_at=until)
-    document = {"id": key.id, "name": key.name, "key": text, "old": old.id, "old_until": until and until.isoformat()}
-    context.result(document, text)
-
-
-@keys.command(name="revoke")
-@click.argument("key_id", metavar="ID")
-@with_context
-def revoke_key(context: Context, key_id: str) -> None:
-    """End a key, at every node within a second."""
-    from nigredo.control import API_KEY
-
-    changes = _changes(context)
-    _standing_key(changes, key_id)
-    changes.remove(API_KEY, key_id)
-    context.result({"id": key_id, "revoked": True}, f"{key_id} is known no more")
-
-
-def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:
-    from nigredo.clock import utc_now
-    from nigredo.control import API_KEY
-
-    entries = (stands.entry for stands in changes.standing().values() if stands.entry.kind == API_KEY)
-    return {entry.name: entry for entry in entries if entry.expires_at is None or utc_now() < entry.expires_at}
-
-
-def _standing_key(changes: Changes, key_id: str) -> ControlEntry:
-    from nigredo.errors import ConfigurationError
-
-    found = _standing_keys(changes).get(key_id)
-    if found is None:
-        raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")
-    return found
-
-
-COMMANDS = (config, ip, maintenance, keys)
+COMMANDS = (config, ip, maintenance)

@@ -14,7 +14,7 @@ def migrate(context: Context) -> None:
     from nigredo.migrate import migrate as apply
 
     applied = apply(context.settings("migrate", role="admin"))
-    context.result({"applied": applied}, "\n".join(applied) or "nothing to apply")
+    context.result({"applied": applied}, applied or "nothing to apply", changed=True)
 
 
 COMMANDS = (migrate,)

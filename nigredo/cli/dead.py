@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -10,7 +9,7 @@ from uuid import UUID
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.cli.replay import endpoint_option, wait_until_settled, yes_option
+from nigredo.cli.replay import endpoint_option, known_endpoint, wait_until_settled, yes_option
 from nigredo.errors import ConfigurationError, DependencyDown
 
 if TYPE_CHECKING:
@@ -31,13 +30,16 @@ def dead() -> None:
 @with_context
 def list_(context: Context, endpoint: str | None) -> None:
     """Show them, oldest first."""
-    found = [each for each in _redelivery(context).topics.dead() if endpoint in (None, each.endpoint)]
+    every = _redelivery(context).topics.dead()
+    if endpoint is not None and not any(each.endpoint == endpoint for each in every):
+        known_endpoint(context, endpoint)
+    found = [each for each in every if endpoint in (None, each.endpoint)]
     lines = [
         f"{each.lead_id}  {each.endpoint}  {each.died_at:%Y-%m-%d %H:%M:%S} UTC  {each.reason}  "
         f"{each.status_code or '-'}  {each.error_message or ''}".rstrip()
         for each in found
     ]
-    context.result([_document(each) for each in found], "\n".join(lines) or "nothing is dead")
+    context.result([_document(each) for each in found], lines or "nothing is dead")
 
 
 @dead.command()
@@ -48,8 +50,10 @@ def show(context: Context, lead_id: UUID) -> None:
     found = [_document(each) for each in _redelivery(context).topics.dead() if each.lead_id == lead_id]
     if not found:
         raise ConfigurationError(f"{lead_id} is not dead; see `nigredo dead list`")
-    lines = ["\n".join(f"{name:<15} {'-' if told is None else told}" for name, told in each.items()) for each in found]
-    context.result(found, "\n\n".join(lines))
+    lines = [
+        f"{name:<15} {'-' if told is None else told}" for each in found for name, told in (*each.items(), ("", ""))
+    ]
+    context.result(found, [line.rstrip() for line in lines[:-1]])
 
 
 @dead.command()
@@ -64,7 +68,7 @@ def redrive(
 ) -> None:
     """Send them again, behind live traffic; one stays dead until it is delivered. Safe to repeat."""
     if bool(lead_ids) == everything:
-        raise ConfigurationError("say which, by their ids, or --all")
+        raise click.UsageError("say which, by their ids, or --all")
     redelivery = _redelivery(context, endpoint)
     every = redelivery.topics.dead()
     found = {each.lead_id: each for each in every if each.endpoint == endpoint}
@@ -91,12 +95,14 @@ def redrive(
     context.confirm(f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
     redelivery.ask(_references(wanted), "dead leads")
     if no_wait:
-        context.result(document, f"asked the sink to send {len(wanted)} leads again")
+        context.result(document, f"asked the sink to send {len(wanted)} leads again", changed=True)
         return
     wait_until_settled(context, redelivery.watch(_references(wanted)), len(wanted))
     left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
     still = sum((each.lead_id, each.endpoint) in left for each in wanted)
-    context.result(document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead")
+    context.result(
+        document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead", changed=True
+    )
     if still:
         raise DependencyDown(f"{still} leads were not delivered (yet); see `nigredo dead list`")
 
@@ -114,7 +120,7 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
 def _redelivery(context: Context, endpoint: str = "fibonacci") -> Redelivery:
     from nigredo.redelivery import Redelivery
 
-    return Redelivery(context.settings(PART, role="nigredo_app"), endpoint, getpass.getuser())
+    return Redelivery(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
 
 
 def _document(dead: WebhookDead) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from uuid import UUID
 import click
 
 from nigredo.cli.control import Duration
-from nigredo.cli.output import Context, with_context
-from nigredo.cli.replay import endpoint_option
-from nigredo.cli.webhook import webhook
-from nigredo.replay import FIRST_ENDPOINT
+from nigredo.cli.output import Context, complain, with_context
+from nigredo.cli.replay import endpoint_option, known_endpoint
+from nigredo.cli.webhook import listener_of, part_of, webhook
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from nigredo.deliveries import Begun
     from nigredo.settings import Settings
 
 PART = "webhook"
@@ -35,9 +37,11 @@ def status(context: Context, endpoint: str) -> None:
     from nigredo.endpoint_health import look
     from sinks.webhook.endpoint import named
 
-    settings, now = context.settings(_part(endpoint), role="nigredo_app"), utc_now()
-    enabled = named(settings, endpoint).enabled and _current(settings, now).webhook_enabled
-    found = look(settings, endpoint, now, enabled=enabled, listener=_listener(context, settings, endpoint))
+    settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
+    enabled = named(settings, endpoint).enabled and _current(context, settings).webhook_enabled
+    found = look(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
+    if found.sender.paused is None:
+        context.tell_whose_settings()
     problems = found.problems(now)
     age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
     document = {
@@ -67,33 +71,17 @@ def status(context: Context, endpoint: str) -> None:
         f"wait for a replay   {found.replays}",
         f"dead                {found.dead}",
     ]
-    context.result(document, "\n".join(lines))
+    context.result(document, lines)
     if problems:
         raise click.exceptions.Exit(1)
 
 
-def _part(endpoint: str) -> str:
-    return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
-
-
-def _listener(context: Context, settings: Settings, endpoint: str) -> str | None:
-    """Return where the sender tells of itself, when that is known here."""
-    from nigredo.stack.embedded import sender_ports
-    from sinks.webhook.endpoint import examine_endpoints
-
-    home = context.stack()
-    port = sender_ports(home, examine_endpoints(settings)[0])[endpoint] if home.exists else settings.health_port
-    host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
-    return f"http://{host}:{port}" if port else None
-
-
-def _current(settings: Settings, now: datetime) -> Settings:
+def _current(context: Context, settings: Settings) -> Settings:
     """Return the settings as they hold now, live changes included."""
     from nigredo.changes import Changes
     from nigredo.control import control_of
 
-    entries = (stands.entry for stands in Changes(settings, PART).standing().values())
-    return control_of(settings, [e for e in entries if e.expires_at is None or now < e.expires_at]).settings
+    return control_of(settings, Changes(settings, context.actor).held()).settings
 
 
 @webhook.command()
@@ -105,13 +93,13 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
 
     It is marked as a probe (X-Nigredo-Probe), is no lead, and leaves no trace in any number.
     """
-    from nigredo.clock import utc_now
     from sinks.webhook.endpoint import named
     from sinks.webhook.probe import probe
 
-    settings = context.settings(_part(endpoint), role="nigredo_app")
+    settings = context.settings(part_of(endpoint), role="nigredo_app")
     receiver = named(settings, endpoint)
-    attempt = asyncio.run(probe(_current(settings, utc_now()), receiver, empty_lead=empty_lead))
+    context.tell_whose_settings()
+    attempt = asyncio.run(probe(_current(context, settings), receiver, empty_lead=empty_lead))
     taken = attempt.outcome == "delivered"
     document = {
         "endpoint": endpoint,
@@ -132,17 +120,45 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
 @click.option("--endpoint", default=None, help="Only at this receiver")
 @with_context
 def failures(context: Context, limit: int, last: timedelta, endpoint: str | None) -> None:
-    """Show failed attempts, newest first, as the operations runbook asks for them."""
+    """Show failed attempts, newest first, as the operations runbook asks for them.
+
+    The exit code is 0 only when the table that they are in holds all that the log does.
+    """
     from nigredo.clock import utc_now
     from nigredo.deliveries import failures as found
+    from schemas.topics import DELIVERIES
 
-    rows = found(context.settings(PART, role="nigredo_app"), endpoint, utc_now() - last, limit)
+    if endpoint is not None:
+        known_endpoint(context, endpoint)
+    settings = context.settings(PART, role="nigredo_app")
+    whole = table_is_whole(settings, [DELIVERIES])
+    rows = found(settings, endpoint, utc_now() - last, limit)
     lines = [
         f"{row.sent_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {row.endpoint}  attempt {row.attempt}  "
         f"{row.status_code or '-'}  {row.error_message or ''}".rstrip()
         for row in rows
     ]
-    context.result([_plain(asdict(row)) for row in rows], "\n".join(lines) or "no attempt failed")
+    context.result(
+        [_plain(asdict(row)) for row in rows],
+        lines or f"no attempt failed in that time{'' if whole else ', as far as the table is'}",
+    )
+    if not whole:
+        raise click.exceptions.Exit(1)
+
+
+def table_is_whole(settings: Settings, topics: Collection[str]) -> bool:
+    """Say whether the tables hold what these topics do; otherwise say on stderr how far they are behind."""
+    from nigredo.beyond import behind, gaps
+    from nigredo.errors import DependencyDown
+
+    try:
+        records = behind(gaps(settings, topics))
+    except DependencyDown as error:
+        complain(f"whether the table is up to date is not known: {error}")
+        return False
+    if records:
+        complain(f"the table is {records} records behind the log: the persister is late, see `nigredo status`")
+    return not records
 
 
 @webhook.command()
@@ -150,16 +166,23 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
 @endpoint_option
 @with_context
 def undelivered(context: Context, limit: int, endpoint: str) -> None:
-    """Show leads that a receiver does not have, oldest first, and what comes next for each."""
+    """Show leads that a receiver does not have, oldest first, and what comes next for each.
+
+    By the tables, and by the log where the tables are behind it. The exit code is 0 only when there is none.
+    """
+    from nigredo.beyond import beyond, gaps
     from nigredo.clock import utc_now
     from nigredo.deliveries import ATTEMPTS_KEPT
     from nigredo.deliveries import undelivered as found
     from nigredo.redelivery import Redelivery
+    from schemas.topics import DELIVERIES, LEADS
 
     settings = context.settings(PART, role="nigredo_app")
     # What is to come is asked first: a lead that is delivered meanwhile is then not in the rows any more.
-    prospects = Redelivery(settings, endpoint, PART).prospects()
-    rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit)
+    redelivery = Redelivery(settings, endpoint, PART)
+    prospects = redelivery.prospects()
+    in_log = beyond(settings, redelivery.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
+    rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint))
     document, lines = [], []
     for row in rows:
         comes = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
@@ -169,7 +192,21 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
             + ("" if row.last_sent_at is None else f", the last at {row.last_sent_at:%Y-%m-%d %H:%M:%S} UTC")
             + f"  {row.status_code or '-'}  {row.error_message or ''}".rstrip()
         )
-    context.result(document, "\n".join(lines) or f"{endpoint} has every lead")
+    context.result(document, lines or f"{endpoint} has every lead of the last {ATTEMPTS_KEPT.days} days")
+    if rows:
+        raise click.exceptions.Exit(1)
+
+
+def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
+    """Return where an endpoint began that began with what came then, if that was remembered."""
+    from nigredo.changes import Changes
+    from nigredo.deliveries import Begun
+    from sinks.webhook.beginning import KIND, first_offsets
+
+    entries = Changes(settings, context.actor).held(KIND)
+    entry = next((entry for entry in entries if entry.name == endpoint), None)
+    found = None if entry is None else first_offsets(entry)
+    return None if found is None else Begun(*found)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Collection
 from datetime import timedelta
@@ -26,7 +25,7 @@ def _quarantine(context: Context) -> Quarantine:
     from nigredo.limiter import LimiterCommands
     from nigredo.quarantine import Quarantine
 
-    return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), getpass.getuser()))
+    return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor))
 
 
 def _described(rejection: Rejection) -> dict[str, Any]:
@@ -41,14 +40,7 @@ def _described(rejection: Rejection) -> dict[str, Any]:
 
 
 def _reason(rejection: Rejection) -> str:
-    # The topic is open to other writers: what is not ours is made printable as what people wrote is.
-    sign = _printable(rejection.spam_sign).replace("\n", " ")
-    return f"{rejection.reason} ({sign})" if sign else rejection.reason
-
-
-def _printable(text: str | None) -> str:
-    """Return what a form said in a way that cannot do anything to the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text or "")
+    return f"{rejection.reason} ({rejection.spam_sign})" if rejection.spam_sign else rejection.reason
 
 
 @click.group()
@@ -70,12 +62,12 @@ def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> 
     found.sort(key=lambda rejection: rejection.submitted_at, reverse=True)
     lines = [
         f"{each.id}  {each.submitted_at:%Y-%m-%d %H:%M:%S} UTC  {each.client_network}  {_reason(each)}  "
-        f"{_printable(each.source)}".rstrip()
+        f"{each.source or ''}".rstrip()
         for each in found[:limit]
     ]
     if len(found) > limit:
         lines.append(f"and {len(found) - limit} more: --limit")
-    context.result([_described(each) for each in found[:limit]], "\n".join(lines) or "nothing was refused")
+    context.result([_described(each) for each in found[:limit]], lines or "nothing was refused in that time")
 
 
 @quarantine.command()
@@ -105,8 +97,14 @@ def show(context: Context, lead_id: UUID, content: bool) -> None:
         contact = rejection.contact
         document |= {"name": contact.name, "email": contact.email, "message": contact.message}
         document["extra"] = dict(contact.extra)
-    lines = [f"{name}: {_printable(str(value))}" for name, value in document.items() if value not in (None, {})]
-    context.result(document, "\n".join(lines))
+    # A message's own line breaks are shown as such.
+    lines = [
+        line
+        for name, value in document.items()
+        if value not in (None, {})
+        for line in f"{name}: {value}".replace("\r\n", "\n").replace("\n", "\n  ").split("\n")
+    ]
+    context.result(document, lines)
 
 
 @quarantine.command()
@@ -146,7 +144,7 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
         else f"{each} was put through before"
         for each in wanted
     ]
-    context.result(document, "\n".join(lines))
+    context.result(document, lines, changed=True)
 
 
 def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:

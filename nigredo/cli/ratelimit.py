@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
 import click
 
-from nigredo.cli.control import PART, change_setting, lasts
+from nigredo.cli.control import PART, change_settings, changes_of, lasts
+from nigredo.cli.deliveries import table_is_whole
 from nigredo.cli.output import Context, with_context
 
 if TYPE_CHECKING:
     from nigredo.limiter import LimiterCommands
+    from nigredo.networks import Network
 
 APPLY_DEADLINE_S = 20.0
 SIMULATED_MAX = 10_000
@@ -32,25 +32,23 @@ class Clients(click.ParamType):
 
     name = "address"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Network | IPv6Network:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         """Return the network; fails with what is expected."""
+        from nigredo.networks import parse_network
+
         try:
-            network = ip_network(str(value), strict=False)
+            return parse_network(str(value), strict=False)
         except ValueError:
             self.fail(f"{value!r} is no address and no network, such as 192.0.2.7 or 2001:db8::/64", param, ctx)
-        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-        return network if mapped is None else ip_network((mapped, max(0, network.prefixlen - 96)))
 
 
 def _commands(context: Context) -> LimiterCommands:
     from nigredo.limiter import LimiterCommands
 
-    return LimiterCommands(context.settings(PART, role="nigredo_app"), getpass.getuser())
+    return LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor)
 
 
-def _one_client(network: IPv4Network | IPv6Network) -> str | None:
+def _one_client(network: Network) -> str | None:
     """Return the client network that all these addresses count for; None when there are several."""
     from nigredo.networks import client_network
 
@@ -68,24 +66,34 @@ def ratelimit() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many")
 @with_context
 def list_(context: Context, limit: int) -> None:
-    """Show who sent the most in the last hour, refused submissions too."""
-    from nigredo.db import connected
+    """Show who sent the most in the last hour, refused submissions too.
 
-    with connected(context.settings(PART, role="nigredo_app"), PART) as connection:
+    The exit code is 0 only when the table that they are in holds all that the log does.
+    """
+    from nigredo.db import connected
+    from schemas.topics import RATE_LIMITS
+
+    settings = context.settings(PART, role="nigredo_app")
+    whole = table_is_whole(settings, [RATE_LIMITS])
+    with connected(settings, PART) as connection:
         rows = connection.execute(TOP, [limit]).fetchall()
     document = [
         {"ip_address": network, "submission_count": count, "window_start": start.isoformat()}
         for network, count, start in rows
     ]
     lines = [f"{network}  {count}  since {start:%Y-%m-%d %H:%M:%S} UTC" for network, count, start in rows]
-    context.result(document, "\n".join(lines) or "nobody sent anything in the last hour")
+    context.result(
+        document, lines or f"nobody sent anything in the last hour{'' if whole else ', as far as the table is'}"
+    )
+    if not whole:
+        raise click.exceptions.Exit(1)
 
 
 @ratelimit.command()
 @click.argument("clients", nargs=-1, required=True, type=Clients(), metavar="ADDRESS…")
 @click.option("--yes", is_flag=True, help="Do not ask before freeing all of a large network")
 @with_context
-def reset(context: Context, clients: tuple[IPv4Network | IPv6Network, ...], yes: bool) -> None:
+def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
     """Free clients: what they sent until now counts no more, at every node.
 
     ADDRESS is any address or network. An IPv6 address frees its /64, since that is what counts; of a larger network
@@ -99,12 +107,14 @@ def reset(context: Context, clients: tuple[IPv4Network | IPv6Network, ...], yes:
         context.confirm(f"Free {len(networks)} client networks?", yes=yes)
     commands.wait_handled(commands.reset(sorted(networks)), deadline_s=APPLY_DEADLINE_S)
     lines = [f"{network} is free" for network in sorted(networks)]
-    context.result({"freed": sorted(networks)}, "\n".join(lines) or "nobody there is counted")
+    context.result({"freed": sorted(networks)}, lines or "nobody there is counted", changed=True)
 
 
-def _lies_in(key: str, networks: list[IPv4Network | IPv6Network]) -> bool:
+def _lies_in(key: str, networks: list[Network]) -> bool:
+    from nigredo.networks import parse_network
+
     try:
-        client = ip_network(key)
+        client = parse_network(key)
     except ValueError:
         return False
     return any(client.version == network.version and client.network_address in network for network in networks)
@@ -116,30 +126,28 @@ def _lies_in(key: str, networks: list[IPv4Network | IPv6Network]) -> bool:
 @with_context
 def set_limit(context: Context, number: int, lasts: timedelta | None) -> None:
     """Allow N submissions an hour, from the next one on; the same as `nigredo config set RATE_LIMIT_PER_HOUR=N`."""
-    change_setting(context, "RATE_LIMIT_PER_HOUR", str(number), lasts)
+    change_settings(context, {"RATE_LIMIT_PER_HOUR": str(number)}, lasts)
 
 
 @ratelimit.command()
 @click.argument("client", type=Clients(), metavar="ADDRESS")
 @click.argument("count", type=click.IntRange(1, SIMULATED_MAX), metavar="COUNT")
 @with_context
-def simulate(context: Context, client: IPv4Network | IPv6Network, count: int) -> None:
+def simulate(context: Context, client: Network, count: int) -> None:
     """Tell what would happen if ADDRESS posted COUNT more forms now. Nothing is sent and nothing changes.
 
     Computed by the limiter's own function from the window that it last wrote about that client.
     """
-    from nigredo.changes import Changes
     from nigredo.clock import utc_now
     from nigredo.control import control_of
-    from nigredo.errors import ConfigurationError
     from nigredo.simulation import simulated
 
     network = _one_client(client)
     if network is None:
-        raise ConfigurationError(f"{client} is many clients; name one address, or the /64 of an IPv6 one")
+        raise click.UsageError(f"{client} is many clients; name one address, or the /64 of an IPv6 one")
     settings, now = context.settings(PART, role="nigredo_app"), utc_now()
-    standing = [stands.entry for stands in Changes(settings, getpass.getuser()).standing().values()]
-    control = control_of(settings, [entry for entry in standing if entry.expires_at is None or now < entry.expires_at])
+    context.tell_whose_settings()
+    control = control_of(settings, changes_of(context).held())
     state = _commands(context).windows(lambda key: key == network).get(network)
     told = simulated(state, client.network_address, network, count, control, at=now)
     document = {
@@ -157,7 +165,7 @@ def simulate(context: Context, client: IPv4Network | IPv6Network, count: int) ->
         ahead_s = round((told.next_at - now).total_seconds())
         when = "at once" if ahead_s <= 0 else f"at {told.next_at:%Y-%m-%d %H:%M:%S} UTC, in {ahead_s} s"
         lines.append(f"the next one would be accepted {when}")
-    context.result(document, "\n".join(lines))
+    context.result(document, lines)
 
 
 COMMANDS = (ratelimit,)

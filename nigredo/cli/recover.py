@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +32,19 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
     """
     recovery = _recovery(context)
     found = recovery.look()
-    text = _described(found, ids=ids)
+    lines = _described(found, ids=ids)
     if found.well:
-        context.result(_document(found, done=False), text)
+        context.result(_document(found, done=False), lines)
         return
     if dry_run:
-        context.result(_document(found, done=False), f"{text}\nto repair it: nigredo recover")
+        context.result(_document(found, done=False), [*lines, "to repair it: nigredo recover"])
         raise SystemExit(1)
-    context.tell(text)
+    context.tell(*lines)
     context.confirm("Set windows, offsets and leads to the log as it is?", yes=yes)
     after = recovery.repair(context.tell)
     if not after.well:
-        raise NigredoError(f"not everything is repaired: {_described(after, ids=False)}")
-    context.result(_document(after, done=True), "repaired: every stored position agrees with the log")
+        raise NigredoError(f"not everything is repaired: {'; '.join(_described(after, ids=False))}")
+    context.result(_document(after, done=True), "repaired: every stored position agrees with the log", changed=True)
 
 
 def _recovery(context: Context) -> Recovery:
@@ -53,7 +52,7 @@ def _recovery(context: Context) -> Recovery:
     from sinks.webhook.endpoint import examine_endpoints
 
     settings = context.settings(PART, role="nigredo_app")
-    return Recovery(settings, list(examine_endpoints(settings)[0]), getpass.getuser())
+    return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor)
 
 
 def _document(found: Condition, *, done: bool) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def _document(found: Condition, *, done: bool) -> dict[str, Any]:
     }
 
 
-def _described(found: Condition, *, ids: bool) -> str:
+def _described(found: Condition, *, ids: bool) -> list[str]:
     lines = [f"there is no topic {topic}" for topic in found.missing_topics]
     lines += [f"{topic} has {has} of {needs} partitions" for topic, (has, needs) in found.uneven.items()]
     lines += [f"{restart.reason.partition('; repair')[0]}: goes on at {restart.goes_to}" for restart in found.restarts]
@@ -80,7 +79,7 @@ def _described(found: Condition, *, ids: bool) -> str:
             lines.append(f"  and {more} more; --ids lists them")
     if found.only_stored:
         lines.append(f"{found.only_stored} leads are in PostgreSQL alone; every endpoint took them, so that is no harm")
-    return "\n".join(lines) or "nothing to repair: every stored position agrees with the log"
+    return lines or ["nothing to repair: every stored position agrees with the log"]
 
 
 COMMANDS = (recover,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +56,16 @@ class Place(click.ParamType):
         return int(partition), int(offset)
 
 
+def known_endpoint(context: Context, endpoint: str) -> None:
+    """Raise ConfigurationError for a receiver that there is not and never was: a list of nothing would be no answer."""
+    from nigredo.redelivery import Redelivery
+    from sinks.webhook.endpoint import examine_endpoints
+
+    settings = context.settings(PART, role="nigredo_app")
+    if endpoint not in examine_endpoints(settings)[0]:
+        Redelivery(settings, endpoint, context.actor).topics.live_offsets(endpoint)
+
+
 yes_option = click.option("--yes", is_flag=True, help="Do not ask")
 endpoint_option = click.option("--endpoint", default="fibonacci", show_default=True, help="Which receiver")
 
@@ -98,16 +107,18 @@ def replay(
 
     asked = _range(since, begin, end, places, leads)
     if failed_only and include_delivered:
-        raise ConfigurationError("--failed-only never sends a delivered lead, --include-delivered asks for it: one")
-    redelivery = Redelivery(context.settings(PART, role="nigredo_app"), endpoint, getpass.getuser())
+        raise click.UsageError("--failed-only never sends a delivered lead, --include-delivered asks for it: one")
+    redelivery = Redelivery(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
     rule = Rule(include_delivered=include_delivered, failed_only=failed_only)
     plan = redelivery.plan(asked, rule)
     document = _document(plan, asked, endpoint)
     if dry_run or not plan.counts.to_send:
-        context.result(document, _described(plan, asked) + ("" if plan.counts.to_send else "\nnothing to send"))
+        context.result(document, [*_described(plan, asked), *([] if plan.counts.to_send else ["nothing to send"])])
         _refuse_missing(plan, asked)
+        if not (dry_run or plan.counts.asked_for or plan.not_reached):
+            raise ConfigurationError("there is no lead in that range, so nothing is sent; see --dry-run")
         return
-    context.tell(_described(plan, asked))
+    context.tell(*_described(plan, asked))
     if not yes:
         context.confirm(f"Send {plan.counts.to_send} leads to {endpoint} again?", yes=False)
         plan = redelivery.plan(asked, rule)  # Whoever was asked may have thought about it for an hour.
@@ -116,7 +127,7 @@ def replay(
     lines = f"asked the sink to send {document['written']} leads again"
     if not no_wait:
         lines = f"sent {document['sent']} of {document['written']} leads again, {document['delivered']} delivered"
-    context.result(document, lines)
+    context.result(document, lines, changed=True)
     if not no_wait and document["delivered"] < document["written"]:
         raise DependencyDown(
             f"{document['written'] - document['delivered']} leads were not delivered (yet); see `nigredo webhook "
@@ -136,17 +147,17 @@ def _range(
     from nigredo.redelivery import Range
 
     if sum((since is not None, begin is not None, bool(places), bool(leads))) != 1:
-        raise ConfigurationError("say which leads, by one of --since, --from (with --to), --from-offset, --lead")
+        raise click.UsageError("say which leads, by one of --since, --from (with --to), --from-offset, --lead")
     if end is not None and begin is None:
-        raise ConfigurationError("--to goes with --from")
+        raise click.UsageError("--to goes with --from")
     if len({partition for partition, _ in places}) != len(places):
-        raise ConfigurationError("--from-offset names a partition twice")
+        raise click.UsageError("--from-offset names a partition twice")
     now = utc_now()
     if since is not None:
         return Range(since=now - since, until=now)
     if begin is not None:
         if (end or now) <= begin:
-            raise ConfigurationError("--to must be later than --from, and --from in the past")
+            raise click.UsageError("--to must be later than --from, and --from in the past")
         return Range(since=begin, until=end or now)
     return Range(from_offsets=places, ids=frozenset(leads))
 
@@ -179,7 +190,7 @@ def _refuse_missing(plan: Plan, asked: Range) -> None:
         raise ConfigurationError(f"--lead: {which} not found; the id is another, or the lead was erased long ago")
 
 
-def _described(plan: Plan, asked: Range) -> str:
+def _described(plan: Plan, asked: Range) -> list[str]:
     counts = plan.counts
     told = [
         (counts.asked_for, "leads in range"),
@@ -194,7 +205,7 @@ def _described(plan: Plan, asked: Range) -> str:
         lines.append(f"{plan.not_reached:>9}  not reached by live delivery yet: sent by it")
     if missing := _missing(plan, asked):
         lines.append(f"{missing:>9}  not found")
-    return "\n".join(lines)
+    return lines
 
 
 def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *, wait: bool) -> dict[str, Any]:

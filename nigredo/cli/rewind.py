@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from dataclasses import asdict
 from datetime import datetime
@@ -48,30 +47,30 @@ def rewind(
     from nigredo.rewind import Rewind
 
     if sum((at is not None, bool(places), earliest)) != 1:
-        raise ConfigurationError("say where to, by one of --to-datetime, --to-offset, --to-earliest")
+        raise click.UsageError("say where to, by one of --to-datetime, --to-offset, --to-earliest")
     settings = context.settings(PART, role="nigredo_app")
     name, offsets = _group(settings, group)
-    what = Rewind(settings, name, offsets, getpass.getuser())
+    what = Rewind(settings, name, offsets, context.actor)
     steps = what.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
     document: dict[str, Any] = {"group": name, "partitions": [asdict(step) for step in steps], "done": False}
     gone, moved = sum(step.gone for step in steps), sum(step.goes_to != step.stands_at for step in steps)
-    text = _described(steps)
+    lines, nothing = _described(steps), "nothing to do: no partition moves"
     if dry_run or not (moved or gone):
-        context.result(document, text + ("" if moved else "\nnothing to do: no partition moves"))
+        context.result(document, lines if moved else [*lines, nothing])
         return
     if gone and not accept_gaps:
-        context.tell(text)
+        context.tell(*lines)
         raise ConfigurationError(
             f"{gone} of the offsets asked for were deleted by retention; --accept-gaps goes back to what is left"
         )
     if not moved:
-        context.result(document, text + "\nnothing to do: no partition moves")
+        context.result(document, [*lines, nothing])
         return
-    context.tell(text)
+    context.tell(*lines)
     records = sum(step.records for step in steps)
     context.confirm(f"Set {name} back, so that {records} records come again?", yes=yes)
     what.do(steps, context.tell)
-    context.result(document | {"done": True}, f"{name} was set back; {records} records come again")
+    context.result(document | {"done": True}, f"{name} was set back; {records} records come again", changed=True)
 
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
@@ -111,7 +110,7 @@ def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persist
     return To(at=at, offsets=offsets or None, earliest=earliest)
 
 
-def _described(steps: list[Step]) -> str:
+def _described(steps: list[Step]) -> list[str]:
     lines = []
     for step in steps:
         where = f"{step.topic} partition {step.partition}"
@@ -120,7 +119,7 @@ def _described(steps: list[Step]) -> str:
             continue
         line = f"{where}: {step.stands_at} -> {step.goes_to}, {step.records} records come again"
         lines.append(line + (f"; {step.gone} offsets before that were deleted by retention" if step.gone else ""))
-    return "\n".join(lines)
+    return lines
 
 
 COMMANDS = (rewind,)

@@ -23,7 +23,7 @@ def schemas() -> None:
 def list_(context: Context) -> None:
     """Show what each id means, and what the registry says of it."""
     found = _findings(context)
-    context.result([_document(each) for each in found], "\n".join(map(_line, found)) or "no id is pinned yet")
+    context.result([_document(each) for each in found], list(map(_line, found)) or "no id is pinned yet")
 
 
 @schemas.command()
@@ -32,7 +32,7 @@ def check(context: Context) -> None:
     """Compare the ids with the registry; exit code 0 only when readers outside find every one of them."""
     found = _findings(context)
     wrong = [each for each in found if each.standing != "known"]
-    context.result([_document(each) for each in wrong], "\n".join(map(_line, wrong)) or f"{len(found)} ids are right")
+    context.result([_document(each) for each in wrong], list(map(_line, wrong)) or f"{len(found)} ids are right")
     if wrong:
         raise NigredoError(f"{len(wrong)} of {len(found)} ids are not in the registry as they are here: "
                            "`nigredo schemas repair`")  # fmt: skip
@@ -52,7 +52,7 @@ def repair(context: Context, dry_run: bool) -> None:
     lines = patiently(lambda: ids.repair(dry_run=dry_run))
     if not dry_run:
         lines += ensure_schemas(settings, examine_endpoints(settings)[0])
-    context.result({"changes": lines, "dry_run": dry_run}, "\n".join(lines) or "nothing to repair")
+    context.result({"changes": lines, "dry_run": dry_run}, lines or "nothing to repair", changed=not dry_run)
 
 
 def _findings(context: Context) -> list[Finding]:

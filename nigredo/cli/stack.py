@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from nigredo.cli.output import Context, download_progress, with_context
+from nigredo.cli.output import Context, complain, download_progress, with_context
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
 from nigredo.stack import control
@@ -95,15 +95,15 @@ def _run(context: Context, home: Home, fetched: Artifacts, external: Sequence[st
     from nigredo.stack.sample import show_sample
 
     def when_accepting() -> None:
-        context.tell(_addresses(home))
+        context.tell(*_addresses(home))
         context.tell("Ctrl-C stops everything; what was taken is kept.")
 
     def when_ready() -> None:
         if sample:
             try:
-                show_sample(home, context.tell)
+                show_sample(home, lambda text: context.tell(*text.split("\n")))
             except NigredoError as error:
-                print(f"nigredo: {error}", file=sys.stderr, flush=True)
+                complain(str(error))
         when_accepting()
 
     accepted = asyncio.run(
@@ -160,12 +160,12 @@ def _until_over(context: Context, home: Home, process: subprocess.Popen[bytes], 
             process.wait(STOP_DEADLINE_S)
         raise
     if document["ready"] and sample:
-        show_sample(home, context.tell)
+        show_sample(home, lambda text: context.tell(*text.split("\n")))
     context.result(document, _addresses(home))
     if document["ready"]:
         return 0
     for line in not_ready(document):
-        print(f"nigredo: {line}", file=sys.stderr)
+        complain(line)
     return NOT_ALL_READY
 
 
@@ -203,26 +203,30 @@ def not_ready(document: dict[str, Any]) -> list[str]:
     return [*lines, *document["troubles"]]
 
 
-def _addresses(home: Home) -> str:
-    return (
-        f"The form:           {home.url('ingest')}/\n"
-        f"Its endpoint:       {home.url('ingest')}/api/leads\n"
-        f"What was delivered: {home.url('fibonacci')}/\n"
-        f"Data and logs:      {home.dir}"
-    )
+def _addresses(home: Home) -> list[str]:
+    return [
+        f"The form:           {home.url('ingest')}/",
+        f"Its endpoint:       {home.url('ingest')}/api/leads",
+        f"What was delivered: {home.url('fibonacci')}/",
+        f"Data and logs:      {home.dir}",
+    ]
 
 
 @click.command()
 @with_context
 def down(context: Context) -> None:
-    """Stop the stack in this home; what was taken is kept."""
+    """Stop the stack in this home; what was taken is kept. One that does not run is no error, a home without one is."""
     from nigredo.stack.supervisor import end_leftovers
 
     home = context.stack()
     ended: list[str] = []
+    if not home.exists and not (home.dir / "run").is_dir():
+        raise NigredoError(f"there is no stack in {home.dir}, so none was stopped; --home names another")
+    ran = False
     if (home.dir / "run").is_dir():
         with suppress(control.NotRunning):
             control.ask(home, {"do": "down"}, deadline_s=STOP_DEADLINE_S)
+            ran = True
         deadline = time.monotonic() + STOP_DEADLINE_S
         while True:
             try:
@@ -233,6 +237,7 @@ def down(context: Context) -> None:
                 if time.monotonic() > deadline:
                     raise
                 # A start that does not listen yet, since it still downloads.
+                ran = True
                 with suppress(control.NotRunning):
                     control.ask(home, {"do": "down"}, deadline_s=STOP_DEADLINE_S)
                     continue
@@ -240,7 +245,8 @@ def down(context: Context) -> None:
                     with suppress(ProcessLookupError):
                         os.kill(owner, signal.SIGTERM)
                 time.sleep(0.5)
-    context.result({"ready": False, "parts": {}, "ended": ended}, "stopped")
+    text = "stopped" if ran else f"no stack ran in {home.dir}" + (f"; ended {', '.join(ended)}" if ended else "")
+    context.result({"ready": False, "parts": {}, "ended": ended}, text)
 
 
 @click.command()
@@ -258,7 +264,7 @@ def status(context: Context) -> int:
         if not step["done"]:
             lines.append(f"{name:<{wide}}{'waiting':<10}{'-':>8}  {'-':>8}  waits: {step['waiting_for']}")
     lines += document["troubles"]
-    context.result(document, "\n".join(lines))
+    context.result(document, lines)
     return 0 if document["ready"] else 1
 
 
@@ -274,7 +280,7 @@ def env(context: Context) -> None:
     programs = os.pathsep.join((str(Path(sys.executable).parent), str(postgres_bin())))
     exports.append(f'export PATH={shlex.quote(programs)}:"$PATH"')
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-    context.result(variables | {"PATH": path}, "\n".join(exports))
+    context.script(variables | {"PATH": path}, "\n".join(exports))
 
 
 def _action(name: str, help_text: str) -> click.Command:

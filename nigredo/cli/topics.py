@@ -22,7 +22,7 @@ def ensure(context: Context) -> None:
 
     settings = context.settings("topics", role="nigredo_app")
     changes = ensure_topics(settings) + ensure_schemas(settings, examine_endpoints(settings)[0])
-    context.result({"changes": changes}, "\n".join(changes) or "nothing to change")
+    context.result({"changes": changes}, changes or "nothing to change", changed=True)
 
 
 COMMANDS = (topics,)

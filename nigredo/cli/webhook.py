@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import getpass
+import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-from nigredo.cli.control import PART, lasts
-from nigredo.cli.output import Context, with_context
+from nigredo.cli.control import lasts, put_settings, shown_until, stays, until_of
+from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
+from nigredo.replay import FIRST_ENDPOINT
+
+if TYPE_CHECKING:
+    from nigredo.settings import Settings
+
+OBEYED_WITHIN_S = 15.0
+LOOK_EVERY_S = 0.1
 
 
 @click.group()
@@ -24,28 +32,77 @@ webhook.add_command(rotate_secret)
 @lasts
 @with_context
 def pause(context: Context, lasts: timedelta | None) -> None:
-    """Send nothing to any receiver until `nigredo webhook resume`; leads are taken and stored meanwhile."""
-    _switch(context, on=False, lasts=lasts)
+    """Send nothing to any receiver until `nigredo webhook resume`; leads are taken and stored meanwhile.
+
+    With --for a pause without an end that was there before goes on afterwards.
+    """
+    until = until_of(lasts)
+    after = put_settings(context, {"WEBHOOK_ENABLED": "false"}, until).get("WEBHOOK_ENABLED")
+    text = f"no webhooks are sent{shown_until(until)}{stays(after, 'false')}; leads wait in the log"
+    context.result({"webhook_enabled": False, "until": until and until.isoformat()}, text, changed=True)
+    _end_unless_obeyed(context, paused=True)
 
 
 @webhook.command()
 @with_context
 def resume(context: Context) -> None:
-    """Send again, what waited first."""
-    _switch(context, on=True, lasts=None)
+    """Send again, what waited first; also where the environment says WEBHOOK_ENABLED=false.
+
+    The exit code is 0 only when every sender of the stack says that it sends.
+    """
+    put_settings(context, {"WEBHOOK_ENABLED": "true"}, None)
+    context.result({"webhook_enabled": True, "until": None}, "the pause is over", changed=True)
+    _end_unless_obeyed(context, paused=False)
 
 
-def _switch(context: Context, *, on: bool, lasts: timedelta | None) -> None:
-    from nigredo.changes import Changes
-    from nigredo.clock import utc_now
-    from nigredo.control import SETTING, setting_entry
+def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
+    """Ask the senders of the stack until all obey; end with an error when one does not in time.
 
-    until = None if lasts is None else utc_now() + lasts
-    changes = Changes(context.settings(PART, role="nigredo_app"), getpass.getuser())
-    changes.put(SETTING, "WEBHOOK_ENABLED", setting_entry("WEBHOOK_ENABLED", str(on).lower()), expires_at=until)
-    ends = "" if until is None else f" until {until:%Y-%m-%d %H:%M:%S} UTC"
-    text = "webhooks are sent" if on else f"no webhooks are sent{ends}; leads wait in the log"
-    context.result({"webhook_enabled": on, "until": until and until.isoformat()}, text)
+    A sender that does not run sends nothing: that is no failed pause, but a failed resumption.
+    """
+    from nigredo.endpoint_health import ask_sender
+    from sinks.webhook.endpoint import examine_endpoints
+
+    settings = context.settings("webhook-sender", role="nigredo_app")
+    deadline, problems = time.monotonic() + OBEYED_WITHIN_S, []
+    for endpoint in examine_endpoints(settings)[0].values():
+        listener = listener_of(context, settings, endpoint.name)
+        if not endpoint.enabled:
+            if not paused:
+                problems.append(f"{endpoint.name} is not enabled in WEBHOOK_ENDPOINTS_FILE, so nothing is sent to it")
+            continue
+        if listener is None:
+            complain(f"whether the sender of {endpoint.name} obeys is not known: its listener is not known here")
+            continue
+        while True:
+            sender = ask_sender(listener, endpoint.name)
+            if sender.paused is paused or (paused and not sender.ready and sender.paused is None):
+                break
+            if time.monotonic() > deadline:
+                reason = sender.waiting_for or ("it still sends" if paused else "it does not say that it sends")
+                problems.append(f"the sender of {endpoint.name} does not obey yet: {reason}")
+                break
+            time.sleep(LOOK_EVERY_S)
+    for problem in problems:
+        complain(problem)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def part_of(endpoint: str) -> str:
+    """Return the name of an endpoint's sender among the parts of a stack."""
+    return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
+
+
+def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:
+    """Return where the sender tells of itself, when that is known here."""
+    from nigredo.stack.embedded import sender_ports
+    from sinks.webhook.endpoint import examine_endpoints
+
+    home = context.target.home
+    port = settings.health_port if home is None else sender_ports(home, examine_endpoints(settings)[0])[endpoint]
+    host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
+    return f"http://{host}:{port}" if port else None
 
 
 COMMANDS = (webhook,)

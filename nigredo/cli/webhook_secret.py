@@ -35,4 +35,5 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
     context.result(
         {"endpoint": endpoint, "file": str(file), "old_until": until.isoformat()},
         f"the new secret is the first line of {file}; the old one still signs until {until:%Y-%m-%d %H:%M:%S} UTC",
+        changed=True,
     )

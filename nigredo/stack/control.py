@@ -78,9 +78,14 @@ async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> as
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), 5.0)
+            request = json.loads(await asyncio.wait_for(reader.readline(), 5.0))
+            if not isinstance(request, dict):
+                raise ValueError("no request")
             try:
-                reply = await answer(json.loads(line))
+                # A copy of a home may hold a link to this very socket.
+                if request.pop("folder", ours) != ours:
+                    raise NigredoError(f"the stack that answers runs in {home.dir}, of which this folder is a copy")
+                reply = await answer(request)
             except NigredoError as error:
                 reply = {"error": str(error)}
             writer.write(json.dumps(reply).encode() + b"\n")
@@ -90,6 +95,7 @@ async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> as
         finally:
             writer.close()
 
+    ours = _folder(home)
     path = home.dir / "run" / "control"
     path.unlink(missing_ok=True)
     with _short(path) as reachable:
@@ -109,7 +115,7 @@ def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
         try:
             with _short(home.dir / "run" / "control") as reachable:
                 connection.connect(reachable)
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(json.dumps(request | {"folder": _folder(home)}).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline()
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
@@ -124,6 +130,12 @@ def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
     if "error" in answer:
         raise NigredoError(answer["error"])
     return answer
+
+
+def _folder(home: Home) -> list[int]:
+    """Return what tells a home from its copies, by whatever path it is reached."""
+    found = home.dir.stat()
+    return [found.st_dev, found.st_ino]
 
 
 @contextmanager

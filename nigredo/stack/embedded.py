@@ -208,7 +208,14 @@ async def run(
     supervisor = Supervisor(home, steps(home, artifacts, environment, external), GOAL)
     check_ports([part.part for name, part in supervisor.parts.items() if name in (*INFRASTRUCTURE, GOAL)])
     stopped = asyncio.Event()
-    server = await control.serve(home, lambda request: _answer(supervisor, stop, stopped, request))
+    given = {name: environment[name] for name in Settings.names() if name in environment}
+
+    async def answer(request: control.Answer) -> control.Answer:
+        if request.get("do") == "environment":
+            return {"environment": given}
+        return await _answer(supervisor, stop, stopped, request)
+
+    server = await control.serve(home, answer)
     supervisor.begin()
     telling = asyncio.create_task(_tell_progress(supervisor, tell))
     starting = asyncio.create_task(_start(supervisor, tell, when_accepting, when_ready))

@@ -27,6 +27,8 @@ STABLE_AFTER_S = 30.0
 """A part that stayed ready this long starts again at once when it dies."""
 TROUBLE_AFTER = 5
 """A part that ended this often without ever being ready is in trouble: it is tried on, and commands stop to wait."""
+STATE_DIR = "NIGREDO_STATE_DIR"
+"""In the environment of every part: the mark of the stack that it belongs to."""
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_MAX = 500
 
@@ -157,7 +159,7 @@ class Supervised:
                 asyncio.create_subprocess_exec(
                     *self.part.prefix,
                     *self.part.command,
-                    env=dict(self.part.environment),
+                    env=dict(self.part.environment) | {STATE_DIR: str(self._home.dir / "state")},
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

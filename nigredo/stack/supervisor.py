@@ -20,7 +20,7 @@ from nigredo.backoff import Backoff
 from nigredo.errors import ConfigurationError, NigredoError, StartRefused
 from nigredo.stack.home import Home
 from nigredo.stack.part import Part
-from nigredo.stack.supervised import POLL_STARTING_S, Supervised, describe, identity, seen
+from nigredo.stack.supervised import POLL_STARTING_S, STATE_DIR, Supervised, describe, identity, seen
 
 LOG_MAX_BYTES = 64 * 1024 * 1024
 LOG_CHECK_S = 30.0
@@ -259,14 +259,15 @@ def needed_by(steps: Sequence[Step], goal: str) -> list[str]:
 def end_leftovers(home: Home) -> list[str]:
     """End parts that outlived a supervisor which was killed; return their names.
 
-    A process is known by its id and its start time, so that nobody else's is ever ended.
+    A process is known by its id, its start time and the stack that it was started for, so that no other is ever ended:
+    a copied home has the ids of the running stack that it was copied from.
     """
     ended = []
     for file in sorted((home.dir / "run").glob("*.pid")):
         pid, _, _ = (written := file.read_text(encoding="utf-8")).partition(" ")
-        with suppress(psutil.NoSuchProcess, ValueError):
-            if identity(int(pid)) == written:
-                process = psutil.Process(int(pid))
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
+            process = psutil.Process(int(pid))
+            if identity(int(pid)) == written and _belongs(process, home):
                 for number in (signal.SIGINT if file.stem == "postgres" else signal.SIGTERM, signal.SIGKILL):
                     process.send_signal(number)
                     with suppress(psutil.TimeoutExpired):
@@ -282,9 +283,25 @@ def _end_orphans(home: Home) -> list[str]:
     ended = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            mine = process.environ().get("NIGREDO_STATE_DIR") == str(home.dir / "state")
-            if mine and process.ppid() == 1 and process.pid != os.getpid():
+            state = process.environ().get(STATE_DIR)
+            if process.ppid() == 1 and process.pid != os.getpid() and state and _is_folder_of(home, Path(state).parent):
                 process.kill()
                 process.wait(LEFTOVER_GRACE_S)
                 ended.append(f"a worker ({process.pid})")
     return ended
+
+
+def _belongs(process: psutil.Process, home: Home) -> bool:
+    """Say whether a process was started for this home."""
+    if state := process.environ().get(STATE_DIR):
+        return _is_folder_of(home, Path(state).parent)
+    # Broker, database and registry of an earlier release carry no mark; their folders are on their command lines.
+    paths = (Path(word.removeprefix("@")) for word in process.cmdline())
+    return any(_is_folder_of(home, folder) for path in paths if path.is_absolute() for folder in path.parents[:2])
+
+
+def _is_folder_of(home: Home, folder: Path) -> bool:
+    try:
+        return folder.samefile(home.dir)
+    except OSError:
+        return False

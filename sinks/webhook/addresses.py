@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
-from nigredo.networks import Address
-from nigredo.settings import Network
+from nigredo.networks import Address, Network
 
 # `is_global` calls these public, for they lead to public addresses too. RFC 6052, RFC 8215, RFC 3056, RFC 4380.
 _NAT64 = IPv6Network("64:ff9b::/96")

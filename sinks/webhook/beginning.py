@@ -7,7 +7,8 @@ again. So the control topic remembers which partitions of the leads were begun, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from nigredo.clock import utc_now
 from nigredo.errors import StartRefused
@@ -26,6 +27,8 @@ from sinks.webhook.endpoint import COMPONENT, NOW, Endpoint
 log = get_logger()
 
 KIND = "endpoint"
+FIRST = ("since", "starts")
+"""In the remembered entry: when an endpoint began that began with what came then, and at which offsets."""
 READ_DEADLINE_S = 30.0
 DELIVERY_TIMEOUT_S = 10.0
 
@@ -47,7 +50,8 @@ async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{KIND}:{endpoint.name}"
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
-    begun = await asyncio.to_thread(_begun, reader, codec, key)
+    entry = await asyncio.to_thread(_entry, reader, codec, key)
+    begun = set() if entry is None else {int(p) for p in entry.value["partitions"].split(",")}
     lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
     if lost:
         raise StartRefused(
@@ -61,7 +65,24 @@ async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[end] for p in new if committed[p] is None}
     if starts:
         await asyncio.to_thread(commit_offsets, settings, group, LEADS, starts)
-    await _remember(settings, codec, endpoint, partitions)
+    if begun or endpoint.start != NOW:
+        first = {} if entry is None else {name: entry.value[name] for name in FIRST if name in entry.value}
+    else:
+        first = {"since": utc_now().isoformat(), "starts": ",".join(f"{p}:{at}" for p, at in starts.items())}
+    await _remember(settings, codec, endpoint, partitions, first)
+
+
+def first_offsets(entry: ControlEntry) -> tuple[datetime, dict[int, int]] | None:
+    """Return when an endpoint began and at which offsets, for one that began with what came then; else None.
+
+    None too for one that an earlier release began, which did not remember it.
+    """
+    try:
+        at = datetime.fromisoformat(entry.value["since"])
+        places = [place.partition(":") for place in entry.value["starts"].split(",") if place]
+        return at, {int(partition): int(offset) for partition, _, offset in places}
+    except (KeyError, ValueError):
+        return None
 
 
 def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
@@ -82,9 +103,9 @@ def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> 
             commit_offsets(settings, group, topic, starts)
 
 
-def _begun(reader: LogReader, codec: Codec, key: str) -> set[int]:
-    """Return the partitions that the control topic says were begun."""
-    begun: set[int] = set()
+def _entry(reader: LogReader, codec: Codec, key: str) -> ControlEntry | None:
+    """Return what the control topic remembers of an endpoint."""
+    found: ControlEntry | None = None
     partitions = reader.partitions(CONTROL)
     for message in reader.read_to_end(CONTROL, partitions, deadline_s=READ_DEADLINE_S):
         if message.key() != key.encode():
@@ -96,13 +117,15 @@ def _begun(reader: LogReader, codec: Codec, key: str) -> set[int]:
             # The last entry that can be read stands.
             log.error("a control entry cannot be read", key=key, offset=message.offset(), error=str(error))
             continue
-        begun = {int(p) for p in entry.value["partitions"].split(",")} if isinstance(entry, ControlEntry) else set()
-    return begun
+        found = entry if isinstance(entry, ControlEntry) else None
+    return found
 
 
-async def _remember(settings: Settings, codec: Codec, endpoint: Endpoint, partitions: list[int]) -> None:
+async def _remember(
+    settings: Settings, codec: Codec, endpoint: Endpoint, partitions: list[int], first: Mapping[str, str]
+) -> None:
     name = endpoint.function(settings)
-    value = {"partitions": ",".join(map(str, partitions))}
+    value = {"partitions": ",".join(map(str, partitions)), **first}
     entry = ControlEntry(KIND, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
     config = producer_config(settings, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
     publisher = Publisher(config, in_flight_max=1)

@@ -20,7 +20,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from nigredo.settings import Network
+from nigredo.networks import Network
 from sinks.webhook.addresses import is_refused
 from sinks.webhook.failure import AddressRefused
 from sinks.webhook.status_line import FloodOfInterimAnswers, StatusLine, is_interim

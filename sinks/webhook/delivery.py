@@ -14,7 +14,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from nigredo.clock import utc_now
-from nigredo.settings import Network
+from nigredo.networks import Network
 from schemas.events import Lead
 from sinks.webhook.answer import READ_FOR_EXCERPT_BYTES, excerpt_of
 from sinks.webhook.connection import ANSWERING, CONNECTING, CURRENT, RESOLVING, Exchange, make_session

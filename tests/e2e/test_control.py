@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from confluent_kafka import Producer
 
 from nigredo.log_reader import LogReader
-from nigredo.testing import Stack, any_ipv4_client, eventually
+from nigredo.testing import Stack, any_ipv4_client, eventually, run_nigredo
 from schemas.events import Lead, Submission
-from schemas.topics import LEADS, SUBMISSIONS
+from schemas.topics import CONTROL, LEADS, SUBMISSIONS
 from tests.e2e.test_limit import codec_of
 from tests.e2e.test_limit_across_workers import decoded, lag
 
@@ -24,6 +26,12 @@ FORM = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 def post(stack: Stack, address: str, key: str | None = None) -> httpx.Response:
     headers = {"X-Forwarded-For": address} | ({} if key is None else {"Idempotency-Key": key})
     return httpx.post(f"{stack.url}/api/leads", json=FORM, headers=headers, timeout=10)
+
+
+def produce(stack: Stack, topic: str, key: bytes, value: bytes | None) -> None:
+    producer = Producer(stack.producer_config(delivery_timeout_s=10))
+    producer.produce(topic, key=key, value=value)
+    assert producer.flush(15) == 0
 
 
 def is_blocked(stack: Stack, address: str) -> bool:
@@ -186,10 +194,97 @@ def test_maintenance_is_a_readable_503_on_forms_alone(stack: Stack) -> None:
     eventually(lambda: post(stack, any_ipv4_client()).status_code == 202, within_s=60, what="the end of maintenance")
 
 
+def test_a_mapped_address_blocks_the_client_that_is_meant_and_is_let_in_by_either_spelling(stack: Stack) -> None:
+    nigredo(stack, "ip", "block", "::ffff:203.0.113.77", "--reason", "a\x1b[31m\nb")
+    try:
+        eventually(lambda: is_blocked(stack, "203.0.113.77"), within_s=60, what="a block")
+        assert "203.0.113.77/32" in nigredo(stack, "ip", "list")
+        assert "a\\x1b[31m\\nb" in nigredo(stack, "ip", "list")
+        wider = stack.nigredo("ip", "unblock", "203.0.113.0/24")
+        assert (wider.code, wider.out) == (1, "")
+        assert wider.err == "nigredo: 203.0.113.0/24 was not blocked\n"
+        nigredo(stack, "ip", "block", "203.0.113.64/26", "--for", "10m")
+        still = stack.nigredo("ip", "unblock", "203.0.113.77")
+        assert (still.code, still.err) == (1, "nigredo: 203.0.113.77/32 is still blocked, by 203.0.113.64/26\n")
+    finally:
+        stack.nigredo("ip", "unblock", "203.0.113.77")
+        nigredo(stack, "ip", "unblock", "::ffff:203.0.113.64/122")
+    eventually(lambda: not is_blocked(stack, "203.0.113.77"), within_s=60, what="the end of the block")
+
+
+def test_a_change_or_a_block_for_a_time_covers_the_permanent_one_and_ends_alone(stack: Stack) -> None:
+    def policy() -> str:
+        return post(stack, any_ipv4_client()).headers["RateLimit-Policy"]
+
+    nigredo(stack, "ip", "block", "203.0.113.78")
+    try:
+        with changed(stack, "RATE_LIMIT_PER_HOUR=20"):
+            again = nigredo(stack, "config", "set", "RATE_LIMIT_PER_HOUR=50", "--for", "5s")
+            assert "then 20 again (set by" in again
+            assert "as before" in nigredo(stack, "ip", "block", "203.0.113.78", "--for", "1s")
+            told = json.loads(nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR", "--json"))
+            assert told["RATE_LIMIT_PER_HOUR"]["value"] in ("50", "20")  # The machine may be slower than the time is.
+            eventually(lambda: "q=20;" in policy(), within_s=60, what="the permanent limit")
+            # Once more, with nothing of the change left but what the topic holds.
+            nigredo(stack, "restart", "ingest")
+            eventually(lambda: "q=20;" in policy(), within_s=60, what="the permanent limit, after a restart")
+            assert is_blocked(stack, "203.0.113.78")
+    finally:
+        nigredo(stack, "ip", "unblock", "203.0.113.78")
+
+
+def test_several_settings_are_changed_together_or_none_is(stack: Stack) -> None:
+    refused = stack.nigredo("config", "set", "RATE_LIMIT_PER_HOUR=19", "FORM_MIN_SECONDS=99")
+    assert (refused.code, refused.out) == (2, "")
+    assert "(default)" in nigredo(stack, "config", "get", "RATE_LIMIT_PER_HOUR")
+
+    nigredo(stack, "config", "set", "RATE_LIMIT_PER_HOUR=19", "FORM_MIN_SECONDS=3")
+    try:
+        told = json.loads(nigredo(stack, "config", "get", "--json"))
+        assert [told[name]["value"] for name in ("RATE_LIMIT_PER_HOUR", "FORM_MIN_SECONDS")] == ["19", "3"]
+    finally:
+        nigredo(stack, "config", "unset", "RATE_LIMIT_PER_HOUR")
+        nigredo(stack, "config", "unset", "FORM_MIN_SECONDS")
+
+
+def test_what_a_command_tells_is_of_the_running_stack_and_no_other(stack: Stack) -> None:
+    own = {"RATE_LIMIT_PER_HOUR": "50", "MAINTENANCE_MODE": "true"}
+    got = stack.nigredo("config", "get", "RATE_LIMIT_PER_HOUR", environment=own)
+    assert (got.out, got.err) == ("RATE_LIMIT_PER_HOUR=10  (default)\n", "")
+    simulated = stack.nigredo("ratelimit", "simulate", any_ipv4_client(), "11", "--json", environment=own)
+    assert json.loads(simulated.out)["verdicts"] == ["accepted"] * 10 + ["rate_limited"]
+
+    other = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    unclear = run_nigredo("config", "get", environment=other | {"NIGREDO_HOME": str(stack.home.dir)})
+    assert (unclear.code, unclear.out) == (1, "")
+    assert "name different clusters" in unclear.err
+    chosen = stack.nigredo("config", "set", "RATE_LIMIT_PER_HOUR=18", "--json", environment=other)
+    nigredo(stack, "config", "unset", "RATE_LIMIT_PER_HOUR")
+    assert chosen.err.startswith(f"nigredo: speaking to the stack in {stack.home.dir} (Kafka at ")
+    assert json.loads(chosen.out)["speaks_to"] == {"home": str(stack.home.dir), "kafka": stack.bootstrap_servers}
+
+
+def test_lines_of_the_log_are_on_stderr_beside_a_document(stack: Stack) -> None:
+    key = b"setting:NO_ENTRY"
+    produce(stack, CONTROL, key, b"no avro")
+    try:
+        told = stack.nigredo("config", "get", "--json")
+        assert "a control entry cannot be read" in told.err
+        assert "RATE_LIMIT_PER_HOUR" in json.loads(told.out)
+    finally:
+        produce(stack, CONTROL, key, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("config", "set", "RATE_LIMIT_PER_HOUR"), "NAME=VALUE"),
+        (("config", "set", "RATE_LIMIT_PER_HOUR=3", "RATE_LIMIT_PER_HOUR=4"), "twice"),
+        (("config", "unset", "NO_SUCH"), "NO_SUCH"),
+        (("keys", "revoke", "no-such"), "no-such"),
+        (("replay", "--from", "2020-01-01", "--to", "2020-01-02", "--yes"), "no lead in that range"),
+        (("webhook", "failures", "--endpoint", "nobody"), "nobody"),
+        (("dead", "list", "--endpoint", "nobody"), "nobody"),
         (("config", "set", "RATE_LIMIT_PER_HOUR=0"), "from 1 to 200"),
         (("config", "set", "DATABASE_URL=x"), "at the start only"),
         (("config", "get", "NO_SUCH"), "NO_SUCH"),

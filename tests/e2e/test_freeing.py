@@ -284,6 +284,6 @@ def test_the_list_is_the_runbooks_and_the_limit_is_the_setting(stack: Stack) -> 
     finally:
         nigredo(stack, "config", "unset", "RATE_LIMIT_PER_HOUR")
     refused = stack.nigredo("ratelimit", "set-limit", "1000")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "from 1 to 200" in refused.err
     assert stack.nigredo("ratelimit", "reset", "nobody").code == 2

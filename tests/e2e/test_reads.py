@@ -223,6 +223,21 @@ def test_a_rotated_key_works_through_the_overlap_and_a_revoked_one_does_not(stac
     assert stack.nigredo("keys", "revoke", rotated["id"]).code != 0
 
 
+def test_a_key_with_an_end_is_followed_by_one_with_the_same_end_and_never_outlives_it(stack: Stack) -> None:
+    old = create_key(stack, "--for", "1h")
+    assert old["until"] is not None
+    rotated = json.loads(stack.nigredo("keys", "rotate", old["id"], "--overlap", "24h", "--json").out)
+    assert rotated["until"] == rotated["old_until"] == old["until"][:23] + old["until"][26:]
+
+    again = stack.nigredo("keys", "rotate", old["id"])
+    assert again.code != 0
+    assert rotated["id"] in again.err
+    until = {each["id"]: each["until"] for each in json.loads(stack.nigredo("keys", "list", "--json").out)}
+    for key_id in (old["id"], rotated["id"]):
+        assert until[key_id][:19] == old["until"][:19]
+        assert stack.nigredo("keys", "revoke", key_id).code == 0
+
+
 def test_with_the_database_away_forms_are_taken_and_reads_say_so(stack: Stack, reader: Reader) -> None:
     assert stack.nigredo("stop", "postgres").code == 0
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -171,9 +172,33 @@ def test_a_port_in_use_is_told_in_one_line_and_nothing_is_left_running(tmp_path:
     assert not list((tmp_path / "home" / "run").glob("*.pid"))
 
 
+@pytest.mark.embedded
+def test_a_copied_home_is_another_home_and_ends_nothing_of_the_stack_it_was_copied_from(
+    stack: Stack, tmp_path: Path
+) -> None:
+    before = {name: part["pid"] for name, part in stack.status()["parts"].items()}
+    (tmp_path / "run").mkdir()
+    for file in (stack.home.dir / "run").glob("*"):
+        if file.is_file():
+            shutil.copy2(file, tmp_path / "run")
+    shutil.copy2(stack.home.dir / "stack.json", tmp_path)
+    (tmp_path / "run" / "control").hardlink_to(stack.home.dir / "run" / "control")
+
+    status = run_nigredo("--home", str(tmp_path), "status")
+    assert (status.code, status.out) == (1, "")
+    assert f"runs in {stack.home.dir}, of which this folder is a copy" in status.err
+    (tmp_path / "run" / "control").unlink()
+    down = run_nigredo("--home", str(tmp_path), "down", "--json")
+    assert (down.code, json.loads(down.out)["ended"]) == (0, [])
+
+    assert {name: part["pid"] for name, part in stack.status()["parts"].items()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["down"], "there is no stack in"),
+        (["ip", "block", "192.0.2.1"], "there is no stack in"),
         (["status"], "no stack runs in"),
         (["env"], "there is no stack in"),
         (["stop", "kafka"], "no stack runs in"),

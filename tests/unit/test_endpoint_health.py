@@ -58,5 +58,7 @@ def test_a_sender_is_asked_for_its_own_endpoint_and_another_ones_word_says_nothi
     try:
         assert ask_sender(f"http://127.0.0.1:{port}", "crm") == Sender(False, "start", "open")
         assert ask_sender(f"http://127.0.0.1:{port}", "erp") == Sender(True, None, None)
+        health.tell_also(lambda: {"endpoint": "crm", "breaker": "closed", "paused": True})
+        assert ask_sender(f"http://127.0.0.1:{port}", "crm") == Sender(False, "start", "closed", paused=True)
     finally:
         server.stop()

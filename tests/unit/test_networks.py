@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.networks import client_address, client_network, parse_hop, unmapped, within
+from nigredo.control import Networks
+from nigredo.networks import client_address, client_network, parse_hop, parse_network, unmapped, within
+from nigredo.settings import Settings
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PROXIES = (*LOOPBACK, ip_network("10.0.0.0/8"))
@@ -95,3 +97,51 @@ def test_an_ipv4_hop_is_read_as_strictly_as_the_standard_library_does(text: str)
         expected = None
 
     assert parse_hop(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("::ffff:198.51.100.7", "198.51.100.7/32"),
+        ("::ffff:198.51.100.0/120", "198.51.100.0/24"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("64:ff9b::198.51.100.7", "198.51.100.7/32"),
+        ("64:ff9b::10.0.0.0/104", "10.0.0.0/8"),
+        # A translator's prefix is not every IPv4 address.
+        ("64:ff9b::/96", "64:ff9b::/96"),
+        (" ::FFFF:c633:6407 ", "198.51.100.7/32"),
+        ("198.51.100.0/24", "198.51.100.0/24"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        # Wider than the mapped addresses: a network of IPv6 like any other.
+        ("::/0", "::/0"),
+    ],
+)
+def test_a_network_in_ipv6_clothes_is_the_ipv4_network(text: str, meant: str) -> None:
+    assert parse_network(text) == ip_network(meant)
+
+
+@pytest.mark.parametrize("text", ["198.51.100.7/24", "::ffff:198.51.100.7/120", "nowhere", "", "1.2.3.4/33"])
+def test_what_is_no_network_is_refused_and_host_bits_are(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_network(text)
+
+
+def test_host_bits_may_be_let_pass_in_ipv6_clothes_too() -> None:
+    assert parse_network("::ffff:198.51.100.7/120", strict=False) == ip_network("198.51.100.0/24")
+
+
+@pytest.mark.parametrize("name", ["TRUSTED_PROXIES", "RATE_LIMIT_EXEMPT", "WEBHOOK_ALLOWED_NETWORKS"])
+def test_a_setting_of_networks_covers_the_addresses_that_were_meant(name: str) -> None:
+    found = Settings.parse(name, "::ffff:198.51.100.0/120, 2001:db8::/32")
+
+    assert within(ip_address("198.51.100.7"), found)
+    assert within(ip_address("::ffff:198.51.100.7"), found)
+    assert not within(ip_address("198.51.101.7"), found)
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32))
+def test_a_mapped_network_covers_what_the_plain_one_does(address: IPv4Address, length: int) -> None:
+    mapped = parse_network(f"::ffff:{address}/{96 + length}", strict=False)
+
+    assert mapped == ip_network((address, length), strict=False)
+    assert Networks([mapped]).cover(address)

@@ -1,0 +1,129 @@
+"""`nigredo keys`: API keys, of which only the hashes are kept."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from nigredo.cli.control import Duration, changes_of, lasts, shown_until, until_of
+from nigredo.cli.output import Context, with_context
+from nigredo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nigredo.changes import Changes
+    from schemas.events import ControlEntry
+
+
+HEIR = "heir"
+"""In the entry of a key that was rotated: the id of the key that followed it."""
+
+
+@click.group()
+def keys() -> None:
+    """API keys for reading leads over HTTP; only their hashes are kept."""
+
+
+@keys.command(name="create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, default=("leads:read",), show_default=True, help="Repeatable")
+@lasts
+@with_context
+def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
+    """Create a key and print it, once: nobody can show it again. NAME says whose it is."""
+    from nigredo.api_keys import SCOPES, as_value, create
+    from nigredo.control import API_KEY
+
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise click.UsageError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
+    (text, key), until = create(name, frozenset(scopes)), until_of(lasts)
+    changes_of(context).put(API_KEY, key.id, as_value(key), expires_at=until)
+    document = {"id": key.id, "name": name, "key": text, "scopes": sorted(key.scopes)}
+    context.result(document | {"until": until and until.isoformat()}, text, changed=True)
+
+
+@keys.command(name="list")
+@with_context
+def list_keys(context: Context) -> None:
+    """Show which keys there are, what they may do, and until when."""
+    found = sorted(_standing_keys(changes_of(context)).values(), key=lambda entry: entry.set_at)
+    document = [
+        {
+            "id": entry.name,
+            "name": entry.value.get("name", ""),
+            "scopes": entry.value.get("scopes", "").split(),
+            "by": entry.set_by,
+            "since": entry.set_at.isoformat(),
+            "until": entry.expires_at and entry.expires_at.isoformat(),
+        }
+        for entry in found
+    ]
+    lines = [
+        f"{entry.name}  {entry.value.get('name', '')}  {entry.value.get('scopes', '')}  "
+        f"since {entry.set_at:%Y-%m-%d %H:%M} UTC by {entry.set_by}{shown_until(entry.expires_at)}"
+        for entry in found
+    ]
+    context.result(document, lines or "there are no keys")
+
+
+@keys.command(name="rotate")
+@click.argument("key_id", metavar="ID")
+@click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old one still works")
+@with_context
+def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
+    """Create a key like an old one, print it, and let the old one end after the overlap.
+
+    A key that has an end of its own keeps it: the new one ends then too, and the overlap is no longer than that.
+    """
+    from nigredo.api_keys import as_value, create, from_value
+    from nigredo.changes import Change
+    from nigredo.clock import utc_now
+    from nigredo.control import API_KEY
+
+    changes = changes_of(context)
+    entry = _standing_key(changes, key_id)
+    if heir := entry.value.get(HEIR):
+        raise ConfigurationError(f"{key_id} was rotated before, and ends; rotate the key that followed it: {heir}")
+    old = from_value(key_id, entry.value)
+    text, key = create(old.name, old.scopes)
+    end, old_until = entry.expires_at, utc_now() + overlap
+    old_until = old_until if end is None else min(old_until, end)
+    changes.apply(
+        [
+            Change(API_KEY, key.id, as_value(key), end),
+            Change(API_KEY, old.id, {**as_value(old), HEIR: key.id}, old_until),
+        ]
+    )
+    document = {"id": key.id, "name": key.name, "key": text, "until": end and end.isoformat()}
+    document |= {"old": old.id, "old_until": old_until.isoformat()}
+    context.result(document, text, changed=True)
+
+
+@keys.command(name="revoke")
+@click.argument("key_id", metavar="ID")
+@with_context
+def revoke_key(context: Context, key_id: str) -> None:
+    """End a key, at every node within a second."""
+    from nigredo.control import API_KEY
+
+    changes = changes_of(context)
+    _standing_key(changes, key_id)
+    changes.remove(API_KEY, key_id)
+    context.result({"id": key_id, "revoked": True}, f"{key_id} is known no more", changed=True)
+
+
+def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:
+    from nigredo.control import API_KEY
+
+    return {entry.name: entry for entry in changes.held(API_KEY)}
+
+
+def _standing_key(changes: Changes, key_id: str) -> ControlEntry:
+    found = _standing_keys(changes).get(key_id)
+    if found is None:
+        raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")
+    return found
+
+
+COMMANDS = (keys,)
