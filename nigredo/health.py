@@ -122,6 +122,7 @@ class HealthServer:
                         "status": status,
                         "function": health.function,
                         "waiting_for": reason,
+                        "stopped": health.held,
                         "log_lines_dropped": OUTPUT.dropped,
                         **health.details,
                     }
