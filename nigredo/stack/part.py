@@ -28,6 +28,8 @@ class Part:
     url: str | None = None
     prepare: Callable[[], None] | None = None
     """Runs before each start, in a thread."""
+    ended: Callable[[], None] | None = None
+    """Runs, in a thread, once it was ended on purpose and not by force."""
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
     """How long it may take to end before it is killed."""

@@ -13,6 +13,7 @@ from nigredo.stack.part import Part, http_waiting_for
 def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
     """Describe the registry of a stack."""
     port = home.port("registry")
+    program = str(artifacts.registry_dir / "quarkus-run.jar")
     java = JavaProgram(
         "registry",
         home.dir / "registry",
@@ -25,8 +26,9 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
             "-Dquarkus.management.host=127.0.0.1",
             "-Dquarkus.management.port=0",
             "-jar",
-            str(artifacts.registry_dir / "quarkus-run.jar"),
+            program,
         ),
+        program,
     )
     return Part(
         "registry",
@@ -43,5 +45,6 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
         ports=(port,),
         url=home.url("registry"),
         prepare=java.prepare,
+        ended=java.ended,
         grace_s=JVM_GRACE_S,
     )

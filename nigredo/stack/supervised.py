@@ -213,10 +213,15 @@ class Supervised:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
+        by_force = self.process.returncode == -signal.SIGKILL
         self._end_group()
         self.process = None
         self.waiting_for = "start"
         self._pid_file.unlink(missing_ok=True)
+        if self.part.ended is not None and not by_force:
+            # A saving for later starts: a disk that is full ends nothing.
+            with suppress(OSError):
+                await self._in_thread(self.part.ended)
 
     def _end_group(self) -> None:
         """End whatever the process left behind in its group, such as a server's workers: they hold its port."""
