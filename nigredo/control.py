@@ -31,6 +31,8 @@ SETTING = "setting"
 IP_BLOCK = "ip-block"
 API_KEY = "api-key"
 LEAVE = "leave"
+ENDPOINT = "endpoint"
+"""The partitions of the leads that an endpoint was begun with: a group that lost an offset is known by it."""
 
 FALLS_BACK = (SETTING, IP_BLOCK)
 """Kinds whose temporary entry gives way to the permanent one again. A key that was given an end has no other."""

@@ -10,7 +10,9 @@ from uuid import UUID
 
 from confluent_kafka import Message
 
+from nigredo.changes import Changes
 from nigredo.clock import from_ms
+from nigredo.control import ENDPOINT, key_of
 from nigredo.encoded_window import decoded
 from nigredo.groups import sender_group
 from nigredo.known_windows import KnownWindows
@@ -176,10 +178,12 @@ class Survey:
     def sender_restarts(self, name: str) -> list[Restart]:
         """Return where the sender of an endpoint has to go on, by topic and partition."""
         group, delivered, restarts = sender_group(self._settings, name), None, list[Restart]()
+        # Kafka deletes a group's offsets together with a topic, so that none at all may be a loss too.
+        begun = key_of(ENDPOINT, name) in Changes(self._settings, COMPONENT).standing()
         for topic in (LEADS, *retry_topics(name), WEBHOOK_REPLAYS):
             partitions = self._reader.partitions(topic)
             positions = self._reader.positions(group, topic, partitions)
-            if all(position is None for position in positions.values()):
+            if not begun and all(position is None for position in positions.values()):
                 continue  # It never began, and begins where its settings say.
             for number in partitions:
                 stored = self._stored(group, topic, number, positions[number])

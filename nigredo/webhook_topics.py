@@ -40,7 +40,11 @@ class WebhookTopics:
         group = sender_group(self._settings, endpoint)
         committed = self._reader.committed(group, LEADS, self._reader.partitions(LEADS))
         if all(offset is None for offset in committed.values()):
-            raise ConfigurationError(f"no endpoint {endpoint} was ever begun: group {group} has no offsets")
+            # They go with the topic, when it is deleted.
+            raise ConfigurationError(
+                f"group {group} has no offsets: endpoint {endpoint} was never begun, or lost them; look with"
+                f" nigredo recover --dry-run"
+            )
         return {partition: offset or 0 for partition, offset in committed.items()}
 
     def waiting(self, endpoint: str) -> set[bytes]:

@@ -200,10 +200,11 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
 def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
     """Return where an endpoint began that began with what came then, if that was remembered."""
     from nigredo.changes import Changes
+    from nigredo.control import ENDPOINT
     from nigredo.deliveries import Begun
-    from sinks.webhook.beginning import KIND, first_offsets
+    from sinks.webhook.beginning import first_offsets
 
-    entries = Changes(settings, context.actor).held(KIND)
+    entries = Changes(settings, context.actor).held(ENDPOINT)
     entry = next((entry for entry in entries if entry.name == endpoint), None)
     found = None if entry is None else first_offsets(entry)
     return None if found is None else Begun(*found)

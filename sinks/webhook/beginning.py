@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from nigredo.clock import utc_now
+from nigredo.control import ENDPOINT
 from nigredo.errors import StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.kafka import Publisher, producer_config
@@ -26,7 +27,6 @@ from sinks.webhook.endpoint import COMPONENT, NOW, Endpoint
 
 log = get_logger()
 
-KIND = "endpoint"
 FIRST = ("since", "starts")
 """In the remembered entry: when an endpoint began that began with what came then, and at which offsets."""
 READ_DEADLINE_S = 30.0
@@ -47,7 +47,7 @@ async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
 
 async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     codec = await ready_codec(settings, [CONTROL])
-    reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{KIND}:{endpoint.name}"
+    reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
     entry = await asyncio.to_thread(_entry, reader, codec, key)
@@ -126,10 +126,10 @@ async def _remember(
 ) -> None:
     name = endpoint.function(settings)
     value = {"partitions": ",".join(map(str, partitions)), **first}
-    entry = ControlEntry(KIND, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
+    entry = ControlEntry(ENDPOINT, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
     config = producer_config(settings, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
     publisher = Publisher(config, in_flight_max=1)
     try:
-        await publisher.publish(CONTROL, key=f"{KIND}:{endpoint.name}".encode(), value=codec.encode(CONTROL, entry))
+        await publisher.publish(CONTROL, key=f"{ENDPOINT}:{endpoint.name}".encode(), value=codec.encode(CONTROL, entry))
     finally:
         await publisher.close()
