@@ -13,6 +13,9 @@ from nigredo.encoded_window import rank_of
 from nigredo.log_position import Mark
 from schemas.codec import Codec
 
+OF_NO_RECORD = -1
+"""Input offset of a window that `nigredo recover` rewrote: it counts, and proves nothing of the log."""
+
 
 class KnownWindows:
     """The window of each network that read furthest, in the order of their last change.
@@ -33,13 +36,14 @@ class KnownWindows:
         return reversed(self._values.values())
 
     def furthest(self) -> Mark | None:
-        """Return the record up to which the furthest of them read, its time as a bound. Looks at each of them.
+        """Return the record up to which the furthest of them read, its time as a bound; None when none names one.
 
-        A window has the key of the record that it came from, and its clock is never behind it.
+
+        Looks at each of them. A window has the key of the record that it came from, and its clock is never behind it.
         """
         ranks = ((rank_of(self._codec, value), key) for key, value in self._values.items())
         rank, key = max(ranks, default=(None, b""))
-        return None if rank is None else Mark.of(rank.input_offset, rank.updated_at_ms, key)
+        return None if rank is None or rank.input_offset < 0 else Mark.of(rank.input_offset, rank.updated_at_ms, key)
 
     def take(self, key: bytes, value: bytes | None) -> None:
         """Take a record, the topic's next one. Raises Undecodable (what is known stands), RegistryUnavailable."""

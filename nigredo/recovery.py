@@ -22,6 +22,7 @@ from nigredo.group_drain import drained
 from nigredo.groups import commit_offsets, sender_group
 from nigredo.headers import cloud_event
 from nigredo.kafka import producer_config
+from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import LogPosition, to_metadata
 from nigredo.log_reader import LogReader
 from nigredo.lost_leads import stored_leads
@@ -105,14 +106,14 @@ class Recovery:
         tell(f"{self._survey.limiter} goes on: {_offsets(restarts)}")
 
     def _lowered(self, restart: Restart) -> Iterator[Outgoing]:
-        """Yield windows that are past a restart: a tombstone, then the same window with a lower input offset.
+        """Yield windows that are past a restart: a tombstone, then the same window without an input offset.
 
         Of several windows of a network the one that read furthest wins, so that only a tombstone makes room for a
         lower one. No limiter runs in between.
         """
         codec = self._survey.codec()
         for value in list(self._survey.windows(restart.partition)):
-            state = lowered(decoded(codec, value), restart.goes_to)
+            state = lowered(decoded(codec, value), restart.windows_from)
             if state is not None:
                 key = state.client_network.encode()
                 yield Outgoing(RATE_LIMITS, key, None, partition=restart.partition)
@@ -132,7 +133,7 @@ class Recovery:
                 # As every producer of the product partitions: murmur2, by Kafka's own way.
                 target = (murmur2(key) & 0x7FFFFFFF) % len(partitions)
                 if target in added:
-                    moved = replace(state, input_offset=added[target] - 1)
+                    moved = replace(state, input_offset=OF_NO_RECORD)
                     yield Outgoing(RATE_LIMITS, key, encoded(codec, moved), partition=target)
 
     def _repair_sender(self, name: str, tell: Tell) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import Finding, LogNow, LogPosition, compare, refusal
 from schemas.events import RateLimitState
 
@@ -48,6 +49,8 @@ class Restart:
     stands_at: int | None
     goes_to: int
     reason: str
+    windows_from: int = 0
+    """Of the limiter: windows with this input offset or a higher one are rewritten."""
 
 
 class Unhandled(NamedTuple):
@@ -82,11 +85,12 @@ def first_unhandled(records: Iterable[Unhandled], handled: Container[bytes], end
     return next((record.offset for record in records if record.id is not None and record.id not in handled), end)
 
 
-def lowered(state: RateLimitState, restart: int) -> RateLimitState | None:
-    """Return a window that lets its partition be judged from `restart` on; None when it does so already.
+def lowered(state: RateLimitState, input_offset: int) -> RateLimitState | None:
+    """Return a window that lets its partition be judged from an offset on; None when it does so already.
 
-    Acceptances, refusals and time stay: what was accepted counts, and its id gets the verdict that it had.
+    Acceptances, refusals and time stay: what was accepted counts, and its id gets the verdict that it had. The record
+    before it need not be of this network, so that the window names no record of the log any more.
     """
-    if state.input_offset < restart:
+    if state.input_offset < input_offset:
         return None
-    return replace(state, input_offset=restart - 1)
+    return replace(state, input_offset=OF_NO_RECORD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -128,7 +128,9 @@ class Survey:
             else:
                 judged = self._judged(wrong) if judged is None else judged
                 goes_to = self._first(found, self._submissions(part.stored.partition, found), judged)
-            restarts.append(_restart(part.stored, goes_to, found.reason))
+            # Of windows that read another log, those at lower offsets than the restart are no proof either.
+            windows_from = 0 if part.by_windows else goes_to
+            restarts.append(replace(_restart(part.stored, goes_to, found.reason), windows_from=windows_from))
         return restarts
 
     def _limiter_partitions(self) -> list[_Partition]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.encoded_window import encoded, rank_of
-from nigredo.known_windows import KnownWindows
+from nigredo.known_windows import OF_NO_RECORD, KnownWindows
 from schemas.events import RateLimitState
 from tests.unit.test_encoded_window import a_codec
 
@@ -58,3 +58,10 @@ def test_the_oldest_go_as_long_as_they_are_over_and_no_more_than_told(over: int,
     gone = min(over, 5, 5 if at_once is None else at_once)
     assert let_go == gone
     assert list(known) == [value(key, offset) for offset, key in enumerate("abcde")][gone:][::-1]
+
+
+def test_windows_that_a_recovery_rewrote_count_and_name_no_record_of_the_log() -> None:
+    known = taken([("a", OF_NO_RECORD), ("b", OF_NO_RECORD)])
+
+    assert known.furthest() is None
+    assert known.get(b"a") == value("a", OF_NO_RECORD)
