@@ -13,11 +13,12 @@ import httpx
 
 from nigredo.clock import from_ms
 from nigredo.log_reader import LogReader
+from nigredo.recovery_plan import Stored, disagreement
 from nigredo.replay import from_key
 from nigredo.settings import Settings
 from nigredo.webhook_topics import WebhookTopics
 from schemas.events import DeliveryAttempt, WebhookRetry
-from schemas.topics import DELIVERIES, LEADS
+from schemas.topics import DELIVERIES, LEADS, SUBMISSIONS
 
 COMPONENT = "webhook"
 RECENTLY = timedelta(minutes=10)
@@ -25,6 +26,7 @@ FAILED_SHARE_MAX = 0.1
 """Together with `RECENTLY` the operations runbook's alarm: more than 10 % for 10 minutes."""
 UNDELIVERED_MAX = timedelta(minutes=10)
 LISTENER_TIMEOUT_S = 2.0
+READ_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class EndpointHealth:
     """In retry topics."""
     replays: int
     dead: int
+    not_judged: str | None = None
+    """Why submissions become no leads, although the limiter may run."""
 
     @property
     def failed_share(self) -> float:
@@ -76,6 +80,8 @@ class EndpointHealth:
             found.append("paused")
         if not self.sender.ready:
             found.append(f"the sender waits for {self.sender.waiting_for}")
+        if self.not_judged is not None:
+            found.append(f"submissions are not judged: {self.not_judged}")
         if self.sender.breaker not in (None, "closed"):
             found.append(f"the breaker is {self.sender.breaker}")
         if self.failed_share > FAILED_SHARE_MAX:
@@ -120,7 +126,20 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
         waiting=waiting,
         replays=len(topics.replays(endpoint)),
         dead=sum(dead.endpoint == endpoint for dead in topics.dead()),
+        not_judged=_not_judged(settings, reader),
     )
+
+
+def _not_judged(settings: Settings, reader: LogReader) -> str | None:
+    """Return why the limiter does not go on in some partition, as its positions and the log tell."""
+    group = settings.function("rate-limiter")
+    for number, position in reader.positions(group, SUBMISSIONS, reader.partitions(SUBMISSIONS)).items():
+        asks_at = 0 if position is None else position.asks_at
+        now = reader.now(SUBMISSIONS, number, asks_at, deadline_s=READ_DEADLINE_S)
+        found = disagreement(Stored(group, SUBMISSIONS, number, position, now))
+        if found is not None and (position is not None or now.end > now.start):
+            return found.reason
+    return None
 
 
 def _outcomes(reader: LogReader, topics: WebhookTopics, endpoint: str, since: datetime) -> Iterator[str]:

@@ -31,7 +31,8 @@ def status(context: Context, endpoint: str) -> None:
     """Show how delivery to a receiver goes. The exit code is 0 only when nothing needs a person.
 
     Needs one: a pause, an open breaker, a sender that is not ready, more than a tenth of the attempts of the last ten
-    minutes failed, a lead that waits for more than ten minutes. Dead leads are shown and do not count.
+    minutes failed, a lead that waits for more than ten minutes, submissions that are not judged because the log is not
+    the one that the limiter read. Dead leads are shown and do not count.
     """
     from nigredo.clock import utc_now
     from nigredo.endpoint_health import look
