@@ -145,7 +145,8 @@ class Lab:
     def reference(self, name: str, *arguments: str, python: Path = Path(sys.executable)) -> Iterator[Running]:
         """Run a reference that tells its progress on stdout, a JSON line at a time."""
         command = [str(python), "-m", f"bench.references.{name}", *arguments]
-        with self._process(name, command, os.environ, lambda: True) as running:
+        settings = self.home.part_environment(os.environ, "bench", role="admin")
+        with self._process(name, command, settings, lambda: True) as running:
             yield running
 
     @contextmanager

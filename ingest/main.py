@@ -19,7 +19,7 @@ from granian.log import LogLevels
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
 from ingest.exposition import Exposition, parent_folder, shared_folder
 from ingest.repeats import read_secret
-from nigredo.health import HealthServer
+from nigredo.health import health_server
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from nigredo.telemetry import get_logger
@@ -80,9 +80,9 @@ def _serve(settings: Settings) -> None:
             folder = ends.enter_context(shared_folder(parent_folder(settings.state_dir)))
             # The library reads its one setting from the environment alone, in the workers.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-            server = HealthServer(None, settings.health_host, settings.health_port, Exposition(folder))
-            server.start()
-            ends.callback(server.stop)
+            if server := health_server(None, settings, Exposition(folder)):
+                server.start()
+                ends.callback(server.stop)
         Server(
             "ingest.app:create",
             factory=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,6 +13,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from nigredo import metrics
 from nigredo.errors import ConfigurationError
+from nigredo.host_guard import HEADERS, REFUSED, may_ask
+from nigredo.settings import Settings
 from nigredo.telemetry import OUTPUT, get_logger
 
 log = get_logger()
@@ -101,10 +103,17 @@ class HealthServer:
     """
 
     def __init__(
-        self, health: Health | None, host: str, port: int, exposition: Callable[[], bytes] = metrics.exposition
+        self,
+        health: Health | None,
+        host: str,
+        port: int,
+        exposition: Callable[[], bytes] = metrics.exposition,
+        *,
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         """health: None where another listener tells whether the process is ready.
 
+        allowed_hosts: names that a request may call this listener by, as in `host_guard.may_ask`.
         exposition: returns what `/metrics` tells; this process's own numbers unless others are to be told.
         Raises ConfigurationError when nothing can listen there.
         """
@@ -113,7 +122,10 @@ class HealthServer:
             timeout = 5
 
             def do_GET(self) -> None:
-                if self.path == "/health/live":
+                names = self.headers.get_all("Host") or [""]
+                if len(names) != 1 or not may_ask(names[0], allowed_hosts):
+                    self._answer(421, {"status": REFUSED})
+                elif self.path == "/health/live":
                     self._answer(200, {"status": "ok"})
                 elif self.path in ("/health", "/health/ready") and health is not None:
                     reason = health.waiting_for
@@ -146,6 +158,8 @@ class HealthServer:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in HEADERS.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -166,3 +180,13 @@ class HealthServer:
         """Stop answering and close the port."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def health_server(
+    health: Health | None, settings: Settings, exposition: Callable[[], bytes] = metrics.exposition
+) -> HealthServer | None:
+    """Return the listener that the settings ask for, not started yet; None for none. Raises ConfigurationError."""
+    if not settings.health_port:
+        return None
+    host, port, names = settings.health_host, settings.health_port, settings.health_allowed_hosts
+    return HealthServer(health, host, port, exposition, allowed_hosts=names)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
 from nigredo.errors import ConfigurationError
+from nigredo.password_file import read_password
 from nigredo.settings import Settings
 
 
@@ -31,13 +31,7 @@ def librdkafka_security(settings: Settings) -> dict[str, str]:
 
 def sasl_password(settings: Settings) -> str:
     """Return the password in the file of the settings. Raises ConfigurationError when there is none."""
-    try:
-        password = _given(settings.kafka_sasl_password_file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"KAFKA_SASL_PASSWORD_FILE: cannot be read ({_reason(error)})") from None
-    if not password:
-        raise ConfigurationError("KAFKA_SASL_PASSWORD_FILE: the file is empty")
-    return password
+    return read_password(settings.kafka_sasl_password_file, "KAFKA_SASL_PASSWORD_FILE")
 
 
 def ssl_context(settings: Settings) -> ssl.SSLContext:
@@ -57,14 +51,8 @@ def ssl_context(settings: Settings) -> ssl.SSLContext:
     return context
 
 
-def _given(path: Path | None) -> Path:
-    if path is None:
-        raise ConfigurationError("KAFKA_SASL_PASSWORD_FILE: is not set")
-    return path
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: OSError) -> str:
     """Return why, in words that hold nothing of the file."""
     if isinstance(error, ssl.SSLError):
         return "not PEM that OpenSSL takes"
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8"
+    return error.strerror or type(error).__name__

@@ -15,9 +15,10 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.kafka import Publisher, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.schema_registry import open_registry
 from nigredo.settings import Settings
 from schemas.pins import Pin, PinBroken, Pins, pin_of, text_of
-from schemas.registry import Registry, SchemaUnknown
+from schemas.registry import SchemaUnknown
 from schemas.topics import SCHEMAS
 
 PARTITION = 0
@@ -35,7 +36,7 @@ class PinnedSchemas:
 
     def __init__(self, settings: Settings, component: str = "schemas") -> None:
         self._reader = LogReader(settings, component)
-        self._registry = Registry(settings.schema_registry_url)
+        self._registry = open_registry(settings)
         self._pins = Pins()
         self._unknown: dict[int, float] = {}
 

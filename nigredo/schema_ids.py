@@ -22,6 +22,7 @@ from nigredo.errors import DependencyDown, StartRefused
 from nigredo.log_reader import LogReader
 from nigredo.pinned import read_pins, write_pins
 from nigredo.replay import FIRST_ENDPOINT
+from nigredo.schema_registry import open_registry
 from nigredo.settings import Settings
 from schemas.codec import MAGIC, PREFIX
 from schemas.pins import Pin, Pins, files, fingerprint, fits, same
@@ -96,7 +97,7 @@ class SchemaIds:
     def __init__(self, settings: Settings, registry: Registry | None = None, reader: LogReader | None = None) -> None:
         self._settings = settings
         self._reader = reader or LogReader(settings, COMPONENT)
-        self._registry = registry or Registry(settings.schema_registry_url)
+        self._registry = registry or open_registry(settings)
         self._cache = settings.state_dir / "schemas"
         """Where a release before this one kept what its registry said."""
 

@@ -191,6 +191,13 @@ def _origins(value: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _host_names(value: str) -> tuple[str, ...]:
+    names = tuple(part.strip().lower().removesuffix(".") for part in value.split(",") if part.strip())
+    if not all(re.fullmatch(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?", name) for name in names):
+        raise _Wrong("must be host names without ports, separated by commas")
+    return names
+
+
 def _from(name: str, parse: Callable[[str], Any], default: str | None, *, live: bool = False) -> Any:
     """Declare a setting: its environment variable, its parser, and its default in the form a person would write.
 
@@ -210,6 +217,9 @@ class Settings:
     health_port: int = _from("HEALTH_PORT", _integer(0, 65535), "0")
     """Port of the health listener of a process that has no HTTP port of its own; 0 for none."""
 
+    health_allowed_hosts: tuple[str, ...] = _from("HEALTH_ALLOWED_HOSTS", _host_names, "")
+    """Names by which the health listeners and the stand-in may be asked, beside `localhost` and every address."""
+
     kafka_bootstrap_servers: str = _from("KAFKA_BOOTSTRAP_SERVERS", _text, "127.0.0.1:9092")
     kafka_security_protocol: str = _from(
         "KAFKA_SECURITY_PROTOCOL", _one_of("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"), "PLAINTEXT"
@@ -226,10 +236,15 @@ class Settings:
     """A PEM certificate chain to show to brokers that ask for one."""
     kafka_ssl_key_file: Path | None = _from("KAFKA_SSL_KEY_FILE", _optional_path, "")
     """The certificate's private key: PEM, without a password."""
+    embedded_kafka_auth: str = _from("EMBEDDED_KAFKA_AUTH", _one_of("scram", "none"), "scram")
+    """How the broker of `nigredo up` knows its clients; with `none` every user of the machine is let in."""
     kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "6")
     topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
     topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
     schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _base_url, "http://127.0.0.1:8081/apis/ccompat/v7")
+    schema_registry_username: str = _from("SCHEMA_REGISTRY_USERNAME", str.strip, "")
+    """For a registry that asks for a user and a password (HTTP Basic)."""
+    schema_registry_password_file: Path | None = _from("SCHEMA_REGISTRY_PASSWORD_FILE", _optional_path, "")
 
     database_url: str = _from("DATABASE_URL", _text, "host=127.0.0.1 dbname=fibonacci user=nigredo_app")
     """libpq keywords or a URL, without a password: that comes from the pass file it names."""
@@ -374,30 +389,28 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.ingest_spool_max_bytes < 2 * settings.body_max_bytes * settings.ingest_workers:
         found.append("INGEST_SPOOL_MAX_BYTES: must hold two bodies of BODY_MAX_BYTES for each of INGEST_WORKERS")
+    if bool(settings.schema_registry_username) != (settings.schema_registry_password_file is not None):
+        found.append("SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD_FILE: one needs the other")
     return found + _kafka_contradictions(settings)
 
 
 def _kafka_contradictions(settings: Settings) -> list[str]:
     """Return which settings of Kafka's security lack another, or would be left unused in silence."""
-    protocol = settings.kafka_security_protocol
-    sasl = {
-        "KAFKA_SASL_USERNAME": bool(settings.kafka_sasl_username),
-        "KAFKA_SASL_PASSWORD_FILE": settings.kafka_sasl_password_file is not None,
-    }
-    tls = {
-        "KAFKA_SSL_CA_FILE": settings.kafka_ssl_ca_file is not None,
-        "KAFKA_SSL_CERTIFICATE_FILE": settings.kafka_ssl_certificate_file is not None,
-        "KAFKA_SSL_KEY_FILE": settings.kafka_ssl_key_file is not None,
-    }
-    found = []
-    if protocol.startswith("SASL_"):
-        found += [f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} needs it" for name, given in sasl.items() if not given]
-    else:
-        found += [
-            f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} does not use it" for name, given in sasl.items() if given
-        ]
-    if not protocol.endswith("SSL"):
-        found += [f"{name}: KAFKA_SECURITY_PROTOCOL={protocol} does not use it" for name, given in tls.items() if given]
-    elif tls["KAFKA_SSL_CERTIFICATE_FILE"] != tls["KAFKA_SSL_KEY_FILE"]:
-        found.append("KAFKA_SSL_CERTIFICATE_FILE and KAFKA_SSL_KEY_FILE: one needs the other")
-    return found
+    protocol, certificate, key = (
+        settings.kafka_security_protocol,
+        settings.kafka_ssl_certificate_file,
+        settings.kafka_ssl_key_file,
+    )
+    sasl, tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
+    settled = [
+        ("KAFKA_SASL_USERNAME", settings.kafka_sasl_username, sasl, sasl),
+        ("KAFKA_SASL_PASSWORD_FILE", settings.kafka_sasl_password_file, sasl, sasl),
+        ("KAFKA_SSL_CA_FILE", settings.kafka_ssl_ca_file, tls, False),
+        ("KAFKA_SSL_CERTIFICATE_FILE", certificate, tls, tls and key is not None),
+        ("KAFKA_SSL_KEY_FILE", key, tls, tls and certificate is not None),
+    ]
+    return [
+        f"{name}: {'does not go with' if value else 'is needed with'} KAFKA_SECURITY_PROTOCOL={protocol}"
+        for name, value, used, needed in settled
+        if (value and not used) or (needed and not value)
+    ]

@@ -28,6 +28,8 @@ def run_process(component: str, serve: Callable[[Settings], None]) -> int:
     `WRONG_SETTINGS` for settings that cannot work, told in one line on stderr before there is a log; 1 for anything
     that a person or a restart must see to.
     """
+    # Spooled submissions and cached schemas are this user's alone.
+    os.umask(0o077)
     try:
         settings = Settings.from_environment(os.environ)
     except ConfigurationError as error:

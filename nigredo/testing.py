@@ -105,6 +105,16 @@ class Stack:
         """The registry's Confluent API."""
         return self.home.url("registry") + "/apis/ccompat/v7"
 
+    @property
+    def registry_credentials(self) -> tuple[str, str] | None:
+        """User and password for the registry; None where it asks for none."""
+        return self.home.registry_credentials if self.home.registry_auth == "basic" else None
+
+    @property
+    def registry_proof(self) -> dict[str, str]:
+        """The same for a client of confluent-kafka, to be added to its settings."""
+        return {"basic.auth.user.info": ":".join(self.registry_credentials)} if self.registry_credentials else {}
+
     def settings(self, *, role: str = "nigredo_app", **changes: str) -> Settings:
         """Return settings for code under test that is to work on this stack."""
         return Settings.from_environment(self.home.part_environment(changes, "test", role=role))

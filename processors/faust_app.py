@@ -14,7 +14,7 @@ from faust.transport.drivers import aiokafka
 from faust.types import TP
 
 from nigredo.errors import NigredoError
-from nigredo.health import Health, HealthServer
+from nigredo.health import Health, health_server
 from nigredo.kafka_security import sasl_password, ssl_context
 from nigredo.leave import Leave
 from nigredo.log_position import LogPosition, to_metadata
@@ -88,7 +88,7 @@ def make_app(settings: Settings, component: str) -> App:
     return App(
         name,
         broker=brokers,
-        broker_credentials=_credentials(settings),
+        broker_credentials=broker_credentials(settings),
         broker_client_id=name,
         store="memory://",
         # One folder a process: workers that share one overwrite each other's.
@@ -108,7 +108,7 @@ def make_app(settings: Settings, component: str) -> App:
     )
 
 
-def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+def broker_credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
     """Return how the app's consumer proves an identity. Raises ConfigurationError for a file it cannot use."""
     protocol = settings.kafka_security_protocol
     context = ssl_context(settings) if protocol.endswith("SSL") else None
@@ -156,7 +156,7 @@ def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = 
     leave: with it the app ends when its group is asked to leave, and the process begins anew, under the same id, when
     that is over. Nothing of the old assignment can survive that.
     """
-    server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
+    server = health_server(health, settings)
     if server:
         server.start()
     # What is loaded by now stays. Looking for garbage in it, and in every half-done batch, took 5 to 30 % of ours.

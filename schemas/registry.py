@@ -40,12 +40,17 @@ class SchemaIncompatible(Exception):
 class Registry:
     """A client of one registry. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, *, credentials: tuple[str, str] | None = None, timeout_s: float = 5.0) -> None:
+        """credentials: user and password, sent as HTTP Basic with every request."""
         self._url = url
         # With a transport of its own the client asks no proxy of the environment: the registry is a part of the
         # installation, and reached directly.
         self._client = httpx.Client(
-            base_url=url + "/", timeout=timeout_s, headers={"Accept": CONTENT_TYPE}, transport=httpx.HTTPTransport()
+            base_url=url + "/",
+            timeout=timeout_s,
+            headers={"Accept": CONTENT_TYPE},
+            auth=credentials,
+            transport=httpx.HTTPTransport(),
         )
 
     def text_of(self, schema_id: int) -> str:

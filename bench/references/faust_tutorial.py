@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import faust
 
 from bench.references.progress import Progress
+from nigredo.settings import Settings
+from processors.faust_app import broker_credentials
 
 broker, group, topic, output = sys.argv[1:]
 progress = Progress()
 app = faust.App(
     group,
     broker=f"kafka://{broker}",
+    broker_credentials=broker_credentials(Settings.from_environment(os.environ)),
     datadir=tempfile.mkdtemp(),
     store="memory://",
     topic_disable_leader=True,

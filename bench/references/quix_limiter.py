@@ -6,11 +6,13 @@ schemas, and a folder for its state.
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import fastavro
 from quixstreams import Application
+from quixstreams.kafka.configuration import ConnectionConfig
 
 from bench.references.progress import Progress
 
@@ -19,8 +21,16 @@ SUBMISSION = fastavro.parse_schema(json.loads((Path(schemas) / "submissions.v1.a
 LEAD = fastavro.parse_schema(json.loads((Path(schemas) / "leads.v1.avsc").read_text(encoding="utf-8")))
 REJECTION = fastavro.parse_schema(json.loads((Path(schemas) / "rejections.v1.avsc").read_text(encoding="utf-8")))
 progress = Progress()
+password = os.environ["KAFKA_SASL_PASSWORD_FILE"]
+connection = ConnectionConfig(
+    bootstrap_servers=broker,
+    security_protocol=os.environ["KAFKA_SECURITY_PROTOCOL"],
+    sasl_mechanism=os.environ["KAFKA_SASL_MECHANISM"] or None,
+    sasl_username=os.environ["KAFKA_SASL_USERNAME"] or None,
+    sasl_password=Path(password).read_text(encoding="utf-8").strip() if password else None,
+)
 app = Application(
-    broker_address=broker, consumer_group=group, auto_offset_reset="earliest", state_dir=folder, loglevel="ERROR"
+    broker_address=connection, consumer_group=group, auto_offset_reset="earliest", state_dir=folder, loglevel="ERROR"
 )
 submissions = app.topic(source, value_deserializer="bytes", key_deserializer="bytes")
 verdicts = app.topic(output, value_serializer="bytes", key_serializer="bytes")

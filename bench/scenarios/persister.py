@@ -61,7 +61,7 @@ class Backlog:
         self.write(number)
         group = f"bench-receive-{self._bench.salt()}"
         for topic, offsets in self._starts.items():
-            commit_offsets(self._lab.settings(), group, topic, offsets)
+            commit_offsets(self._lab.settings(role="admin"), group, topic, offsets)
         with self._lab.reference("faust_receive", self._lab.bootstrap_servers, group, *TOPICS) as running:
             samples = told(self._lab, running, self.count)
         return {"rate": pace(samples, self.count)}

@@ -25,6 +25,8 @@ from nigredo.stack.home import PORTS, Home, postgres_bin
 if TYPE_CHECKING:
     from nigredo.stack.artifacts import Artifacts
 
+PRIVATE = 0o077
+"""What the parts write is theirs alone; they inherit it."""
 CONTROL_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 150.0
 ACTION_DEADLINE_S = 600.0
@@ -64,7 +66,7 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
     if unknown := set(given) - set(embedded.EXTERNAL):
         raise ConfigurationError(f"--external knows {', '.join(embedded.EXTERNAL)}, not {', '.join(sorted(unknown))}")
     # Wrong settings are told before anything starts.
-    Settings.from_environment(home.part_environment(os.environ, "up"))
+    settings = Settings.from_environment(home.part_environment(os.environ, "up"))
     with _disk():
         home.claim()
     # Owned from here on, so that the parts are downloaded by one process and `nigredo down` knows of it.
@@ -72,8 +74,13 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
         with _disk(), download_progress(context.tell) as progress:
             fetched = artifacts.fetch(artifacts.cache_dir(os.environ), progress)
         if not detach:
+            os.umask(PRIVATE)
             with _disk():
-                home.create()
+                # What somebody else runs is not ours to close.
+                home.create(
+                    kafka_auth="none" if "kafka" in given else settings.embedded_kafka_auth,
+                    registry_auth="none" if "registry" in given else "basic",
+                )
             return _run(context, home, fetched, given, sample=sample)
         process, log_file = _detached(home, external, owner)
     return _until_over(context, home, process, log_file, sample=sample)

@@ -3,7 +3,7 @@
 `POST /public/nigredo-event` takes one; a probe (`X-Nigredo-Probe`) is answered alike and not kept. `GET /received`
 lists them as JSON, oldest first; `DELETE /received` forgets them; `/` is a page for people. `PUT /fault` makes it fail:
 `{"status": 500}`, `{"delay_s": 10}`, `{"refuse": true}`, `{"fail_ids": ["…"]}`, several at once, or `{}` to heal. What
-was received is kept on disk over restarts.
+was received is kept on disk over restarts, and shown to the stack's own user alone.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from nigredo.clock import utc_now
+from nigredo.host_guard import HEADERS, REFUSED, may_ask
 from nigredo.settings import Settings
+from nigredo.stack.socket_owner import owners
 from nigredo.startup import run_process
 
 PATH = "/public/nigredo-event"
@@ -151,6 +158,43 @@ class Receiver:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Decides to which requests the stand-in answers at all.
+
+    What was received is personal data, so a person's routes are for the stack's own user and root; any sender on the
+    machine may deliver.
+    """
+
+    allowed_hosts: frozenset[str]
+    own_uid: int
+    owners: Callable[[int], set[int]]
+    """Returns the users whose sockets have a local port, as `socket_owner.owners` does."""
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        """Return the answer to a request that is not let in; None for one that is."""
+        if not may_ask(request.headers.get("Host"), self.allowed_hosts):
+            return web.json_response({"status": 421, "title": REFUSED}, status=421)
+        if request.path == PATH or request.path.startswith("/health"):
+            return None
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        if peer is None or not ip_address(peer[0]).is_loopback:
+            return None
+        if self.owners(peer[1]) - {self.own_uid, 0}:
+            title = "what was received is shown to the user who runs the stack"
+            return web.json_response({"status": 403, "title": title}, status=403)
+        return None
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let a request in or refuse it."""
+        return self.refusal(request) or await handler(request)
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+
+
 def _pretty(body: str) -> str:
     try:
         return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
@@ -165,6 +209,9 @@ def main() -> int:
 
 def _serve(settings: Settings) -> None:
     where = urlsplit(settings.webhook_url)
-    app = web.Application(client_max_size=BODY_MAX_BYTES)
+    names = frozenset({*settings.health_allowed_hosts, (where.hostname or "").lower()})
+    guard = Guard(names, os.geteuid(), partial(owners, listening=False))
+    app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[guard.middleware])
+    app.on_response_prepare.append(_add_headers)
     app.add_routes(Receiver(settings.state_dir / "fibonacci" / "received.jsonl").routes())
     web.run_app(app, host=where.hostname, port=where.port, access_log=None, print=None, shutdown_timeout=2.0)

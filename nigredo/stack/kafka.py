@@ -15,11 +15,13 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config
 from nigredo.settings import Settings
 from nigredo.stack.artifacts import Artifacts
-from nigredo.stack.home import Home
+from nigredo.stack.home import Home, write_private
 from nigredo.stack.java import JVM_GRACE_S, JavaProgram
+from nigredo.stack.kafka_users import KafkaUsers
 from nigredo.stack.part import READY, Part
 
 FORMAT_TIMEOUT_S = 300
+OPEN_TO_ALL = {"listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT"}
 LOGGING = """\
 status = error
 appender.out.type = Console
@@ -46,11 +48,13 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         class_path,
     )
     admin: list[AdminClient] = []
+    users = KafkaUsers(home, folder / "users")
 
     def prepare() -> None:
         java.prepare()
         (folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
-        configuration.write_text(_properties(home, data), encoding="utf-8")
+        settings = _properties(home, data) | (users.broker_settings() if home.kafka_auth == "scram" else OPEN_TO_ALL)
+        write_private(configuration, "".join(f"{name}={value}\n" for name, value in settings.items()))
         if (data / "meta.properties").exists() and (folder / "formatted").exists():
             return
         cluster_id = uuid.uuid4().hex[:22]
@@ -66,9 +70,12 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
             )
         if done.returncode != 0:
             raise DependencyDown(f"Kafka's storage cannot be formatted; see {home.log_file('kafka')}")
+        users.forget()
         (folder / "formatted").touch()
 
     def waiting_for() -> str | None:
+        if home.kafka_auth == "scram" and (missing := users.waiting_for()) is not None:
+            return missing
         if not admin:
             as_admin = Settings.from_environment(home.part_environment(environment, "kafka", role="admin"))
             admin.append(AdminClient(client_config(as_admin, "nigredo-supervisor")))
@@ -89,14 +96,15 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
     )
 
 
-def _properties(home: Home, data: Path) -> str:
+def _properties(home: Home, data: Path) -> dict[str, object]:
     broker, controller = home.port("kafka"), home.port("kafka-controller")
-    settings = {
+    return {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker}",
+        "listeners": f"CLIENTS://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"CLIENTS://127.0.0.1:{broker}",
+        "inter.broker.listener.name": "CLIENTS",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": data,
         # Topics come from `nigredo topics ensure`; a mistyped name must not become one.
@@ -118,4 +126,3 @@ def _properties(home: Home, data: Path) -> str:
         "num.network.threads": 2,
         "num.io.threads": 4,
     }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())

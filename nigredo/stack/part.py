@@ -6,6 +6,7 @@ import http.client
 import json
 import signal
 import socket
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,11 +40,12 @@ class Part:
     """What changes the user before the command runs."""
 
 
-def http_waiting_for(port: int, path: str) -> str | None:
+def http_waiting_for(port: int, path: str, *, basic_auth: tuple[str, str] | None = None) -> str | None:
     """Ask a local health route; a 200 means ready, and the body of another answer may say what is missing."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CHECK_TIMEOUT_S)
     try:
-        connection.request("GET", path)
+        proof = {"Authorization": f"Basic {b64encode(':'.join(basic_auth).encode()).decode()}"} if basic_auth else {}
+        connection.request("GET", path, headers=proof)
         response = connection.getresponse()
         body = response.read(10_000)
         if response.status == http.client.OK:

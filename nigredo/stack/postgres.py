@@ -83,6 +83,7 @@ def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
     _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), *initdb, "--auth=reject"])
     _single_user(home, unfinished, "postgres", role_statements(home), prefix)
     _single_user(home, unfinished, DATABASE, ["CREATE EXTENSION pg_stat_statements"], prefix)
+    # Written into, not made anew: it stays the server's own, whatever this process's user and umask are.
     (unfinished / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")
     _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), "--sync-only"])
     unfinished.rename(data)

@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-from nigredo.health import Health, HealthServer
+from nigredo.health import Health, health_server
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from nigredo.telemetry import configure_logging
@@ -36,7 +36,7 @@ async def _serve(settings: Settings) -> None:
     configure_logging(endpoint.function(settings))
     health = Health(endpoint.function(settings))
     worker = Worker(settings, endpoint, health)
-    server = HealthServer(health, settings.health_host, settings.health_port) if settings.health_port else None
+    server = health_server(health, settings)
     if server:
         server.start()
     stop = asyncio.Event()

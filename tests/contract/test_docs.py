@@ -61,6 +61,8 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
         "NIGREDO_TEST_OUTAGE_SECONDS",
         "NIGREDO_TEST_STACK",
         "NIGREDO_PORT",
+        "KAFKA_CLIENT_PROPERTIES",
+        "SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO",
     }
     for name in re.findall(
         r"\b((?:NIGREDO|WEBHOOK|KAFKA|INGEST|RATE|DB|TOPIC|SCHEMA)_[A-Z_]+)\b", document.read_text()

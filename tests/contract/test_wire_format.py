@@ -155,7 +155,7 @@ def test_an_id_that_is_not_pinned_means_wait_and_not_poison_while_the_registry_i
 
 
 def test_the_registry_refuses_a_schema_that_would_break_readers(stack: Stack) -> None:
-    registry = Registry(stack.registry_url)
+    registry = Registry(stack.registry_url, credentials=stack.registry_credentials)
     broken = load_schema("audit")
     broken["fields"].append({"name": "new", "type": "string", "doc": "A field that old records do not have."})
 
@@ -175,6 +175,7 @@ def test_a_schema_that_is_no_avro_makes_a_record_undecodable(
 ) -> None:
     answer = httpx.post(
         f"{stack.registry_url}/subjects/test-{uuid4()}-value/versions",
+        auth=stack.registry_credentials,
         json={"schemaType": kind, "schema": schema},
         timeout=10,
     )
@@ -185,7 +186,7 @@ def test_a_schema_that_is_no_avro_makes_a_record_undecodable(
 
 def test_a_reader_resolves_a_version_with_a_further_field(stack: Stack) -> None:
     """A newer release may write while an older one still reads."""
-    registry = Registry(stack.registry_url)
+    registry = Registry(stack.registry_url, credentials=stack.registry_credentials)
     grown = load_schema("audit")
     grown["fields"].append({"name": "why", "type": ["null", "string"], "default": None, "doc": "A further field."})
     subject = f"test-{uuid4()}-value"
@@ -200,7 +201,7 @@ def test_a_reader_resolves_a_version_with_a_further_field(stack: Stack) -> None:
 
 
 def registry_client(stack: Stack) -> SchemaRegistryClient:
-    return SchemaRegistryClient({"url": stack.registry_url, "timeout": 10, "max.retries": 1})
+    return SchemaRegistryClient({"url": stack.registry_url, "timeout": 10, "max.retries": 1} | stack.registry_proof)
 
 
 def without_registry(stack: Stack) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import Counter
@@ -62,7 +63,9 @@ def test_kcat_reads_the_lead_on_every_topic_it_passed(stack: Stack, tool: Callab
 
     def read(topic: str) -> str:
         command = [kcat, "-C", "-q", "-e", "-b", stack.bootstrap_servers, "-t", topic, "-f", "%k %h %s\n"]
-        return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout.decode("utf-8", "replace")
+        told = os.environ | stack.home.user_environment()
+        done = subprocess.run(command, capture_output=True, timeout=30, check=True, env=told)
+        return done.stdout.decode("utf-8", "replace")
 
     assert f"ce_id={lead_id}" in read("nigredo.submissions")
     assert f"{lead_id} ce_specversion=1.0" in read("nigredo.leads")

@@ -121,6 +121,7 @@ def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack
 def a_json_schema(stack: Stack) -> int:
     answer = httpx.post(
         f"{stack.registry_url}/subjects/test-{uuid4()}-value/versions",
+        auth=stack.registry_credentials,
         json={"schemaType": "JSON", "schema": '{"$schema": "http://json-schema.org/draft-07/schema#"}'},
         timeout=10,
     )

@@ -279,7 +279,9 @@ def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_go
 
     asyncio.run(scenario())
 
-    read = Counter(m.value() for m in LogReader(own.settings(), "test").read_to_end(topic, range(4), deadline_s=30))
+    read = Counter(
+        m.value() for m in LogReader(own.settings(role="admin"), "test").read_to_end(topic, range(4), deadline_s=30)
+    )
     assert {read[value] for value in batches["before"]} == {1}
     assert {read[value] for value in batches["after"]} == {2}
     assert {read[value] for value in batches["given up"]} == {0}

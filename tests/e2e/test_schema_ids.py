@@ -57,9 +57,14 @@ def test_a_registry_that_was_emptied_gets_its_ids_back_and_readers_outside_find_
     assert read_outside(own, before)
     assert own.nigredo("topics", "ensure").out.strip() == "nothing to change"
     assert own.nigredo("schemas", "check").code == 0
-    for subject in httpx.get(f"{own.registry_url}/subjects", timeout=10).json():
+    for subject in httpx.get(f"{own.registry_url}/subjects", auth=own.registry_credentials, timeout=10).json():
         assert subject.startswith("nigredo.")
-        assert httpx.get(f"{own.registry_url}/subjects/{subject}/versions/latest", timeout=10).status_code == 200
+        assert (
+            httpx.get(
+                f"{own.registry_url}/subjects/{subject}/versions/latest", auth=own.registry_credentials, timeout=10
+            ).status_code
+            == 200
+        )
 
 
 def test_nothing_running_or_restarting_needs_a_registry_or_the_folder_of_the_state(own: Stack) -> None:
@@ -166,7 +171,10 @@ def change_registry(stack: Stack, sql: str) -> None:
 
 def register(stack: Stack, subject: str, schema: object) -> None:
     answer = httpx.post(
-        f"{stack.registry_url}/subjects/{subject}/versions", json={"schema": json.dumps(schema)}, timeout=10
+        f"{stack.registry_url}/subjects/{subject}/versions",
+        auth=stack.registry_credentials,
+        json={"schema": json.dumps(schema)},
+        timeout=10,
     )
     assert answer.status_code == 200
 
@@ -179,7 +187,7 @@ def id_of(stack: Stack, topic: str) -> int:
 
 def read_outside(stack: Stack, leads: set[str]) -> bool:
     """Say whether Confluent's own deserializer reads these leads, by what the registry says."""
-    client = SchemaRegistryClient({"url": stack.registry_url, "timeout": 10, "max.retries": 1})
+    client = SchemaRegistryClient({"url": stack.registry_url, "timeout": 10, "max.retries": 1} | stack.registry_proof)
     deserializer = AvroDeserializer(client, conf={"subject.name.strategy": topic_subject_name_strategy})
     reader, found = LogReader(stack.settings(), "test"), set()
     for message in reader.read_to_end(LEADS, reader.partitions(LEADS), deadline_s=30):

@@ -29,7 +29,7 @@ RECORDS = 300
 @pytest.fixture
 def topic(stack: Stack) -> Iterator[str]:
     admin = AdminClient(stack.client_config())
-    name = f"test.hanging-{secrets.token_hex(4)}"
+    name = f"nigredo.hanging-{secrets.token_hex(4)}"
     admin.create_topics([NewTopic(name, num_partitions=PARTITIONS, replication_factor=1)])[name].result(20)
     producer = Producer(stack.producer_config(delivery_timeout_s=20))
     for number in range(RECORDS):

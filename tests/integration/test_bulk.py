@@ -47,7 +47,9 @@ async def published(publisher: BulkPublisher, batch: list[Outgoing], *, within_s
 
 
 def read(stack: Stack, topic: str) -> list[bytes | None]:
-    return [m.value() for m in LogReader(stack.settings(), "test").read_to_end(topic, [0, 1], deadline_s=20)]
+    return [
+        m.value() for m in LogReader(stack.settings(role="admin"), "test").read_to_end(topic, [0, 1], deadline_s=20)
+    ]
 
 
 def test_what_is_acknowledged_is_in_the_log_in_order_however_many_there_are(stack: Stack, topic: str) -> None:

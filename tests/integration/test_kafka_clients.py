@@ -162,7 +162,7 @@ def test_reading_to_the_end_ends_there_also_when_the_last_records_are_gone(stack
     for n in range(3):
         producer.produce(topic, value=b"%d" % n, partition=0)
     producer.commit_transaction(10)
-    reader = LogReader(stack.settings(), "test")
+    reader = LogReader(stack.settings(role="admin"), "test")
     eventually(lambda: reader.watermarks(topic, 0) == (0, 4), within_s=60, what="the transaction's marker")
 
     read = list(reader.read_to_end(topic, [0, 1], deadline_s=20))
@@ -178,7 +178,7 @@ def test_reading_since_a_time_leaves_out_what_is_older(stack: Stack, topic: str)
     for age, value in ((timedelta(hours=2), b"old"), (timedelta(minutes=1), b"new")):
         producer.produce(topic, value=value, partition=0, timestamp=int((now - age).timestamp() * 1000))
     assert producer.flush(10) == 0
-    reader = LogReader(stack.settings(), "test")
+    reader = LogReader(stack.settings(role="admin"), "test")
 
     assert [m.value() for m in reader.read_to_end(topic, [0, 1], deadline_s=20, since=now - timedelta(hours=1))] == [
         b"new"
@@ -187,7 +187,7 @@ def test_reading_since_a_time_leaves_out_what_is_older(stack: Stack, topic: str)
 
 
 def test_a_reader_without_a_broker_says_so(stack: Stack) -> None:
-    settings = stack.settings()
+    settings = stack.settings(role="admin")
     object.__setattr__(settings, "kafka_bootstrap_servers", nobody())
 
     with pytest.raises(DependencyDown):

@@ -51,7 +51,7 @@ def topic(stack: Stack) -> Iterator[str]:
 
 
 def planned(stack: Stack, topic: str, to: To, stands_at: int = STANDS_AT) -> Step:
-    (step,) = Rewind(stack.settings(), f"group-{topic}", Kept(topic, stands_at), "test").plan(to)
+    (step,) = Rewind(stack.settings(role="admin"), f"group-{topic}", Kept(topic, stands_at), "test").plan(to)
     return step
 
 
@@ -117,8 +117,8 @@ def test_a_topic_that_was_deleted_for_good_keeps_no_other_from_being_set_back(st
     )
     stack.rows(row, gone, str(uuid4()))
     try:
-        assert gone not in {topic for topic, _ in DatabaseOffsets(stack.settings()).standing()}
+        assert gone not in {topic for topic, _ in DatabaseOffsets(stack.settings(role="admin")).standing()}
         with pytest.raises(DependencyDown, match="no topic"):
-            DatabaseOffsets(stack.settings()).set_back({(gone, 0): 0})
+            DatabaseOffsets(stack.settings(role="admin")).set_back({(gone, 0): 0})
     finally:
         stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic = %s RETURNING 1", gone)

@@ -60,9 +60,11 @@ def test_the_command_says_so_too(stack: Stack) -> None:
 
 
 def test_every_subject_is_registered_and_fully_compatible(stack: Stack) -> None:
-    subjects = httpx.get(f"{stack.registry_url}/subjects", timeout=10).json()
+    subjects = httpx.get(f"{stack.registry_url}/subjects", auth=stack.registry_credentials, timeout=10).json()
 
     for spec in (*TOPICS.values(), *retry_topics("fibonacci").values()):
         assert spec.subject in subjects
-        level = httpx.get(f"{stack.registry_url}/config/{spec.subject}", timeout=10).json()
+        level = httpx.get(
+            f"{stack.registry_url}/config/{spec.subject}", auth=stack.registry_credentials, timeout=10
+        ).json()
         assert level["compatibilityLevel"] == "FULL_TRANSITIVE"

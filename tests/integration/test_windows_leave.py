@@ -49,7 +49,7 @@ def write(stack: Stack, topic: str, partition: int, *records: tuple[str, str, ti
 
 def left(stack: Stack, topic: str, partition: int) -> list[bytes | None]:
     """Return the values that can still be read."""
-    reader = LogReader(stack.settings(), "test")
+    reader = LogReader(stack.settings(role="admin"), "test")
     return [message.value() for message in reader.read_to_end(topic, [partition], deadline_s=30)]
 
 
@@ -75,7 +75,7 @@ def test_what_is_past_its_time_leaves_also_where_compaction_merged_it_with_what_
         every_s=0.5,
     )
 
-    expiry = Expiry(stack.settings(), "test", {topic: replace(TOPICS[RATE_LIMITS], name=topic)})
+    expiry = Expiry(stack.settings(role="admin"), "test", {topic: replace(TOPICS[RATE_LIMITS], name=topic)})
     for _ in range(2):  # Safe to repeat, and where nothing is left to do.
         assert asyncio.run(expiry.run()) > 0
         assert left(stack, topic, BUSY) == young

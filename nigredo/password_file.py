@@ -1,0 +1,25 @@
+"""A password in a file: where secrets are, since the environment and argument lists are seen by others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nigredo.errors import ConfigurationError
+
+
+def read_password(path: Path | None, setting: str) -> str:
+    """Return the password in a file. Raises ConfigurationError, which names the setting and tells nothing of the file.
+
+    setting: the environment variable that names the file.
+    """
+    if path is None:
+        raise ConfigurationError(f"{setting}: is not set")
+    try:
+        password = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{setting}: cannot be read ({error.strerror or type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{setting}: cannot be read (not UTF-8)") from None
+    if not password:
+        raise ConfigurationError(f"{setting}: the file is empty")
+    return password
