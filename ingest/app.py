@@ -34,6 +34,7 @@ from ingest.arriving import Application, Arriving, BodyCutOff, BodyTooLong, read
 from ingest.body import read_fields, refuse_encoded
 from ingest.deadline import Deadline
 from ingest.form import SHOWN, FieldProblem, Form, FormRefused, form_of, typed_of
+from ingest.forwarding import ForwardingNotice
 from ingest.health import HealthRoute, LiveRoute
 from ingest.intake import Intake
 from ingest.leads import LeadRoute, Recent, answer_page, authorize
@@ -198,6 +199,7 @@ class Lifecycle:
 
     def __init__(self, settings: Settings, intake: Intake, pool: Pool) -> None:
         self._trusted_proxies = settings.trusted_proxies
+        self._forwarding = ForwardingNotice(settings.trusted_proxies)
         self._intake = intake
         self._pool = pool
         self._access_log = AccessLog()
@@ -228,6 +230,7 @@ class Lifecycle:
         peer, _ = request.scope.get("client") or ("", 0)
         # All at once, here and later on: one that is asked for by its name and is not there costs an exception.
         headers = request.headers_lower
+        self._forwarding.look(peer, headers, request.context.began)
         address = client_address(peer, headers.get("x-forwarded-for"), headers.get("forwarded"), self._trusted_proxies)
         request.context.address, request.context.ip_address = address, as_text(address)
         if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):

@@ -77,6 +77,14 @@ RATE_LIMIT_HITS = Metric(
     answers="Does somebody run into the limit?",
     processes=[known.INGEST, known.LIMITER],
 )
+UNTRUSTED_FORWARDING = Metric(
+    prometheus.Counter,
+    "nigredo_untrusted_forwarding_total",
+    "Requests with X-Forwarded-For or Forwarded, which count for nothing: the peer is not in TRUSTED_PROXIES",
+    unit="requests",
+    answers="Is a proxy missing in TRUSTED_PROXIES, so that all its clients share one limit? A few are clients' own.",
+    processes=[known.INGEST],
+)
 IP_BLOCK_REJECTIONS = Metric(
     prometheus.Counter,
     "nigredo_ip_block_rejections_total",

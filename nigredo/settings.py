@@ -396,11 +396,8 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def _kafka_contradictions(settings: Settings) -> list[str]:
     """Return which settings of Kafka's security lack another, or would be left unused in silence."""
-    protocol, certificate, key = (
-        settings.kafka_security_protocol,
-        settings.kafka_ssl_certificate_file,
-        settings.kafka_ssl_key_file,
-    )
+    protocol = settings.kafka_security_protocol
+    certificate, key = settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file
     sasl, tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
     settled = [
         ("KAFKA_SASL_USERNAME", settings.kafka_sasl_username, sasl, sasl),

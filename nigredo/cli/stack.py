@@ -76,10 +76,14 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
         if not detach:
             os.umask(PRIVATE)
             with _disk():
-                # What somebody else runs is not ours to close.
+                # A part that is run from outside asks for a password only if that was put into the home beforehand.
+                closed = {
+                    part: part not in given or home.has_secret(password)
+                    for part, password in (("kafka", "kafka-admin"), ("registry", "registry"))
+                }
                 home.create(
-                    kafka_auth="none" if "kafka" in given else settings.embedded_kafka_auth,
-                    registry_auth="none" if "registry" in given else "basic",
+                    kafka_auth=settings.embedded_kafka_auth if closed["kafka"] else "none",
+                    registry_auth="basic" if closed["registry"] else "none",
                 )
             return _run(context, home, fetched, given, sample=sample)
         process, log_file = _detached(home, external, owner)

@@ -162,6 +162,10 @@ class Home:
         """Return a secret's text."""
         return (self.dir / "secrets" / name).read_text(encoding="utf-8").strip()
 
+    def has_secret(self, name: str) -> bool:
+        """Say whether there is such a secret."""
+        return (self.dir / "secrets" / name).exists()
+
     def log_file(self, part: str) -> Path:
         """Return where a part's output goes."""
         return self.dir / "logs" / f"{part}.log"
@@ -269,7 +273,7 @@ class Home:
         }
 
     def _create_secret(self, name: str, text: str) -> None:
-        if not (self.dir / "secrets" / name).exists():
+        if not self.has_secret(name):
             self._write_secret(name, text + "\n")
 
     def _write_secret(self, name: str, text: str) -> None:

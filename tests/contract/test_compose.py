@@ -59,6 +59,20 @@ def test_nothing_but_ingest_is_published_and_the_parts_are_on_the_inside_alone()
         assert COMPOSE["services"][part]["networks"] == ["inside"]
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_container_is_bounded_and_has_no_rights_that_it_does_not_need(name: str) -> None:
+    service = COMPOSE["services"][name]
+
+    assert service["cap_drop"] == ["ALL"]
+    assert set(service.get("cap_add", [])) <= {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"] <= 512
+    assert service["mem_limit"]
+    assert {"max-size", "max-file"} <= set(service["logging"]["options"])
+    if name not in ("kafka", "registry"):  # These write beside their data, into folders of their image.
+        assert service["read_only"] is True
+
+
 def test_every_secret_volume_network_and_dependency_that_is_used_is_declared() -> None:
     for service in COMPOSE["services"].values():
         for secret in service.get("secrets", []):
