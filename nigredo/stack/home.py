@@ -93,7 +93,7 @@ class Home:
                     f"--home: {self.dir} is not a stack's folder, and has a {taken[0]} of its own; choose another"
                 )
             owner.parent.mkdir(mode=0o700, exist_ok=True)
-            owner.touch()
+            owner.touch(mode=0o600)
         for folder in FOLDERS:
             (self.dir / folder).mkdir(exist_ok=True)
             (self.dir / folder).chmod(0o700)
