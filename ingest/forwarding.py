@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nigredo import metrics
-from nigredo.networks import client_network, parse_hop, within
-from nigredo.settings import Network
+from nigredo.networks import Network, client_network, parse_hop, within
 from nigredo.telemetry import get_logger
 
 NOTICE_EVERY_S = 3600.0
