@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from falcon import parse_header
 from falcon.uri import decode, parse_query_string
 
 from ingest.charsets import codec_for, field_of, guess_of, text_of
 from ingest.form import FieldProblem, Form, FormRefused, form_of, shown, typed_of
-from ingest.multipart import Malformed, UnknownTransferEncoding, parts_of
+from ingest.multipart import Malformed, UnknownTransferEncoding, parameters_of, parts_of
 
 PAIRS_MAX = 500
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
@@ -54,7 +53,7 @@ def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
     """
     kind, _, parameters = (content_type or "").partition(";")
     kind = kind.strip().lower()
-    codec = codec_for(parse_header(f";{parameters}")[1].get("charset")) if "charset" in parameters.lower() else None
+    codec = codec_for(parameters_of(f";{parameters}").get("charset")) if "charset" in parameters.lower() else None
     if kind in ("", PLAIN):
         return _undeclared_fields(kind, body, codec)
     if kind not in (JSON, URLENCODED, MULTIPART):
@@ -83,15 +82,15 @@ def _undeclared_fields(kind: str, body: bytes, codec: str | None) -> Mapping[str
 def _plain_fields(body: bytes, codec: str | None) -> Mapping[str, str] | None:
     """Return what a plain text form most likely holds, for a person to look over; None when it is no form."""
     text = field_of(body, codec)
-    fields: dict[str, str] = {}
+    fields: dict[str, list[str]] = {}
     last = None
     for line in (guess_of(body) if text is None else text).split("\r\n")[: 10 * PAIRS_MAX]:
         if (found := _PLAIN_FIELD.fullmatch(line)) and len(fields) < PAIRS_MAX:
             last = found[1]
-            fields[last] = found[2]
+            fields[last] = [found[2]]
         elif last is not None:
-            fields[last] += f"\n{line}"
-    return typed_of({name: value.strip() for name, value in fields.items()}) or None
+            fields[last].append(line)
+    return typed_of({name: "\n".join(lines).strip() for name, lines in fields.items()}) or None
 
 
 def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:

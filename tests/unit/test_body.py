@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from ingest.body import JSON, MULTIPART, URLENCODED, parse_form, read_fields
 from ingest.charsets import CODECS
 from ingest.form import FormRefused
-from ingest.multipart import Malformed, parts_of
+from ingest.multipart import Malformed, parameters_of, parts_of
 
 KIND = f"{MULTIPART}; boundary=b"
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
@@ -169,6 +171,37 @@ def test_what_stands_around_the_parts_is_no_part() -> None:
     body = b"preamble\r\n" + part(b"a", b"1\r\n--a").replace(b"--b\r\n", b"--b \t\r\n") + b"--b--epilogue\r\n--b\r\n"
 
     assert [(part.name, part.data) for part in parts_of(KIND, body)] == [(b"a", b"1\r\n--a")]
+
+
+@pytest.mark.parametrize(
+    ("header", "parameters"),
+    [
+        ('form-data; name="a;b"; filename="x"', {"name": "a;b", "filename": "x"}),
+        (r'form-data; name="a\"b" ;FileName = "C:\x\"', {"name": 'a"b', "filename": "C:\\x\\"}),
+        (r'form-data; name="C:\\x"; x=; y; =z', {"name": "C:\\x", "x": ""}),
+        ("form-data;name=a b ; name=c", {"name": "c"}),
+        ('form-data; name="a', {"name": '"a'}),
+        ("name=a", {}),
+        ("", {}),
+    ],
+)
+def test_parameters_of_a_header_are_read_as_clients_write_them(header: str, parameters: dict[str, str]) -> None:
+    assert parameters_of(header) == parameters
+
+
+@pytest.mark.parametrize("filler", [b";", b';a="', b'\\"', b';a="\\";', b" "])
+@pytest.mark.parametrize("kind", [URLENCODED, KIND, "text/plain"])
+def test_no_body_of_the_longest_length_holds_the_loop_for_long(filler: bytes, kind: str) -> None:
+    filled = filler * (100_000 // len(filler))
+    bodies = {URLENCODED: b"name=" + filled, KIND: part(b"a", b"").replace(b'"a"', b'"' + filled) + b"--b--"}
+    body = bodies.get(kind, b"name=" + filled.replace(b" ", b"\r\n"))
+    began = time.process_time()
+
+    with suppress(FormRefused):
+        read_fields(kind, body)
+
+    # Some ten milliseconds; what grows with the square of the length takes far longer on any machine.
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "text/plain", "", None])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.answers import prefers_html
 from ingest.form import FieldProblem
 from ingest.page import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, THANKS, error_page, form_page, language_of
 from ingest.problems import IN_PORTUGUESE, TITLES, Problem
@@ -57,6 +60,21 @@ class Elements(HTMLParser):
 )
 def test_a_page_is_in_the_language_the_browser_prefers(accepted: str | None, language: str) -> None:
     assert language_of(accepted) == language
+
+
+@pytest.mark.parametrize(
+    ("accepted", "page"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("text/html", True),
+        ("application/json, text/html", False),
+        ("*/*", False),
+        ("html", False),
+        ('text/html;a="' + ";" * 30_000, False),  # Not looked through: that takes time by its square.
+    ],
+)
+def test_who_names_pages_first_is_a_person(accepted: str, page: bool) -> None:
+    assert prefers_html(cast(Any, SimpleNamespace(headers_lower={"accept": accepted}))) is page
 
 
 @given(st.text(max_size=200))
