@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 import psycopg
 from confluent_kafka import KafkaException
 
@@ -134,6 +135,17 @@ class Stack:
     def status(self) -> Any:
         """Return what `nigredo status --json` says."""
         return json.loads(self.nigredo("status", "--json").out)
+
+    def family(self) -> list[psutil.Process]:
+        """Return the supervisor and every process that must not outlive it."""
+        supervisor = psutil.Process(int((self.home.dir / "run" / "owner").read_text(encoding="utf-8")))
+        found = [supervisor]
+        for process in supervisor.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                # A Java part's cache is made in the background, for later starts of any stack.
+                if "-XX:AOTMode=create" not in process.cmdline():
+                    found.append(process)
+        return found
 
     def kill(self, part: str) -> None:
         """Kill a part's process with SIGKILL, once there is one: after an earlier kill its place is empty at first."""

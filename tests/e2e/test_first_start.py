@@ -151,12 +151,11 @@ def test_forms_are_accepted_by_a_start_without_postgresql(troubled: Troubled, fo
 def test_down_during_a_start_ends_it_and_leaves_nothing_running(troubled: Troubled) -> None:
     stack = troubled.stack
     assert stack.nigredo("down").code == 0
-    owner, first = (stack.home.dir / "run" / name for name in ("owner", "kafka.pid"))
+    first = stack.home.dir / "run" / "kafka.pid"
     command = [sys.executable, "-m", "nigredo.cli", "--home", str(stack.home.dir), "up", "--detach"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as starting:
         eventually(first.exists, within_s=60, what="a part")
-        supervisor = psutil.Process(int(owner.read_text()))
-        family = [supervisor, *supervisor.children(recursive=True)]
+        family = stack.family()
 
         assert stack.nigredo("down").code == 0
 

@@ -20,8 +20,7 @@ KILL_AFTER = 200
 
 def kill_everything(stack: Stack) -> None:
     """Kill the supervisor first, so that it restarts nothing, then all it started."""
-    supervisor = psutil.Process(int((stack.home.dir / "run" / "owner").read_text()))
-    family = [supervisor, *supervisor.children(recursive=True)]
+    family = stack.family()
     for process in family:
         process.kill()
     psutil.wait_procs(family, timeout=20)

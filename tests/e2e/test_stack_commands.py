@@ -243,10 +243,9 @@ def test_ctrl_c_ends_everything_and_the_next_start_has_the_data() -> None:
     with running_stack() as stack:
         lead_id = stack.post().json()["id"]
         eventually(lambda: stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead_id), within_s=60, what="a row")
-        supervisor = psutil.Process(int((stack.home.dir / "run" / "owner").read_text()))
-        family = [supervisor, *supervisor.children(recursive=True)]
+        family = stack.family()
 
-        supervisor.send_signal(signal.SIGINT)
+        family[0].send_signal(signal.SIGINT)
 
         _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
