@@ -227,7 +227,8 @@ def test_a_key_with_an_end_is_followed_by_one_with_the_same_end_and_never_outliv
     old = create_key(stack, "--for", "1h")
     assert old["until"] is not None
     rotated = json.loads(stack.nigredo("keys", "rotate", old["id"], "--overlap", "24h", "--json").out)
-    assert rotated["until"] == rotated["old_until"] == old["until"][:23] + old["until"][26:]
+    assert rotated["until"] == rotated["old_until"]
+    assert rotated["until"][:19] == old["until"][:19]
 
     again = stack.nigredo("keys", "rotate", old["id"])
     assert again.code != 0
