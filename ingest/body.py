@@ -19,6 +19,8 @@ from ingest.form import FieldProblem, Form, FormRefused, form_of, shown, typed_o
 from ingest.multipart import Malformed, UnknownTransferEncoding, parameters_of, parts_of
 
 PAIRS_MAX = 500
+NESTED_MAX = 600
+"""Levels of a JSON body; Python lets a function call itself for each, and not for many more."""
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CHARSET = "_charset_"
@@ -104,14 +106,30 @@ def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
             text.removeprefix("\ufeff"), parse_constant=_no_constant, parse_int=str.encode, parse_float=str.encode
         )
     except RecursionError:
-        raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
+        raise _nested() from None
     except ValueError:
         raise FormRefused(400, FieldProblem("body", "is not JSON")) from None
     if not isinstance(fields, dict):
         raise FormRefused(422, FieldProblem("body", "must be a JSON object"))
     if len(fields) > PAIRS_MAX:
         raise _too_many()
+    if text.count("[") + text.count("{") > NESTED_MAX and _depth_of(fields) > NESTED_MAX:
+        raise _nested()
     return fields
+
+
+def _depth_of(fields: Mapping[str, Any]) -> int:
+    """Return how deep lists and objects lie in each other, without a call for each level."""
+    depth, level = 0, [fields]
+    while level:
+        depth += 1
+        within = (one for each in level for one in (each.values() if isinstance(each, dict) else each))
+        level = [one for one in within if isinstance(one, (dict, list))]
+    return depth
+
+
+def _nested() -> FormRefused:
+    return FormRefused(400, FieldProblem("body", "is nested too deeply"))
 
 
 def _too_many() -> FormRefused:

@@ -284,10 +284,7 @@ def as_text(value: Any) -> str:
             if not any(one.__class__ in (list, dict) for one in value):
                 return ", ".join([one.decode() if one.__class__ is bytes else as_text(one) for one in value])
     pieces: list[str] = []
-    try:
-        _write(value, pieces, EXTRA_VALUE_MAX)
-    except RecursionError:
-        raise FormRefused(400, FieldProblem("body", "is nested too deeply")) from None
+    _write(value, pieces, EXTRA_VALUE_MAX)
     return "".join(pieces)
 
 

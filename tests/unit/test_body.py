@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest.body import JSON, MULTIPART, URLENCODED, parse_form, read_fields
 from ingest.charsets import CODECS
-from ingest.form import FormRefused
+from ingest.form import EXTRA_VALUE_MAX, FormRefused, form_of, typed_of
 from ingest.multipart import Malformed, parameters_of, parts_of
 
 KIND = f"{MULTIPART}; boundary=b"
@@ -211,6 +211,25 @@ def test_a_json_object_that_a_script_sent_as_a_string_is_taken(kind: str | None)
     with pytest.raises(FormRefused) as refused:
         parse_form(kind, b'{"name": ')
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize(("levels", "read"), [(599, True), (600, False), (950, False), (10_000, False)])
+def test_json_is_read_to_a_depth_that_nothing_fails_at_later(start: str, end: str, levels: int, read: bool) -> None:
+    inner = start * levels + "1" + end * levels
+    body = (json.dumps(GOOD)[:-1] + f', "x": {inner}}}').encode()
+
+    if read:
+        fields = read_fields(JSON, body)
+        assert typed_of(fields)["x"][:EXTRA_VALUE_MAX] == form_of(fields).contact.extra["x"]
+        return
+    with pytest.raises(FormRefused) as refused:
+        read_fields(JSON, body)
+    assert (refused.value.status, refused.value.problems[0].detail) == (400, "is nested too deeply")
+
+
+def test_many_lists_beside_each_other_are_not_deep() -> None:
+    assert parse_form(JSON, json.dumps(GOOD | {"x": [[]] * 500}).encode()).contact.extra["x"].startswith("[[], []")
 
 
 def test_json_may_begin_with_a_byte_order_mark() -> None:
