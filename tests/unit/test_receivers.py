@@ -35,6 +35,8 @@ Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TLS = ssl.create_default_context()
 """Made once: it reads all the authorities."""
 STATUS = b"HTTP/1.1 200 OK\r\n"
+DEADLINE_S = 60.0
+"""Of attempts that end by themselves: how late a busy machine is proves nothing."""
 
 
 @asynccontextmanager
@@ -72,7 +74,7 @@ def saying(*packets: bytes, then: str = "close") -> Play:
     return play
 
 
-async def attempts(play: Play, number: int = 1, timeout_s: float = 5.0) -> list[Attempt]:
+async def attempts(play: Play, number: int = 1, timeout_s: float = DEADLINE_S) -> list[Attempt]:
     async with receiver(play) as port:
         deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
         try:
@@ -81,7 +83,7 @@ async def attempts(play: Play, number: int = 1, timeout_s: float = 5.0) -> list[
             await deliverer.close()
 
 
-def attempt(play: Play, timeout_s: float = 5.0) -> Attempt:
+def attempt(play: Play, timeout_s: float = DEADLINE_S) -> Attempt:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(attempts(play, timeout_s=timeout_s))[0]
 
@@ -143,12 +145,12 @@ def test_a_lead_is_taken_once_the_status_line_says_so(packets: Sequence[bytes], 
 
     assert (made.outcome, made.error_message) == (DELIVERED, None)
     assert made.status_code in (200, 204, 226)
-    assert made.duration_ms < 4000  # No place is held until the deadline.
+    assert made.duration_ms < 1000 * DEADLINE_S / 2  # No place is held until the deadline.
 
 
 @pytest.mark.parametrize("packets", [[STATUS], [STATUS + b"X-A: b\r\n"], [STATUS + b"Content-Length: 9\r\n\r\n"]])
 def test_a_lead_is_taken_by_its_status_line_though_the_rest_does_not_come_in_time(packets: Sequence[bytes]) -> None:
-    made = attempt(saying(*packets, then="hold"), timeout_s=0.3)
+    made = attempt(saying(*packets, then="hold"), timeout_s=1.5)
 
     assert (made.outcome, made.status_code) == (DELIVERED, 200)
 
@@ -285,6 +287,7 @@ def test_a_fresh_connection_that_breaks_is_a_failure_and_not_tried_again() -> No
 def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart: bool) -> None:
     """A receiver that sent two answers to one request must not get the next lead counted as taken."""
     answered: list[int] = []
+    ended = asyncio.Event()
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}}")
@@ -295,7 +298,10 @@ def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart:
                 await asyncio.sleep(0.05)
                 writer.write(stray)
             await writer.drain()
-            await reader.readuntil(b"}}")
+            try:
+                await reader.readuntil(b"}}")
+            finally:
+                ended.set()
         writer.write(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
 
@@ -303,9 +309,10 @@ def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart:
         async with receiver(play) as port:
             deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=1, allowed=LOOPBACK, ssl_context=TLS)
             try:
-                first = await deliverer.attempt(LEAD, 1, KEYS, timeout_s=5)
-                await asyncio.sleep(0.2)
-                return [first, await deliverer.attempt(LEAD, 2, KEYS, timeout_s=5)]
+                first = await deliverer.attempt(LEAD, 1, KEYS, timeout_s=DEADLINE_S)
+                if apart:
+                    await asyncio.wait_for(ended.wait(), DEADLINE_S)
+                return [first, await deliverer.attempt(LEAD, 2, KEYS, timeout_s=DEADLINE_S)]
             finally:
                 await deliverer.close()
 
@@ -377,7 +384,7 @@ def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
     async def scenario(port: int) -> list[Attempt]:
         deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
         try:
-            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=20) for number in range(1, 5)]
+            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=DEADLINE_S) for number in range(1, 5)]
         finally:
             await deliverer.close()
 
@@ -406,7 +413,7 @@ def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
             f"http://127.0.0.1:{runner.addresses[0][1]}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS
         )
         try:
-            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=20) for number in range(1, 5)]
+            return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=DEADLINE_S) for number in range(1, 5)]
         finally:
             await deliverer.close()
             await runner.cleanup()
