@@ -120,7 +120,7 @@ def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
 
 def _depth_of(fields: Mapping[str, Any]) -> int:
     """Return how deep lists and objects lie in each other, without a call for each level."""
-    depth, level = 0, [fields]
+    depth, level = 0, list[Any]([fields])
     while level:
         depth += 1
         within = (one for each in level for one in (each.values() if isinstance(each, dict) else each))
