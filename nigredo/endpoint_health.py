@@ -12,13 +12,15 @@ from uuid import UUID
 import httpx
 
 from nigredo.clock import from_ms
+from nigredo.dead_letters import Origin
+from nigredo.groups import sender_group
 from nigredo.log_reader import LogReader
 from nigredo.recovery_plan import Stored, disagreement
 from nigredo.replay import from_key
 from nigredo.settings import Settings
 from nigredo.webhook_topics import WebhookTopics
 from schemas.events import DeliveryAttempt, WebhookRetry
-from schemas.topics import DELIVERIES, LEADS, SUBMISSIONS
+from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, SUBMISSIONS
 
 COMPONENT = "webhook"
 RECENTLY = timedelta(minutes=10)
@@ -62,6 +64,8 @@ class EndpointHealth:
     """In retry topics."""
     replays: int
     dead: int
+    parked: int
+    """Dead letters of the endpoint's sender and of the limiter: leads that the receiver does not get because of it."""
     not_judged: str | None = None
     """Why submissions become no leads, although the limiter may run."""
 
@@ -73,7 +77,8 @@ class EndpointHealth:
     def problems(self, now: datetime) -> list[str]:
         """Return what a person should see to; empty when all is well.
 
-        Dead leads are none: they are in the list until somebody sends them again, which may rightly be never.
+        Dead leads are none: they are in the list until somebody sends them again, which may rightly be never. Parked
+        records are one until they are put back or discarded.
         """
         found = []
         if not self.enabled:
@@ -88,6 +93,8 @@ class EndpointHealth:
             found.append(f"{self.failed_share:.0%} of the attempts failed")
         if self.oldest is not None and now - self.oldest.since > UNDELIVERED_MAX:
             found.append(f"a lead waits since {self.oldest.since:%Y-%m-%d %H:%M:%S} UTC")
+        if self.parked:
+            found.append(f"{self.parked} records are parked, see `nigredo dead-letters list`")
         return found
 
 
@@ -126,6 +133,7 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
         waiting=waiting,
         replays=len(topics.replays(endpoint)),
         dead=sum(dead.endpoint == endpoint for dead in topics.dead()),
+        parked=_parked(settings, topics, endpoint),
         not_judged=_not_judged(settings, reader),
     )
 
@@ -140,6 +148,12 @@ def _not_judged(settings: Settings, reader: LogReader) -> str | None:
         if found is not None and (position is not None or now.end > now.start):
             return found.reason
     return None
+
+
+def _parked(settings: Settings, topics: WebhookTopics, endpoint: str) -> int:
+    functions = (sender_group(settings, endpoint), settings.function("rate-limiter"))
+    origins = (Origin.of(key) for key, _ in topics.standing(DEAD_LETTERS))
+    return sum(origin is not None and origin.function in functions for origin in origins)
 
 
 def _outcomes(reader: LogReader, topics: WebhookTopics, endpoint: str, since: datetime) -> Iterator[str]:

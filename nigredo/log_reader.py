@@ -265,6 +265,14 @@ class LogReader:
         with self._consumer() as consumer:
             return sorted(consumer.list_topics(timeout=CALL_TIMEOUT_S).topics)
 
+    def cluster_id(self) -> str:
+        """Return the id of the cluster: one that lost its data has another. Raises DependencyDown."""
+        with self._consumer() as consumer:
+            found = consumer.list_topics(timeout=CALL_TIMEOUT_S).cluster_id
+        if not found:
+            raise DependencyDown("Kafka did not tell its cluster's id")
+        return str(found)
+
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset that exists and the one after the last. Raises DependencyDown."""
         with self._consumer() as consumer:

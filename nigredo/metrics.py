@@ -211,6 +211,7 @@ RECORDS_HANDLED = Metric(
         rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES), webhook_sender=(LEADS,)
     ),
 )
+PARKING_REASONS = ("undecodable", "unsupported", "too_large", "invalid", "refused_by_database", "failed", OTHER)
 RECORDS_PARKED = Metric(
     prometheus.Counter,
     "nigredo_records_parked_total",
@@ -218,7 +219,29 @@ RECORDS_PARKED = Metric(
     unit="records",
     answers="Are there dead letters to look at, and of which kind?",
     processes=[known.LIMITER, known.PERSISTER, known.SENDER],
-    labels={"reason": ("undecodable", "unsupported", "too_large", "invalid", "refused_by_database", "failed", OTHER)},
+    labels={"reason": PARKING_REASONS},
+)
+DEAD_LETTERS_WAITING = Metric(
+    prometheus.Gauge,
+    "nigredo_dead_letters_waiting",
+    "Parked records that were neither put back nor discarded, by the topic they came from; each persister tells all",
+    unit="records",
+    answers="Does a lead wait for an operator? `nigredo dead-letters list` shows them.",
+    processes=[known.PERSISTER],
+    labels={"topic": tuple(TOPICS), "reason": PARKING_REASONS},
+    first=lambda _, __: [(topic, reason) for topic in (SUBMISSIONS, LEADS) for reason in PARKING_REASONS],
+)
+DEAD_LETTERS_STOPPED = Metric(
+    prometheus.Gauge,
+    "nigredo_dead_letters_stopped",
+    "1 while a topic waits, since too many of its records in a row, or too large a share, were parked; else 0",
+    unit="0 or 1",
+    answers="Is something broken that makes records unusable? `nigredo status` says which reason they had.",
+    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    labels={"topic": tuple(TOPICS)},
+    first=known.first_of(
+        rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES), webhook_sender=(LEADS,)
+    ),
 )
 BATCH = Metric(
     Histogram,

@@ -18,12 +18,11 @@ import idna
 
 from nigredo.errors import ConfigurationError
 from nigredo.networks import Network, parse_network
+from nigredo.settings_conflicts import contradictions
 
 METRIC_SOURCES_MAX = 50
 METRIC_SOURCE_MAX = 64
 """Each source is a time series of its own for every outcome."""
-PRODUCER_NOTICES_S = 1.2
-"""How late the producer may notice that its time is over: it looks once a second, and we ten times."""
 
 
 class _Wrong(ValueError):
@@ -252,6 +251,11 @@ class Settings:
     db_pool_idle_s: float = _from("DB_POOL_IDLE_SECONDS", _seconds(1, 3600), "30")
     db_pool_timeout_s: float = _from("DB_POOL_TIMEOUT_SECONDS", _seconds(0.1, 60), "2")
 
+    dead_letters_in_a_row_max: int = _from("DEAD_LETTERS_IN_A_ROW_MAX", _integer(1, 1_000_000), "20")
+    """Records of a topic that a process may park one after another; past it the topic waits for an operator."""
+    dead_letters_share_max: float = _from("DEAD_LETTERS_SHARE_MAX", _number(0.01, 1), "0.25")
+    """Share of the last 100 records of a topic that may be parked, for the same end; 1 for no such bound."""
+
     watchdog_s: float = _from("WATCHDOG_SECONDS", _seconds(30, 3600), "60")
     """How long a limiter or persister may get nothing done, although it could, before it is ended and started again.
 
@@ -335,7 +339,7 @@ class Settings:
                 values[setting.name] = cls.parse(name, environment.get(name) or "")
             except ConfigurationError as error:
                 problems.extend(error.problems)
-        problems = problems or _contradictions(cls(**values))
+        problems = problems or contradictions(cls(**values))
         if problems:
             raise ConfigurationError(*problems)
         return cls(**values)
@@ -377,37 +381,3 @@ class Settings:
     def function(self, component: str) -> str:
         """Return a component's full name, such as `nigredo-rate-limiter-dev`: log field `function`, consumer group."""
         return f"nigredo-{component}-{self.env}"
-
-
-def _contradictions(settings: Settings) -> list[str]:
-    """Return what cannot work together, each as a line."""
-    found = []
-    if settings.ingest_ack_timeout_s + PRODUCER_NOTICES_S > settings.ingest_answer_within_s:
-        found.append(
-            "INGEST_ACK_TIMEOUT_SECONDS: must be shorter than INGEST_ANSWER_WITHIN_SECONDS by "
-            f"{PRODUCER_NOTICES_S:g} seconds, else a request is given up before its producer gives up"
-        )
-    if settings.ingest_spool_max_bytes < 2 * settings.body_max_bytes * settings.ingest_workers:
-        found.append("INGEST_SPOOL_MAX_BYTES: must hold two bodies of BODY_MAX_BYTES for each of INGEST_WORKERS")
-    if bool(settings.schema_registry_username) != (settings.schema_registry_password_file is not None):
-        found.append("SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD_FILE: one needs the other")
-    return found + _kafka_contradictions(settings)
-
-
-def _kafka_contradictions(settings: Settings) -> list[str]:
-    """Return which settings of Kafka's security lack another, or would be left unused in silence."""
-    protocol = settings.kafka_security_protocol
-    certificate, key = settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file
-    sasl, tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
-    settled = [
-        ("KAFKA_SASL_USERNAME", settings.kafka_sasl_username, sasl, sasl),
-        ("KAFKA_SASL_PASSWORD_FILE", settings.kafka_sasl_password_file, sasl, sasl),
-        ("KAFKA_SSL_CA_FILE", settings.kafka_ssl_ca_file, tls, False),
-        ("KAFKA_SSL_CERTIFICATE_FILE", certificate, tls, tls and key is not None),
-        ("KAFKA_SSL_KEY_FILE", key, tls, tls and certificate is not None),
-    ]
-    return [
-        f"{name}: {'does not go with' if value else 'is needed with'} KAFKA_SECURITY_PROTOCOL={protocol}"
-        for name, value, used, needed in settled
-        if (value and not used) or (needed and not value)
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from faust.types import TP
@@ -10,6 +11,7 @@ from faust.types import TP
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
+from nigredo.parking import Parking
 from nigredo.record import Record
 from nigredo.telemetry import get_logger
 from processors.assignment import name_of, place
@@ -19,26 +21,30 @@ log = get_logger()
 
 PARK_AFTER = 3
 """A record that failed this often alone, for no reason that could pass, is parked."""
-FAILED_IN_A_ROW_MAX = 20
-"""Records parked one after another for no known reason; then a release is broken, and parking would hide it."""
+DECODING, WORKING = "decoding", "working"
+"""Stages of the work, each with a run of its own: records that can be read may all be refused by the database."""
 
 
 class Attempts:
     """Brings batches through a handler. `works` is called whenever one went through."""
 
-    def __init__(self, handler: Handler, health: Health, works: Callable[[], None]) -> None:
+    def __init__(self, handler: Handler, health: Health, parking: Parking, works: Callable[[], None]) -> None:
         self._handler = handler
         self._health = health
+        self._parking = parking
         self._works = works
-        self._failed_in_a_row = 0
 
     async def do(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> None:
         """Return once every record is handled or parked. Raises Stale when they are somebody else's by now."""
-        await self._until_done(await self._decode(records, still_ours), still_ours)
+        try:
+            await self._until_done(await self._decode(records, still_ours), still_ours)
+        finally:
+            self._parking.go_on()
 
     async def _decode(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> list[Decoded]:
         """Decode what can be decoded and park the rest, waiting for the registry if it must be asked."""
         decoded: list[Decoded] = []
+        counted = 0
         for record in records:
             backoff, failures = None, 0
             while True:
@@ -49,14 +55,20 @@ class Attempts:
                     self._health.waiting(str(error))
                 except Exception as error:
                     failures += 1
-                    if self._may_be_parked(error, failures):
+                    self._passed(DECODING, [each for each, _ in decoded[counted:]])
+                    counted = len(decoded)
+                    if await self._may_be_parked(DECODING, record, error, failures):
                         await self._park(record, error, still_ours)
                         break
                 backoff = backoff or Backoff(longest_s=5.0)
                 await asyncio.sleep(backoff.next_wait_s())
                 if not still_ours():
                     raise Stale
+        self._passed(DECODING, [each for each, _ in decoded[counted:]])
         return decoded
+
+    def _passed(self, stage: str, records: Sequence[Record]) -> None:
+        self._parking.handled(stage, Counter(record.topic for record in records))
 
     async def _until_done(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
         """Handle records for as long as it takes; those that never can be are found by halving and parked."""
@@ -66,7 +78,7 @@ class Attempts:
                 raise Stale
             try:
                 await self._handler.work(records, still_ours)
-                self._failed_in_a_row = 0
+                self._passed(WORKING, [record for record, _ in records])
                 self._works()
                 return
             except Stale:
@@ -83,26 +95,28 @@ class Attempts:
                         await self._until_done(half, still_ours)
                     return
                 failures += 1
-                if self._may_be_parked(error, failures):
+                if await self._may_be_parked(WORKING, records[0][0], error, failures):
                     await self._park(records[0][0], error, still_ours)
                     return
                 log.warning("a record failed", error=name_of(error), **_at(records[0][0]))
             await asyncio.sleep(backoff.next_wait_s())
 
-    def _may_be_parked(self, error: Exception, failures: int) -> bool:
-        """Say whether a record is to blame for its failure; many in a row for no known reason blame the program."""
-        if isinstance(error, RecordRefused):
-            return True
-        if failures < PARK_AFTER:
+    async def _may_be_parked(self, stage: str, record: Record, error: Exception, failures: int) -> bool:
+        """Say whether a record is to blame for its failure, and not its reader, which breaks on many in a row."""
+        if not isinstance(error, RecordRefused) and failures < PARK_AFTER:
             return False
-        if self._failed_in_a_row >= FAILED_IN_A_ROW_MAX:
-            self._health.waiting(f"{FAILED_IN_A_ROW_MAX} records in a row failed with {name_of(error)}: a person")
+        try:
+            if await self._parking.allows(stage, record, _refusal(error).reason):
+                return True
+        except DependencyDown as down:
+            self._health.waiting(str(down))
             return False
-        self._failed_in_a_row += 1
-        return True
+        # Again and again: a watchdog is not to take it for a hang.
+        self._health.waiting("the cause to be mended")
+        return False
 
     async def _park(self, record: Record, error: Exception, still_ours: Callable[[], bool]) -> None:
-        refused = error if isinstance(error, RecordRefused) else RecordRefused("failed", type(error).__name__)
+        refused = _refusal(error)
         backoff = Backoff(longest_s=10.0)
         while still_ours():
             try:
@@ -114,6 +128,10 @@ class Attempts:
                 self._health.waiting(str(down))
             await asyncio.sleep(backoff.next_wait_s())
         raise Stale
+
+
+def _refusal(error: Exception) -> RecordRefused:
+    return error if isinstance(error, RecordRefused) else RecordRefused("failed", name_of(error))
 
 
 def _at(record: Record) -> dict[str, object]:

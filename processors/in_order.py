@@ -23,6 +23,7 @@ from nigredo.health import Health
 from nigredo.log_position import LogPosition
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
+from nigredo.parking import Parking
 from nigredo.record import Record
 from nigredo.telemetry import get_logger
 from processors.assignment import Assignment, name_of
@@ -57,6 +58,7 @@ class InOrder:
         health: Health,
         topics: Sequence[str],
         handler: Handler,
+        parking: Parking,
         *,
         batch_max: int = BATCH_MAX,
     ) -> None:
@@ -64,7 +66,8 @@ class InOrder:
         self._health = health
         self.assignment = Assignment(app, reader, health, handler, self._commit_now, self._begun)
         self.probe = Probe(app, self.assignment, reader, watch, health, self._distrust)
-        self._attempts = Attempts(handler, health, self.assignment.tell_ready)
+        self._attempts = Attempts(handler, health, parking, self.assignment.tell_ready)
+        self._parking = parking
         self._batch_max = batch_max
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,6 +99,7 @@ class InOrder:
         self._health.waiting("an assignment of partitions")
         await self._settle()
         self.assignment.revoked()
+        self._parking.forget()
         self._to_commit.clear()
 
     async def _settle(self) -> None:
@@ -112,6 +116,7 @@ class InOrder:
         """Begin every partition again, as the log is now; what is in hand was read from another log, and is void."""
         self._health.waiting("a log that is not the one that was read before")
         self.assignment.revoked()
+        self._parking.forget()
         self._to_commit.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), VOID_WITHIN_S)

@@ -80,7 +80,8 @@ TOPICS: Mapping[str, TopicSpec] = {
             # The broker's append time is the clock of the rate limit: no ingest node's clock can bend it.
             _deleted_after(7, message_timestamp_type="LogAppendTime", segment_ms=str(6 * HOUR_MS)),
         ),
-        TopicSpec(LEADS, "leads", _compacted()),
+        # As long as the rejections, so that a persister that was away for less has missed nothing, no erasure either.
+        TopicSpec(LEADS, "leads", _compacted(delete_retention_ms=str(30 * DAY_MS))),
         TopicSpec(REJECTIONS, "rejections", _compacted_and_deleted_after(30 * DAY_MS)),
         TopicSpec(
             RATE_LIMITS,

@@ -41,6 +41,7 @@ def load_commands() -> None:
         control,
         database,
         dead,
+        dead_letters,
         deliveries,
         keys,
         processes,
@@ -56,7 +57,7 @@ def load_commands() -> None:
     )
 
     running = (stack, processes, topics, schemas, database, control, keys)
-    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead):
+    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead, dead_letters):
         for command in module.COMMANDS:
             nigredo.add_command(command)
 

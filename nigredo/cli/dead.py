@@ -39,7 +39,17 @@ def list_(context: Context, endpoint: str | None) -> None:
         f"{each.status_code or '-'}  {each.error_message or ''}".rstrip()
         for each in found
     ]
-    context.result([_document(each) for each in found], lines or "nothing is dead")
+    context.result([_document(each) for each in found], lines or _nothing(context))
+
+
+def _nothing(context: Context) -> str:
+    from nigredo.log_reader import LogReader
+    from nigredo.webhook_topics import WebhookTopics
+    from schemas.topics import DEAD_LETTERS
+
+    settings = context.settings(PART, role="nigredo_app")
+    parked = len(WebhookTopics(settings, LogReader(settings, PART)).standing(DEAD_LETTERS))
+    return "nothing is dead" + (f"; {parked} records are parked: see `nigredo dead-letters list`" if parked else "")
 
 
 @dead.command()

@@ -60,6 +60,7 @@ def status(context: Context, endpoint: str) -> None:
         "waiting": found.waiting,
         "replays": found.replays,
         "dead": found.dead,
+        "parked": found.parked,
     }
     lines = [
         f"{endpoint}: {'; '.join(problems) or 'well'}",
@@ -71,6 +72,7 @@ def status(context: Context, endpoint: str) -> None:
         f"wait for a retry    {found.waiting}",
         f"wait for a replay   {found.replays}",
         f"dead                {found.dead}",
+        f"parked              {found.parked}",
     ]
     context.result(document, lines)
     if problems:

@@ -188,7 +188,7 @@ def _until_settled(context: Context, home: Home, process: subprocess.Popen[bytes
         ended = process.poll() is not None
         lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines[told:]:
-            if " ready after " in line or line.startswith("still waiting"):
+            if " ready after " in line or line.startswith(("still waiting", "Kafka's data")):
                 context.tell(line)
         told = len(lines)
         if ended:
@@ -263,8 +263,13 @@ def down(context: Context) -> None:
 @click.command()
 @with_context
 def status(context: Context) -> int:
-    """Show the parts of the stack; exit code 0 only when all are ready."""
-    document = control.ask(context.stack(), {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
+    """Show the parts of the stack; exit code 0 only when all are ready and no record is parked."""
+    from nigredo.cli.dead_letters import status_lines, told_by_persister
+
+    home = context.stack()
+    document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
+    parked = told_by_persister(home)
+    document["dead_letters"] = parked
     wide = max(map(len, document["parts"])) + 2
     lines = [f"{'PART':<{wide}}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
     for name, part in document["parts"].items():
@@ -274,9 +279,9 @@ def status(context: Context) -> int:
     for name, step in document["steps"].items():
         if not step["done"]:
             lines.append(f"{name:<{wide}}{'waiting':<10}{'-':>8}  {'-':>8}  waits: {step['waiting_for']}")
-    lines += document["troubles"]
+    lines += document["troubles"] + status_lines(parked or ())
     context.result(document, lines)
-    return 0 if document["ready"] else 1
+    return 0 if document["ready"] and not parked else 1
 
 
 @click.command()

@@ -17,6 +17,7 @@ from nigredo.api_keys import SCOPES, as_value, kept
 from nigredo.changes import Changes
 from nigredo.control import API_KEY
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
+from nigredo.log_reader import LogReader
 from nigredo.migrate import migrate
 from nigredo.replay import FIRST_ENDPOINT
 from nigredo.schema_ids import ensure_schemas
@@ -49,6 +50,10 @@ OWN_GRACE_S = 100.0
 """Longer than the longest request that ingest may still answer."""
 EXTERNAL = INFRASTRUCTURE
 """The parts that may be run from outside."""
+OTHER_CLUSTER = (
+    "Kafka's data is not that of the last start: settings, blocks, maintenance and other API keys are gone with it, "
+    "and so are leads that were neither stored nor delivered; `nigredo recover` shows what is left"
+)
 Tell = Callable[[str], None]
 
 
@@ -131,7 +136,11 @@ def _part(home: Home, name: str, process: str, port: int, environment: Mapping[s
 
 
 def steps(
-    home: Home, artifacts: Artifacts, environment: Mapping[str, str], external: Collection[str] = ()
+    home: Home,
+    artifacts: Artifacts,
+    environment: Mapping[str, str],
+    external: Collection[str] = (),
+    tell: Tell = lambda _: None,
 ) -> list[Step]:
     """Return what makes up a stack, each step with what must be there before it.
 
@@ -157,7 +166,7 @@ def steps(
             lambda: ensure_schemas(as_admin, _named_endpoints(home, environment), deadline_s=0.0),
             needs=("registry", "topics"),
         ),
-        Step("api key", lambda: _ensure_api_key(as_admin, home), needs=("schemas",)),
+        Step("api key", lambda: _ensure_api_key(as_admin, home, tell), needs=("schemas",)),
         # They wait for the pins of the schemas by themselves, and find those of an earlier start: forms are accepted
         # without PostgreSQL and without the registry.
         *(
@@ -167,14 +176,25 @@ def steps(
     ]
 
 
-def _ensure_api_key(settings: Settings, home: Home) -> None:
-    """Make the key that `nigredo env` prints known, unless an operator revoked or rotated it."""
-    known = home.dir / "secrets" / "api-key.known"
-    if known.exists():
+def _ensure_api_key(settings: Settings, home: Home, tell: Tell) -> None:
+    """Make the key that `nigredo env` prints known to this cluster, unless it was: then it may have been revoked.
+
+    A cluster that lost its data has another id, and knows nothing of what Kafka alone keeps.
+    """
+    known, cluster = home.dir / "secrets" / "api-key.known", LogReader(settings, "stack").cluster_id()
+    before = known.read_text(encoding="utf-8").strip() if known.exists() else None
+    if before == cluster:
         return
-    key = kept(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
-    Changes(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
-    known.touch(mode=0o600)
+    # An earlier release wrote no id: of the cluster that there was.
+    if before != "":
+        key = kept(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
+        Changes(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
+    unfinished = known.with_suffix(".unfinished")
+    unfinished.touch(mode=0o600)
+    unfinished.write_text(cluster, encoding="utf-8")
+    unfinished.replace(known)
+    if before:
+        tell(OTHER_CLUSTER)
 
 
 def _look_at(part: Part) -> None:
@@ -205,7 +225,7 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
         tell(f"ended {name}, left behind by a stack that was killed")
-    supervisor = Supervisor(home, steps(home, artifacts, environment, external), GOAL)
+    supervisor = Supervisor(home, steps(home, artifacts, environment, external, tell), GOAL)
     check_ports([part.part for name, part in supervisor.parts.items() if name in (*INFRASTRUCTURE, GOAL)])
     stopped = asyncio.Event()
     given = {name: environment[name] for name in Settings.names() if name in environment}

@@ -9,6 +9,7 @@ from datetime import timedelta
 from nigredo.clock import Clock, utc_now
 from nigredo.db import Pool, transaction
 from nigredo.telemetry import get_logger
+from processors.persistence.clocks import earlier_now
 from processors.persistence.store import DEADLINE_S, load_queries
 from schemas.topics import DELIVERIES, REJECTIONS, TOPICS
 
@@ -44,7 +45,7 @@ class CleanUp:
 
     async def run(self) -> float:
         """Delete all that is past its time. Raises DependencyDown; what was deleted until then is."""
-        now = self._clock()
+        now = await earlier_now(self._pool, self._clock)
         deleted = {table: await self._empty(table, {"before": now - kept}) for table, kept in KEPT.items()}
         if any(deleted.values()):
             log.info("rows past their time were deleted", **deleted)

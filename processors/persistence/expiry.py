@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from nigredo.clock import Clock, utc_now
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
 from nigredo.log_reader import LogReader
@@ -27,6 +26,7 @@ log = get_logger()
 
 EVERY_S = 3600.0
 CALL_TIMEOUT_S = 10.0
+Now = Callable[[], Awaitable[datetime]]
 REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.POLICY_VIOLATION)
 EXPIRING: Mapping[str, TopicSpec] = {
     name: spec for name, spec in TOPICS.items() if "compact,delete" in spec.config["cleanup.policy"]
@@ -39,24 +39,25 @@ class Expiry:
     name = "expiry"
 
     def __init__(
-        self, settings: Settings, component: str, topics: Mapping[str, TopicSpec] = EXPIRING, clock: Clock = utc_now
+        self, settings: Settings, component: str, now: Now, topics: Mapping[str, TopicSpec] = EXPIRING
     ) -> None:
+        """now: returns the time by which records are old; may raise DependencyDown."""
         self._reader = LogReader(settings, component)
         self._config = client_config(settings, settings.function(component))
         self._topics = topics
-        self._clock = clock
+        self._now = now
         # Not at once, and persisters that were started together not together.
         self.first_after_s = random.uniform(30.0, 90.0)  # noqa: S311 - jitter, not a secret
 
     async def run(self) -> float:
         """Delete all that is past its time. Raises DependencyDown; what was deleted until then is."""
-        await asyncio.to_thread(self._delete)
+        await asyncio.to_thread(self._delete, await self._now())
         return random.uniform(0.9, 1.1) * EVERY_S  # noqa: S311 - jitter, not a secret
 
-    def _delete(self) -> None:
+    def _delete(self, now: datetime) -> None:
         starts = []
         for name, spec in self._topics.items():
-            oldest = self._clock() - timedelta(milliseconds=int(spec.config["retention.ms"]))
+            oldest = now - timedelta(milliseconds=int(spec.config["retention.ms"]))
             for partition in self._reader.partitions(name):
                 # The first one that is as young: all before it are older.
                 young = self._reader.offset_at(name, partition, oldest)

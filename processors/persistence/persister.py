@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nigredo import metrics
 from nigredo.clock import utc_now
@@ -20,6 +21,7 @@ from nigredo.telemetry import get_logger
 from processors.handler import Decoded, Stale, decode
 from processors.persistence.chores import Chores
 from processors.persistence.cleanup import CleanUp
+from processors.persistence.clocks import earlier_now
 from processors.persistence.expiry import Expiry
 from processors.persistence.resets import ResetRelay
 from processors.persistence.rows import rows_of
@@ -65,7 +67,8 @@ class Persister:
         await self._pool.open()
         self._store = Store(self._pool)
         self._resets = ResetRelay(settings, self._pool, self._codec)
-        self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT))
+        now = partial(earlier_now, self._pool, utc_now)
+        self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT, now))
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
         """Return where the database says that the partition goes on, as far as the log bears it out.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from nigredo.backoff import Backoff
+from nigredo.dead_letters import parked_before
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.leave import Leave
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
+from nigredo.parking import Bounds, Parking
 from nigredo.settings import Settings
 from nigredo.startup import run_process
 from processors.faust_app import make_app, run_app
@@ -34,7 +37,8 @@ def _serve(settings: Settings) -> None:
     app = make_app(settings, COMPONENT)
     reader, handler = LogReader(settings, COMPONENT), Limiter(settings, health)
     watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
-    in_order = InOrder(app, reader, watch, health, [SUBMISSIONS], handler, batch_max=BATCH_MAX)
+    parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
+    in_order = InOrder(app, reader, watch, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
     with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
         run_app(app, settings, health, Leave(settings, COMPONENT))
 

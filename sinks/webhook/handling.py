@@ -32,6 +32,8 @@ from sinks.webhook.watermark import Place, Ticket
 
 log = get_logger()
 
+DECODING = "decoding"
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -68,6 +70,7 @@ class Handling:
         for queue in self._queues:
             queue.clear()
         self._past.forget()
+        self._tools.parking.forget()
         self._tools.gate.clear()
 
     @property
@@ -231,12 +234,17 @@ class Handling:
             return None
         try:
             if self._tools.codec.knows(record.value):
-                return self._tools.codec.decode(record.topic, record.value)
-            # The registry is asked in a thread: others' deadlines run meanwhile. One after the other, so that leads
-            # stay in their order.
-            async with self._asking:
-                return await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
+                event = self._tools.codec.decode(record.topic, record.value)
+            else:
+                # The registry is asked in a thread: others' deadlines run meanwhile. One after the other, so that leads
+                # stay in their order.
+                async with self._asking:
+                    event = await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
+            self._tools.parking.handled(DECODING, {record.topic: 1})
+            return event
         except Undecodable as error:
+            if not await self._tools.parking.allows(DECODING, record, "undecodable"):
+                raise DependencyDown(f"{record.topic} is stopped: too many records were parked") from error
             await park(self._tools.publisher, self._tools.codec, self._name, record, "undecodable", str(error))
             log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
                       offset=record.offset)  # fmt: skip

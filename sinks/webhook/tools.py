@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nigredo.kafka import Publisher
+from nigredo.parking import Parking
 from nigredo.settings import Settings
 from schemas.codec import Codec
 from sinks.webhook.attempts import AttemptLog
@@ -26,6 +27,7 @@ class Tools:
     deliverer: Deliverer
     gate: Gate
     leads: LeadReader
+    parking: Parking
     settings: Callable[[], Settings]
     """What holds at present."""
     keys: Callable[[], tuple[bytes, ...]]

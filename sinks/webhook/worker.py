@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
 from nigredo.control import Control, ControlKeeper
+from nigredo.dead_letters import parked_before
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.parking import Bounds, Parking
 from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
@@ -83,6 +86,11 @@ class Worker:
             deliverer=deliverer,
             gate=self._gate,
             leads=leads,
+            parking=Parking(
+                Bounds.of(settings),
+                self._health,
+                partial(parked_before, LogReader(settings, COMPONENT), self._name),
+            ),
             settings=lambda: self._keeper.current.settings,
             keys=self._secrets.keys,
         )

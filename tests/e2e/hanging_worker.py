@@ -18,6 +18,8 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.log_reader import LogReader
+from nigredo.log_watch import LogWatch
+from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.telemetry import configure_logging
@@ -79,8 +81,10 @@ def main() -> None:
     Backoff.next_wait_s = lambda self: 0.5  # type: ignore[method-assign]
     health = Health(settings.function(component))
     app = make_app(settings, component)
-    in_order = InOrder(app, LogReader(settings, component), health, [topic], Hanging(folder, how))
-    with Watchdog(settings, component, health, [topic], lambda: in_order.assignment.positions):
+    reader, watch = LogReader(settings, component), LogWatch(settings, component, [topic])
+    parking = Parking(Bounds.of(settings), health, lambda _: Before())
+    in_order = InOrder(app, reader, watch, health, [topic], Hanging(folder, how), parking)
+    with Watchdog(settings, component, health, [topic], in_order):
         run_app(app, settings, health)
 
 

@@ -42,7 +42,7 @@ def test_status_lists_every_part_and_says_that_all_are_ready(stack: Stack) -> No
 def test_status_as_text_has_a_line_a_part_and_no_colour(stack: Stack) -> None:
     lines = stack.nigredo("status").out.splitlines()
 
-    assert [line.split()[0] for line in lines[1:]] == PARTS
+    assert [line.split()[0] for line in lines[1 : len(PARTS) + 1]] == PARTS
     assert not any("\x1b" in line for line in lines)
 
 

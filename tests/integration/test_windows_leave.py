@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -75,7 +75,10 @@ def test_what_is_past_its_time_leaves_also_where_compaction_merged_it_with_what_
         every_s=0.5,
     )
 
-    expiry = Expiry(stack.settings(role="admin"), "test", {topic: replace(TOPICS[RATE_LIMITS], name=topic)})
+    async def now() -> datetime:
+        return datetime.now(UTC)
+
+    expiry = Expiry(stack.settings(role="admin"), "test", now, {topic: replace(TOPICS[RATE_LIMITS], name=topic)})
     for _ in range(2):  # Safe to repeat, and where nothing is left to do.
         assert asyncio.run(expiry.run()) > 0
         assert left(stack, topic, BUSY) == young

@@ -13,6 +13,7 @@ from nigredo.errors import DependencyDown, PositionRefused, RecordRefused
 from nigredo.health import Health
 from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.log_watch import Look, Tail
+from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record
 from processors.handler import Decoded, Stale
 from processors.in_order import InOrder
@@ -20,6 +21,7 @@ from schemas.events import Event
 
 TOPIC = "nigredo.submissions"
 TIMESTAMP_MS = 1_700_000_000_000
+BOUNDS = Bounds(in_a_row_max=20, share_max=0.25)
 
 
 class Signal:
@@ -186,6 +188,7 @@ class Recorder:
         self.poison: set[int] = set()
         self.undecodable: set[int] = set()
         self.unforeseen: set[int] = set()
+        self.refused: set[int] = set()
         self.before_work: Callable[[], Awaitable[None]] | None = None
         self.revocations = 0
         self.batches: list[int] = []
@@ -226,6 +229,8 @@ class Recorder:
             raise self.trouble.pop(0)
         if any(record.offset in self.poison for record, _ in records):
             raise ZeroDivisionError
+        if any(record.offset in self.refused for record, _ in records):
+            raise RecordRefused("refused_by_database", "UniqueViolation")
         self.done += [(record.partition, record.offset) for record, _ in records]
         self.batches.append(len(records))
 
@@ -239,13 +244,21 @@ class Recorder:
 class Rig:
     """An `InOrder` with everything around it played."""
 
-    def __init__(self, holes: Sequence[int] = (), partitions: int = 1, topic: str = TOPIC) -> None:
+    def __init__(
+        self,
+        holes: Sequence[int] = (),
+        partitions: int = 1,
+        topic: str = TOPIC,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
         self.topic = topic
         self.app, self.stream, self.handler = FakeApp(partitions, topic), FakeStream(), Recorder()
         self.health = Health("test")
         self.log = FakeLog(self.app, holes)
         app, log = cast(Any, self.app), cast(Any, self.log)
-        self.in_order = InOrder(app, log, log, self.health, [topic], self.handler)
+        self.before = Before()
+        parking = Parking(bounds, self.health, lambda _: self.before)
+        self.in_order = InOrder(app, log, log, self.health, [topic], self.handler, parking)
 
     def deliver(self, *offsets: int, partition: int = 0) -> None:
         for offset in offsets:

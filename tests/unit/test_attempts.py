@@ -9,7 +9,8 @@ import pytest
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, RecordRefused
-from processors import attempts, in_order
+from nigredo.parking import Before, Bounds
+from processors import in_order
 from tests.unit.playing_faust import Rig, handled, until
 
 
@@ -110,22 +111,130 @@ def test_a_record_that_breaks_the_decoder_itself_stops_nothing() -> None:
     assert rig.app.committed() == 3
 
 
-def test_a_broken_release_parks_a_few_records_and_then_waits_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FAILED_IN_A_ROW_MAX", 3)
+def bounded(in_a_row_max: int = 3, share_max: float = 1.0) -> Rig:
+    return Rig(bounds=Bounds(in_a_row_max, share_max))
 
+
+def parked(rig: Rig) -> list[int]:
+    return [offset for offset, _ in rig.handler.parked]
+
+
+async def until_stopped(rig: Rig) -> asyncio.Task[None]:
+    """Run the agent until it says that parking has come to its bound."""
+    working = rig.start()
+    await until(lambda: f"{rig.topic} is stopped" in (rig.health.waiting_for or ""))
+    return working
+
+
+@pytest.mark.parametrize("trouble", ["unforeseen", "undecodable", "refused", "poison"])
+def test_a_few_records_are_parked_for_whatever_reason_and_then_an_operator_is_waited_for(trouble: str) -> None:
     async def scenario() -> Rig:
-        rig = Rig()
-        rig.handler.unforeseen = set(range(10))
+        rig = bounded()
+        setattr(rig.handler, trouble, set(range(10)))
         rig.deliver(*range(10))
-        working = rig.start()
-        await until(lambda: "a person" in (rig.health.waiting_for or ""))
+        working = await until_stopped(rig)
+        given = rig.health.reasons_given
+        await until(lambda: rig.health.reasons_given > given + 3)
         working.cancel()
         await asyncio.wait({working})
         return rig
 
     rig = asyncio.run(scenario())
-    assert [offset for offset, _ in rig.handler.parked] == [0, 1, 2]
+    assert parked(rig) == [0, 1, 2]
+    assert handled(rig) == []
     assert not rig.app.committed()
+
+
+@pytest.mark.parametrize("trouble", ["undecodable", "refused"])
+def test_all_goes_on_by_itself_once_the_cause_is_mended(trouble: str) -> None:
+    async def scenario() -> Rig:
+        rig = bounded()
+        setattr(rig.handler, trouble, set(range(10)))
+        rig.deliver(*range(10))
+        working = await until_stopped(rig)
+        setattr(rig.handler, trouble, set())
+        await until(lambda: len(rig.handler.done) == 7)
+        await until(lambda: rig.health.waiting_for is None)
+        rig.stream.ended = True
+        await working
+        await rig.app.on_before_shutdown.send()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert handled(rig) == [3, 4, 5, 6, 7, 8, 9]
+    assert rig.app.committed() == 10
+
+
+@pytest.mark.parametrize("trouble", ["undecodable", "refused", "poison"])
+def test_bad_records_among_good_ones_never_stop_the_stream(trouble: str) -> None:
+    async def scenario() -> Rig:
+        rig = bounded(share_max=0.25)
+        setattr(rig.handler, trouble, set(range(0, 200, 5)))
+        rig.log.end = 200
+        rig.deliver(*range(200))
+        await rig.finish()
+        return rig
+
+    rig = asyncio.run(scenario())
+    assert parked(rig) == list(range(0, 200, 5))
+    assert rig.app.committed() == 200
+    assert rig.health.waiting_for is None
+
+
+def test_good_records_between_bad_ones_do_not_hide_that_a_third_is_bad() -> None:
+    async def scenario() -> Rig:
+        rig = bounded(share_max=0.25)
+        rig.handler.refused = set(range(0, 200, 3))
+        rig.log.end = 200
+        rig.deliver(*range(200))
+        working = await until_stopped(rig)
+        working.cancel()
+        await asyncio.wait({working})
+        return rig
+
+    assert len(parked(asyncio.run(scenario()))) == 26
+
+
+def test_a_restart_forgets_nothing_of_what_was_parked_before_it() -> None:
+    async def scenario() -> Rig:
+        rig = bounded()
+        rig.before = Before(in_a_row=3)
+        rig.handler.refused = set(range(10))
+        rig.deliver(*range(10))
+        working = await until_stopped(rig)
+        working.cancel()
+        await asyncio.wait({working})
+        return rig
+
+    assert parked(asyncio.run(scenario())) == []
+
+
+def test_what_was_parked_long_ago_is_nothing_to_a_record_after_good_ones() -> None:
+    async def scenario() -> Rig:
+        rig = bounded()
+        rig.before = Before(in_a_row=3)
+        rig.handler.refused = {5}
+        rig.deliver(*range(10))
+        await rig.finish()
+        return rig
+
+    assert parked(asyncio.run(scenario())) == [5]
+
+
+def test_another_member_takes_over_a_topic_that_is_stopped_and_the_first_is_silent_about_it() -> None:
+    async def scenario() -> Rig:
+        rig = bounded()
+        rig.handler.refused = set(range(10))
+        rig.deliver(*range(10))
+        working = await until_stopped(rig)
+        rig.app.partitions = 0
+        await rig.app.on_partitions_revoked.send()
+        await until(lambda: not rig.health.held)
+        working.cancel()
+        await asyncio.wait({working})
+        return rig
+
+    assert parked(asyncio.run(scenario())) == [0, 1, 2]
 
 
 def test_a_record_that_is_parked_while_its_partition_goes_away_is_not_committed() -> None:

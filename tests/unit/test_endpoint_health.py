@@ -24,6 +24,7 @@ WELL = EndpointHealth(
     waiting=3,
     replays=2,
     dead=7,
+    parked=0,
 )
 
 
@@ -42,6 +43,7 @@ def test_a_tenth_failed_leads_that_wait_their_turn_and_old_dead_ones_are_well() 
         (replace(WELL, sender=Sender(ready=True, waiting_for=None, breaker="open")), "breaker is open"),
         (replace(WELL, failed=11), "11%"),
         (replace(WELL, not_judged="the log ends at 7"), "not judged: the log ends at 7"),
+        (replace(WELL, parked=2), "2 records are parked"),
         (replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10, seconds=1))), "2026-01-31 11:49:59"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 from nigredo.clock import utc_now
+from nigredo.health import Health
+from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record
 from schemas.events import WebhookRetry
 from schemas.topics import retry_topic
@@ -44,6 +46,7 @@ class FakeTools:
         self.endpoint = SimpleNamespace(name="fibonacci")
         self.codec = SimpleNamespace(knows=lambda _: True, decode=lambda _, value: value)
         self.attempts = self
+        self.parking = Parking(Bounds(in_a_row_max=3, share_max=1.0), Health("sink"), lambda _: Before())
 
     async def settled_after(self, _: Any) -> dict[Any, int]:
         return {}

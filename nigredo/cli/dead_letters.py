@@ -1,0 +1,228 @@
+"""`nigredo dead-letters`: records that a process could not use, and the way back for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+import httpx
+
+from nigredo.cli.control import Duration
+from nigredo.cli.output import Context, with_context
+from nigredo.cli.replay import yes_option
+from nigredo.errors import ConfigurationError, NigredoError
+
+if TYPE_CHECKING:
+    from nigredo.parked import DeadLetters, Parked
+    from nigredo.record import Record
+    from nigredo.settings import Settings
+    from nigredo.stack.home import Home
+    from schemas.events import Event
+
+PART = "dead-letters"
+LISTENER_TIMEOUT_S = 2.0
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Records that a process could not use, parked with the reason for 90 days."""
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--topic", help="Only of this topic, such as nigredo.leads"),
+        click.option("--reason", help="Only with this reason, such as undecodable"),
+        click.option("--last", type=Duration(), help="Only parked in the last 1h, 30m, 7d, …"),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letters.command(name="list")
+@_filters
+@with_context
+def list_(context: Context, topic: str | None, reason: str | None, last: timedelta | None) -> None:
+    """Show them, oldest first; nothing of what people wrote."""
+    found = _filtered(_letters(context).waiting(), topic, reason, last)
+    lines = [
+        f"{one.letter.parked_at:%Y-%m-%d %H:%M:%S} UTC  {one.id}  {one.letter.reason}  {one.letter.error}".rstrip()
+        for one in found
+    ]
+    context.result([_document(one) for one in found], lines or "no record is parked")
+
+
+@dead_letters.command()
+@click.argument("letter_id", metavar="ID")
+@click.option("--payload", is_flag=True, help="Also its key and contents, with all that the person wrote")
+@with_context
+def show(context: Context, letter_id: str, payload: bool) -> None:
+    """Show one: headers, place, reason and sizes."""
+    letters = _letters(context)
+    (one,) = _by_id(letters.waiting(), [letter_id])
+    headers = {each.key: (each.value or b"").decode(errors="replace") for each in one.letter.headers}
+    document = _document(one) | {"headers": headers}
+    if payload:
+        key = one.letter.key
+        document |= {"key": None if key is None else key.decode(errors="replace"), **letters.payload(one)}
+    context.result(document, [f"{name:<17} {'-' if told is None else told}" for name, told in document.items()])
+
+
+@dead_letters.command()
+@click.argument("letter_ids", metavar="ID…", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the filters leave")
+@_filters
+@click.option("--dry-run", is_flag=True, help="Only say which")
+@yes_option
+@with_context
+def retry(context: Context, letter_ids: tuple[str, ...], everything: bool, **options: Any) -> None:
+    """Put records back, once their cause is mended. Safe to interrupt and to repeat.
+
+    A submission is appended to its topic again and judged now: the limit counts it as of this time. A record that the
+    persister could not store is stored, a lead that a sender could not read is sent by that sender, both under the
+    same id. What still cannot be read stays.
+    """
+    letters = _letters(context)
+    _act(context, letters.waiting(), letters.retry, letter_ids, everything, "Put {} back?", "put back", **options)
+
+
+@dead_letters.command()
+@click.argument("letter_ids", metavar="ID…", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the filters leave")
+@_filters
+@click.option("--dry-run", is_flag=True, help="Only say which")
+@yes_option
+@with_context
+def discard(context: Context, letter_ids: tuple[str, ...], everything: bool, **options: Any) -> None:
+    """Give records up for good; the audit keeps which they were, and who did it."""
+    letters = _letters(context)
+    question = "Give up {} for good?"
+    _act(context, letters.waiting(), letters.discard, letter_ids, everything, question, "discarded", **options)
+
+
+def _act(
+    context: Context,
+    waiting: Sequence[Parked],
+    work: Callable[[Sequence[Parked], Callable[[Parked, str | None], None]], None],
+    letter_ids: Sequence[str],
+    everything: bool,
+    question: str,
+    done: str,
+    *,
+    topic: str | None,
+    reason: str | None,
+    last: timedelta | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    if bool(letter_ids) == everything:
+        raise ConfigurationError("say which, by their ids, or --all (with --topic, --reason or --last)")
+    wanted = _filtered(_by_id(waiting, letter_ids) if letter_ids else waiting, topic, reason, last)
+    document: dict[str, Any] = {"ids": [one.id for one in wanted], "done": 0, "left": []}
+    if dry_run or not wanted:
+        context.result(document, [one.id for one in wanted] or "no record is parked")
+        return
+    context.confirm(question.format(f"{len(wanted)} records"), yes=yes)
+
+    def told(one: Parked, why: str | None) -> None:
+        if why is None:
+            document["done"] += 1
+        else:
+            document["left"].append({"id": one.id, "why": why})
+
+    work(wanted, told)
+    lines = [f"{each['id']} is left: {each['why']}" for each in document["left"]]
+    context.result(document, [*lines, f"{document['done']} records {done}"], changed=True)
+    if document["left"]:
+        raise NigredoError(f"{len(document['left'])} of {len(wanted)} records are left as they were")
+
+
+def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]:
+    by_id = {one.id: one for one in waiting}
+    if missing := [letter_id for letter_id in letter_ids if letter_id not in by_id]:
+        raise ConfigurationError(f"{', '.join(missing)}: no such dead letter; see `nigredo dead-letters list`")
+    return [by_id[letter_id] for letter_id in dict.fromkeys(letter_ids)]
+
+
+def _filtered(waiting: Sequence[Parked], topic: str | None, reason: str | None, last: timedelta | None) -> list[Parked]:
+    from nigredo.clock import utc_now
+    from nigredo.parked import chosen
+
+    return chosen(waiting, topic=topic, reason=reason, since=None if last is None else utc_now() - last)
+
+
+def _letters(context: Context) -> DeadLetters:
+    from nigredo.parked import DeadLetters
+
+    settings = context.settings(PART, role="nigredo_app")
+    return DeadLetters(settings, context.actor, lambda record, event: asyncio.run(_store(settings, record, event)))
+
+
+async def _store(settings: Settings, record: Record, event: Event | None) -> None:
+    """Store a record's rows by the persister's own statements, which may find them there already."""
+    from nigredo.db import make_pool
+    from nigredo.errors import RecordRefused
+    from nigredo.parked import NotRetried
+    from processors.persistence.rows import rows_of
+    from processors.persistence.store import Store
+
+    pool = make_pool(settings, PART, size_max=1)
+    await pool.open()
+    try:
+        await Store(pool).write(rows_of([(record, event)]), [])
+    except RecordRefused as error:
+        raise NotRetried(f"the database refuses it still: {error.error}") from error
+    finally:
+        await pool.close(timeout=5.0)
+
+
+def _document(one: Parked) -> dict[str, Any]:
+    letter = one.letter
+    return {
+        "id": one.id,
+        "function": letter.function,
+        "reason": letter.reason,
+        "error": letter.error,
+        "parked_at": letter.parked_at.isoformat(),
+        "topic": letter.origin_topic,
+        "partition": letter.origin_partition,
+        "offset": letter.origin_offset,
+        "timestamp": letter.origin_timestamp.isoformat(),
+        "lead_id": _lead_id(letter.key),
+        "key_bytes": len(letter.key or b""),
+        "value_bytes": None if letter.value is None else len(letter.value),
+    }
+
+
+def _lead_id(key: bytes | None) -> str | None:
+    """Return a key that is a lead's id; any other may be a person's address."""
+    try:
+        return str(UUID((key or b"").decode()))
+    except ValueError:
+        return None
+
+
+def told_by_persister(home: Home) -> list[dict[str, Any]] | None:
+    """Return how many dead letters wait, by topic and reason; None where the persister does not tell."""
+    try:
+        answer: Any = httpx.get(
+            f"http://127.0.0.1:{home.health_port('persister')}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False
+        ).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    counts = answer.get("dead_letters") if isinstance(answer, dict) else None
+    return None if counts is None else [each for each in counts if each["count"]]
+
+
+def status_lines(counts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of `nigredo status` about dead letters."""
+    return [
+        f"{each['count']} records of {each['topic']} are parked ({each['reason']}): see `nigredo dead-letters list`"
+        for each in counts
+    ]
+
+
+COMMANDS = (dead_letters,)

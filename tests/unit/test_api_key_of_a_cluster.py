@@ -1,0 +1,55 @@
+"""The key that `nigredo env` prints is known to each cluster once: a new one gets it, a revoked one stays revoked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nigredo.changes import Changes
+from nigredo.log_reader import LogReader
+from nigredo.settings import Settings
+from nigredo.stack.embedded import OTHER_CLUSTER, _ensure_api_key
+from nigredo.stack.home import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(LogReader, "cluster_id", lambda _: (tmp_path / "cluster").read_text())
+    made = Home.open(tmp_path, 21_000)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "api-key").write_text("nig_0123456789abcdef0123456789abcdef0123456789abcdef")
+    return made
+
+
+def started(home: Home, cluster: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """Return how many keys a start made known to a cluster, and what it told."""
+    put: list[str] = []
+    told: list[str] = []
+    (home.dir / "cluster").write_text(cluster)
+    monkeypatch.setattr(Changes, "put", lambda _, kind, *__, **___: put.append(kind))
+    monkeypatch.setattr("nigredo.stack.embedded.kept", lambda *_: type("Key", (), {"id": "k"}))
+    monkeypatch.setattr("nigredo.stack.embedded.as_value", lambda _: {})
+    _ensure_api_key(Settings.from_environment({}), home, told.append)
+    return len(put), told
+
+
+def test_a_cluster_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started(home, "first", monkeypatch) == (1, [])
+    assert started(home, "first", monkeypatch) == (0, [])
+
+
+def test_another_cluster_gets_the_key_and_what_is_gone_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(home, "first", monkeypatch)
+
+    assert started(home, "second", monkeypatch) == (1, [OTHER_CLUSTER])
+    assert started(home, "second", monkeypatch) == (0, [])
+
+
+def test_the_mark_of_an_earlier_release_is_of_the_cluster_that_there_is(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home.dir / "secrets" / "api-key.known").touch()
+
+    assert started(home, "first", monkeypatch) == (0, [])
+    assert started(home, "second", monkeypatch) == (1, [OTHER_CLUSTER])
