@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka_security import librdkafka_security
+from nigredo.kafka_security import librdkafka_security, refusal_notice
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -60,6 +60,7 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
         "socket.keepalive.enable": True,
         # Nothing in its own format: what matters comes as an error and is logged as JSON by whoever got it.
         "log_level": 0,
+        "error_cb": refusal_notice,
     }
 
 

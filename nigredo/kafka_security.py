@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import ssl
+import time
+
+from confluent_kafka import KafkaError
 
 from nigredo.errors import ConfigurationError
 from nigredo.password_file import read_password
 from nigredo.settings import Settings
+from nigredo.telemetry import get_logger
+
+NOTICE_EVERY_S = 60.0
+REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+log = get_logger()
+
+
+class RefusalNotice:
+    """Says why a client does not get through to Kafka, where it is its proof: else that looks like Kafka being away."""
+
+    def __init__(self) -> None:
+        self._next_at = float("-inf")
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take note of an error of a connection, which librdkafka tries again; logged once a minute a process."""
+        if error.code() in REFUSED and time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + NOTICE_EVERY_S
+            log.error(
+                "Kafka refuses this client's proof; see the settings KAFKA_SASL and KAFKA_SSL", error=error.name()
+            )
+
+
+refusal_notice = RefusalNotice()
 
 
 def librdkafka_security(settings: Settings) -> dict[str, str]:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from structlog.testing import capture_logs
 
 from nigredo.kafka import client_config
+from nigredo.kafka_security import refusal_notice
 from nigredo.stack.home import KAFKA_CLIENTS
 from nigredo.testing import Stack, eventually
 
@@ -57,6 +59,22 @@ def test_a_client_without_a_password_or_with_a_wrong_one_gets_nothing(stack: Sta
     for proof in ({}, admin | {"sasl.password": "wrong"}, admin | {"sasl.username": "root"}):
         with pytest.raises(KafkaException):
             AdminClient(address | proof).list_topics(timeout=3)
+
+
+def test_a_wrong_password_is_told_apart_from_a_broker_that_is_away(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal_notice, "_next_at", float("-inf"))
+    producer = Producer(stack.producer_config(delivery_timeout_s=30) | {"sasl.password": "wrong"})
+
+    def told() -> bool:
+        producer.poll(0.1)
+        return bool(lines)
+
+    with capture_logs() as lines:
+        eventually(told, within_s=60, what="a line about the refusal")
+
+    assert lines[0]["error"] == "_AUTHENTICATION"
 
 
 def test_the_controllers_listener_answers_no_stranger(stack: Stack) -> None:
