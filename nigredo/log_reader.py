@@ -217,8 +217,10 @@ class LogReader:
                     if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                         raise
         except KafkaException as error:
+            self._kept_admin = None
             raise DependencyDown(told(error.args[0])) from error
         except TimeoutError as error:
+            self._kept_admin = None
             raise DependencyDown("Kafka does not answer") from error
         return ids
 
@@ -289,11 +291,11 @@ class LogReader:
     def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int | None]:
         """Return the offset a group committed for each partition; None where it has none. Raises DependencyDown."""
         asked = [TopicPartition(topic, partition) for partition in partitions]
-        return {at.partition: _offset(at) for at in committed_offsets(self._admin, group, asked)}
+        return {at.partition: _offset(at) for at in self._committed(group, asked)}
 
     def offsets(self, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
         """Return what a group committed, in the order asked, with its metadata. Raises DependencyDown."""
-        return committed_offsets(self._admin, group, asked)
+        return self._committed(group, asked)
 
     def positions(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, LogPosition | None]:
         """Return the position a group committed for each partition, with its proof; None where it has none.
@@ -302,7 +304,7 @@ class LogReader:
         """
         return {
             at.partition: None if _offset(at) is None else from_metadata(at.offset, at.metadata)[0]
-            for at in committed_offsets(self._admin, group, [TopicPartition(topic, number) for number in partitions])
+            for at in self._committed(group, [TopicPartition(topic, number) for number in partitions])
         }
 
     def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
@@ -310,7 +312,7 @@ class LogReader:
         asked = [TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers]
         if not asked:
             return []
-        committed = committed_offsets(self._admin, group, asked)
+        committed = self._committed(group, asked)
         with self._consumer() as consumer:
             found = []
             for at in committed:
@@ -318,12 +320,22 @@ class LogReader:
                 found.append(Standing(at.topic, at.partition, _offset(at), start, end))
             return found
 
+    def _committed(self, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
+        try:
+            return committed_offsets(self._admin, group, asked)
+        except DependencyDown:
+            self._kept_admin = None
+            raise
+
     @property
     def _admin(self) -> AdminClient:
-        # Kept: ids are compared every few seconds, and each client has a thread and a connection.
-        if self._kept_admin is None:
-            self._kept_admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
-        return self._kept_admin
+        # Kept: ids are compared every few seconds, and each client has a thread and a connection. Not past a failure:
+        # after Kafka came back without its data, the coordinator that a client knew never answered again.
+        admin = self._kept_admin
+        if admin is None:
+            admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
+            self._kept_admin = admin
+        return admin
 
     @contextmanager
     def _consumer(self) -> Iterator[Consumer]:

@@ -62,9 +62,15 @@ class LogWatch:
                 self._unassigned([(topic, number) for topic, (_, numbers) in partitions.items() for number in numbers]),
             )
         except KafkaException as error:
+            self._replace_admin()
             raise DependencyDown(told(error.args[0])) from error
         except TimeoutError as error:
+            self._replace_admin()
             raise DependencyDown("Kafka does not answer") from error
+
+    def _replace_admin(self) -> None:
+        # As `LogReader` does: one that failed may never find the coordinator again.
+        self.__dict__.pop("_admin", None)
 
     def _partitions(self) -> dict[str, tuple[str, list[int]]]:
         asked = self._admin.describe_topics(TopicCollection(list(self.topics)), request_timeout=CALL_TIMEOUT_S)
