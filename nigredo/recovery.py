@@ -139,7 +139,8 @@ class Recovery:
     def _repair_sender(self, name: str, tell: Tell) -> None:
         group = sender_group(self._settings, name)
         with drained(self._settings, group, self._actor, tell, note="recover") as in_time:
-            restarts = self._survey.sender_restarts(name)
+            # Found to need it, and without members by now, which were a sign of it.
+            restarts = self._survey.sender_restarts(name, begun=True)
             in_time()
             self._commit(group, restarts, self._since)
         tell(f"{group} goes on: {_offsets(restarts)}")

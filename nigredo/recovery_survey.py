@@ -14,7 +14,7 @@ from nigredo.changes import Changes
 from nigredo.clock import from_ms
 from nigredo.control import ENDPOINT, key_of
 from nigredo.encoded_window import decoded
-from nigredo.groups import sender_group
+from nigredo.groups import members, sender_group
 from nigredo.known_windows import KnownWindows
 from nigredo.log_position import Finding, LogPosition, compare
 from nigredo.log_reader import LogReader
@@ -177,11 +177,16 @@ class Survey:
             event = self._event(message)
             yield Unhandled(message.offset() or 0, event.id.bytes if isinstance(event, Submission) else None)
 
-    def sender_restarts(self, name: str) -> list[Restart]:
-        """Return where the sender of an endpoint has to go on, by topic and partition."""
+    def sender_restarts(self, name: str, *, begun: bool = False) -> list[Restart]:
+        """Return where the sender of an endpoint has to go on, by topic and partition.
+
+        begun: whether it is known to have begun, so that a group without any offset lost them.
+        """
         group, delivered, restarts = sender_group(self._settings, name), None, list[Restart]()
         # Kafka deletes a group's offsets together with a topic, so that none at all may be a loss too.
-        begun = key_of(ENDPOINT, name) in Changes(self._settings, COMPONENT).standing()
+        begun = begun or key_of(ENDPOINT, name) in Changes(self._settings, COMPONENT).standing()
+        # A sender has offsets before it joins: with all of Kafka's data its members are left as the only sign of it.
+        begun = begun or members(self._settings, group) > 0
         for topic in (LEADS, *retry_topics(name), WEBHOOK_REPLAYS):
             partitions = self._reader.partitions(topic)
             positions = self._reader.positions(group, topic, partitions)
