@@ -1,4 +1,4 @@
-"""`make chaos`: kill, freeze and stop what runs, while forms come in, and judge what became of them."""
+"""`make chaos`: harm what runs while forms come in, or do disasters to its stores, and judge what is left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Collection
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -16,7 +17,11 @@ from nigredo.errors import NigredoError
 from nigredo.stack.processes import PROCESSES
 from tests.chaos import report
 from tests.chaos.campaign import SECOND, Campaign, ChaosError, run
+from tests.chaos.disaster_campaign import Outcome, every_pair, plan
+from tests.chaos.disaster_campaign import campaign as disasters_one_by_one
 from tests.chaos.faults import ACTIONS, KILL
+
+DISASTER = "disaster"
 
 PARTS = ("kafka", "registry", "postgres", *PROCESSES)
 
@@ -60,7 +65,11 @@ class Progressing:
 
 
 @click.command()
-@click.option("--kills", type=click.IntRange(0, 10_000), default=100, show_default=True, help="Faults in all")
+@click.option(
+    "--kills",
+    type=click.IntRange(0, 10_000),
+    help="Faults in all  [default: 100, of disasters each in every timing]",
+)
 @click.option("--submissions", type=click.IntRange(100, 1_000_000), default=20_000, show_default=True)
 @click.option("--networks", type=click.IntRange(10, 50_000), default=500, show_default=True, help="Client networks")
 @click.option(
@@ -74,8 +83,8 @@ class Progressing:
     "--actions",
     default=KILL,
     show_default=True,
-    callback=lambda _, __, value: _listed(ACTIONS, value),
-    help=f"What is done, of {', '.join(ACTIONS)}",
+    callback=lambda _, __, value: _listed((*ACTIONS, DISASTER), value),
+    help=f"What is done, of {', '.join(ACTIONS)}; or `{DISASTER}`, alone",
 )
 @click.option(
     "--second",
@@ -93,7 +102,7 @@ class Progressing:
 @click.option("--keep", is_flag=True, help="Keep the result and put it into docs/FAULTS.md")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table")
 def main(
-    kills: int,
+    kills: int | None,
     submissions: int,
     networks: int,
     targets: tuple[str, ...],
@@ -107,8 +116,14 @@ def main(
     as_json: bool,
 ) -> None:
     """Harm a running stack at random while forms come in, and judge whether every promise was kept."""
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    if DISASTER in actions:
+        if len(actions) > 1:
+            raise click.BadParameter(f"{DISASTER} is done alone", param_hint="--actions")
+        _disasters(seed, kills, deadline, keep=keep, as_json=as_json)
+    kills = 100 if kills is None else kills
     campaign = Campaign(
-        seed=secrets.randbelow(1_000_000) if seed is None else seed,
+        seed=seed,
         faults=kills,
         submissions=submissions,
         networks=networks,
@@ -137,7 +152,32 @@ def main(
     sys.exit(1 if outcome.findings.broken else 0)
 
 
-def _end(line: str, code: int) -> None:
+def _disasters(seed: int, many: int | None, deadline_s: float, *, keep: bool, as_json: bool) -> NoReturn:
+    """Do disasters to a stack, one after another; the exit code is 0 when every promise was kept."""
+    pairs = plan(seed, len(every_pair()) if many is None else many)
+    command, began = report.disaster_command(seed, len(pairs)), time.monotonic()
+
+    def tell(line: str) -> None:
+        click.echo(f"{time.monotonic() - began:6.1f} s  {line}", err=True)
+
+    tell(command)
+    outcomes: list[Outcome] = []
+    try:
+        outcomes.extend(disasters_one_by_one(pairs, deadline_s, tell))
+    except KeyboardInterrupt:
+        _end("stopped, and everything with it", 130)
+    except (NigredoError, RuntimeError, AssertionError) as error:
+        _end(str(error), 1)
+    document = report.of_disasters(command, outcomes, time.monotonic() - began)
+    if keep:
+        report.keep_disasters(document)
+    click.echo(json.dumps(document) if as_json else report.disaster_table(document))
+    if len(outcomes) < len(pairs):
+        _end(f"{len(pairs) - len(outcomes)} of {len(pairs)} disasters were left out: the deadline was reached", 1)
+    sys.exit(1 if any(outcome.findings.broken for outcome in outcomes) else 0)
+
+
+def _end(line: str, code: int) -> NoReturn:
     click.echo(f"chaos: {line}", err=True)
     sys.exit(code)
 

@@ -130,6 +130,7 @@ class Offsets:
         self._stack = stack
         self._groups = {settings.function(name): topics for name, topics in READERS.items()}
         self._config: dict[str, Any] = stack.client_config()
+        self._reader = LogReader(settings, "chaos")
 
     def lag(self) -> dict[str, int]:
         """Return how many records each group has not committed, and how many the database has not stored."""
@@ -143,7 +144,10 @@ class Offsets:
                 (at.topic, at.partition): at.offset for at in answer.result(CALL_TIMEOUT_S + 2).topic_partitions
             }
             lag[group] = _behind(ends, committed, read)
-        rows = self._stack.rows("SELECT topic, partition, next_offset FROM nigredo.stream_offsets")
+        ids = self._reader.topic_ids(topics)
+        # One that was made again under its name has rows of its own.
+        query = "SELECT topic, partition, next_offset FROM nigredo.stream_offsets WHERE topic_id = ANY(%s)"
+        rows = self._stack.rows(query, list(ids.values()))
         stored = {(topic, partition): offset for topic, partition, offset in rows}
         return lag | {"database": _behind(ends, stored, READERS["persister"])}
 

@@ -17,6 +17,7 @@ SHOWN = 5
 """Ids in a message, so that one can be followed up."""
 EXEMPT_KNOWN = 50
 """Of a network's exempt ones, the newest that are promised to be known when they come again."""
+SENT = ("name", "email", "message")
 Verdict = tuple[str, str, int, int]
 """`accepted` or why it was refused, the lead id, and where the submission stands."""
 
@@ -72,6 +73,45 @@ def judge(evidence: Evidence, *, again_max: int) -> Findings:
     _judge_rows(evidence, verdicts, accepted, findings)
     _judge_windows(evidence, windows, findings)
     _judge_deliveries(evidence, accepted, again_max, findings)
+    if evidence.parked:
+        findings.broken.append(f"{evidence.parked} records were given up on")
+    findings.broken += [f"{group} ended {behind} records behind" for group, behind in evidence.lag.items() if behind]
+    return findings
+
+
+def judge_afterwards(evidence: Evidence) -> Findings:
+    """Return the judgement of forms that were accepted after a disaster, each of a client network of its own.
+
+    What the log held before may be gone, so only these are judged: each is in the log, accepted, stored as it was sent,
+    and delivered with one body.
+    """
+    findings = Findings(submissions=len(evidence.answers.taken), broken=list(evidence.answers.problems))
+    taken = set(evidence.answers.taken)
+    _judge_intake(evidence, findings)
+    accepted = {str(lead.id) for lead in evidence.leads} & taken
+    findings.accepted = len(accepted)
+    findings.lose("forms have no lead in the log", taken - accepted)
+    findings.lose("forms have no row", taken - evidence.lead_rows.keys())
+    refused = {str(rejection.id) for rejection in evidence.rejections} & taken
+    verdicts = evidence.verdict_rows
+    refused |= {lead_id for lead_id in taken & verdicts.keys() if verdicts[lead_id] != "accepted"}
+    findings.wrong_verdicts = findings.wrong("forms were refused", refused)
+    garbled = set()
+    for lead_id in taken & evidence.lead_rows.keys():
+        form = evidence.answers.forms[evidence.answers.taken[lead_id]]
+        row, sent = evidence.lead_rows[lead_id], form.fields
+        if (row.name, row.email, row.message, row.ip_address) != (*(sent[name].strip() for name in SENT), form.client):
+            garbled.add(lead_id)
+    findings.stored_wrongly = findings.wrong("rows do not say what was sent", garbled)
+    got = [one for one in evidence.received if one.webhook_id in taken]
+    delivered = Counter(one.webhook_id for one in got if 200 <= one.status < 300)
+    findings.lose("forms were never delivered", taken - delivered.keys())
+    findings.delivered_again = delivered.total() - len(delivered)
+    bodies = defaultdict(set)
+    for one in got:
+        bodies[one.webhook_id].add(one.body)
+    findings.wrong("leads were sent with different bodies", (one for one, sent in bodies.items() if len(sent) > 1))
+    findings.wrong("webhooks hold another lead", (one for one, sent in bodies.items() if not _holds(one, sent)))
     if evidence.parked:
         findings.broken.append(f"{evidence.parked} records were given up on")
     findings.broken += [f"{group} ended {behind} records behind" for group, behind in evidence.lag.items() if behind]

@@ -11,12 +11,16 @@ from typing import Any
 
 from bench.report import machine, put
 from tests.chaos.campaign import SECOND, Campaign, Outcome
+from tests.chaos.disaster_campaign import FORMS
+from tests.chaos.disaster_campaign import Outcome as DisasterOutcome
 from tests.chaos.faults import KILL
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results")
 PAGE = ROOT / "docs" / "FAULTS.md"
 MARK = "chaos"
+DISASTERS = RESULTS / "disasters"
+DISASTERS_MARK = "disasters"
 Document = Mapping[str, Any]
 
 
@@ -116,3 +120,70 @@ def keep(outcome: Outcome) -> None:
     text = json.dumps(as_document(outcome), indent=1) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     put(PAGE, MARK, table(load()))
+
+
+def disaster_command(seed: int, many: int) -> str:
+    """Return what plans the same disasters again."""
+    return f"make chaos ACTIONS=disaster KILLS={many} SEED={seed}"
+
+
+def of_disasters(made_by: str, outcomes: Sequence[DisasterOutcome], seconds: float) -> Document:
+    """Return what is kept of a run of disasters."""
+    return {
+        "command": made_by,
+        "run_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "seconds": round(seconds),
+        "disasters": [
+            {
+                "disaster": outcome.disaster,
+                "timing": str(outcome.timing),
+                "seconds": round(outcome.seconds),
+                "forms": FORMS,
+                "ids answered 2xx": outcome.findings.submissions,
+                "lost": len(outcome.findings.lost),
+                "delivered again": outcome.findings.delivered_again,
+                "commands": outcome.cures,
+                "broken": outcome.findings.broken,
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def disaster_table(document: Document) -> str:
+    """Return a run of disasters as a Markdown table, one disaster a row, in every timing of it."""
+    lines = [
+        f"`{document['command']}`, {document['run_at'][:10]}, {document['seconds']} s:\n",
+        "| disaster | forms answered 2xx after it | lost | sent again | command that `status` named, by timing |",
+        "|---|---|---|---|---|",
+    ]
+    names = dict.fromkeys(one["disaster"] for one in document["disasters"])
+    for name in names:
+        of_it = sorted((d for d in document["disasters"] if d["disaster"] == name), key=lambda one: str(one["timing"]))
+        ways = "; ".join(f"{one['timing']}: {_way(one['commands'])}" for one in of_it)
+        numbers = (sum(one[what] for one in of_it) for what in ("ids answered 2xx", "lost", "delivered again"))
+        lines.append(f"| {name} | {' | '.join(map(str, numbers))} | {ways} |")
+    lines += [
+        f"\nNot kept after {one['disaster']} ({one['timing']}): {line}."
+        for one in document["disasters"]
+        for line in one["broken"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _way(commands: Sequence[str]) -> str:
+    return ", ".join(f"`nigredo {command}`" for command in commands) or "none needed"
+
+
+def load_disasters() -> list[Document]:
+    """Return the run of disasters that is kept, if there is one."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(DISASTERS.glob("*.json"))]
+
+
+def keep_disasters(document: Document) -> None:
+    """Keep a run of disasters in place of the last one, and put it into the page."""
+    DISASTERS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    (DISASTERS / "all.json").write_text(text, encoding="utf-8")
+    put(PAGE, DISASTERS_MARK, disaster_table(document))

@@ -94,3 +94,11 @@ def test_the_faults_in_the_document_are_the_runs_that_are_kept() -> None:
 
     assert found is not None
     assert found[2] == chaos_report.table(chaos_report.load())
+
+
+def test_the_disasters_in_the_document_are_the_run_that_is_kept() -> None:
+    found = between(chaos_report.DISASTERS_MARK).search(chaos_report.PAGE.read_text())
+
+    assert found is not None
+    kept = chaos_report.load_disasters()
+    assert found[2] == ("".join(map(chaos_report.disaster_table, kept)) or NOT_MEASURED)
