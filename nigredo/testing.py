@@ -109,7 +109,7 @@ class Stack:
     @property
     def registry_credentials(self) -> tuple[str, str] | None:
         """User and password for the registry; None where it asks for none."""
-        return self.home.registry_credentials if self.home.registry_auth == "basic" else None
+        return self.home.registry_credentials
 
     @property
     def registry_proof(self) -> dict[str, str]:

@@ -41,9 +41,7 @@ def stack_on_containers() -> Iterator[Stack]:
         stack = Stack(Home.open(Path(folder), free_port_base()))
         stack.home.create()
         external = ",".join(EXTERNAL)
-        # Its broker asks for no password, unlike the one that `create` prepared for.
-        given = {"EMBEDDED_KAFKA_AUTH": "none"}
-        with running_containers(stack.home, compose), started(stack, "--external", external, environment=given):
+        with running_containers(stack.home, compose), started(stack, "--external", external):
             yield stack
 
 

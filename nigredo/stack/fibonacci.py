@@ -180,7 +180,8 @@ class Guard:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         if peer is None or not ip_address(peer[0]).is_loopback:
             return None
-        if self.owners(peer[1]) - {self.own_uid, 0}:
+        found = self.owners(peer[1])
+        if not found or found - {self.own_uid, 0}:
             title = "what was received is shown to the user who runs the stack"
             return web.json_response({"status": 403, "title": title}, status=403)
         return None

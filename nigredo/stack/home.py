@@ -133,9 +133,10 @@ class Home:
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
-        for user in KAFKA_USERS:
-            self._create_secret(f"kafka-{user}", secrets.token_urlsafe(24))
-        self._create_secret("registry", secrets.token_urlsafe(24))
+        # No password that nothing asks for: one that is there says that a part which is run from outside asks for it.
+        asked = [f"kafka-{user}" for user in KAFKA_USERS] if kafka_auth == "scram" else []
+        for name in asked + (["registry"] if registry_auth == "basic" else []):
+            self._create_secret(name, secrets.token_urlsafe(24))
         self._note({"kafka_auth": kafka_auth, "registry_auth": registry_auth})
         for user in KAFKA_CLIENTS:
             if kafka_auth == "none":
@@ -225,9 +226,9 @@ class Home:
         }
 
     @property
-    def registry_credentials(self) -> tuple[str, str]:
-        """User and password of the stack's own registry."""
-        return REGISTRY_USER, self.secret("registry")
+    def registry_credentials(self) -> tuple[str, str] | None:
+        """User and password of the registry; None where it asks for none."""
+        return (REGISTRY_USER, self.secret("registry")) if self.registry_auth == "basic" else None
 
     def write_librdkafka_file(self, user: str, password: str | None = None) -> None:
         """Write what kcat (`KCAT_CONFIG`) and other clients that are built on librdkafka read.
@@ -239,8 +240,10 @@ class Home:
 
     def _write_java_file(self, user: str) -> None:
         """Write what Kafka's own tools (`--command-config`) and other Java clients read."""
-        login = f'{SCRAM_LOGIN} required username="{user}" password="{self.secret(f"kafka-{user}")}";'
-        proof = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.jaas.config": login} if self.kafka_auth == "scram" else {}
+        proof = {}
+        if self.kafka_auth == "scram":
+            login = f'{SCRAM_LOGIN} required username="{user}" password="{self.secret(f"kafka-{user}")}";'
+            proof = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.jaas.config": login}
         self._write_secret(f"kafka-{user}.properties", _properties(self._client_settings(user) | proof))
 
     def _client_settings(self, user: str) -> dict[str, str]:
@@ -253,7 +256,7 @@ class Home:
 
     def user_environment(self) -> dict[str, str]:
         """Return what `nigredo env` exports for people and their tools."""
-        proved = self.registry_auth == "basic"
+        proof = self.registry_credentials
         return {
             "NIGREDO_HOME": str(self.dir),
             "NIGREDO_URL": self.url("ingest"),
@@ -262,7 +265,7 @@ class Home:
             "KCAT_CONFIG": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.conf"),
             "KAFKA_CLIENT_PROPERTIES": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.properties"),
             **{name: value for name, value in self._registry_environment().items() if value},
-            **({"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": ":".join(self.registry_credentials)} if proved else {}),
+            **({"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": ":".join(proof)} if proof else {}),
             "DATABASE_URL": self.conninfo("admin"),
             "DB_ENDPOINT": "127.0.0.1",
             "DB_USERNAME": "admin",

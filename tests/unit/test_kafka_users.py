@@ -36,6 +36,18 @@ def test_a_closed_home_tells_each_role_its_own_user_and_hides_the_callers_broker
     assert home.secret("kafka-admin") in Path(exported["KAFKA_CLIENT_PROPERTIES"]).read_text()
 
 
+def test_a_part_from_outside_that_asks_for_no_password_finds_none_at_the_next_start_either(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home", 9000)
+
+    for _ in range(2):
+        home.create(kafka_auth="none", registry_auth="none")
+
+        assert not home.has_secret("kafka-admin")
+        assert not home.has_secret("registry")
+        assert home.registry_credentials is None
+        assert "sasl" not in home.secret("kafka-admin.conf") + home.secret("kafka-admin.properties")
+
+
 def test_passwords_for_plain_are_new_at_each_start_of_the_broker(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
     home.create(kafka_auth="scram")

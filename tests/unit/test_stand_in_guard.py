@@ -26,6 +26,7 @@ def status(path: str, *, owner: int | None = OWN, host: str = "127.0.0.1:8082", 
 @pytest.mark.parametrize("path", ["/", "/received", "/fault"])
 def test_another_user_of_the_machine_sees_nothing_of_what_was_received(path: str) -> None:
     assert status(path, owner=OTHER) == 403
+    assert status(path, owner=None) == 403  # The kernel's table did not tell.
     assert status(path, owner=OWN) == status(path, owner=ROOT) == 200
 
 
