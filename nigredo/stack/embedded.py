@@ -151,7 +151,8 @@ def steps(
     def given(part: Part) -> Part | Callable[[], object]:
         return (lambda: _look_at(part)) if part.name in external else part
 
-    needs = {"persister": ("tables", "topics")}
+    # The stand-in first: what another program on its port would be sent is personal data.
+    needs = {"persister": ("tables", "topics"), COMPONENT: ("topics", "fibonacci")}
     senders = [_sender(home, COMPONENT, FIRST_ENDPOINT, home.port(COMPONENT), environment)]
     senders += endpoint_parts(home, environment)
     processes = [own_part(home, name, environment) for name in PROCESSES if name != COMPONENT]

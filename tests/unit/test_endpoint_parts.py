@@ -8,9 +8,11 @@ import pytest
 
 from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
-from nigredo.stack.embedded import endpoint_parts, sender_ports
+from nigredo.stack.artifacts import Artifacts
+from nigredo.stack.embedded import GOAL, endpoint_parts, sender_ports, steps
 from nigredo.stack.home import PORTS, Home
 from nigredo.stack.part import Part
+from nigredo.stack.supervisor import needed_by
 from sinks.webhook.endpoint import endpoint_of
 from sinks.webhook.signing import Secret, write_secrets
 
@@ -48,6 +50,16 @@ def test_each_further_endpoint_is_a_part_with_a_port_of_its_own(tmp_path: Path) 
     assert [part.environment["HEALTH_PORT"] for part in parts] == [str(port) for port in ports]
     assert list(sender_ports(home, ["fibonacci", "crm", "erp"]).values()) == [home.port("webhook-sender"), *ports]
     assert {part.command[-1] for part in parts} == {"webhook-sender"}
+
+
+def test_nothing_is_sent_to_the_stand_in_before_it_is_there_and_forms_wait_for_neither(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home", 8080)
+    home.create(kafka_auth="scram", registry_auth="basic")
+
+    found = steps(home, Artifacts(tmp_path / "cache", (), tmp_path / "registry"), {})
+
+    assert "fibonacci" in needed_by(found, "webhook-sender")
+    assert needed_by(found, GOAL) == ["kafka", "topics", "ingest"]
 
 
 def test_a_further_endpoint_with_wrong_settings_is_a_part_that_says_so_and_the_others_go_on(tmp_path: Path) -> None:
