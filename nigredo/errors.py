@@ -30,7 +30,3 @@ class DependencyDown(NigredoError):
 
 class StartRefused(NigredoError):
     """Going on would lose or repeat records; a person must decide. The process stops and says so."""
-
-
-class PositionRefused(NigredoError):
-    """A partition's stored position that the log does not bear out: consume nothing of it and commit nothing."""

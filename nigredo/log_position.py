@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from nigredo.errors import NigredoError
+
 REPAIR = "nigredo recover"
 VERSION = "nigredo/1"
 END = " ."
@@ -63,6 +65,8 @@ class LogPosition:
     topic_id: str | None = None
     last: Mark | None = None
     """A record handled before `next_offset`: the last one, as a rule."""
+    past_end: bool = False
+    """Whether a look found it past the end of the log with no record to prove it: a log that grows proves nothing."""
 
     @property
     def asks_at(self) -> int:
@@ -81,6 +85,15 @@ class LogNow:
     """The first record at or after the offset asked for; None without one."""
     append_time: bool = False
     """Whether the broker gives the timestamps: then they do not decrease along the log."""
+
+
+class PositionRefused(NigredoError):
+    """A partition's stored position that the log does not bear out: consume nothing of it."""
+
+    def __init__(self, reason: str, keep: LogPosition | None = None) -> None:
+        """keep: to be stored in its place, so that it stays refused (`kept`)."""
+        super().__init__(reason)
+        self.keep = keep
 
 
 class Finding(Enum):
@@ -105,7 +118,7 @@ def compare(position: LogPosition, now: LogNow, *, exact_time: bool = True) -> F
     """Compare a position with the log, read at `position.asks_at`."""
     if position.topic_id is not None and position.topic_id != now.topic_id:
         return Finding.OTHER_TOPIC
-    if position.next_offset > now.end:
+    if position.next_offset > now.end or position.past_end:
         return Finding.PAST_END
     if position.last is not None and not _agrees(position.last, now, exact_time=exact_time):
         return Finding.OTHER_RECORD
@@ -136,10 +149,21 @@ def proven(position: LogPosition, now: LogNow) -> LogPosition:
     return LogPosition(position.next_offset, now.topic_id, last)
 
 
+def kept(position: LogPosition, now: LogNow) -> LogPosition | None:
+    """Return what to store in the place of a refused position; None for one that stays refused by what it carries.
+
+    Without a record to compare, a position past the end would be believed as soon as the log has grown past it.
+    """
+    if position.last is not None or position.past_end or position.next_offset <= now.end:
+        return None
+    return LogPosition(position.next_offset, position.topic_id or now.topic_id, past_end=True)
+
+
 def refusal(group: str, topic: str, partition: int, position: LogPosition, now: LogNow, finding: Finding) -> str:
     """Return the sentence for an operator about a position that is not believed."""
+    earlier = ", and ended before that offset earlier" if position.next_offset <= now.end else ""
     found = {
-        Finding.PAST_END: f"the log ends at {now.end}: its tail was lost",
+        Finding.PAST_END: f"the log ends at {now.end}{earlier}: its tail was lost",
         Finding.OTHER_RECORD: f"offset {position.asks_at} holds another record than the one handled there: the log "
         f"was set back and written on, and ends at {now.end}",
         Finding.OTHER_TOPIC: f"the topic was deleted and made again: its id is {now.topic_id} instead of "
@@ -164,6 +188,8 @@ def to_metadata(position: LogPosition, **further: str) -> str:
         fields |= {"last": str(last.offset), "ms": str(last.timestamp_ms), "key": f"{last.key_crc32:08x}"}
         if last.leader_epoch is not None:
             fields["epoch"] = str(last.leader_epoch)
+    if position.past_end:
+        fields["past"] = "end"
     pairs = [f"{name}={value}" for name, value in (*fields.items(), *further.items())]
     if len(fields | further) < len(pairs) or not all(map(_FIELD.fullmatch, pairs)):
         raise ValueError("a field of commit metadata has a name that is taken, or a blank in it")
@@ -185,10 +211,11 @@ def from_metadata(next_offset: int, text: str | None) -> tuple[LogPosition, Mapp
         return LogPosition(next_offset), {}
     fields = {match[1]: match[2] for match in found if match is not None}
     topic_id, last, ms, key, epoch = (fields.pop(name, None) for name in ("topic", "last", "ms", "key", "epoch"))
+    past_end = fields.pop("past", None) is not None
     if last is None or ms is None or key is None:
-        return LogPosition(next_offset, topic_id), fields
+        return LogPosition(next_offset, topic_id, past_end=past_end), fields
     try:
         mark = Mark(int(last), int(ms), int(key, 16), None if epoch is None else int(epoch))
     except ValueError:
-        return LogPosition(next_offset, topic_id), fields
-    return LogPosition(next_offset, topic_id, mark), fields
+        return LogPosition(next_offset, topic_id, past_end=past_end), fields
+    return LogPosition(next_offset, topic_id, mark, past_end), fields

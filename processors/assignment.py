@@ -18,9 +18,9 @@ from faust.types import TP
 
 from nigredo import metrics
 from nigredo.backoff import Backoff
-from nigredo.errors import DependencyDown, PositionRefused
+from nigredo.errors import DependencyDown
 from nigredo.health import Health
-from nigredo.log_position import LogPosition
+from nigredo.log_position import LogPosition, PositionRefused
 from nigredo.log_reader import LogReader
 from nigredo.telemetry import get_logger
 from processors.handler import Handler
@@ -153,6 +153,8 @@ class Assignment:
                     await self._seek(tp, start.next_offset)
                 break
             except PositionRefused as error:
+                if error.keep is not None:
+                    await self._commit({tp: error.keep})
                 self._stop(tp, epoch, str(error))
                 return
             except DependencyDown as error:

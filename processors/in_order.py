@@ -118,9 +118,12 @@ class InOrder:
         self.assignment.revoked()
         self._parking.forget()
         self._to_commit.clear()
+        epoch = self.assignment.epoch
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), VOID_WITHIN_S)
-        self.assignment.assigned(seek=True)
+        # Revoked meanwhile, they begin when the group is assigned again.
+        if epoch == self.assignment.epoch:
+            self.assignment.assigned(seek=True)
 
     async def _shut_down(self, *_: Any, **__: Any) -> None:
         self.probe.stop()

@@ -10,9 +10,9 @@ from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.db import Pool, make_pool
 from nigredo.dead_letters import park
-from nigredo.errors import DependencyDown, PositionRefused
+from nigredo.errors import DependencyDown
 from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
-from nigredo.log_position import Finding, LogNow, LogPosition, compare, proven, refusal
+from nigredo.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings

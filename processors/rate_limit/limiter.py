@@ -16,12 +16,12 @@ from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.clock import utc_now
 from nigredo.dead_letters import park
 from nigredo.encoded_window import encoded
-from nigredo.errors import PositionRefused, RecordRefused
+from nigredo.errors import RecordRefused
 from nigredo.groups import commit_offsets
 from nigredo.headers import cloud_event
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, producer_config
-from nigredo.log_position import REPAIR, Finding, LogNow, LogPosition, compare, proven, refusal
+from nigredo.log_position import REPAIR, Finding, LogNow, LogPosition, PositionRefused, compare, kept, proven, refusal
 from nigredo.log_reader import LogReader
 from nigredo.record import Record
 from nigredo.settings import Settings
@@ -112,7 +112,9 @@ class Limiter:
         finding = compare(position, now, exact_time=exact_time)
         if not finding.believed and not (finding is Finding.TRIMMED and not exact_time):
             who = self._function if exact_time else f"{RATE_LIMITS} partition {partition}"
-            raise PositionRefused(refusal(who, SUBMISSIONS, partition, position, now, finding))
+            # A window has its own proof, and the group's offset is not its place.
+            keep = kept(position, now) if exact_time else None
+            raise PositionRefused(refusal(who, SUBMISSIONS, partition, position, now, finding), keep)
         return now
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:

@@ -15,6 +15,7 @@ from nigredo.control import ENDPOINT
 from nigredo.errors import StartRefused
 from nigredo.groups import commit_offsets
 from nigredo.kafka import Publisher, producer_config
+from nigredo.log_position import REPAIR
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
@@ -54,9 +55,7 @@ async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     begun = set() if entry is None else {int(p) for p in entry.value["partitions"].split(",")}
     lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
     if lost:
-        raise StartRefused(
-            f"group {group} lost its offsets of {LEADS}, partitions {lost}; commit them with Kafka's own tools"
-        )
+        raise StartRefused(f"group {group} lost its offsets of {LEADS}, partitions {lost}; repair it with: {REPAIR}")
     new = [partition for partition in partitions if partition not in begun]
     if not new:
         return

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
 from nigredo.errors import DependencyDown, NigredoError, StartRefused
-from nigredo.kafka import CONNECTION_LOST, client_config
+from nigredo.kafka import CONNECTION_LOST
 from nigredo.log_position import to_metadata
 from nigredo.log_reader import LogReader, mark_of
 from nigredo.record import Record, record_of
@@ -30,6 +30,7 @@ from nigredo.telemetry import get_logger
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
 from sinks.webhook.counting import tell_open
 from sinks.webhook.endpoint import COMPONENT
+from sinks.webhook.membership import Commits, consumer_config
 from sinks.webhook.partitions import WINDOW_MAX, Partition, Room, counts_since
 from sinks.webhook.positions import Look, Refused, check
 from sinks.webhook.watermark import Place, Progress, Ticket
@@ -40,8 +41,6 @@ T = TypeVar("T")
 POLL_S = 0.1
 BATCH_MAX = 500
 CALL_TIMEOUT_S = 10.0
-HEARD_FROM_SHARE = 1 / 4
-"""Of the session's time; with nothing to commit for so long, the broker is asked all the same."""
 HAND_OVER_WITHIN_S = 7.0
 """How long a revocation waits for attempts under way. The broker waits for minutes."""
 LOOK_DEADLINE_S = 10.0
@@ -83,7 +82,6 @@ class Group:
         self._lock = threading.Lock()
         self._progress = Progress()
         self._leads: dict[int, Partition] = {}
-        self._committed: dict[Place, TopicPartition] = {}
         self._paused: set[Place] = set()
         self._full: set[Place] = set()
         self._assignments = 0
@@ -99,25 +97,8 @@ class Group:
         self._fatal: NigredoError | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
-        self._clock = clock
-        self._session_s = settings.kafka_session_timeout_s
-        self._heard_at = clock() - self._session_s
-        session_ms = int(self._session_s * 1000)
-        self._consumer = Consumer(
-            client_config(settings, name)
-            | {
-                "group.id": name,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                # Never guess: an offset that is gone is for a person to decide about.
-                "auto.offset.reset": "error",
-                "session.timeout.ms": session_ms,
-                "heartbeat.interval.ms": session_ms // 4,
-                "fetch.wait.max.ms": 50,
-                "queued.max.messages.kbytes": 16_384,
-                "error_cb": self._failed,
-            }
-        )
+        self._commits = Commits(settings.kafka_session_timeout_s, clock)
+        self._consumer = Consumer(consumer_config(settings, name) | {"error_cb": self._failed})
 
     def join(self) -> None:
         """Ask for partitions; they come while it is polled."""
@@ -126,7 +107,7 @@ class Group:
         )
 
     async def poll(self, room: Room) -> list[Message]:
-        """Return what has come, after waiting at most `POLL_S`. Must be called again and again to stay a member.
+        """Return what has come, after waiting at most `POLL_S`; called again and again to stay a member.
 
         Raises StartRefused when the group's offsets cannot be read.
         """
@@ -194,12 +175,8 @@ class Group:
 
     @property
     def ours_until(self) -> float:
-        """Until when, by the clock, nobody else can have been given what is assigned here.
-
-        A member of which the broker hears nothing for the session's time loses its partitions, and learns of it only
-        once it can be told. So a process that was frozen must not go by what it knows: it asks before it sends.
-        """
-        return self._heard_at + self._session_s
+        """Until when, by the clock, no other member can have been given what is assigned here."""
+        return self._commits.ours_until
 
     @property
     def oldest_begun(self) -> datetime | None:
@@ -241,8 +218,9 @@ class Group:
             self._progress.assigned({})
             self._unchecked = {(at.topic, at.partition): at for at in committed}
             self._leads, self._stopped = {}, {}
-            self._paused, self._full, self._committed = set(), set(), {}
+            self._paused, self._full = set(), set()
             self._assignments += 1
+        self._commits.assigned()
         self._doubted, self._connection_lost, self._check_again_at = set(), False, 0.0
         self._ids_due_at = time.monotonic() + IDS_EVERY_S
         self._assign(consumer)
@@ -279,12 +257,12 @@ class Group:
         for place, committed in list(self._unchecked.items()):
             try:
                 found = check(self._name, committed, self._look)
+                if isinstance(found, Refused):
+                    self._stop(consumer, place, found)
+                    continue
             except DependencyDown as error:
                 # A partition without a leader holds up none of the others.
                 failure = error
-                continue
-            if isinstance(found, Refused):
-                self._stop(consumer, place, found.reason)
                 continue
             with self._lock:
                 del self._unchecked[place]
@@ -305,7 +283,7 @@ class Group:
             with self._lock:
                 offset = self._offset(place)
             if offset is not None and isinstance(found := check(self._name, offset, self._look), Refused):
-                self._stop(consumer, place, found.reason)
+                self._stop(consumer, place, found)
         if self._doubted:
             # Also what librdkafka does not read any more, after an error, begins again.
             self._doubted = set()
@@ -318,16 +296,21 @@ class Group:
             at |= {place: max(0, committed.offset) for place, committed in self._unchecked.items()}
         consumer.assign([TopicPartition(*place, offset) for place, offset in at.items()])
 
-    def _stop(self, consumer: Consumer, place: Place, reason: str) -> None:
-        """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart."""
+    def _stop(self, consumer: Consumer, place: Place, refused: Refused) -> None:
+        """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart.
+
+        Raises DependencyDown while a position cannot be stored that would be believed once the log has grown.
+        """
+        if refused.keep is not None and not self._commits.send(consumer, [refused.keep]):
+            raise DependencyDown(f"the refused position of {place[0]} {place[1]} is not committed")
         consumer.pause([TopicPartition(*place)])
         with self._lock:
             self._progress.drop(place)
             if place[0] == LEADS:
                 self._leads.pop(place[1], None)
             self._unchecked.pop(place, None)
-            self._stopped[place] = reason
-        log.error("partition stopped", topic=place[0], partition=place[1], reason=reason)
+            self._stopped[place] = refused.reason
+        log.error("partition stopped", topic=place[0], partition=place[1], reason=refused.reason)
 
     def _offset(self, place: Place) -> TopicPartition | None:
         """Return how a partition is committed now; None when it is not read. Under the lock."""
@@ -359,35 +342,12 @@ class Group:
         self._changed([])
 
     def _commit(self, consumer: Consumer) -> None:
-        """Commit how far each partition is done. A commit that fails costs a repetition, never a lead.
-
-        The broker takes commits of its members alone, and counts their session from then: so each is a sign that what
-        is assigned is still ours. With nothing new to commit, an old one is repeated.
-        """
-        asked_at = self._clock()
+        """Commit how far each partition is done."""
         with self._lock:
-            positions = self._progress.positions()
-            offsets = [
-                offset
-                for place, at in positions.items()
-                if place not in self._committed or self._committed[place].offset != at.next_offset
-                if (offset := self._offset(place)) is not None
-            ]
-            if not offsets and asked_at - self._heard_at >= HEARD_FROM_SHARE * self._session_s:
-                offsets = [at for place, at in self._committed.items() if place in positions][:1]
-        if not offsets:
-            return
-        try:
-            answers = consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            log.warning("offsets were not committed", error=error.args[0].name())
-            return
-        taken = {(at.topic, at.partition) for at in answers if at.error is None}
-        if taken:
-            self._heard_at = asked_at
-        with self._lock:
-            sent = {(at.topic, at.partition): at for at in offsets}
-            self._committed.update({place: at for place, at in sent.items() if place in taken})
+            next_offsets = {place: at.next_offset for place, at in self._progress.positions().items()}
+            offsets = self._commits.due(next_offsets, self._offset)
+        if offsets:
+            self._commits.send(consumer, offsets)
 
     def _poll(self, room: Room) -> list[Message]:
         self._look_again(self._consumer)

@@ -8,7 +8,17 @@ from typing import TypeAlias
 
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
-from nigredo.log_position import REPAIR, LogNow, LogPosition, compare, from_metadata, proven, refusal
+from nigredo.log_position import (
+    REPAIR,
+    LogNow,
+    LogPosition,
+    compare,
+    from_metadata,
+    kept,
+    proven,
+    refusal,
+    to_metadata,
+)
 
 Look: TypeAlias = Callable[[str, int, int], LogNow]
 """Returns a partition of a topic as the log has it now, with the first record from an offset on. Raises
@@ -29,6 +39,8 @@ class Refused:
     """A position that the log does not bear out: going on from it would skip leads, or send them again."""
 
     reason: str
+    keep: TopicPartition | None = None
+    """To be committed in its place, so that it stays refused although the log grows."""
 
 
 def check(group: str, committed: TopicPartition, look: Look) -> Admitted | Refused:
@@ -40,5 +52,9 @@ def check(group: str, committed: TopicPartition, look: Look) -> Admitted | Refus
     now = look(topic, partition, position.asks_at)
     finding = compare(position, now)
     if not finding.believed:
-        return Refused(refusal(group, topic, partition, position, now, finding))
+        keep = kept(position, now)
+        offset = (
+            None if keep is None else TopicPartition(topic, partition, keep.next_offset, to_metadata(keep, **fields))
+        )
+        return Refused(refusal(group, topic, partition, position, now, finding), offset)
     return Admitted(proven(position, now), fields, now.end)

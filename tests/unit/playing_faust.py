@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from faust.types import TP
 
-from nigredo.errors import DependencyDown, PositionRefused, RecordRefused
+from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
+from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused, from_metadata
 from nigredo.log_watch import Look, Tail
 from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record

@@ -11,7 +11,7 @@ import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
-from nigredo.log_position import LogPosition
+from nigredo.log_position import LogPosition, PositionRefused
 from processors import in_order
 from processors.handler import Stale
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
@@ -233,6 +233,40 @@ def test_a_partition_of_which_the_database_is_behind_is_sought_back_even_without
         return rig
 
     assert asyncio.run(scenario()).app.seeks == [(TP(TOPIC, 0), 5)]
+
+
+def test_a_refused_position_is_committed_as_the_handler_has_it_kept() -> None:
+    """Without a proof it would be believed as soon as the log has grown past it."""
+    keep = LogPosition(5, "first", past_end=True)
+
+    async def scenario() -> Rig:
+        rig = Rig()
+
+        async def begin(*_: object) -> LogPosition:
+            raise PositionRefused("its tail was lost", keep)
+
+        rig.handler.begin = begin  # type: ignore[method-assign]
+        await rig.app.on_rebalance_complete.send()
+        await until(lambda: bool(rig.in_order.assignment._stopped))
+        return rig
+
+    assert asyncio.run(scenario()).app.position() == keep
+
+
+def test_partitions_revoked_while_their_log_is_in_doubt_wait_for_the_next_assignment() -> None:
+    async def scenario() -> bool:
+        rig = Rig()
+        await rig.app.on_rebalance_complete.send()
+        await until(lambda: rig.health.waiting_for is None)
+        rig.in_order._idle.clear()
+        doubting = asyncio.ensure_future(rig.in_order._distrust())
+        await asyncio.sleep(0)
+        rig.in_order.assignment.revoked()
+        rig.in_order._idle.set()
+        await doubting
+        return rig.in_order.positions is None
+
+    assert asyncio.run(scenario())
 
 
 def test_partitions_are_committed_each_by_itself() -> None:

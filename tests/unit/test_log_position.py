@@ -16,6 +16,7 @@ from nigredo.log_position import (
     Mark,
     compare,
     from_metadata,
+    kept,
     proven,
     refusal,
     to_metadata,
@@ -94,6 +95,25 @@ def test_a_position_of_an_older_release_is_believed_once_and_then_proven() -> No
     assert proven(old, NOW) == POSITION
 
 
+@pytest.mark.parametrize("position", [LogPosition(42), LogPosition(42, TOPIC_ID)])
+def test_a_position_past_the_end_that_nothing_proves_stays_refused_when_the_log_has_grown(
+    position: LogPosition,
+) -> None:
+    stored = kept(position, replace(NOW, end=40, found=None))
+
+    assert stored is not None
+    stored = from_metadata(42, to_metadata(stored))[0]
+    assert compare(stored, NOW) is Finding.PAST_END
+    assert "the log ends at 100, and ended before that offset earlier" in refusal(
+        "group", "topic", 0, stored, NOW, Finding.PAST_END
+    )
+    assert kept(stored, NOW) is None
+
+
+def test_a_refused_position_with_a_proof_is_kept_as_it_is() -> None:
+    assert kept(POSITION, replace(NOW, end=40, found=None)) is None
+
+
 def test_nothing_that_follows_a_position_proves_it() -> None:
     follows = replace(LAST, offset=42)
     assert proven(LogPosition(42), replace(NOW, found=follows)) == LogPosition(42, TOPIC_ID)
@@ -117,7 +137,9 @@ def test_the_text_in_a_commits_metadata() -> None:
 marks = st.builds(
     Mark, st.integers(0), st.integers(-1), st.integers(0, 2**32 - 1), st.none() | st.integers(0, 2**31 - 1)
 )
-positions = st.builds(LogPosition, st.integers(0), st.none() | st.just(TOPIC_ID), st.none() | marks)
+positions = st.builds(
+    LogPosition, st.integers(0), st.none() | st.just(TOPIC_ID), st.none() | marks, past_end=st.booleans()
+)
 
 
 @given(positions, st.integers(0))

@@ -323,6 +323,32 @@ def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_s
     assert (after.offset, after.metadata) == (before.offset, before.metadata)
 
 
+def test_a_position_without_a_proof_past_the_end_stays_refused_for_the_next_member_although_the_log_has_grown(
+    servers: str,
+) -> None:
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    commit(servers, LogPosition(5, TOPIC_ID))
+    end = [3]
+
+    def look(topic: str, partition: int, asks_at: int) -> LogNow:
+        return LogNow(TOPIC_ID, 0, end[0]) if partition == 2 else log_now(topic, partition, asks_at)
+
+    async def member() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": look})
+        group.join()
+        await read_all(group, 0)
+        assert list(group.stopped) == [(LEADS, 2)]
+        await group.leave()
+
+    asyncio.run(member())
+    end[0] = EACH
+    asyncio.run(member())
+
+    at = committed(servers)[2]
+    assert at.offset == 5
+    assert from_metadata(5, at.metadata)[1]["since"] == "5"
+
+
 def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
