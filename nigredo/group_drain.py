@@ -38,10 +38,14 @@ def drained(
     """Keep a group without members while the body runs; wait for the members to come back afterwards.
 
     note: for the audit. at_most: how long the members stay away if this process dies. The body is handed a function
-    that raises DependencyDown when too little of that time is left to set offsets. Raises DependencyDown when the
-    members do not leave, or do not come back; they come back in any case.
+    that raises DependencyDown when too little of that time is left to set offsets. Raises DependencyDown when another
+    command drains the group, and when the members do not leave, or do not come back; they come back in any case.
     """
     changes = Changes(settings, actor)
+    if held := next((entry for entry in changes.held(LEAVE) if entry.name == group), None):
+        # Whichever ended first would let the members come back under the other one.
+        ends = "it is removed" if held.expires_at is None else f"{held.expires_at:%H:%M:%S} UTC"
+        raise DependencyDown(f"another command keeps {group} without members, until {ends} at the latest; repeat then")
     before = _until(settings, group, lambda _: True, within_s=EMPTY_WITHIN_S, what="the group does not settle")
     until = utc_now() + at_most
     changes.put(LEAVE, group, {"offsets": note}, expires_at=until)

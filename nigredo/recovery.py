@@ -23,7 +23,7 @@ from nigredo.groups import commit_offsets, sender_group
 from nigredo.headers import cloud_event
 from nigredo.kafka import producer_config
 from nigredo.known_windows import OF_NO_RECORD
-from nigredo.log_position import LogPosition, to_metadata
+from nigredo.log_position import LogPosition, proven, to_metadata
 from nigredo.log_reader import LogReader
 from nigredo.lost_leads import stored_leads
 from nigredo.recovery_plan import (
@@ -32,6 +32,7 @@ from nigredo.recovery_plan import (
     lowered,
 )
 from nigredo.recovery_survey import COMPONENT, READ_DEADLINE_S, Condition, Survey
+from nigredo.rewind import DatabaseOffsets
 from nigredo.schema_ids import ensure_schemas
 from nigredo.settings import Settings
 from nigredo.topics import add_partitions, ensure_topics
@@ -85,6 +86,8 @@ class Recovery:
         for name in self._endpoints:
             if any(restart.group == sender_group(self._settings, name) for restart in found.restarts):
                 self._repair_sender(name, tell)
+        if any(restart.group == self._survey.persister for restart in found.restarts):
+            self._repair_persister(tell)
         if found.lost:
             self._bring_back(set(found.lost), tell)
         return self._survey.look()
@@ -98,8 +101,8 @@ class Recovery:
             for restart in restarts:
                 rewritten = asyncio.run(self._publish(self._lowered(restart)))
                 tell(f"{RATE_LIMITS} partition {restart.partition}: {rewritten // 2} windows set to {restart.goes_to}")
-            if added := {one.partition: one.goes_to for one in restarts if one.stands_at is None}:
-                copied = asyncio.run(self._publish(self._moved(added)))
+            if any(one.stands_at is None for one in restarts):
+                copied = asyncio.run(self._publish(self._moved()))
                 tell(f"{RATE_LIMITS}: {copied} windows copied to where their networks' submissions are now")
             in_time()
             self._commit(self._survey.limiter, restarts, lambda _: {})
@@ -119,22 +122,27 @@ class Recovery:
                 yield Outgoing(RATE_LIMITS, key, None, partition=restart.partition)
                 yield Outgoing(RATE_LIMITS, key, encoded(codec, state), partition=restart.partition)
 
-    def _moved(self, added: Mapping[int, int]) -> Iterator[Outgoing]:
-        """Yield the windows of networks whose submissions go to added partitions now.
+    def _moved(self) -> Iterator[Outgoing]:
+        """Yield the windows of networks whose submissions go to other partitions since some were added.
 
-        added: where each of them is judged from. The window in the network's former partition stays: its last
-        submissions may still be there.
+        A number that was not multiplied moves networks among the old ones too. The window in the network's former
+        partition stays: its last submissions may still be there. A network that has a window in its new one keeps
+        that: of two under one key, compaction leaves the later record, whatever its offset says.
         """
         codec, partitions = self._survey.codec(), self._reader.partitions(SUBMISSIONS)
-        for partition in (number for number in partitions if number not in added):
+        known = [set(map(self._network, self._survey.windows(number))) for number in partitions]
+        for partition in partitions:
             for value in list(self._survey.windows(partition)):
                 state = decoded(codec, value)
                 key = state.client_network.encode()
-                # As every producer of the product partitions: murmur2, by Kafka's own way.
-                target = (murmur2(key) & 0x7FFFFFFF) % len(partitions)
-                if target in added:
+                target = partition_of(key, len(partitions))
+                if target != partition and key not in known[target]:
+                    known[target].add(key)
                     moved = replace(state, input_offset=OF_NO_RECORD)
                     yield Outgoing(RATE_LIMITS, key, encoded(codec, moved), partition=target)
+
+    def _network(self, value: bytes) -> bytes:
+        return decoded(self._survey.codec(), value).client_network.encode()
 
     def _repair_sender(self, name: str, tell: Tell) -> None:
         group = sender_group(self._settings, name)
@@ -143,6 +151,14 @@ class Recovery:
             restarts = self._survey.sender_restarts(name, begun=True)
             in_time()
             self._commit(group, restarts, self._since)
+        tell(f"{group} goes on: {_offsets(restarts)}")
+
+    def _repair_persister(self, tell: Tell) -> None:
+        group = self._survey.persister
+        with drained(self._settings, group, self._actor, tell, note="recover") as in_time:
+            restarts = self._survey.persister_restarts()
+            in_time()
+            DatabaseOffsets(self._settings).set_back({(one.topic, one.partition): one.goes_to for one in restarts})
         tell(f"{group} goes on: {_offsets(restarts)}")
 
     def _since(self, restart: Restart) -> Mapping[str, str]:
@@ -158,6 +174,9 @@ class Recovery:
         ids = self._reader.topic_ids(sorted({restart.topic for restart in restarts}))
         for restart in restarts:
             position = LogPosition(restart.goes_to, ids[restart.topic])
+            now = self._reader.now(restart.topic, restart.partition, position.asks_at, deadline_s=READ_DEADLINE_S)
+            # With its proof at once: the log may lose records before the group reads one.
+            position = proven(position, now)
             offset = {restart.partition: restart.goes_to}
             metadata = {restart.partition: to_metadata(position, **fields(restart))}
             commit_offsets(self._settings, group, restart.topic, offset, metadata)
@@ -190,6 +209,11 @@ class Recovery:
         finally:
             await publisher.close()
         return many
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of a key as every producer of the product chooses it: murmur2, in Kafka's own way."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def _offsets(restarts: Sequence[Restart]) -> str:

@@ -11,7 +11,7 @@ from uuid import UUID
 from confluent_kafka import Message
 
 from nigredo.changes import Changes
-from nigredo.clock import from_ms
+from nigredo.clock import from_ms, utc_now
 from nigredo.control import ENDPOINT, key_of
 from nigredo.encoded_window import decoded
 from nigredo.groups import members, sender_group
@@ -28,6 +28,7 @@ from nigredo.recovery_plan import (
     disagreement,
     first_unhandled,
 )
+from nigredo.rewind import DatabaseOffsets
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from schemas.codec import Codec, Undecodable
@@ -46,6 +47,8 @@ from schemas.topics import (
 
 COMPONENT = "recover"
 READ_DEADLINE_S = 30.0
+ERASURE_SHOWS_FOR = timedelta(hours=23)
+"""The tombstone of an erased lead stays in the log for a day at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Condition:
     """Accepted leads, stored in PostgreSQL, that the log has not and that some endpoint never took."""
     only_stored: int
     """Leads in PostgreSQL that the log has not, all of them delivered: nothing needs them in the log."""
+    gone: Sequence[UUID] = ()
+    """Accepted leads that neither the log nor PostgreSQL has and that are not brought back: lost, or erased."""
 
     @property
     def well(self) -> bool:
@@ -86,7 +91,7 @@ class Survey:
         self._settings = settings
         self._endpoints = endpoints
         self._reader = LogReader(settings, COMPONENT)
-        self.limiter = settings.function("rate-limiter")
+        self.limiter, self.persister = settings.function("rate-limiter"), settings.function("persister")
         self._codec: Codec | None = None
 
     def look(self) -> Condition:
@@ -100,8 +105,9 @@ class Survey:
         restarts = [] if uneven else self.limiter_restarts()
         for name in self._endpoints:
             restarts += [] if uneven else self.sender_restarts(name)
-        lost, only_stored = self._lost()
-        return Condition(missing, uneven, restarts, lost, only_stored)
+        restarts += self.persister_restarts()
+        lost, only_stored, gone = self._lost()
+        return Condition(missing, uneven, restarts, lost, only_stored, gone)
 
     def _uneven(self) -> dict[str, tuple[int, int]]:
         retries = [topic for name in self._endpoints for topic in retry_topics(name)]
@@ -205,6 +211,15 @@ class Survey:
                     restarts.append(_restart(stored, stored.now.start, found.reason))
         return restarts
 
+    def persister_restarts(self) -> list[Restart]:
+        """Return where the persister goes on past leads that were deleted unread: all else it finds by itself."""
+        restarts = []
+        for (topic, number), at in DatabaseOffsets(self._settings).standing().items():
+            stored = self._stored(self.persister, topic, number, LogPosition(at)) if topic == LEADS else None
+            if stored is not None and at < stored.now.start and (found := disagreement(stored)) is not None:
+                restarts.append(_restart(stored, stored.now.start, found.reason))
+        return restarts
+
     def _leads(self, partition: int, found: Disagreement) -> Iterator[Unhandled]:
         for message in self._from(found, LEADS, partition):
             ids = list(_id_of(message)) if message.value() is not None else []
@@ -234,7 +249,7 @@ class Survey:
         now = self._reader.now(topic, partition, asks_at, deadline_s=READ_DEADLINE_S)
         return Stored(group, topic, partition, position, now)
 
-    def _lost(self) -> tuple[list[UUID], int]:
+    def _lost(self) -> tuple[list[UUID], int, list[UUID]]:
         in_log, lost, only_stored, stored = self.ids_in_log(), list[UUID](), 0, set[bytes]()
         for lead, delivered_to in stored_leads(self._settings):
             stored.add(lead.id.bytes)
@@ -243,18 +258,25 @@ class Survey:
                     only_stored += 1
                 else:
                     lost.append(lead.id)
-        lost += [lead.id for lead in self.accepted_only(in_log | stored)]
-        return lost, only_stored
+        gone = list[UUID]()
+        lost += [lead.id for lead in self.accepted_only(in_log | stored, gone)]
+        return lost, only_stored, gone
 
-    def accepted_only(self, known: set[bytes]) -> Iterator[Lead]:
-        """Yield leads that windows say were accepted, but that neither the log nor PostgreSQL has, from submissions."""
-        codec = self.codec()
+    def accepted_only(self, known: set[bytes], gone: list[UUID] | None = None) -> Iterator[Lead]:
+        """Yield leads that windows say were accepted, but that neither the log nor PostgreSQL has, from submissions.
+
+        gone: takes the ids of those whose submission is not there either, or that may have been erased: an erasure
+        that is old has left no trace, and an erased person is not to come back.
+        """
+        codec, erased_before, gone = self.codec(), utc_now() - ERASURE_SHOWS_FOR, [] if gone is None else gone
         for partition in self._reader.partitions(RATE_LIMITS):
             accepted: dict[bytes, datetime] = {}
             for value in self.windows(partition):
                 state = decoded(codec, value)
                 times = {acceptance.id.bytes: acceptance.at for acceptance in (*state.accepted, *state.exempt)}
                 accepted |= {lead_id: at for lead_id, at in times.items() if lead_id not in known}
+            old = [lead_id for lead_id, at in accepted.items() if at < erased_before]
+            gone += [UUID(bytes=lead_id) for lead_id in old if accepted.pop(lead_id)]
             if not accepted:
                 continue
             since = min(accepted.values()) - timedelta(milliseconds=CLOCKS_DIFFER_MS)
@@ -262,6 +284,7 @@ class Survey:
                 event = self._event(message)
                 if isinstance(event, Submission) and accepted.pop(event.id.bytes, None) is not None:
                     yield _accepted(event, message)
+            gone += [UUID(bytes=lead_id) for lead_id in accepted]
 
     def ids_in_log(self) -> set[bytes]:
         """Return the id of every lead in the log, as its 16 bytes."""

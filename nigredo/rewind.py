@@ -23,6 +23,12 @@ from nigredo.settings import Settings
 from schemas.topics import LEADS
 
 COMPONENT = "rewind"
+SET_BACK = b"""
+UPDATE nigredo.stream_offsets SET
+    next_offset = CASE WHEN next_offset < %s THEN %s ELSE LEAST(next_offset, %s) END, last_offset = NULL
+WHERE topic_id = %s AND partition = %s
+"""
+"""Forward only to the start of the log. Without the proof, as a group's offset that is set by hand: it is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +118,11 @@ class DatabaseOffsets:
         ids = self._reader.topic_ids(topics)
         if gone := [topic for topic in topics if topic not in ids]:
             raise DependencyDown(f"there is no topic {gone[0]} any more")
+        starts = {place: self._reader.watermarks(*place)[0] for place in offsets}
         try:
             with self._connect() as connection, connection.transaction():
                 for (topic, partition), offset in sorted(offsets.items()):
-                    connection.execute(
-                        # Without the proof, as a group's offset that is set by hand: the operator is believed.
-                        "UPDATE nigredo.stream_offsets SET next_offset = LEAST(next_offset, %s), last_offset = NULL "
-                        "WHERE topic_id = %s AND partition = %s",
-                        (offset, ids[topic], partition),
-                    )
+                    connection.execute(SET_BACK, (starts[topic, partition], offset, offset, ids[topic], partition))
         except psycopg.Error as error:
             raise DependencyDown(describe(error)) from error
 

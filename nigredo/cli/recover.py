@@ -64,6 +64,7 @@ def _document(found: Condition, *, done: bool) -> dict[str, Any]:
         "restarts": [asdict(restart) for restart in found.restarts],
         "lost_leads": [str(lead_id) for lead_id in found.lost],
         "only_in_database": found.only_stored,
+        "gone_leads": [str(lead_id) for lead_id in found.gone],
     }
 
 
@@ -79,6 +80,11 @@ def _described(found: Condition, *, ids: bool) -> list[str]:
             lines.append(f"  and {more} more; --ids lists them")
     if found.only_stored:
         lines.append(f"{found.only_stored} leads are in PostgreSQL alone; every endpoint took them, so that is no harm")
+    if found.gone:
+        lines += [
+            f"{len(found.gone)} accepted leads are in neither the log nor PostgreSQL: lost, or erased",
+            *([f"  {lead_id}" for lead_id in found.gone] if ids else ["  --ids lists them"]),
+        ]
     return lines or ["nothing to repair: every stored position agrees with the log"]
 
 

@@ -1,0 +1,165 @@
+"""Leads and windows as `nigredo recover` finds and rewrites them, from topics that are lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+
+from nigredo import group_drain
+from nigredo.clock import utc_now
+from nigredo.control import LEAVE
+from nigredo.encoded_window import decoded, encoded
+from nigredo.errors import DependencyDown
+from nigredo.group_drain import drained
+from nigredo.known_windows import OF_NO_RECORD
+from nigredo.recovery import Recovery, partition_of
+from nigredo.recovery_survey import Survey
+from nigredo.settings import Settings
+from schemas.events import Acceptance, ControlEntry, RateLimitState, Submission
+from schemas.topics import RATE_LIMITS, SUBMISSIONS
+from tests.unit.judging import submission
+from tests.unit.test_release import CODEC
+
+SETTINGS = Settings.from_environment({})
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class Told:
+    stored_key: bytes
+    stored_value: bytes
+    event: object = None
+
+    def key(self) -> bytes:
+        return self.stored_key
+
+    def value(self) -> bytes:
+        return self.stored_value
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 7
+
+    def timestamp(self) -> tuple[int, int]:
+        return (2, 1_800_000_000_000)
+
+
+def window(network: str, *accepted: Acceptance, offset: int = 3) -> RateLimitState:
+    return RateLimitState(network, 10, 3600, accepted, 0, utc_now(), offset)
+
+
+class Topics:
+    """As much of a `LogReader` as is asked: windows by partition, and submissions in partition 0."""
+
+    def __init__(self, windows: Mapping[int, Sequence[RateLimitState]], submissions: Sequence[Submission] = ()) -> None:
+        self._windows = windows
+        self._submissions = submissions
+
+    def partitions(self, _: str) -> list[int]:
+        return sorted(self._windows)
+
+    def read_to_end(self, topic: str, partitions: Sequence[int], **_: Any) -> Iterator[Any]:
+        if topic == RATE_LIMITS:
+            for number in partitions:
+                for state in self._windows[number]:
+                    yield Told(state.client_network.encode(), encoded(CODEC, state))
+        if topic == SUBMISSIONS:
+            yield from (Told(b"k", b"v", event) for event in self._submissions)
+
+
+def surveyed(topics: Topics) -> Survey:
+    survey = Survey(SETTINGS, ["first"])
+    inside = cast(Any, survey)
+    inside._reader, inside._codec, inside._event = topics, CODEC, lambda message: message.event
+    return survey
+
+
+def alone(at: datetime, *, in_log: bool = True) -> tuple[list[UUID], list[UUID], UUID]:
+    """Return the ids brought back, those that are gone, and the one that a window says was accepted at a time."""
+    lead_id, gone = uuid4(), list[UUID]()
+    topics = Topics({0: [window("a", Acceptance(lead_id, at))]}, [submission(lead_id=lead_id)] if in_log else [])
+    return [lead.id for lead in surveyed(topics).accepted_only(set(), gone)], gone, lead_id
+
+
+def test_an_accepted_lead_that_only_its_submission_tells_of_comes_back() -> None:
+    back, gone, lead_id = alone(utc_now() - HOUR)
+
+    assert (back, gone) == ([lead_id], [])
+
+
+def test_an_accepted_lead_whose_erasure_may_have_left_no_trace_stays_away_and_is_told() -> None:
+    """Its tombstone goes after a day; its submission and its network's window stay for a week."""
+    back, gone, lead_id = alone(utc_now() - 25 * HOUR)
+
+    assert (back, gone) == ([], [lead_id])
+
+
+def test_an_accepted_lead_without_a_submission_is_told_by_its_id() -> None:
+    back, gone, lead_id = alone(utc_now() - HOUR, in_log=False)
+
+    assert (back, gone) == ([], [lead_id])
+
+
+def moved(windows: Mapping[int, Sequence[RateLimitState]]) -> dict[tuple[int, str], RateLimitState]:
+    """Return the windows that are copied, by partition and network."""
+    recovery = Recovery(SETTINGS, [], "test")
+    topics = Topics(windows)
+    inside = cast(Any, recovery)
+    inside._reader, inside._survey = topics, surveyed(topics)
+    return {
+        (cast(int, record.partition), (record.key or b"").decode()): decoded(CODEC, record.value or b"")
+        for record in inside._moved()
+    }
+
+
+def network_that_goes(before: tuple[int, int], after: tuple[int, int]) -> str:
+    """Return a network in one partition of so many, and in another one of more."""
+    for number in range(100_000):
+        key = f"192.0.2.{number}".encode()
+        if (partition_of(key, before[1]), partition_of(key, after[1])) == (before[0], after[0]):
+            return key.decode()
+    raise AssertionError("there is no such network")
+
+
+def test_windows_follow_their_networks_to_added_partitions_and_among_the_old_ones() -> None:
+    to_new = network_that_goes((0, 4), (4, 6))
+    to_old = network_that_goes((0, 4), (2, 6))
+    stays = network_that_goes((0, 4), (0, 6))
+    accepted = Acceptance(uuid4(), utc_now())
+
+    copies = moved({0: [window(each, accepted) for each in (to_new, to_old, stays)], **{n: [] for n in range(1, 6)}})
+
+    assert set(copies) == {(4, to_new), (2, to_old)}
+    assert {state.input_offset for state in copies.values()} == {OF_NO_RECORD}
+    assert {state.accepted for state in copies.values()} == {(accepted,)}
+
+
+def test_a_network_that_was_judged_in_its_new_partition_keeps_the_window_that_it_has_there() -> None:
+    """Of two windows under one key compaction would leave the copy, with less in it."""
+    network = network_that_goes((0, 4), (4, 8))
+
+    assert moved({0: [window(network)], **{n: [] for n in range(1, 8)}, 4: [window(network)]}) == {}
+
+
+def test_a_group_that_another_command_drains_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever ended first would let the members come back under the other one."""
+    until, changed = utc_now() + HOUR, list[str]()
+    entry = ControlEntry(LEAVE, "group", {}, "another", utc_now(), until)
+    fake = SimpleNamespace(held=lambda _: [entry], put=lambda *_, **__: changed.append("put"), remove=changed.append)
+    monkeypatch.setattr(group_drain, "Changes", lambda *_: fake)
+
+    with (
+        pytest.raises(DependencyDown, match="another command keeps group without members"),
+        drained(SETTINGS, "group", "test", lambda _: None, note="recover"),
+    ):
+        changed.append("body")
+
+    assert changed == []
