@@ -136,16 +136,17 @@ def _until_cured(stack: Stack, after: Sending, outcome: Outcome, tell: Tell) -> 
 
 
 def _watch(stack: Stack, after: Sending, outcome: Outcome) -> Word | None:
-    """Return the product's word once it says steadily that it is not well; None when all forms are handled."""
+    """Return the product's word once it says steadily that it is not well; None when all is well, forms included."""
     began, unwell, word = time.monotonic(), 0, None
     while time.monotonic() - began < SAID_WITHIN_S:
         word = look(stack)
         unsent, lost = undelivered(stack, after.answers), unstored(stack, after.answers)
-        if not (unsent or lost or after.unsent):
+        handled = not (unsent or lost or after.unsent)
+        if handled and word.status_well and word.webhook_well:
             return None
         # How delivery stands is all that the second command is asked; rows are the first one's.
         well = word.status_well or (word.webhook_well and bool(unsent))
-        if well and (unwell or time.monotonic() - began > NOTICED_WITHIN_S):
+        if well and not handled and (unwell or time.monotonic() - began > NOTICED_WITHIN_S):
             missing = f"{len(lost)} without a row, {len(unsent)} without a webhook"
             outcome.findings.broken.append(f"well, with forms missing ({missing}): {word.text}")
             return word
