@@ -38,7 +38,7 @@ class Target:
         """Return the environment of a process there."""
         if self.home is None:
             return self.environment
-        return self.home.part_environment(self.environment, part, role=role)
+        return self.home.part_environment(self.environment, part, role=role, operator=True)
 
     def describe(self) -> dict[str, str | None]:
         """Return it as a JSON document shows it."""

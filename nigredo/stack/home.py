@@ -181,16 +181,19 @@ class Home:
         quoted = str(passfile).replace("\\", "\\\\").replace("'", "\\'")
         return f"host=127.0.0.1 port={port} dbname={DATABASE} user={role} passfile='{quoted}'"
 
-    def part_environment(self, inherited: Mapping[str, str], part: str, *, role: str = "nigredo_app") -> dict[str, str]:
+    def part_environment(
+        self, inherited: Mapping[str, str], part: str, *, role: str = "nigredo_app", operator: bool = False
+    ) -> dict[str, str]:
         """Return the environment of one of our own processes.
 
+        role: of the database. operator: whether a person acts, who may do everything at the broker; as `admin` anyway.
         What the caller's environment sets wins where it is a choice (limits, time-outs, `TRUSTED_PROXIES`); where the
         embedded parts are is not.
         """
         chosen = {"TRUSTED_PROXIES": LOOPBACK, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK} | dict(inherited)
         return chosen | {
             "NIGREDO_STATE_DIR": str(self.dir / "state"),
-            **self._kafka_environment(KAFKA_ADMIN if role == "admin" else KAFKA_PROCESSES),
+            **self._kafka_environment(KAFKA_ADMIN if operator or role == "admin" else KAFKA_PROCESSES),
             **self._registry_environment(),
             "DATABASE_URL": self.conninfo(role),
             "INGEST_HOST": "127.0.0.1",

@@ -71,7 +71,7 @@ def test_a_topic_that_was_made_again_is_loaded_again_although_it_is_longer_than_
 ) -> None:
     rows = Rows()
     put(stack, topic, "old")
-    view = TopicView(stack.settings(), "test", topic, rows)
+    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
     view.open()
     with closing(view):
         eventually(lambda: rows.now == {b"old": b"x"}, within_s=60, what="the first records")
@@ -85,7 +85,7 @@ def test_a_topic_that_was_made_again_is_loaded_again_although_it_is_longer_than_
 
 def test_partitions_that_were_added_are_read(stack: Stack, topic: str) -> None:
     rows = Rows()
-    view = TopicView(stack.settings(), "test", topic, rows)
+    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
     view.open()
     with closing(view):
         eventually(lambda: rows.loads, within_s=60, what="the empty topic")
@@ -105,7 +105,7 @@ def test_after_a_lost_connection_a_log_that_holds_other_records_is_loaded_again(
 ) -> None:
     rows = Rows()
     put(stack, topic, "one", "two")
-    view = TopicView(stack.settings(), "test", topic, rows)
+    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
     other = Mark.of(1, 1, b"another")
     monkeypatch.setattr(view._reader, "now", lambda *_, **__: LogNow(view._topic_id(), 0, 2, other))
     view.open()

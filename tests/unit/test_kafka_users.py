@@ -30,6 +30,8 @@ def test_a_closed_home_tells_each_role_its_own_user_and_hides_the_callers_broker
     }
 
     assert users == {"admin": "admin", "nigredo_app": "nigredo"}
+    command = home.part_environment(callers, "test", role="nigredo_app", operator=True)
+    assert command["KAFKA_SASL_USERNAME"] == "admin"
     exported = home.user_environment()
     assert exported["KAFKA_SASL_USERNAME"] == "admin"
     assert home.secret("kafka-admin") not in str(exported)
