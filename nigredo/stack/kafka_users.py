@@ -99,6 +99,8 @@ class KafkaUsers:
 
     def waiting_for(self) -> str | None:
         """Make the users where that is still to be done; return what is missing before that, or None."""
+        if not self._first_password:
+            return None  # The broker is run from outside, and has its users already.
         passwords = {user: self._home.secret(f"kafka-{user}") for user in KAFKA_USERS}
         wanted = hashlib.sha256(repr((RIGHTS, passwords)).encode()).hexdigest()
         if self._made.exists() and self._made.read_text(encoding="ascii") == wanted:

@@ -50,6 +50,13 @@ def test_a_part_from_outside_that_asks_for_no_password_finds_none_at_the_next_st
         assert "sasl" not in home.secret("kafka-admin.conf") + home.secret("kafka-admin.properties")
 
 
+def test_a_broker_that_is_run_from_outside_is_not_given_users(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home", 9000)
+    home.create(kafka_auth="scram")
+
+    assert KafkaUsers(home, tmp_path / "users").waiting_for() is None
+
+
 def test_passwords_for_plain_are_new_at_each_start_of_the_broker(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
     home.create(kafka_auth="scram")
