@@ -17,6 +17,7 @@ from pathlib import Path
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
+from nigredo.log_position import LogPosition
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.parking import Before, Bounds, Parking
@@ -34,16 +35,20 @@ AWAY_S = 3 * PATIENCE_S
 
 
 class Hanging:
-    def __init__(self, folder: Path, how: str) -> None:
+    def __init__(self, folder: Path, how: str, topic_id: str) -> None:
         self._folder = folder
+        self._topic_id = topic_id
         self._how = how
         self._began = time.monotonic()
 
     async def open(self) -> None:
         """Nothing to open."""
 
-    async def begin(self, topic: str, partition: int, committed: int | None) -> int:
-        return committed or 0
+    async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
+        return committed if committed is not None and committed.topic_id else LogPosition(0, self._topic_id)
+
+    async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
+        """The group's offset is the only one."""
 
     async def decode(self, record: Record) -> Event | None:
         return None
@@ -83,7 +88,8 @@ def main() -> None:
     app = make_app(settings, component)
     reader, watch = LogReader(settings, component), LogWatch(settings, component, [topic])
     parking = Parking(Bounds.of(settings), health, lambda _: Before())
-    in_order = InOrder(app, reader, watch, health, [topic], Hanging(folder, how), parking)
+    handler = Hanging(folder, how, reader.topic_ids([topic])[topic])
+    in_order = InOrder(app, reader, watch, health, [topic], handler, parking)
     with Watchdog(settings, component, health, [topic], in_order):
         run_app(app, settings, health)
 
