@@ -45,7 +45,7 @@ from schemas.topics import (
 )
 
 AWAY_AT_MOST = timedelta(minutes=10)
-"""A million windows are rewritten in less."""
+"""Longer than the rewriting of many windows takes; the members come back earlier when it is done."""
 BATCH_MAX = 5000
 Tell = Callable[[str], None]
 
