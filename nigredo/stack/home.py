@@ -57,11 +57,20 @@ class Home:
 
     @classmethod
     def open(cls, directory: Path, port_base: int | None = None) -> Home:
-        """Return the stack in `directory`; a port base that is not given is the one it had before, else 8080."""
+        """Return the stack in `directory`; a port base that is not given is the one it had before, else 8080.
+
+        Raises ConfigurationError for a directory that cannot be one or cannot be read, and for an impossible port base.
+        """
         directory = directory.absolute()
         known = directory / "stack.json"
-        if port_base is None and known.exists():
-            port_base = int(json.loads(known.read_text(encoding="utf-8"))["port_base"])
+        try:
+            there = next(path for path in (directory, *directory.parents) if path.exists())
+            if port_base is None and known.exists():
+                port_base = int(json.loads(known.read_text(encoding="utf-8"))["port_base"])
+        except PermissionError:
+            raise ConfigurationError(f"--home: {directory} may not be read by this user") from None
+        if not there.is_dir():
+            raise ConfigurationError(f"--home: {there} is not a folder")
         chosen = DEFAULT_PORT_BASE if port_base is None else port_base
         if not 1024 <= chosen <= 65535 - len(PORTS):
             raise ConfigurationError(f"the port base must be from 1024 to {65535 - len(PORTS)}")
@@ -77,11 +86,8 @@ class Home:
 
         A folder that was there before keeps its mode: it may be more than ours. What is ours in it is closed to others.
         """
-        try:
+        if not self.dir.exists():
             self.dir.mkdir(parents=True, mode=0o700)
-        except FileExistsError:
-            if not self.dir.is_dir():
-                raise ConfigurationError(f"--home: {self.dir} is not a folder") from None
         owner = self.dir / "run" / "owner"
         if not (self.exists or owner.exists()):
             if self.dir.stat().st_mode & stat.S_IWOTH:

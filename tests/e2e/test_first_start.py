@@ -176,7 +176,8 @@ def test_a_home_that_is_something_else_is_refused(tmp_path: Path) -> None:
     for home, says in (
         (tmp_path, "has a logs of its own"),
         (tmp_path / "open", "every user"),
-        (tmp_path / "file", "is"),
+        (tmp_path / "file", "is not a folder"),
+        (tmp_path / "file" / "inside", "is not a folder"),
     ):
         command = run_nigredo("--home", str(home), "up")
         assert command.code == 1
