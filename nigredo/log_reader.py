@@ -7,13 +7,13 @@ transaction markers leave gaps, so the last offset may never be seen.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     OFFSET_INVALID,
     TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
@@ -44,6 +44,9 @@ READ_AHEAD: Mapping[str, int] = {
     "fetch.queue.backoff.ms": 20,
 }
 """How much a consumer that reads a whole topic fetches before it is asked for it."""
+ASKING_KEPT_S = 5.0
+"""A client that only asks serves the questions of one look, since each new one connects and logs in. Not for longer:
+after an outage a fresh one finds the cluster soonest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,12 @@ class Loading:
         log.info(what, topic=self._topic, records=self._records, seconds=round(time.monotonic() - self._began, 1))
 
 
+def _arrived(consumer: Consumer) -> list[Message]:
+    """Return the records that have arrived, after waiting for the first one at most."""
+    first = consumer.poll(POLL_S)
+    return [] if first is None else [first, *consumer.consume(999, 0)]
+
+
 def _offset(at: TopicPartition) -> int | None:
     return None if at.offset == OFFSET_INVALID else at.offset
 
@@ -103,12 +112,13 @@ class EndNotReached(DependencyDown):
 
 
 class LogReader:
-    """Plain reads of one cluster. Every call opens its own consumer, so it may be used from several threads."""
+    """Plain reads of one cluster. No two calls share a client at a time, so it may be used from several threads."""
 
     def __init__(self, settings: Settings, component: str) -> None:
         self._settings = settings
         self._component = component
         self._kept_admin: AdminClient | None = None
+        self._asking_kept: deque[tuple[float, Consumer]] = deque(maxlen=1)
 
     def read_to_end(
         self,
@@ -129,11 +139,12 @@ class LogReader:
         Whoever reads much is told of it in the log every few seconds.
         """
         offsets, latest = offsets or {}, None if within_s is None else time.monotonic() + within_s
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             marks = {p: self._watermarks(consumer, topic, p) for p in partitions}
             open_partitions = {p for p, (start, end) in marks.items() if max(start, offsets.get(p, 0)) < end}
             starts = [
-                TopicPartition(topic, p, max(marks[p][0], offsets[p]) if p in offsets else OFFSET_BEGINNING)
+                # Not OFFSET_BEGINNING: before it knows a leader, librdkafka waits half a second to ask where that is.
+                TopicPartition(topic, p, max(marks[p][0], offsets.get(p, 0)))
                 for p in open_partitions
             ]
             if since is not None and starts:
@@ -144,11 +155,14 @@ class LogReader:
                 # A partition without a record that young is told as its end, where no position would ever show.
                 starts = [at for at in found if at.offset >= 0]
                 open_partitions = {at.partition for at in starts}
+        if not starts:
+            return
+        with self._reading() as consumer:
             consumer.assign(starts)
             loading = Loading(topic, {p: end for p, (_, end) in marks.items() if p in open_partitions})
             deadline = time.monotonic() + deadline_s
             while not loading.over(consumer):
-                messages = consumer.consume(1000, POLL_S)
+                messages = _arrived(consumer)
                 loading.took(len(messages))
                 now = time.monotonic()
                 if any(message.error() is None for message in messages):
@@ -166,38 +180,36 @@ class LogReader:
 
         The end of the partition when there is none yet. Raises DependencyDown when Kafka does not tell in time.
         """
-        with self._consumer() as consumer:
-            low, high = self._watermarks(consumer, topic, partition)
-            found = self._first_at(consumer, TopicPartition(topic, partition, max(low, offset)), high, deadline_s)
-            return high if found is None else found.offset() or 0
+        low, high = self.watermarks(topic, partition)
+        found = self._first_at(TopicPartition(topic, partition, max(low, offset)), high, deadline_s)
+        return high if found is None else found.offset() or 0
 
     def now(self, topic: str, partition: int, asks_at: int, *, deadline_s: float) -> LogNow:
         """Return what the log has to compare a position with. Raises DependencyDown, also without such a topic."""
         topic_id = self.topic_ids([topic]).get(topic)
         if topic_id is None:
             raise DependencyDown(f"there is no topic {topic}")
-        with self._consumer() as consumer:
-            low, high = self._watermarks(consumer, topic, partition)
-            found = self._first_at(consumer, TopicPartition(topic, partition, max(low, asks_at)), high, deadline_s)
-            if found is None:
-                return LogNow(topic_id, low, high)
-            kind, _ = found.timestamp()
-            return LogNow(topic_id, low, high, mark_of(found), kind == TIMESTAMP_LOG_APPEND_TIME)
+        low, high = self.watermarks(topic, partition)
+        found = self._first_at(TopicPartition(topic, partition, max(low, asks_at)), high, deadline_s)
+        if found is None:
+            return LogNow(topic_id, low, high)
+        kind, _ = found.timestamp()
+        return LogNow(topic_id, low, high, mark_of(found), kind == TIMESTAMP_LOG_APPEND_TIME)
 
-    @staticmethod
-    def _first_at(consumer: Consumer, at: TopicPartition, end: int, deadline_s: float) -> Message | None:
+    def _first_at(self, at: TopicPartition, end: int, deadline_s: float) -> Message | None:
         """Return the first record from an offset of the log on; None when there is none before the end."""
         if at.offset >= end:
             return None
         deadline = time.monotonic() + deadline_s
-        consumer.assign([at])
-        while time.monotonic() < deadline:
-            message = consumer.poll(POLL_S)
-            if message is not None and message.error() is None:
-                return message
-            (position,) = consumer.position([TopicPartition(at.topic, at.partition)])
-            if position.offset >= end:
-                return None
+        with self._reading() as consumer:
+            consumer.assign([at])
+            while time.monotonic() < deadline:
+                message = consumer.poll(POLL_S)
+                if message is not None and message.error() is None:
+                    return message
+                (position,) = consumer.position([TopicPartition(at.topic, at.partition)])
+                if position.offset >= end:
+                    return None
         raise DependencyDown(f"{at.topic} partition {at.partition} cannot be read")
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
@@ -231,18 +243,15 @@ class LogReader:
 
         Raises DependencyDown when Kafka does not answer, or the reading came no further for `patience_s`.
         """
-        with self._consumer() as consumer:
-            low, _ = self._watermarks(consumer, topic, partition)
-            position = max(low, start)
-            if position >= end:
-                return
+        low, _ = self.watermarks(topic, partition)
+        position = max(low, start)
+        if position >= end:
+            return
+        with self._reading() as consumer:
             consumer.assign([TopicPartition(topic, partition, position)])
             moved_at = time.monotonic()
             while position < end:
-                first = consumer.poll(POLL_S)
-                # Whatever else has arrived comes without a further wait.
-                messages = [] if first is None else [first, *consumer.consume(999, 0)]
-                for message in messages:
+                for message in _arrived(consumer):
                     if message.error() is None and (message.offset() or 0) < end:
                         yield message
                 (at,) = consumer.position([TopicPartition(topic, partition)])
@@ -253,7 +262,7 @@ class LogReader:
 
     def offset_at(self, topic: str, partition: int, at: datetime) -> int:
         """Return the first offset whose record is as young as `at`; the partition's end, before asked, when none is."""
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             # Asked first: what is appended between the two questions is young, and stands from there on.
             _, end = self._watermarks(consumer, topic, partition)
             asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
@@ -264,12 +273,12 @@ class LogReader:
 
     def topics(self) -> list[str]:
         """Return the names of all topics. Raises DependencyDown."""
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             return sorted(consumer.list_topics(timeout=CALL_TIMEOUT_S).topics)
 
     def cluster_id(self) -> str:
         """Return the id of the cluster: one that lost its data has another. Raises DependencyDown."""
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             found = consumer.list_topics(timeout=CALL_TIMEOUT_S).cluster_id
         if not found:
             raise DependencyDown("Kafka did not tell its cluster's id")
@@ -277,12 +286,12 @@ class LogReader:
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset that exists and the one after the last. Raises DependencyDown."""
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             return self._watermarks(consumer, topic, partition)
 
     def partitions(self, topic: str) -> list[int]:
         """Return the partitions of a topic. Raises DependencyDown, also when there is no such topic yet."""
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             found = consumer.list_topics(topic, timeout=CALL_TIMEOUT_S).topics.get(topic)
             if found is None or found.error is not None or not found.partitions:
                 raise DependencyDown(f"there is no topic {topic} yet")
@@ -313,7 +322,7 @@ class LogReader:
         if not asked:
             return []
         committed = self._committed(group, asked)
-        with self._consumer() as consumer:
+        with self._asking() as consumer:
             found = []
             for at in committed:
                 start, end = self._watermarks(consumer, at.topic, at.partition)
@@ -338,8 +347,40 @@ class LogReader:
         return admin
 
     @contextmanager
-    def _consumer(self) -> Iterator[Consumer]:
-        consumer = Consumer(
+    def _asking(self) -> Iterator[Consumer]:
+        """Lend a client for questions, which is kept for the next ones unless it failed."""
+        began, consumer = self._kept_asking()
+        try:
+            yield consumer
+        except KafkaException as error:
+            consumer.close()
+            raise DependencyDown(told(error.args[0])) from error
+        except BaseException:
+            consumer.close()
+            raise
+        self._asking_kept.append((began, consumer))
+
+    def _kept_asking(self) -> tuple[float, Consumer]:
+        with suppress(IndexError):
+            began, consumer = self._asking_kept.pop()
+            if time.monotonic() - began < ASKING_KEPT_S:
+                return began, consumer
+            consumer.close()
+        return time.monotonic(), self._consumer()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Consumer]:
+        """Lend a fresh client: one that has read before may still know its position of then."""
+        consumer = self._consumer()
+        try:
+            yield consumer
+        except KafkaException as error:
+            raise DependencyDown(told(error.args[0])) from error
+        finally:
+            consumer.close()
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
             client_config(self._settings, self._settings.function(self._component))
             | {
                 "group.id": f"{self._settings.function(self._component)}-reader",
@@ -350,12 +391,6 @@ class LogReader:
                 **READ_AHEAD,
             }
         )
-        try:
-            yield consumer
-        except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
-        finally:
-            consumer.close()
 
     @staticmethod
     def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,10 +31,6 @@ def test_a_record_that_is_appended_meanwhile_is_not_taken_for_an_old_one(
 ) -> None:
     reader = LogReader(Settings.from_environment({"NIGREDO_STATE_DIR": str(tmp_path)}), "test")
 
-    @contextmanager
-    def growing() -> Iterator[Growing]:
-        yield Growing()
-
-    monkeypatch.setattr(reader, "_consumer", growing)
+    monkeypatch.setattr(reader, "_consumer", Growing)
 
     assert reader.offset_at("nigredo.rejections", 0, datetime.now(UTC)) == 5
