@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from nigredo.backoff import Backoff
@@ -95,8 +95,10 @@ def read_pins(reader: LogReader) -> Pins:
     return pins
 
 
-def write_pins(settings: Settings, pins: Iterable[Pin]) -> None:
+def write_pins(settings: Settings, pins: Sequence[Pin]) -> None:
     """Pin ids, in this order, and return once Kafka has them all. Blocks. Raises DependencyDown."""
+    if not pins:
+        return
 
     async def publish() -> None:
         name = settings.function("schemas")

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ class SchemaIds:
         every = [subject for several in subjects.values() for subject in several]
         standing = dict(zip(every, _each(self._registry.newest_of, every), strict=True))
         _each(lambda subject: self._registry.set_compatibility(subject, COMPATIBILITY), every)
-        lines = []
+        lines, fresh = [], []
         for name, texts in files().items():
             for subject in subjects[name]:
                 newest = standing[subject]
@@ -184,7 +184,11 @@ class SchemaIds:
                     pin = Pin(self._registered(pins, subject, text), subject, texts.index(text) + 1, text)
                     lines.append(f"registered {pin.name} under id {pin.id}")
                     if pins.get(pin.id) is None:
-                        self._pin(pins, pin)
+                        pins.add(pin)
+                        fresh.append(pin)
+        # Together, since each connection of a producer takes its time: what a crash leaves out, the next run finds in
+        # the registry.
+        write_pins(self._settings, fresh)
         return lines
 
     def _registered(self, pins: Pins, subject: str, text: str, *, anew: bool = False) -> int:
@@ -223,12 +227,10 @@ class SchemaIds:
         """Return an id by which a schema is written from now on, since its own is another's."""
         schema_id = self._registered(pins, pin.subject, pin.text, anew=True)
         # Also one that is pinned already: of several ids of a schema the last one in the log is written.
-        self._pin(pins, Pin(schema_id, pin.subject, pin.version, pin.text))
+        again = Pin(schema_id, pin.subject, pin.version, pin.text)
+        write_pins(self._settings, [again])
+        pins.add(again)
         return schema_id
-
-    def _pin(self, pins: Pins, pin: Pin) -> None:
-        write_pins(self._settings, [pin])
-        pins.add(pin)
 
     def _subjects(self, endpoints: Iterable[str]) -> Mapping[str, Sequence[str]]:
         """Return the subjects of each schema, in the order of registration."""
@@ -249,11 +251,16 @@ class SchemaIds:
         """
         pins = read_pins(self._reader)
         told: dict[int, list[Pin]] = defaultdict(list)
-        standing = _each(self._registry.newest_of, [subject for several in subjects.values() for subject in several])
-        pinned = all(each is None or pins.get(each[0]) is not None for each in standing)
+        every = [subject for several in subjects.values() for subject in several]
+        newest = {
+            subject: found
+            for subject, found in zip(every, _each(self._registry.newest_of, every), strict=True)
+            if found is not None
+        }
+        pinned = all(pins.get(schema_id) is not None for schema_id, _ in newest.values())
         if len(pins) and pinned and not self._cache.exists():
             return pins, []
-        for pin in [*self._cached(subjects), *self._registered_ones(subjects)]:
+        for pin in [*self._cached(subjects), *self._registered_ones(subjects, newest)]:
             if pins.get(pin.id) is None and not any(same(pin.text, other.text) for other in told[pin.id]):
                 told[pin.id].append(pin)
         # In this order: of several ids of a schema the registry's is written.
@@ -262,10 +269,10 @@ class SchemaIds:
             pins.add(pin)
         return pins, adopted
 
-    def _registered_ones(self, subjects: Mapping[str, Sequence[str]]) -> Iterator[Pin]:
+    def _registered_ones(self, subjects: Mapping[str, Sequence[str]], there: Container[str]) -> Iterator[Pin]:
         for name, texts in files().items():
             versions = {fingerprint(text): number for number, text in enumerate(texts, 1)}
-            for subject in subjects[name]:
+            for subject in (subject for subject in subjects[name] if subject in there):
                 for schema_id, text in self._registry.schemas_of(subject):
                     yield Pin(schema_id, subject, versions.get(fingerprint(text), 0), text)
 
