@@ -256,7 +256,7 @@ def test_an_address_that_is_not_public_gets_nothing_and_costs_no_lead(
         eventually(lambda: mine.receiver.of(lead_id), within_s=60, what="the delivery")
 
 
-def test_a_place_that_the_log_does_not_have_stops_it_with_what_helps(
+def test_a_position_past_the_end_stops_its_partition_alone_and_names_the_way_back(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with sink(stack, tmp_path_factory.mktemp("hole")) as mine:
@@ -266,13 +266,15 @@ def test_a_place_that_the_log_does_not_have_stops_it_with_what_helps(
         beyond = mine.ends()[2] + 1_000_000
         commit_offsets(stack.settings(), mine.group, LEADS, {2: beyond})
 
-        process, _ = mine.spawn()
-        mine.leads(1, partition=2)
+        mine.spawn()
+        stopped = eventually(lambda: mine.health().get("partitions_stopped"), within_s=60, what="the stopped partition")
+        held, delivered = mine.leads(1, partition=2), mine.leads(1, partition=1)
+        eventually(lambda: set(delivered) <= set(mine.receiver.ids()), within_s=60, what="a lead of another partition")
 
-        assert process.wait(60) == 1
-        last = [line for line in mine.log().splitlines() if '"stopped"' in line][-1]
-        assert f"offset {beyond}" in last
-        assert f"nigredo rewind {mine.group} --accept-gaps --to-offset 2:" in last
+        assert len(stopped) == 1
+        assert f"offset {beyond} of {LEADS} partition 2" in stopped[0]
+        assert "nigredo recover" in stopped[0]
+        assert not set(held) & set(mine.receiver.ids())
 
 
 def test_an_endpoint_begins_with_what_was_there_when_asked_to(
@@ -289,7 +291,9 @@ def test_a_wrong_endpoints_file_is_told_in_one_line_before_anything_starts(stack
     file = tmp_path / "endpoints.toml"
     file.write_text('[endpoints.crm]\nurl = "ftp://x"\n')
 
-    command = stack.nigredo("webhook", "rotate-secret", environment={"WEBHOOK_ENDPOINTS_FILE": str(file)})
+    command = stack.nigredo(
+        "webhook", "rotate-secret", "--endpoint", "crm", environment={"WEBHOOK_ENDPOINTS_FILE": str(file)}
+    )
 
     assert command.code != 0
     assert command.err.count("\n") == 1
