@@ -49,6 +49,12 @@ def test_every_command_that_is_named_exists(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_kcat_that_reads_ends_at_the_end_of_the_topic(document: Path) -> None:
+    for command in re.findall(r"`(kcat [^`\n]*-C[^`\n]*)`|^(kcat .*-C.*)", document.read_text(), re.MULTILINE):
+        assert " -e" in "".join(command), command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_that_is_named_exists(document: Path) -> None:
     known = {field.metadata["name"] for field in fields(Settings)}
     known |= {
