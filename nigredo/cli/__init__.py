@@ -12,7 +12,6 @@ import click
 from nigredo.cli.output import Context, complain
 from nigredo.cli.target import DEFAULT_HOME
 from nigredo.errors import NigredoError
-from nigredo.telemetry import configure_logging
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +29,11 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
 
     `nigredo up --sample` starts everything on this machine and shows a lead on its way.
     """
+    # Imported here: it takes as long as all else that `--help` needs.
+    from nigredo.telemetry import configure_logging
+
+    # stdout is for results; a process that is run says later whose lines they are.
+    configure_logging("nigredo")
     folder = home or Path(os.environ.get("NIGREDO_HOME") or DEFAULT_HOME)
     context.obj = Context(folder, as_json, named=home is not None)
 
@@ -68,8 +72,6 @@ def main() -> int:
         # A terminal that knows fewer characters than people write gets the others escaped.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # stdout is for results; a process that is run says later whose lines they are.
-    configure_logging("nigredo")
     load_commands()
     try:
         code = nigredo.main(standalone_mode=False, prog_name="nigredo")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
-import httpx
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
@@ -207,6 +206,8 @@ def _lead_id(key: bytes | None) -> str | None:
 
 def told_by_persister(home: Home) -> list[dict[str, Any]] | None:
     """Return how many dead letters wait, by topic and reason; None where the persister does not tell."""
+    import httpx
+
     try:
         answer: Any = httpx.get(
             f"http://127.0.0.1:{home.health_port('persister')}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from nigredo.cli.target import NO_STACK, Target, find_target
 from nigredo.errors import ConfigurationError
@@ -148,6 +146,9 @@ def with_context(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def download_progress(tell: Callable[[str], None]) -> Iterator[Callable[[int, int], None]]:
     """Show a download: a bar on a terminal, a line a tenth otherwise; nothing when nothing is downloaded."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     console = Console(stderr=True)
     columns = (TextColumn("Downloading Kafka and the registry, once"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=console, disable=not console.is_terminal) as bar:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
@@ -249,6 +247,9 @@ def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
 @contextmanager
 def _progress(context: Context, what: str, total: int) -> Iterator[Any]:
     """Show how far something is: a bar on a terminal, otherwise a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

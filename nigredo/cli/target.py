@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
 from nigredo.stack import control
@@ -106,6 +103,10 @@ def _plain(text: str) -> object:
 
 
 def _database(text: str) -> object:
+    # Imported here: psycopg takes longer than all else that a command needs before it speaks to anything.
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
     try:
         found = conninfo_to_dict(text)
     except psycopg.Error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,11 @@ def test_progress_and_errors_are_escaped_too_and_an_error_is_one_line(capsys: py
     out, err = capsys.readouterr()
     assert out == "\\x1b[1mhere\n"
     assert err == "nigredo: wrong: \\x1b[1mthere\n"
+
+
+def test_help_waits_for_no_library_that_only_some_commands_need() -> None:
+    program = "import sys; from nigredo.cli import load_commands; load_commands(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "nigredo.cli.stack" in loaded
+    assert not {"psycopg", "rich", "structlog", "httpx", "confluent_kafka", "falcon", "faust"} & set(loaded)
