@@ -25,9 +25,11 @@ from tests.chaos.disasters import DISASTERS, Disaster
 pytestmark = pytest.mark.embedded
 PAGE = Path(__file__).parents[2] / "docs" / "RECOVERY.md"
 COMMAND_DEADLINE_S = 180.0
-CAMPAIGN_ALONE = ("kafka-lost-live", "partitions-added", "both-made-again", "windows-made-again")
-"""Left to `make chaos ACTIONS=disaster`, as the timings are."""
-CASES = [disaster for disaster in DISASTERS if disaster.name not in CAMPAIGN_ALONE]
+ONE_OF_EACH_KIND = (
+    "registry-a-strangers", "database-lost", "leads-cut", "kafka-put-back", "submissions-made-again", "offsets-deleted"
+)  # fmt: skip
+"""The others, and all timings, are left to `make chaos ACTIONS=disaster`: all of them would take half an hour."""
+CASES = [disaster for disaster in DISASTERS if disaster.name in ONE_OF_EACH_KIND]
 
 
 @pytest.fixture(scope="module")
