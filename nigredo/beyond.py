@@ -18,6 +18,7 @@ from confluent_kafka import Message
 from nigredo.clock import from_ms
 from nigredo.errors import DependencyDown
 from nigredo.log_reader import LogReader
+from nigredo.plural import counted
 from nigredo.replay import from_key
 from nigredo.rewind import DatabaseOffsets
 from nigredo.settings import Settings
@@ -95,8 +96,8 @@ def beyond(settings: Settings, topics: WebhookTopics, endpoint: str, found: Coll
     """Return leads and deliveries of the gaps. Raises DependencyDown, also when there is too much to read."""
     if (records := behind(found)) > READ_MAX:
         raise DependencyDown(
-            f"the tables are {records} records behind the log, so what is undelivered is not known; the persister is "
-            "late, see `nigredo status`; `nigredo webhook status` asks the log"
+            f"the tables are {counted(records, 'record')} behind the log, so what is undelivered is not known; "
+            "the persister is late, see `nigredo status`; `nigredo webhook status` asks the log"
         )
     reader = LogReader(settings, COMPONENT)
     leads: dict[UUID, LoggedLead] = {}

@@ -13,6 +13,7 @@ from nigredo.errors import RecordRefused
 from nigredo.log_reader import LogReader
 from nigredo.metric import OTHER
 from nigredo.parking import Before, before
+from nigredo.plural import counted
 from nigredo.record import Record
 from nigredo.view import Row
 from schemas.codec import Codec, Undecodable
@@ -75,7 +76,7 @@ async def park(publisher: Publishes, codec: Codec, function: str, record: Record
         await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, letter))
     except RecordRefused:
         # A record near the broker's limit no longer fits with its reason around it: its place must do.
-        told = f"{letter.error} (a value of {len(record.value or b'')} bytes {LEFT_OUT})"
+        told = f"{letter.error} (a value of {counted(len(record.value or b''), 'byte')} {LEFT_OUT})"
         small = replace(letter, error=told, value=None, headers=())
         await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, small))
     metrics.RECORDS_PARKED.of(reason).inc()

@@ -15,6 +15,7 @@ from nigredo.clock import from_ms
 from nigredo.dead_letters import Origin
 from nigredo.groups import sender_group
 from nigredo.log_reader import LogReader
+from nigredo.plural import counted
 from nigredo.recovery_plan import Stored, disagreement
 from nigredo.replay import from_key
 from nigredo.settings import Settings
@@ -94,7 +95,7 @@ class EndpointHealth:
         if self.oldest is not None and now - self.oldest.since > UNDELIVERED_MAX:
             found.append(f"a lead waits since {self.oldest.since:%Y-%m-%d %H:%M:%S} UTC")
         if self.parked:
-            found.append(f"{self.parked} records are parked, see `nigredo dead-letters list`")
+            found.append(f"{counted(self.parked, 'record is', 'records are')} parked, see `nigredo dead-letters list`")
         return found
 
 

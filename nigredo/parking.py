@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from nigredo import metrics
 from nigredo.health import Health
+from nigredo.plural import counted
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
@@ -97,7 +98,7 @@ class Run:
     def spent(self, bounds: Bounds) -> str | None:
         """Return why no further record may be parked; None while one may."""
         if self.in_a_row >= bounds.in_a_row_max:
-            return f"{self.in_a_row} records in a row were parked"
+            return f"{counted(self.in_a_row, 'record in a row was', 'records in a row were')} parked"
         share = sum(self._last) / WINDOW
         return f"{share:.0%} of the last {WINDOW} records were parked" if share > bounds.share_max else None
 

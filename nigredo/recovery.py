@@ -26,6 +26,7 @@ from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import LogPosition, proven, to_metadata
 from nigredo.log_reader import LogReader
 from nigredo.lost_leads import stored_leads
+from nigredo.plural import counted
 from nigredo.recovery_plan import (
     CLOCKS_DIFFER_MS,
     Restart,
@@ -100,10 +101,11 @@ class Recovery:
             restarts = self._survey.limiter_restarts()
             for restart in restarts:
                 rewritten = asyncio.run(self._publish(self._lowered(restart)))
-                tell(f"{RATE_LIMITS} partition {restart.partition}: {rewritten // 2} windows set to {restart.goes_to}")
+                windows = counted(rewritten // 2, "window")
+                tell(f"{RATE_LIMITS} partition {restart.partition}: {windows} set to {restart.goes_to}")
             if any(one.stands_at is None for one in restarts):
                 copied = asyncio.run(self._publish(self._moved()))
-                tell(f"{RATE_LIMITS}: {copied} windows copied to where their networks' submissions are now")
+                tell(f"{RATE_LIMITS}: {counted(copied, 'window')} copied to where the networks' submissions are now")
             in_time()
             self._commit(self._survey.limiter, restarts, lambda _: {})
         tell(f"{self._survey.limiter} goes on: {_offsets(restarts)}")
@@ -195,7 +197,7 @@ class Recovery:
                     yield Outgoing(LEADS, str(lead.id).encode(), codec.encode(LEADS, lead), headers)
 
         asyncio.run(self._publish(records()))
-        tell(f"brought {many} leads back to {LEADS}")
+        tell(f"brought {counted(many, 'lead')} back to {LEADS}")
 
     async def _publish(self, records: Iterator[Outgoing]) -> int:
         """Return how many records were published, once Kafka has all of them. Raises DependencyDown."""

@@ -16,6 +16,7 @@ from nigredo.clock import from_ms, utc_now
 from nigredo.errors import ConfigurationError
 from nigredo.kafka import Publisher, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.plural import counted
 from nigredo.replay import Counts, LeadSeen, References, Rule, Tried, asked_for, from_key, key_of, sift
 from nigredo.settings import Settings
 from nigredo.view import Row, TopicView
@@ -43,7 +44,7 @@ class Range:
     def describe(self) -> str:
         """Say it in the words of the command, for the audit."""
         if self.ids:
-            return f"{len(self.ids)} leads by id"
+            return f"{counted(len(self.ids), 'lead')} by id"
         if self.from_offsets:
             return "from " + ", ".join(f"{partition}:{offset}" for partition, offset in self.from_offsets)
         return f"from {self.since} to {self.until}"

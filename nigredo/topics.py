@@ -19,6 +19,7 @@ from confluent_kafka.admin import (
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
+from nigredo.plural import counted
 from nigredo.settings import Settings
 from schemas.topics import SCHEMA_PINS, TOPICS, TopicSpec
 
@@ -74,7 +75,7 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
         for name, created in admin.create_topics(wanted, request_timeout=CALL_TIMEOUT_S).items():
             try:
                 created.result(CALL_TIMEOUT_S + 2)
-                changes.append(f"created topic {name} with {partitions[name]} partitions")
+                changes.append(f"created topic {name} with {counted(partitions[name], 'partition')}")
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise

@@ -11,6 +11,7 @@ import click
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import endpoint_option, known_endpoint, wait_until_settled, yes_option
 from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.redelivery import Redelivery
@@ -49,7 +50,9 @@ def _nothing(context: Context) -> str:
 
     settings = context.settings(PART, role="nigredo_app")
     parked = len(WebhookTopics(settings, LogReader(settings, PART)).standing(DEAD_LETTERS))
-    return "nothing is dead" + (f"; {parked} records are parked: see `nigredo dead-letters list`" if parked else "")
+    return "nothing is dead" + (
+        f"; {counted(parked, 'record is', 'records are')} parked: see `nigredo dead-letters list`" if parked else ""
+    )
 
 
 @dead.command()
@@ -102,19 +105,21 @@ def redrive(
     if not wanted:
         context.result(document, "nothing to send: none is dead, or all are delivered or wait for their attempt")
         return
-    context.confirm(f"Send {len(wanted)} dead leads to {endpoint} again?", yes=yes)
+    context.confirm(f"Send {counted(len(wanted), 'dead lead')} to {endpoint} again?", yes=yes)
     redelivery.ask(_references(wanted), "dead leads")
     if no_wait:
-        context.result(document, f"asked the sink to send {len(wanted)} leads again", changed=True)
+        context.result(document, f"asked the sink to send {counted(len(wanted), 'lead')} again", changed=True)
         return
     wait_until_settled(context, redelivery.watch(_references(wanted)), len(wanted))
     left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
     still = sum((each.lead_id, each.endpoint) in left for each in wanted)
     context.result(
-        document | {"still_dead": still}, f"sent {len(wanted)} leads again, {still} are still dead", changed=True
+        document | {"still_dead": still},
+        f"sent {counted(len(wanted), 'lead')} again, {counted(still, 'is', 'are')} still dead",
+        changed=True,
     )
     if still:
-        raise DependencyDown(f"{still} leads were not delivered (yet); see `nigredo dead list`")
+        raise DependencyDown(f"{counted(still, 'lead was', 'leads were')} not delivered (yet); see `nigredo dead list`")
 
 
 def _references(dead: Sequence[WebhookDead]) -> list[References]:

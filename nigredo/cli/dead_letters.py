@@ -14,6 +14,7 @@ from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import yes_option
 from nigredo.errors import ConfigurationError, NigredoError
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.parked import DeadLetters, Parked
@@ -124,7 +125,7 @@ def _act(
     if dry_run or not wanted:
         context.result(document, [one.id for one in wanted] or "no record is parked")
         return
-    context.confirm(question.format(f"{len(wanted)} records"), yes=yes)
+    context.confirm(question.format(counted(len(wanted), "record")), yes=yes)
 
     def told(one: Parked, why: str | None) -> None:
         if why is None:
@@ -134,9 +135,9 @@ def _act(
 
     work(wanted, told)
     lines = [f"{each['id']} is left: {each['why']}" for each in document["left"]]
-    context.result(document, [*lines, f"{document['done']} records {done}"], changed=True)
+    context.result(document, [*lines, f"{counted(document['done'], 'record')} {done}"], changed=True)
     if document["left"]:
-        raise NigredoError(f"{len(document['left'])} of {len(wanted)} records are left as they were")
+        raise NigredoError(f"{len(document['left'])} of {counted(len(wanted), 'record')} left as before")
 
 
 def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]:
@@ -221,7 +222,8 @@ def told_by_persister(home: Home) -> list[dict[str, Any]] | None:
 def status_lines(counts: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of `nigredo status` about dead letters."""
     return [
-        f"{each['count']} records of {each['topic']} are parked ({each['reason']}): see `nigredo dead-letters list`"
+        counted(each["count"], f"record of {each['topic']} is", f"records of {each['topic']} are")
+        + f" parked ({each['reason']}): see `nigredo dead-letters list`"
         for each in counts
     ]
 

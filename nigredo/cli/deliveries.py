@@ -14,6 +14,7 @@ from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.replay import endpoint_option, known_endpoint
 from nigredo.cli.webhook import listener_of, part_of, webhook
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,7 +69,7 @@ def status(context: Context, endpoint: str) -> None:
         f"breaker             {found.sender.breaker or 'not known: the sender did not say'}",
         f"lag                 {found.lag}",
         "oldest undelivered  " + (f"{found.oldest.lead_id}, {age_s} s" if found.oldest else "none"),
-        f"failed in 10 min    {found.failed} of {found.attempts} attempts ({found.failed_share:.0%})",
+        f"failed in 10 min    {found.failed} of {counted(found.attempts, 'attempt')} ({found.failed_share:.0%})",
         f"wait for a retry    {found.waiting}",
         f"wait for a replay   {found.replays}",
         f"dead                {found.dead}",
@@ -160,7 +161,9 @@ def table_is_whole(settings: Settings, topics: Collection[str]) -> bool:
         complain(f"whether the table is up to date is not known: {error}")
         return False
     if records:
-        complain(f"the table is {records} records behind the log: the persister is late, see `nigredo status`")
+        complain(
+            f"the table is {counted(records, 'record')} behind the log: the persister is late, see `nigredo status`"
+        )
     return not records
 
 

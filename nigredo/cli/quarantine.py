@@ -12,6 +12,7 @@ import click
 
 from nigredo.cli.control import PART, Duration
 from nigredo.cli.output import Context, with_context
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.quarantine import Quarantine
@@ -128,7 +129,7 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
         )
     answers: dict[UUID, tuple[int, int]] = {}
     if kept:
-        context.confirm(f"Put {len(kept)} refused submissions through? They are sent to the receiver.", yes=yes)
+        context.confirm(f"Put {counted(len(kept), 'refused submission')} through, to the receiver?", yes=yes)
         answers |= quarantine.release(kept.values(), deadline_s=RELEASE_DEADLINE_S)
         left = quarantine.kept(ids=[each for each in kept if each not in answers]) if len(answers) < len(kept) else {}
         if left:

@@ -10,6 +10,7 @@ import click
 from nigredo.cli.control import PART, change_settings, changes_of, lasts
 from nigredo.cli.deliveries import table_is_whole
 from nigredo.cli.output import Context, with_context
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.limiter import LimiterCommands
@@ -104,7 +105,7 @@ def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
     commands, networks = _commands(context), set(single.values())
     if large:
         networks |= set(commands.windows(lambda key: _lies_in(key, large)))
-        context.confirm(f"Free {len(networks)} client networks?", yes=yes)
+        context.confirm(f"Free {counted(len(networks), 'client network')}?", yes=yes)
     commands.wait_handled(commands.reset(sorted(networks)), deadline_s=APPLY_DEADLINE_S)
     lines = [f"{network} is free" for network in sorted(networks)]
     context.result({"freed": sorted(networks)}, lines or "nobody there is counted", changed=True)

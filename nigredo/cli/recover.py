@@ -10,6 +10,7 @@ import click
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import yes_option
 from nigredo.errors import NigredoError
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.recovery import Recovery
@@ -70,19 +71,26 @@ def _document(found: Condition, *, done: bool) -> dict[str, Any]:
 
 def _described(found: Condition, *, ids: bool) -> list[str]:
     lines = [f"there is no topic {topic}" for topic in found.missing_topics]
-    lines += [f"{topic} has {has} of {needs} partitions" for topic, (has, needs) in found.uneven.items()]
+    lines += [f"{topic} has {has} of {counted(needs, 'partition')}" for topic, (has, needs) in found.uneven.items()]
     lines += [f"{restart.reason.partition('; repair')[0]}: goes on at {restart.goes_to}" for restart in found.restarts]
     if found.lost:
-        lines.append(f"{len(found.lost)} accepted leads are not in the log, and some endpoint never took them:")
+        lines.append(
+            f"{counted(len(found.lost), 'accepted lead is', 'accepted leads are')} not in the log, "
+            "and some endpoint never took them:"
+        )
         shown = found.lost if ids else found.lost[:IDS_SHOWN]
         lines += [f"  {lead_id}" for lead_id in shown]
         if more := len(found.lost) - len(shown):
             lines.append(f"  and {more} more; --ids lists them")
     if found.only_stored:
-        lines.append(f"{found.only_stored} leads are in PostgreSQL alone; every endpoint took them, so that is no harm")
+        lines.append(
+            f"{counted(found.only_stored, 'lead is', 'leads are')} in PostgreSQL alone, "
+            "taken by every endpoint: that is no harm"
+        )
     if found.gone:
         lines += [
-            f"{len(found.gone)} accepted leads are in neither the log nor PostgreSQL: lost, or erased",
+            f"{counted(len(found.gone), 'accepted lead is', 'accepted leads are')} in neither the log "
+            "nor PostgreSQL: lost, or erased",
             *([f"  {lead_id}" for lead_id in found.gone] if ids else ["  --ids lists them"]),
         ]
     return lines or ["nothing to repair: every stored position agrees with the log"]

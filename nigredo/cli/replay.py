@@ -14,6 +14,7 @@ import click
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
 from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.redelivery import Plan, Range, Redelivery, Settling
@@ -118,18 +119,19 @@ def replay(
         return
     context.tell(*_described(plan, asked))
     if not yes:
-        context.confirm(f"Send {plan.counts.to_send} leads to {endpoint} again?", yes=False)
+        context.confirm(f"Send {counted(plan.counts.to_send, 'lead')} to {endpoint} again?", yes=False)
         plan = redelivery.plan(asked, rule)  # Whoever was asked may have thought about it for an hour.
         document = _document(plan, asked, endpoint)
     document |= _send(context, redelivery, plan, asked, wait=not no_wait)
-    lines = f"asked the sink to send {document['written']} leads again"
+    lines = f"asked the sink to send {counted(document['written'], 'lead')} again"
     if not no_wait:
-        lines = f"sent {document['sent']} of {document['written']} leads again, {document['delivered']} delivered"
+        lines = f"sent {document['sent']} of {counted(document['written'], 'lead')} again, "
+        lines += f"{document['delivered']} delivered"
     context.result(document, lines, changed=True)
     if not no_wait and document["delivered"] < document["written"]:
         raise DependencyDown(
-            f"{document['written'] - document['delivered']} leads were not delivered (yet); see `nigredo webhook "
-            "undelivered` and `nigredo dead list`"
+            counted(document["written"] - document["delivered"], "lead was", "leads were")
+            + " not delivered (yet); see `nigredo webhook undelivered` and `nigredo dead list`"
         )
     _refuse_missing(plan, asked)
 
@@ -224,7 +226,9 @@ def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
     """Show how many of the leads are sent until all are. Raises DependencyDown when nothing moves for ten minutes."""
     left, moved_at = total, time.monotonic()
     try:
-        context.tell(f"asked the sink to send {total} leads again, behind live ones; Ctrl-C leaves that to it")
+        context.tell(
+            f"asked the sink to send {counted(total, 'lead')} again, behind live ones; Ctrl-C leaves that to it"
+        )
         watched.open()
         with _progress(context, "sent", total) as shown:
             while left:
@@ -233,12 +237,12 @@ def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
                     left, moved_at = watched.left, time.monotonic()
                 elif time.monotonic() - moved_at > STALLED_AFTER_S:
                     raise DependencyDown(
-                        f"{left} of {total} leads were not sent, none for {STALLED_AFTER_S / 60:g} minutes; they are "
-                        "sent when the endpoint allows it, see `nigredo webhook status`"
+                        f"{left} of {counted(total, 'lead')} not sent, none for {STALLED_AFTER_S / 60:g} minutes; "
+                        "they are sent when the endpoint allows it, see `nigredo webhook status`"
                     )
                 shown(total - left)
     except KeyboardInterrupt:
-        context.tell(f"the sink goes on by itself: {left} of {total} leads are still to be sent")
+        context.tell(f"the sink goes on by itself: {left} of {counted(total, 'lead')} still to be sent")
         raise click.Abort from None
     finally:
         watched.close()

@@ -12,6 +12,7 @@ import click
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import When, yes_option
 from nigredo.errors import ConfigurationError
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.rewind import Offsets, Step, To
@@ -68,9 +69,9 @@ def rewind(
         return
     context.tell(*lines)
     records = sum(step.records for step in steps)
-    context.confirm(f"Set {name} back, so that {records} records come again?", yes=yes)
+    context.confirm(f"Set {name} back, so that {_come(records)} again?", yes=yes)
     what.do(steps, context.tell)
-    context.result(document | {"done": True}, f"{name} was set back; {records} records come again", changed=True)
+    context.result(document | {"done": True}, f"{name} was set back; {_come(records)} again", changed=True)
 
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
@@ -117,9 +118,14 @@ def _described(steps: list[Step]) -> list[str]:
         if step.goes_to == step.stands_at and not step.gone:
             lines.append(f"{where}: stays at {step.stands_at}")
             continue
-        line = f"{where}: {step.stands_at} -> {step.goes_to}, {step.records} records come again"
-        lines.append(line + (f"; {step.gone} offsets before that were deleted by retention" if step.gone else ""))
+        line = f"{where}: {step.stands_at} -> {step.goes_to}, {_come(step.records)} again"
+        gone = counted(step.gone, "offset before that was", "offsets before that were")
+        lines.append(line + (f"; {gone} deleted by retention" if step.gone else ""))
     return lines
+
+
+def _come(records: int) -> str:
+    return counted(records, "record comes", "records come")
 
 
 COMMANDS = (rewind,)

@@ -8,6 +8,7 @@ import click
 
 from nigredo.cli.output import Context, with_context
 from nigredo.errors import NigredoError
+from nigredo.plural import counted
 
 if TYPE_CHECKING:
     from nigredo.schema_ids import Finding
@@ -32,10 +33,14 @@ def check(context: Context) -> None:
     """Compare the ids with the registry; exit code 0 only when readers outside find every one of them."""
     found = _findings(context)
     wrong = [each for each in found if each.standing != "known"]
-    context.result([_document(each) for each in wrong], list(map(_line, wrong)) or f"{len(found)} ids are right")
+    context.result(
+        [_document(each) for each in wrong],
+        list(map(_line, wrong)) or f"{counted(len(found), 'id is', 'ids are')} right",
+    )
     if wrong:
-        raise NigredoError(f"{len(wrong)} of {len(found)} ids are not in the registry as they are here: "
-                           "`nigredo schemas repair`")  # fmt: skip
+        raise NigredoError(
+            f"{len(wrong)} of {counted(len(found), 'id')} not in the registry as pinned here: `nigredo schemas repair`"
+        )
 
 
 @schemas.command()

@@ -23,6 +23,7 @@ from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, producer_config
 from nigredo.log_position import REPAIR, Finding, LogNow, LogPosition, PositionRefused, compare, kept, proven, refusal
 from nigredo.log_reader import LogReader
+from nigredo.plural import counted
 from nigredo.record import Record
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
@@ -126,7 +127,7 @@ class Limiter:
         def told(records: int) -> None:
             if assignment != self._assignments:
                 raise Stale  # Nobody waits for this thread any more.
-            self._health.waiting(f"the windows of partition {partition}: {records} records read")
+            self._health.waiting(f"the windows of partition {partition}: {counted(records, 'record')} read")
 
         following = self._reader.now(SUBMISSIONS, partition, position.next_offset, deadline_s=LOAD_DEADLINE_S).found
         times_ms = [] if following is None else [following.timestamp_ms]
@@ -332,7 +333,7 @@ def grown(reader: LogReader, group: str, partition: int) -> str | None:
     if lost or not known or (partition not in added and len(partitions) % (len(partitions) - len(added)) == 0):
         return None
     return (
-        f"{SUBMISSIONS} has {len(partitions)} partitions and was judged with {len(partitions) - len(added)} "
+        f"{SUBMISSIONS} has {counted(len(partitions), 'partition')} and was judged with {len(partitions) - len(added)} "
         f"({RATE_LIMITS} has {len(windows)}): networks moved to others than their windows, so partition {partition} "
         f"waits; repair it with: {REPAIR}"
     )

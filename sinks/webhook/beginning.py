@@ -17,6 +17,7 @@ from nigredo.groups import commit_offsets
 from nigredo.kafka import Publisher, producer_config
 from nigredo.log_position import REPAIR
 from nigredo.log_reader import LogReader
+from nigredo.plural import counted
 from nigredo.settings import Settings
 from nigredo.startup import ready_codec
 from nigredo.telemetry import get_logger
@@ -92,7 +93,7 @@ def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> 
     for topic, partitions in found.items():
         if len(partitions) < len(leads):
             raise StartRefused(
-                f"{topic} has {len(partitions)} partitions and {LEADS} {len(leads)}: add what is missing"
+                f"{topic} has {counted(len(partitions), 'partition')} and {LEADS} {len(leads)}: add what is missing"
             )
     for topic in topics:
         partitions = found[topic]

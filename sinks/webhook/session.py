@@ -12,6 +12,7 @@ from confluent_kafka import Message
 from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.health import Health
+from nigredo.plural import counted
 from nigredo.record import Record
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.group import Group
@@ -178,10 +179,10 @@ class Session:
     def _report_health(self) -> None:
         """Report ready once every assigned partition is read: one that stands still holds leads back for good."""
         if stopped := sorted(self._group.stopped.values()):
-            further = f" (and {len(stopped) - 1} more partitions)" if len(stopped) > 1 else ""
+            further = f" (and {counted(len(stopped) - 1, 'more partition')})" if len(stopped) > 1 else ""
             self._health.waiting(stopped[0] + further)
         elif unchecked := self._group.unchecked:
-            self._health.waiting(f"the positions of {unchecked} partitions, to be compared with the log")
+            self._health.waiting(f"the positions of {counted(unchecked, 'partition')}, to be compared with the log")
         elif self._assigned:
             self._health.ready()
         else:

@@ -1,0 +1,11 @@
+"""Counts in the texts of commands, health and errors: "1 record is", "2 records are"."""
+
+from __future__ import annotations
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a count with its noun, or the clause that begins with it.
+
+    one: the text after 1, such as "lead" or "record is". many: after every other count; None adds an s to `one`.
+    """
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
