@@ -50,18 +50,11 @@ def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
         if not data.exists():
             _bootstrap(home, data, prefix)
 
-    def waiting_for() -> str | None:
-        try:
-            with psycopg.connect(home.conninfo("admin"), connect_timeout=2):
-                return READY
-        except psycopg.OperationalError:
-            return "start"
-
     return Part(
         "postgres",
         [str(postgres_bin() / "postgres"), "-D", str(data), *options],
         dict(environment) | {"LC_ALL": "C.UTF-8"},
-        waiting_for,
+        lambda: READY if database_answers(home) else "start",
         ports=(home.port("postgres"),),
         prepare=prepare,
         # Fast shutdown: SIGTERM would wait for every client to leave.
@@ -69,6 +62,15 @@ def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
         grace_s=20.0,
         prefix=prefix,
     )
+
+
+def database_answers(home: Home) -> bool:
+    """Say whether the database takes a connection; blocks for two seconds at most."""
+    try:
+        with psycopg.connect(home.conninfo("admin"), connect_timeout=2):
+            return True
+    except psycopg.OperationalError:
+        return False
 
 
 def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import REGISTRY_USER, Home, write_private
 from nigredo.stack.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.part import Part, http_waiting_for
+from nigredo.stack.postgres import database_answers
 
 
 def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
@@ -34,11 +35,16 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
         java.prepare()
         write_private(configuration, "".join(f"{name}={value}\n" for name, value in _settings(home).items()))
 
+    def waiting_for() -> str | None:
+        reason = http_waiting_for(port, "/apis/ccompat/v7/subjects", basic_auth=home.registry_credentials)
+        # Without its database the registry answers late or never, and does not say why.
+        return reason if reason is None or database_answers(home) else "PostgreSQL, which does not answer"
+
     return Part(
         "registry",
         java.command,
         environment,
-        lambda: http_waiting_for(port, "/apis/ccompat/v7/subjects", basic_auth=home.registry_credentials),
+        waiting_for,
         ports=(port,),
         url=home.url("registry"),
         prepare=prepare,
