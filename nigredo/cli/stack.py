@@ -209,9 +209,29 @@ def not_ready(document: dict[str, Any]) -> list[str]:
     """Return a line for each part, step and task that is not as it should be."""
     waiting = document["parts"] | document["steps"]
     lines = [
-        f"{name} is not ready, it waits: {each['waiting_for']}" for name, each in waiting.items() if each["waiting_for"]
+        f"{name} is {each['waiting_for']}"
+        if each.get("state") == "stopped"
+        else f"{name} is not ready, it waits: {each['waiting_for']}"
+        for name, each in waiting.items()
+        if each["waiting_for"]
     ]
     return [*lines, *document["troubles"]]
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """Return the parts as lines, and the steps that are not done."""
+    wide = max(map(len, document["parts"])) + 2
+    lines = [f"{'PART':<{wide}}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
+    for name, part in document["parts"].items():
+        # A supervisor of an earlier release tells no state.
+        state = part.get("state") or ("ready" if part["ready"] else "waiting")
+        notes = {"ready": part["url"], "stopped": part["waiting_for"]}
+        note = notes.get(state, f"waits: {part['waiting_for']}")
+        lines.append(f"{name:<{wide}}{state:<10}{part['pid'] or '-':>8}  {part['restarts']:>8}  {note or ''}".rstrip())
+    for name, step in document["steps"].items():
+        if not step["done"]:
+            lines.append(f"{name:<{wide}}{'waiting':<10}{'-':>8}  {'-':>8}  waits: {step['waiting_for']}")
+    return lines
 
 
 def _addresses(home: Home) -> list[str]:
@@ -263,24 +283,17 @@ def down(context: Context) -> None:
 @click.command()
 @with_context
 def status(context: Context) -> int:
-    """Show the parts of the stack; exit code 0 only when all are ready and no record is parked."""
+    """Show the parts of the stack; exit code 0 only when all are ready and no record is parked.
+
+    A part that `nigredo stop` stopped is not ready: it stays stopped until `nigredo start`.
+    """
     from nigredo.cli.dead_letters import status_lines, told_by_persister
 
     home = context.stack()
     document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
     parked = told_by_persister(home)
     document["dead_letters"] = parked
-    wide = max(map(len, document["parts"])) + 2
-    lines = [f"{'PART':<{wide}}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
-    for name, part in document["parts"].items():
-        note = part["url"] if part["ready"] else f"waits: {part['waiting_for']}"
-        state = "ready" if part["ready"] else "waiting"
-        lines.append(f"{name:<{wide}}{state:<10}{part['pid'] or '-':>8}  {part['restarts']:>8}  {note or ''}".rstrip())
-    for name, step in document["steps"].items():
-        if not step["done"]:
-            lines.append(f"{name:<{wide}}{'waiting':<10}{'-':>8}  {'-':>8}  waits: {step['waiting_for']}")
-    lines += document["troubles"] + status_lines(parked or ())
-    context.result(document, lines)
+    context.result(document, table(document) + document["troubles"] + status_lines(parked or ()))
     return 0 if document["ready"] and not parked else 1
 
 
@@ -304,7 +317,8 @@ def _action(name: str, help_text: str) -> click.Command:
     @click.argument("part")
     @with_context
     def command(context: Context, part: str) -> None:
-        document = control.ask(context.stack(), {"do": name, "part": part}, deadline_s=ACTION_DEADLINE_S)
+        request = {"do": name, "part": part, "by": context.actor}
+        document = control.ask(context.stack(), request, deadline_s=ACTION_DEADLINE_S)
         context.result(document, f"{part} stopped" if name == "stop" else f"{part} ready")
 
     return command

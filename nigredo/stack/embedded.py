@@ -325,7 +325,8 @@ async def _answer(
             if part is None:
                 raise NigredoError(f"there is no part {name!r}; there are {', '.join(supervisor.parts)}")
             if action != "start":
-                await part.stop()
+                by = request.get("by")
+                await part.stop(by if isinstance(by, str) else None)
             if action != "stop":
                 await part.start()
                 await part.until_ready(PART_DEADLINE_S)

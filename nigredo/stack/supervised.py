@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nigredo.backoff import Backoff
+from nigredo.clock import utc_now
 from nigredo.errors import ConfigurationError, NigredoError, StartRefused
 from nigredo.stack.home import Home
 from nigredo.stack.part import Part, check_ports
@@ -45,6 +47,8 @@ class Supervised:
         """Whether its last start ended with a refusal, which waiting alone does not cure."""
         self.stopped = False
         """Whether an operator stopped it."""
+        self._stopped_by: str | None = None
+        self._stopped_at: datetime | None = None
         self.process: asyncio.subprocess.Process | None = None
         self._last_end: str | None = None
         self._home = home
@@ -73,11 +77,17 @@ class Supervised:
         if self.ready:
             return None
         if self.stopped:
-            return "stopped by `nigredo stop`"
+            by = self._stopped_by or "`nigredo stop`"
+            return f"stopped by {by} at {self._stopped_at:%Y-%m-%d %H:%M:%S} UTC: `nigredo start {self.part.name}`"
         if self._keeper is not None and self._keeper.done():
             return f"its supervision ended; `nigredo restart {self.part.name}` begins it again"
         waiting_for = self.waiting_for or "start"
         return f"{waiting_for}; before, {self._last_end}" if self._last_end else waiting_for
+
+    @property
+    def state(self) -> str:
+        """Return `ready`, `stopped` (by an operator) or `waiting`."""
+        return "ready" if self.ready else "stopped" if self.stopped else "waiting"
 
     @property
     def begun(self) -> bool:
@@ -89,6 +99,10 @@ class Supervised:
         return {
             "pid": self.pid,
             "ready": self.ready,
+            "state": self.state,
+            "stopped": {"by": self._stopped_by, "at": self._stopped_at.isoformat()}
+            if self.stopped and self._stopped_at
+            else None,
             "restarts": self.restarts,
             "waiting_for": self.reason,
             "url": self.part.url,
@@ -102,10 +116,13 @@ class Supervised:
                 self.waiting_for, self.failed_starts, self.refused, self._last_end = "start", 0, False, None
                 self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.part.name}")
 
-    async def stop(self) -> None:
-        """End it, by force when its grace has passed, and do not start it again."""
+    async def stop(self, by: str | None = None) -> None:
+        """End it, by force when its grace has passed, and do not start it again.
+
+        by: name of the operator, where that is known.
+        """
         async with self._turn:
-            self.stopped = True
+            self.stopped, self._stopped_by, self._stopped_at = True, by, utc_now()
             keeper, self._keeper = self._keeper, None
             if keeper is not None:
                 keeper.cancel()
@@ -121,6 +138,8 @@ class Supervised:
         deadline = time.monotonic() + deadline_s
         while not self.ready:
             name, log = self.part.name, self._home.log_file(self.part.name)
+            if self.stopped:
+                raise NigredoError(f"{name} was {self.reason}")
             if self.in_trouble:
                 raise NigredoError(f"{name} does not come up, and is tried again: {self.reason}; see {log}")
             if time.monotonic() > deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import shlex
 import shutil
@@ -100,8 +101,10 @@ def test_a_stopped_part_stays_stopped_and_the_rest_goes_on(stack: Stack) -> None
     try:
         parts = stack.status()["parts"]
         assert parts["webhook-sender"]["pid"] is None
-        assert parts["webhook-sender"]["waiting_for"] == "stopped by `nigredo stop`"
-        assert stack.nigredo("status").code == 1
+        assert parts["webhook-sender"]["state"] == "stopped"
+        assert parts["webhook-sender"]["stopped"]["by"] == getpass.getuser()
+        status = stack.nigredo("status")
+        assert (status.code, "stopped by" in status.out) == (1, True)
         lead_id = stack.post().json()["id"]
         eventually(lambda: stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", lead_id), within_s=60, what="a row")
         assert lead_id not in [hook["headers"]["webhook-id"] for hook in stack.received()]

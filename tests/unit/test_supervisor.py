@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import sys
 import threading
@@ -16,7 +17,10 @@ import psycopg
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from nigredo.errors import ConfigurationError, DependencyDown, StartRefused
+from nigredo.cli.stack import not_ready, table
+from nigredo.errors import ConfigurationError, DependencyDown, NigredoError, StartRefused
+from nigredo.stack import registry
+from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
 from nigredo.stack.part import READY, Part
 from nigredo.stack.supervised import Supervised, describe, last_words, seen
@@ -186,13 +190,56 @@ def test_a_part_that_was_stopped_before_its_turn_stays_stopped(tmp_path: Path) -
         await sender.stop()
         gate.set()
         await seen(lambda: supervisor.status()["steps"]["gate"]["done"])
-        assert supervisor.status()["parts"]["sender"]["waiting_for"] == "stopped by `nigredo stop`"
+        assert supervisor.status()["parts"]["sender"]["state"] == "stopped"
         assert sender.pid is None
         await sender.start()
         await sender.until_ready(DEADLINE_S)
         assert await seen(lambda: supervisor.ready)
 
     supervised(tmp_path, steps, body)
+
+
+def test_a_part_that_an_operator_stopped_is_shown_as_stopped_by_that_person(tmp_path: Path) -> None:
+    steps = [Step("ingest", part("ingest")), Step("sender", part("sender", looks=lambda: "a topic"))]
+
+    async def body(supervisor: Supervisor) -> list[dict[str, Any]]:
+        found = [supervisor.status()]
+        await supervisor.parts["sender"].stop("ana")
+        with pytest.raises(NigredoError, match="sender was stopped by ana"):
+            await supervisor.parts["sender"].until_ready(DEADLINE_S)
+        return [*found, supervisor.status()]
+
+    waiting, stopped = supervised(tmp_path, steps, body)
+
+    assert waiting["parts"]["sender"]["state"] == "waiting"
+    assert "stopped" not in "".join(table(waiting))
+    assert stopped["parts"]["sender"]["stopped"]["by"] == "ana"
+    assert stopped["parts"]["sender"]["stopped"]["at"].endswith("+00:00")
+    (line,) = (line for line in table(stopped) if line.startswith("sender"))
+    assert re.fullmatch(r"sender +stopped +- +\d+  stopped by ana at [\d :-]+ UTC: `nigredo start sender`", line)
+    (told,) = (line for line in not_ready(stopped) if line.startswith("sender"))
+    assert told.startswith("sender is stopped by ana at ")
+
+
+def test_status_of_a_supervisor_of_an_earlier_release_is_shown(tmp_path: Path) -> None:
+    ready = {"pid": 7, "ready": True, "restarts": 0, "waiting_for": None, "url": "http://here"}
+    document = {"parts": {"ingest": ready, "sender": ready | {"ready": False, "waiting_for": "start"}}, "steps": {}}
+
+    assert [line.split() for line in table(document)[1:]] == [
+        ["ingest", "ready", "7", "0", "http://here"],
+        ["sender", "waiting", "7", "0", "waits:", "start"],
+    ]
+
+
+@pytest.mark.parametrize(("answers", "reason"), [(False, "PostgreSQL, which does not answer"), (True, "start")])
+def test_a_registry_without_its_database_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, answers: bool, reason: str
+) -> None:
+    monkeypatch.setattr(registry, "database_answers", lambda home: answers)
+    monkeypatch.setattr(registry, "http_waiting_for", lambda *_, **__: "start")
+    home = Home(tmp_path, 8080)
+
+    assert registry.registry_part(home, Artifacts(tmp_path, (), tmp_path), {}).waiting_for() == reason
 
 
 def test_a_command_that_waits_for_a_part_is_told_that_it_is_still_on_its_way(tmp_path: Path) -> None:
