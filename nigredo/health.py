@@ -83,7 +83,8 @@ class Health:
             held = list(self._held.values())
             if len(held) > 1:
                 held[1:] = [f"and {len(held) - 1} more of `stopped` in its /health"]
-            return "; ".join([*held, *([self._waiting_for] if self._waiting_for else [])]) or None
+            reasons = [*held, *([self._waiting_for] if self._waiting_for else [])]
+            return "; ".join(dict.fromkeys(reasons)) or None
 
 
 class _Listener(ThreadingHTTPServer):

@@ -36,7 +36,7 @@ def _serve(settings: Settings) -> None:
     watch = LogWatch(settings, COMPONENT, TOPICS)
     reader = LogReader(settings, COMPONENT)
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
-    in_order = InOrder(app, reader, watch, health, TOPICS, Persister(settings), parking)
+    in_order = InOrder(app, reader, watch, health, TOPICS, Persister(settings, health), parking)
     with (
         _dead_letters_told(settings, health),
         Watchdog(settings, COMPONENT, health, TOPICS, in_order, check=lambda: ping(settings)),

@@ -11,6 +11,7 @@ from nigredo.clock import utc_now
 from nigredo.db import Pool, make_pool
 from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
+from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
 from nigredo.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
 from nigredo.log_reader import LogReader
@@ -23,6 +24,7 @@ from processors.persistence.chores import Chores
 from processors.persistence.cleanup import CleanUp
 from processors.persistence.clocks import earlier_now
 from processors.persistence.expiry import Expiry
+from processors.persistence.reachable import Reachable
 from processors.persistence.resets import ResetRelay
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
@@ -45,8 +47,9 @@ READ_DEADLINE_S = 10.0
 class Persister:
     """Stores what the topics hold. The database says where each partition goes on, not the consumer group."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
+        self._reachable = Reachable(health)
         self._reader = LogReader(settings, COMPONENT)
         self._stored: dict[tuple[str, int], int] = {}
         self._topic_ids: dict[str, str] = {}
@@ -66,7 +69,7 @@ class Persister:
         self._pool = make_pool(settings, COMPONENT, size_max=POOL_MAX)
         await self._pool.open()
         self._store = Store(self._pool)
-        self._resets = ResetRelay(settings, self._pool, self._codec)
+        self._resets = ResetRelay(settings, self._pool, self._codec, self._reachable)
         now = partial(earlier_now, self._pool, utc_now)
         self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT, now))
 
@@ -133,6 +136,7 @@ class Persister:
             for (topic, partition), record in last.items()
         ]
         await self._store.write(rows_of(records), progress)
+        self._reachable.answered()
         if not still_ours():
             raise Stale
         self._stored.update({place: record.next_offset for place, record in last.items()})

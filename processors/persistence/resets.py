@@ -13,10 +13,12 @@ from uuid import uuid4
 
 from nigredo.clock import truncate_to_ms
 from nigredo.db import Pool, transaction
+from nigredo.errors import DependencyDown
 from nigredo.headers import cloud_event
 from nigredo.kafka import Publisher, producer_config
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
+from processors.persistence.reachable import Reachable
 from processors.persistence.store import load_queries
 from schemas.codec import Codec
 from schemas.events import AuditEntry, LimitReset
@@ -42,24 +44,34 @@ class ResetRelay:
     name = "limit-resets"
     first_after_s = 0.0
 
-    def __init__(self, settings: Settings, pool: Pool, codec: Codec) -> None:
-        """codec: prepared for submissions and the audit."""
+    def __init__(self, settings: Settings, pool: Pool, codec: Codec, reachable: Reachable) -> None:
+        """codec: prepared for submissions and the audit. reachable: learns whether the database answers."""
         self._function = settings.function("persister")
         self._pool = pool
         self._codec = codec
+        self._reachable = reachable
         self._sql = load_queries()
         config = producer_config(settings, self._function, delivery_timeout_s=DELIVERY_TIMEOUT_S)
         self._publisher = Publisher(config, in_flight_max=2 * BATCH_MAX, answer_within_s=ANSWER_WITHIN_S)
 
     async def run(self) -> float:
         """Pass on what waits, at most `BATCH_MAX` rows. Raises DependencyDown."""
-        async with transaction(self._pool, deadline_s=DEADLINE_S) as connection:
-            cursor = await connection.execute(self._sql["take_resets"], {"count": BATCH_MAX})
-            rows = await cursor.fetchall()
-            if rows:
-                # Of a network that was deleted several times, the newest wish: one reset is enough.
-                await self._publish({row[1]: row for row in rows})
-                await connection.execute(self._sql["delete_resets"], {"ids": [row[0] for row in rows]})
+        answered = False
+        try:
+            async with transaction(self._pool, deadline_s=DEADLINE_S) as connection:
+                cursor = await connection.execute(self._sql["take_resets"], {"count": BATCH_MAX})
+                rows = await cursor.fetchall()
+                answered = True
+                self._reachable.answered()
+                if rows:
+                    # Of a network that was deleted several times, the newest wish: one reset is enough.
+                    await self._publish({row[1]: row for row in rows})
+                    await connection.execute(self._sql["delete_resets"], {"ids": [row[0] for row in rows]})
+        except DependencyDown as error:
+            # After the answer it may as well be Kafka that is away.
+            if not answered:
+                self._reachable.failed(str(error))
+            raise
         if rows:
             log.info("networks were freed by SQL", rows=len(rows))
         return 0.0 if len(rows) == BATCH_MAX else random.uniform(0.8, 1.0) * ASK_EVERY_S  # noqa: S311

@@ -30,8 +30,10 @@ def test_a_database_that_is_away_for_long_is_waited_for_without_a_restart(stack:
     all_stored(stack, posted(stack, 3))
     before = stack.status()["parts"]["persister"]
     assert stack.nigredo("stop", "postgres").code == 0
-    ids, began = [], time.monotonic()
     try:
+        # While no lead comes, too.
+        eventually(lambda: stack.status()["parts"]["persister"]["waiting_for"], within_s=60, what="what it waits for")
+        ids, began = [], time.monotonic()
         while time.monotonic() - began < AWAY_S:
             ids += posted(stack, 1)
             time.sleep(0.2)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from nigredo.health import Health
 from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused
 from nigredo.settings import Settings
 from processors.persistence.persister import Persister
@@ -19,7 +20,7 @@ OTHER = Mark.of(9, 1_800_000_000_000, b"another")
 
 
 def begins(stored: LogPosition | None, now: LogNow, topic: str = LEADS) -> LogPosition:
-    return Persister(Settings.from_environment({}))._start(topic, 0, stored, now)
+    return Persister(Settings.from_environment({}), Health("test"))._start(topic, 0, stored, now)
 
 
 def test_the_persister_goes_on_where_the_log_bears_its_position_out() -> None:

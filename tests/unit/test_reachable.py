@@ -1,0 +1,109 @@
+"""An idle persister says that its database is away, and not for one question that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nigredo.errors import DependencyDown
+from nigredo.health import Health
+from nigredo.settings import Settings
+from processors.persistence import resets
+from processors.persistence.reachable import UNREADY_AFTER_S, Reachable
+from processors.persistence.resets import ResetRelay
+
+AWAY = "ECONNREFUSED: the database refuses connections"
+
+
+class Timer:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def idle() -> tuple[Health, Timer, Reachable]:
+    health, timer = Health("test"), Timer()
+    health.ready()
+    return health, timer, Reachable(health, timer)
+
+
+def test_failures_in_quick_succession_are_borne() -> None:
+    health, timer, reachable = idle()
+
+    for _ in range(10):
+        reachable.failed(AWAY)
+        timer.now += UNREADY_AFTER_S / 10.1
+
+    assert health.waiting_for is None
+
+
+def test_nothing_but_failures_for_some_seconds_makes_the_process_unready_until_an_answer() -> None:
+    health, timer, reachable = idle()
+
+    reachable.failed(AWAY)
+    timer.now += UNREADY_AFTER_S
+    reachable.failed(AWAY)
+    assert health.waiting_for == AWAY
+    # The batch that comes meanwhile fails for the same reason.
+    health.waiting(AWAY)
+    assert health.waiting_for == AWAY
+
+    health.ready()
+    reachable.answered()
+    assert health.waiting_for is None
+    reachable.failed(AWAY)
+    assert health.waiting_for is None
+
+
+def test_failures_with_an_answer_between_them_are_counted_from_the_answer() -> None:
+    health, timer, reachable = idle()
+
+    for _ in range(5):
+        reachable.failed(AWAY)
+        timer.now += UNREADY_AFTER_S - 0.1
+        reachable.answered()
+
+    assert health.waiting_for is None
+
+
+class Rows:
+    """A database that has one wish."""
+
+    async def execute(self, *_: Any) -> Rows:
+        return self
+
+    async def fetchall(self) -> list[tuple[Any, ...]]:
+        return [(1, "192.0.2.1", "ana", None)]
+
+
+@pytest.mark.parametrize("away", ["the database", "Kafka"])
+def test_the_relay_blames_the_database_for_its_own_silence_alone(monkeypatch: pytest.MonkeyPatch, away: str) -> None:
+    health, timer, reachable = idle()
+
+    @asynccontextmanager
+    async def transaction(*_: Any, **__: Any) -> AsyncIterator[Rows]:
+        if away == "the database":
+            raise DependencyDown(AWAY)
+        yield Rows()
+
+    async def publish(*_: Any) -> None:
+        raise DependencyDown("Kafka does not answer")
+
+    async def scenario() -> None:
+        relay = ResetRelay(Settings.from_environment({}), None, None, reachable)  # type: ignore[arg-type] # neither is asked
+        monkeypatch.setattr(relay, "_publish", publish)
+        for _ in range(2):
+            with pytest.raises(DependencyDown):
+                await relay.run()
+            timer.now += UNREADY_AFTER_S
+        await relay.close()
+
+    monkeypatch.setattr(resets, "transaction", transaction)
+    asyncio.run(scenario())
+
+    assert health.waiting_for == (AWAY if away == "the database" else None)
