@@ -6,7 +6,7 @@ fails in between, the members come back: what keeps them away has an end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -20,9 +20,12 @@ from nigredo.group_drain import drained
 from nigredo.groups import commit_offsets
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
-from schemas.topics import LEADS
+from schemas.topics import LEADS, STORED
 
 COMPONENT = "rewind"
+STANDING = b"""
+SELECT topic, topic_id, partition, next_offset FROM nigredo.stream_offsets WHERE topic = ANY(%s) ORDER BY 1, 3
+"""
 SET_BACK = b"""
 UPDATE nigredo.stream_offsets SET
     next_offset = CASE WHEN next_offset < %s THEN %s ELSE LEAST(next_offset, %s) END, last_offset = NULL
@@ -100,17 +103,23 @@ class KafkaOffsets:
 
 
 class DatabaseOffsets:
-    """Those of the persister, in `nigredo.stream_offsets`, for the topics as they are now."""
+    """Those of the persister, in `nigredo.stream_offsets`, for the topics as they are now.
 
-    def __init__(self, settings: Settings) -> None:
+    A row of another topic, or of a partition that its topic does not have, moves nothing and is left alone.
+    """
+
+    def __init__(self, settings: Settings, topics: Collection[str] = STORED) -> None:
         self._settings = settings
+        self._topics = list(topics)
         self._reader = LogReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
         """Return what is stored. Raises DependencyDown."""
-        found = self._query(b"SELECT topic, topic_id, partition, next_offset FROM nigredo.stream_offsets ORDER BY 1, 3")
-        ids = self._reader.topic_ids(sorted({str(topic) for topic, _, _, _ in found}))
-        return {(topic, partition): at for topic, topic_id, partition, at in found if ids.get(topic) == topic_id}
+        found = self._query(STANDING, (self._topics,))
+        ids = self._reader.topic_ids(sorted({topic for topic, _, _, _ in found}))
+        known = {(topic, ids[topic], partition) for topic in ids for partition in self._reader.partitions(topic)}
+        return {(topic, partition): at for topic, topic_id, partition, at in found
+                if (topic, topic_id, partition) in known}  # fmt: skip
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Store them, all or none. Raises DependencyDown."""
@@ -126,10 +135,10 @@ class DatabaseOffsets:
         except psycopg.Error as error:
             raise DependencyDown(describe(error)) from error
 
-    def _query(self, statement: bytes) -> list[tuple[str, str, int, int]]:
+    def _query(self, statement: bytes, values: Sequence[object]) -> list[tuple[str, str, int, int]]:
         try:
             with self._connect() as connection:
-                return connection.execute(statement).fetchall()
+                return connection.execute(statement, values).fetchall()
         except psycopg.Error as error:
             raise DependencyDown(describe(error)) from error
 

@@ -100,6 +100,9 @@ TOPICS: Mapping[str, TopicSpec] = {
     )
 }
 
+STORED = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
+"""Topics that the persister reads into PostgreSQL."""
+
 SCHEMAS = "nigredo.schemas"
 SCHEMA_PINS: Mapping[str, TopicSpec] = {SCHEMAS: TopicSpec(SCHEMAS, "", _compacted(), partitions=1)}
 """Which schema each id in the log means (`schemas/pins.py`): JSON under the id, never deleted."""

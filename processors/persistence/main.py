@@ -19,10 +19,10 @@ from nigredo.startup import run_process
 from nigredo.view import TopicView
 from processors.faust_app import make_app, run_app
 from processors.in_order import InOrder
-from processors.persistence.persister import COMPONENT, TOPICS, Persister
+from processors.persistence.persister import COMPONENT, Persister
 from processors.watchdog import Watchdog
 from schemas.codec import Codec
-from schemas.topics import DEAD_LETTERS
+from schemas.topics import DEAD_LETTERS, STORED
 
 
 def main() -> int:
@@ -33,13 +33,13 @@ def main() -> int:
 def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    watch = LogWatch(settings, COMPONENT, TOPICS)
+    watch = LogWatch(settings, COMPONENT, STORED)
     reader = LogReader(settings, COMPONENT)
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
-    in_order = InOrder(app, reader, watch, health, TOPICS, Persister(settings, health), parking)
+    in_order = InOrder(app, reader, watch, health, STORED, Persister(settings, health), parking)
     with (
         _dead_letters_told(settings, health),
-        Watchdog(settings, COMPONENT, health, TOPICS, in_order, check=lambda: ping(settings)),
+        Watchdog(settings, COMPONENT, health, STORED, in_order, check=lambda: ping(settings)),
     ):
         run_app(app, settings, health, Leave(settings, COMPONENT))
 

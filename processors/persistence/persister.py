@@ -30,12 +30,11 @@ from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
 from schemas.codec import Codec
 from schemas.events import Event, Lead
-from schemas.topics import AUDIT, DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
+from schemas.topics import AUDIT, DEAD_LETTERS, LEADS, SUBMISSIONS
 
 log = get_logger()
 
 COMPONENT = "persister"
-TOPICS = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
 POOL_MAX = 4
 """One for the writing, one for a partition that is begun meanwhile, one for each of the chores."""
 REGISTRY_DEADLINE_S = 10.0

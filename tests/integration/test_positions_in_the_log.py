@@ -132,7 +132,7 @@ def test_a_persister_before_the_start_of_the_log_is_set_forward_to_it_and_no_oth
 ) -> None:
     topic.write(10)
     topic_id = topic.now(0).topic_id
-    offsets = DatabaseOffsets(stack.settings(role="admin"))
+    offsets = DatabaseOffsets(stack.settings(role="admin"), [topic.name])
 
     def set_to(target: int, stood_at: int) -> int:
         stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic_id = %s RETURNING 1", topic_id)

@@ -13,8 +13,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import from_ms
 from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.log_reader import LogReader
+from nigredo.recovery_survey import Survey
 from nigredo.rewind import DatabaseOffsets, Rewind, Step, To
 from nigredo.testing import Stack
+from schemas.topics import AUDIT, LEADS, STORED
 
 STANDS_AT = 9
 DELETED = 4
@@ -117,8 +120,32 @@ def test_a_topic_that_was_deleted_for_good_keeps_no_other_from_being_set_back(st
     )
     stack.rows(row, gone, str(uuid4()))
     try:
-        assert gone not in {topic for topic, _ in DatabaseOffsets(stack.settings(role="admin")).standing()}
+        offsets = DatabaseOffsets(stack.settings(role="admin"), [gone, LEADS])
+        assert {topic for topic, _ in offsets.standing()} == {LEADS}
         with pytest.raises(DependencyDown, match="no topic"):
-            DatabaseOffsets(stack.settings(role="admin")).set_back({(gone, 0): 0})
+            offsets.set_back({(gone, 0): 0})
     finally:
         stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic = %s RETURNING 1", gone)
+
+
+@pytest.mark.parametrize(
+    ("topic", "partition"), [("", 0), ("no topic's name!", 0), (AUDIT, 0), (LEADS, 99), (LEADS, -1)]
+)
+def test_a_row_that_no_persister_wrote_is_left_alone(stack: Stack, topic: str, partition: int) -> None:
+    settings = stack.settings(role="admin")
+    topic_id = LogReader(settings, "test").topic_ids([topic])[topic] if topic in (AUDIT, LEADS) else str(uuid4())
+    row = (
+        "INSERT INTO nigredo.stream_offsets (topic, topic_id, partition, next_offset) VALUES (%s, %s, %s, 7) "
+        "RETURNING 1"
+    )
+    stack.rows(row, topic, topic_id, partition)
+    try:
+        steps = Rewind(settings, "persister", DatabaseOffsets(settings), "test").plan(To(earliest=True))
+
+        assert {step.topic for step in steps} == set(STORED)
+        assert (topic, partition) not in {(step.topic, step.partition) for step in steps}
+        Survey(settings, []).persister_restarts()
+    finally:
+        stack.rows(
+            "DELETE FROM nigredo.stream_offsets WHERE topic_id = %s AND partition = %s RETURNING 1", topic_id, partition
+        )
