@@ -64,9 +64,10 @@ bench-profile: $(BENCH_READY) ## which functions the time of each stage goes to,
 bench-long: $(BENCH_READY) ## how cost grows up to a million records; goes on where it was interrupted
 	@exec $(BIN)/python -m bench.long $(ARGS)
 
-format: setup ## let ruff rewrite what `make check` would complain of
+format: setup ## rewrite what `make check` would complain of: code by ruff, docs/SETTINGS.md from the settings
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m tests.contract.settings_document
 
 lock: RESOLVE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
 lock: ## resolve the dependencies anew into requirements*.lock and artifacts.lock (needs uv)

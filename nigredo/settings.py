@@ -25,11 +25,15 @@ METRIC_SOURCE_MAX = 64
 """Each source is a time series of its own for every outcome."""
 
 
+# The docstring of a parser says what it takes: `docs/SETTINGS.md` shows it.
+
+
 class _Wrong(ValueError):
     """A problem in our own words, which never repeat the value."""
 
 
 def _text(value: str) -> str:
+    """text"""
     if not value.strip():
         raise _Wrong("must not be empty")
     return value.strip()
@@ -40,6 +44,7 @@ _NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 def _url(value: str) -> str:
+    """an `http://` or `https://` URL"""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _Wrong("must be an http:// or https:// URL")
@@ -81,10 +86,12 @@ def _check_host(host: str, *, bracketed: bool) -> None:
 
 
 def _base_url(value: str) -> str:
+    """an `http://` or `https://` URL"""
     return _url(value).rstrip("/")
 
 
 def _flag(value: str) -> bool:
+    """`true` or `false`"""
     match value.strip().lower():
         case "true" | "1" | "yes" | "on":
             return True
@@ -103,6 +110,7 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
             raise _Wrong(f"must be a whole number from {least} to {most}")
         return number
 
+    parse.__doc__ = f"{least} to {most}"
     return parse
 
 
@@ -113,11 +121,12 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
             raise _Wrong(f"must be from {least:g} to {most:g} seconds")
         return number
 
+    parse.__doc__ = f"{least:g} to {most:g} seconds"
     return parse
 
 
 def _labels(value: str) -> tuple[str, ...]:
-    """Parse a short list of names that become label values of metrics."""
+    """names, separated by commas"""
     found = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
     if len(found) > METRIC_SOURCES_MAX or any(len(name) > METRIC_SOURCE_MAX for name in found):
         raise _Wrong(f"must be at most {METRIC_SOURCES_MAX} names of at most {METRIC_SOURCE_MAX} characters")
@@ -131,6 +140,7 @@ def _number(least: float, most: float) -> Callable[[str], float]:
             raise _Wrong(f"must be from {least:g} to {most:g}")
         return number
 
+    parse.__doc__ = f"{least:g} to {most:g}"
     return parse
 
 
@@ -138,7 +148,7 @@ _SPANS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def _spans(value: str) -> tuple[float, ...]:
-    """Parse time spans such as `1s,5m,2h`; return seconds."""
+    """time spans such as `1s,5m,2h`"""
     parts = [part.strip() for part in value.split(",")]
     found = [re.fullmatch(r"(\d{1,5}(?:\.\d{1,3})?)([smhd])", part) for part in parts]
     if not all(found):
@@ -150,14 +160,17 @@ def _spans(value: str) -> tuple[float, ...]:
 
 
 def _networks(value: str) -> tuple[Network, ...]:
+    """networks or addresses, separated by commas"""
     return tuple(parse_network(part) for part in value.split(",") if part.strip())
 
 
 def _optional_path(value: str) -> Path | None:
+    """a file"""
     return Path(value.strip()).absolute() if value.strip() else None
 
 
 def _path(value: str) -> Path:
+    """a path"""
     return Path(_text(value)).absolute()
 
 
@@ -168,6 +181,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
             raise _Wrong(f"must be one of {', '.join(choices)}")
         return found
 
+    parse.__doc__ = ", ".join(f"`{choice}`" for choice in choices)
     return parse
 
 
@@ -177,7 +191,7 @@ _ORIGIN = re.compile(
 
 
 def _origins(value: str) -> tuple[str, ...]:
-    """Parse web origins as browsers send them: scheme, host and port, nothing more, and no port that goes unsaid."""
+    """origins such as `https://www.example.com`, separated by commas"""
     found = []
     for part in value.split(","):
         if not (text := part.strip().rstrip("/").lower()):
@@ -191,10 +205,16 @@ def _origins(value: str) -> tuple[str, ...]:
 
 
 def _host_names(value: str) -> tuple[str, ...]:
+    """host names without ports, separated by commas"""
     names = tuple(part.strip().lower().removesuffix(".") for part in value.split(",") if part.strip())
     if not all(re.fullmatch(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?", name) for name in names):
         raise _Wrong("must be host names without ports, separated by commas")
     return names
+
+
+def _word(value: str) -> str:
+    """text"""
+    return value.strip()
 
 
 def _from(name: str, parse: Callable[[str], Any], default: str | None, *, live: bool = False) -> Any:
@@ -210,9 +230,11 @@ class Settings:
     """What a process of the product was told. Names of the variables: the operations runbook and `docs/`."""
 
     env: str = _from("NIGREDO_ENV", _text, "dev")
+    """Name of the installation: part of every consumer group and of the log field `function`."""
     state_dir: Path = _from("NIGREDO_STATE_DIR", _path, ".nigredo/state")
-    """Where a process may keep what it can fetch again: cached schemas, Faust's data directory."""
+    """Folder of a process's own files: the spool of ingest, Faust's data directory."""
     health_host: str = _from("HEALTH_HOST", _text, "127.0.0.1")
+    """Address of the health listener and of `/metrics`."""
     health_port: int = _from("HEALTH_PORT", _integer(0, 65535), "0")
     """Port of the health listener of a process that has no HTTP port of its own; 0 for none."""
 
@@ -220,15 +242,19 @@ class Settings:
     """Names by which the health listeners and the stand-in may be asked, beside `localhost` and every address."""
 
     kafka_bootstrap_servers: str = _from("KAFKA_BOOTSTRAP_SERVERS", _text, "127.0.0.1:9092")
+    """Brokers that a client asks first: host and port, separated by commas."""
     kafka_security_protocol: str = _from(
         "KAFKA_SECURITY_PROTOCOL", _one_of("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"), "PLAINTEXT"
     )
+    """How clients connect to Kafka: with a login (`SASL_`), over TLS (`SSL`), both or neither."""
     kafka_sasl_mechanism: str = _from(
         "KAFKA_SASL_MECHANISM", _one_of("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"), "SCRAM-SHA-512"
     )
-    kafka_sasl_username: str = _from("KAFKA_SASL_USERNAME", str.strip, "")
+    """How a client proves its user."""
+    kafka_sasl_username: str = _from("KAFKA_SASL_USERNAME", _word, "")
+    """User that a client logs in as, with `KAFKA_SASL_PASSWORD_FILE`."""
     kafka_sasl_password_file: Path | None = _from("KAFKA_SASL_PASSWORD_FILE", _optional_path, "")
-    """Read by each client when it is made, so that a new password needs a restart and no other setting."""
+    """Password of `KAFKA_SASL_USERNAME`, read when a client is made, so that a new password needs but a restart."""
     kafka_ssl_ca_file: Path | None = _from("KAFKA_SSL_CA_FILE", _optional_path, "")
     """PEM certificates that sign the brokers'; empty for those of the operating system."""
     kafka_ssl_certificate_file: Path | None = _from("KAFKA_SSL_CERTIFICATE_FILE", _optional_path, "")
@@ -238,18 +264,26 @@ class Settings:
     embedded_kafka_auth: str = _from("EMBEDDED_KAFKA_AUTH", _one_of("scram", "none"), "scram")
     """How the broker of `nigredo up` knows its clients; with `none` every user of the machine is let in."""
     kafka_session_timeout_s: float = _from("KAFKA_SESSION_TIMEOUT_SECONDS", _seconds(6, 300), "6")
+    """After so long without a heartbeat a consumer's partitions go to another member of its group."""
     topic_partitions: int = _from("TOPIC_PARTITIONS", _integer(1, 1000), "4")
+    """Partitions of a topic when it is created; those that exist keep theirs."""
     topic_replication: int = _from("TOPIC_REPLICATION", _integer(1, 9), "1")
+    """Replicas of a topic when it is created; all but one must acknowledge a record."""
     schema_registry_url: str = _from("SCHEMA_REGISTRY_URL", _base_url, "http://127.0.0.1:8081/apis/ccompat/v7")
-    schema_registry_username: str = _from("SCHEMA_REGISTRY_USERNAME", str.strip, "")
+    """Address of Confluent's API."""
+    schema_registry_username: str = _from("SCHEMA_REGISTRY_USERNAME", _word, "")
     """For a registry that asks for a user and a password (HTTP Basic)."""
     schema_registry_password_file: Path | None = _from("SCHEMA_REGISTRY_PASSWORD_FILE", _optional_path, "")
+    """Password of `SCHEMA_REGISTRY_USERNAME`."""
 
     database_url: str = _from("DATABASE_URL", _text, "host=127.0.0.1 dbname=fibonacci user=nigredo_app")
     """libpq keywords or a URL, without a password: that comes from the pass file it names."""
     db_pool_max: int = _from("DB_POOL_MAX", _integer(1, 10), "10")
+    """Connections of one process to PostgreSQL."""
     db_pool_idle_s: float = _from("DB_POOL_IDLE_SECONDS", _seconds(1, 3600), "30")
+    """How long an unused connection stays open."""
     db_pool_timeout_s: float = _from("DB_POOL_TIMEOUT_SECONDS", _seconds(0.1, 60), "2")
+    """How long a request waits for a free connection."""
 
     dead_letters_in_a_row_max: int = _from("DEAD_LETTERS_IN_A_ROW_MAX", _integer(1, 1_000_000), "20")
     """Records of a topic that a process may park one after another; past it the topic waits for an operator."""
@@ -262,12 +296,15 @@ class Settings:
     Longer than a statement that times out and its back-off take together: those say why they wait in between."""
 
     ingest_host: str = _from("INGEST_HOST", _text, "127.0.0.1")
+    """Address that ingest listens at."""
     ingest_port: int = _from("INGEST_PORT", _integer(1, 65535), "8080")
+    """Port of the form, its endpoint and the reads."""
     ingest_workers: int = _from("INGEST_WORKERS", _integer(1, 64), "1")
+    """Worker processes of ingest, which share the port."""
     ingest_ack_timeout_s: float = _from("INGEST_ACK_TIMEOUT_SECONDS", _seconds(0.5, 30), "1.8")
     """How long the producer tries before a submission is answered 503."""
     ingest_answer_within_s: float = _from("INGEST_ANSWER_WITHIN_SECONDS", _seconds(2, 35), "3")
-    """By when a submission is answered, once its body is there; what stands in front must wait longer."""
+    """Deadline of the answer to a submission whose body is there; proxies in front must wait longer."""
     ingest_header_timeout_s: float = _from("INGEST_HEADER_TIMEOUT_SECONDS", _seconds(1, 20), "15")
     """How long a request's head may take, and a connection wait for its next request, before it is cut."""
     ingest_connections_max: int = _from("INGEST_CONNECTIONS_MAX", _integer(128, 100_000), "8192")
@@ -277,29 +314,35 @@ class Settings:
     ingest_spool: bool = _from("INGEST_SPOOL", _flag, "off")
     """Whether submissions that Kafka does not take are kept on disk, in the state folder, until it does."""
     ingest_spool_max_bytes: int = _from("INGEST_SPOOL_MAX_BYTES", _integer(65_536, 2**40), "268435456")
-    """What all workers of a process may spool together."""
+    """Bytes that all workers of a process may spool together."""
     ingest_in_flight_max: int = _from("INGEST_IN_FLIGHT_MAX", _integer(1, 100_000), "2000")
     """Submissions that may wait for Kafka's ack at once in one worker; past it POST answers 503."""
     cors_allowed_origins: tuple[str, ...] = _from("CORS_ALLOWED_ORIGINS", _origins, "", live=True)
     """Sites whose pages may post by script and read the answer."""
     redirect_allowed_origins: tuple[str, ...] = _from("REDIRECT_ALLOWED_ORIGINS", _origins, "", live=True)
-    """Where a form's `_next` may lead."""
+    """Sites that a form's `_next` may lead to."""
     form_min_s: float = _from("FORM_MIN_SECONDS", _seconds(0, 60), "2", live=True)
-    """A form that was filled in faster, as its page's script says, is a program's; 0 for no such check."""
+    """Forms filled in faster than this, by their page's script, are taken for a program's; 0 turns the check off."""
     idempotency_secret_file: Path = _from("IDEMPOTENCY_SECRET_FILE", _path, ".nigredo/secrets/idempotency")
-    """What lead ids are derived with from an `Idempotency-Key`: the same text at every node."""
+    """Secret from which an `Idempotency-Key` gets its lead id: the same at every node."""
     body_max_bytes: int = _from("BODY_MAX_BYTES", _integer(1024, 900_000), "131072")
-    """The longest message there may be is longer than half of that in some alphabets, as browsers write forms."""
+    """Longest body of a form, in bytes: twice the longest message in the alphabets that browsers encode worst."""
     trusted_proxies: tuple[Network, ...] = _from("TRUSTED_PROXIES", _networks, "")
+    """Proxies whose `X-Forwarded-For` is believed for a client's address."""
     rate_limit_per_hour: int = _from("RATE_LIMIT_PER_HOUR", _integer(1, 200), "10", live=True)
+    """Submissions of a client network that are accepted within the window."""
     rate_limit_window_s: int = _from("RATE_LIMIT_WINDOW_SECONDS", _integer(1, 86_400), "3600")
+    """Length of the sliding window."""
     rate_limit_exempt: tuple[Network, ...] = _from("RATE_LIMIT_EXEMPT", _networks, "", live=True)
+    """Client networks without a limit."""
     edge_networks_max: int = _from("EDGE_NETWORKS_MAX", _integer(1000, 10_000_000), "200000")
-    """Client networks that an ingest worker remembers for its 429; the oldest are let go past it."""
+    """Client networks that an ingest worker remembers for its 429; past it the oldest are evicted."""
     maintenance_mode: bool = _from("MAINTENANCE_MODE", _flag, "false", live=True)
+    """Whether every form is answered 503 with `MAINTENANCE_TEXT`."""
     maintenance_text: str = _from(
         "MAINTENANCE_TEXT", _text, "We are working on our systems. Please send your message again later.", live=True
     )
+    """Shown to a client during maintenance."""
 
     metric_sources: tuple[str, ...] = _from(
         "METRIC_SOURCES", _labels, "website,google,facebook,instagram,linkedin,newsletter,referral"
@@ -307,11 +350,13 @@ class Settings:
     """Sources of forms that metrics tell apart; all others count as `other`, since anybody can invent one."""
 
     webhook_enabled: bool = _from("WEBHOOK_ENABLED", _flag, "true", live=True)
+    """Whether webhooks are sent; leads wait in the log meanwhile."""
     webhook_url: str = _from("FIBONACCI_WEBHOOK_URL", _url, "http://127.0.0.1:8082/public/nigredo-event")
+    """Receiver of the first endpoint, `fibonacci`."""
     webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5", live=True)
-    """For one whole attempt, from the connection to the end of the answer."""
+    """Deadline of one attempt, from the connection to the end of the answer."""
     webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "64")
-    """Attempts of one process that may be under way, or not on record yet, at once: what kill -9 may repeat."""
+    """Attempts of one process in flight or not on record yet: so many may be repeated after kill -9."""
     webhook_rate_per_s: float = _from("WEBHOOK_RATE_PER_SECOND", _number(0, 100_000), "0")
     """Attempts a second at an endpoint, over all its processes; 0 for as many as it takes."""
     webhook_retry_schedule: tuple[float, ...] = _from("WEBHOOK_RETRY_SCHEDULE", _spans, "1s,5s,1m,10m,30m,1h,3h,6h,13h")
@@ -319,7 +364,7 @@ class Settings:
     webhook_allowed_networks: tuple[Network, ...] = _from("WEBHOOK_ALLOWED_NETWORKS", _networks, "")
     """Networks that a receiver may be in although they are not public."""
     webhook_endpoint: str = _from("WEBHOOK_ENDPOINT", _text, "fibonacci")
-    """Which endpoint this process is for."""
+    """Endpoint that this process delivers to."""
     webhook_endpoints_file: Path | None = _from("WEBHOOK_ENDPOINTS_FILE", _optional_path, "")
     """Further endpoints, as `docs/WEBHOOKS.md` says."""
     webhook_secret_file: Path = _from("WEBHOOK_SECRET_FILE", _path, ".nigredo/secrets/webhook-fibonacci")

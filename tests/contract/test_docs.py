@@ -14,6 +14,7 @@ from bench.report import NOT_MEASURED, Document, between, costs, load, quoted
 from nigredo.cli import load_commands, nigredo
 from nigredo.settings import Settings
 from tests.chaos import report as chaos_report
+from tests.contract import settings_document
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -108,3 +109,7 @@ def test_the_disasters_in_the_document_are_the_run_that_is_kept() -> None:
     assert found is not None
     kept = chaos_report.load_disasters()
     assert found[2] == ("".join(map(chaos_report.disaster_table, kept)) or NOT_MEASURED)
+
+
+def test_the_page_of_settings_is_made_from_them() -> None:
+    assert settings_document.DOCUMENT.read_text(encoding="utf-8") == settings_document.page(), "`make format` writes it"
