@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ import pytest
 from bench import long, profiled
 from bench.report import NOT_MEASURED, Document, between, costs, load, quoted
 from nigredo.cli import load_commands, nigredo
+from nigredo.metrics import CATALOGUE
 from nigredo.settings import Settings
+from schemas import events
+from schemas.topics import RETRIES_PREFIX, SCHEMA_PINS, TOPICS
 from tests.chaos import report as chaos_report
 from tests.contract import settings_document
 
@@ -113,3 +116,16 @@ def test_the_disasters_in_the_document_are_the_run_that_is_kept() -> None:
 
 def test_the_page_of_settings_is_made_from_them() -> None:
     assert settings_document.DOCUMENT.read_text(encoding="utf-8") == settings_document.page(), "`make format` writes it"
+
+
+def test_the_glossary_has_every_event_topic_command_and_family_of_metrics() -> None:
+    load_commands()
+    glossary = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
+    classes = {name for name, found in vars(events).items() if isinstance(found, type) and is_dataclass(found)}
+    families = {metric.name.removeprefix("nigredo_").partition("_")[0] for metric in CATALOGUE}
+    wanted = classes | TOPICS.keys() | SCHEMA_PINS.keys() | {RETRIES_PREFIX}
+    wanted -= {name for name in wanted if name.startswith(RETRIES_PREFIX) and name != RETRIES_PREFIX}
+    wanted |= {f"nigredo {command}" for command in nigredo.commands if command != "up"}
+    wanted |= {f"nigredo_{family}_" for family in families}
+
+    assert {name for name in wanted if name not in glossary} == set()
