@@ -60,7 +60,8 @@ def main(
         report.draw(session.folder, session.found)
     if session.folder == HERE / "results" and not only and not session.code:
         kept = report.load(session.folder)
-        report.put(report.README, "bench", report.quoted(kept))
+        report.put(report.README, "fast", report.headlines(kept))
+        report.put(report.PERFORMANCE, "bench", report.quoted(kept))
         report.put(report.PERFORMANCE, "cost", report.costs(kept))
     print(json.dumps(documents) if as_json else report.table(documents))
     for line in (line for result in session.found for line in result.unfair):

@@ -23,6 +23,15 @@ PERFORMANCE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 NOT_MEASURED = "Not measured yet.\n"
 """What a document says in the place of figures that there are none of."""
 POINTS = ("p50_ms", "p99_ms")
+HEADLINES = (
+    ("ingest", "synchronous"),
+    ("limiter", "Quix Streams"),
+    ("persister", "COPY, one process"),
+    ("webhook", "httpx in the request"),
+)
+"""Scenario and reference of the ratios that the README shows: the better ones and the worse ones."""
+HEADLINE_RATE = "200/s"
+HEADLINE_KINDS = ("ack", "row", "receiver")
 Document = Mapping[str, Any]
 """What one scenario found, as JSON."""
 
@@ -120,10 +129,30 @@ def _short(ratio: float) -> str:
 
 
 def quoted(documents: Sequence[Document]) -> str:
-    """Return what the README quotes of some findings."""
+    """Return all ratios and latencies of some findings, and what they were measured on."""
+    return f"{_measured(documents)}\n\n{table(documents)}\n"
+
+
+def headlines(documents: Sequence[Document]) -> str:
+    """Return the rows of the README: a ratio for each stage, and the latencies at one rate."""
+    lines = ["| what | per second | against | ratio |", "|---|--:|---|--:|"]
+    for scenario, reference in HEADLINES:
+        for document in (document for document in documents if document["scenario"] == scenario):
+            (ratio,) = (ratio for ratio in document["ratios"] if ratio["reference"] == reference)
+            ours = f"{_per_second(document, ratio['subject']):,.0f}"
+            lines.append(f"| {document['title']} | {ours} | {reference} | **{_short(ratio['median'])}** |")
+    lines += ["", f"| {HEADLINE_RATE}, from POST to, in ms | p50 | p99 |", "|---|--:|--:|"]
+    for document in documents:
+        for kind, points in document.get("latency, ms", {}).get(HEADLINE_RATE, {}).items():
+            if kind in HEADLINE_KINDS:
+                lines.append(f"| {kind} | {points['p50']:,.0f} | {points['p99']:,.0f} |")
+    return "\n".join([_measured(documents), "", *lines, ""])
+
+
+def _measured(documents: Sequence[Document]) -> str:
     about: Mapping[str, Any] = documents[0]["machine"]
     where = f"Measured by `make bench` on {about['cores']} cores ({about['cpu']}, {about['memory_gib']:.0f} GiB)"
-    return f"{where}, {str(documents[0]['measured_at'])[:10]}, everything on the one machine.\n\n{table(documents)}\n"
+    return f"{where}, {str(documents[0]['measured_at'])[:10]}, everything on the one machine."
 
 
 def costs(documents: Sequence[Document]) -> str:
