@@ -320,7 +320,7 @@ def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
     one = LeadRoute(intake, reads, recent)
     app.add_route("/api/leads/{lead_id}", one)
     app.add_route("/api/leads/{lead_id}/trail", one, suffix="trail")
-    health = HealthRoute(settings.function("create-lead"), intake)
+    health = HealthRoute(settings, intake)
     app.add_route("/health", health)
     app.add_route("/health/ready", health)
     app.add_route("/health/live", LiveRoute())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from secrets import token_hex
+
 import falcon
 import falcon.asgi
 
 from ingest.intake import Intake
+from nigredo.settings import Settings
 from nigredo.telemetry import OUTPUT
 
 Request = falcon.asgi.Request
@@ -15,9 +18,12 @@ Response = falcon.asgi.Response
 class HealthRoute:
     """`/health`, `/health/ready`: whether forms can be taken now."""
 
-    def __init__(self, function: str, intake: Intake) -> None:
-        self._function = function
+    def __init__(self, settings: Settings, intake: Intake) -> None:
+        self._function = settings.function("create-lead")
+        self._workers = settings.ingest_workers
         self._intake = intake
+        # Tells the workers apart that answer at one address.
+        self._worker = token_hex(4)
 
     async def on_get(self, _: Request, response: Response) -> None:
         """Answer 200 when ready, else 503 with what is missing."""
@@ -29,6 +35,7 @@ class HealthRoute:
             "function": self._function,
             "waiting_for": reason,
             "log_lines_dropped": OUTPUT.dropped,
+            "control": {"worker": self._worker, "workers": self._workers, "applied": self._intake.control_applied},
         }
         if (spool := self._intake.spool) is not None:
             document["spool"] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -107,6 +107,11 @@ class Intake:
     def control(self) -> Control:
         """What operators let hold at present; the start values until the control topic was read."""
         return self._control.current if self._control is not None else Control(self._settings)
+
+    @property
+    def control_applied(self) -> Mapping[int, int]:
+        """The last offset of each partition of the control topic that `control` goes by."""
+        return self._control.applied if self._control is not None else {}
 
     @property
     def control_known(self) -> bool:

@@ -168,6 +168,17 @@ HEALTH = _object(
             "minimum": 0,
             "description": "Log lines of this worker that could not be written since its start.",
         },
+        "control": _object(
+            {
+                "worker": {"type": "string", "description": "The worker that answers, until its end."},
+                "workers": {"type": "integer", "minimum": 1, "description": "The workers at this address."},
+                "applied": {
+                    "type": "object",
+                    "additionalProperties": {"type": "integer", "minimum": 0},
+                    "description": "The last offset that this worker obeys, by partition of `nigredo.control`.",
+                },
+            }
+        ),
         "spool": _object(
             {
                 "records": {"type": "integer", "minimum": 0},
@@ -182,7 +193,7 @@ HEALTH = _object(
         )
         | {"description": "What this worker took and Kafka does not have yet; only with `INGEST_SPOOL=on`."},
     },
-    required=("status", "function", "waiting_for", "log_lines_dropped"),
+    required=("status", "function", "waiting_for", "log_lines_dropped", "control"),
 )
 HEADERS: Document = {
     **{

@@ -52,6 +52,8 @@ class Changes:
         self._actor = actor
         self._name = settings.function("control")
         self._codec: Codec | None = None
+        self.written: dict[int, int] = {}
+        """The last offset of these changes in each partition of the topic: a process that has applied it obeys."""
 
     def standing(self) -> Mapping[bytes, Standing]:
         """Return what stands now, by key; what has expired too."""
@@ -126,11 +128,14 @@ class Changes:
 
     async def _publish(self, records: Sequence[tuple[Change, int | None, bytes | None, bytes]]) -> None:
         config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
-        publisher = Publisher(config, in_flight_max=2 * len(records))
+        publisher, reader = Publisher(config, in_flight_max=2 * len(records)), LogReader(self._settings, "control")
 
         async def publish(change: Change, partition: int | None, value: bytes | None, audit: bytes) -> None:
             key = key_of(change.kind, change.name)
-            await publisher.publish(CONTROL, key=key, value=value, partition=partition)
+            at = await publisher.publish(CONTROL, key=key, value=value, partition=partition)
+            # Without its offset the record is before the end, which every process reaches.
+            offset = at.offset if at.offset is not None else reader.watermarks(CONTROL, at.partition)[1] - 1
+            self.written[at.partition] = max(offset, self.written.get(at.partition, offset))
             await publisher.publish(AUDIT, key=key, value=audit)
 
         try:

@@ -77,21 +77,25 @@ class ControlKeeper:
 
     def __init__(self, settings: Settings, codec: Codec, clock: Clock = utc_now) -> None:
         self.current = Control(settings)
+        self.applied: Mapping[int, int] = {}
+        """The last offset of each partition that `current` goes by; read from any thread, replaced as a whole."""
         self._settings = settings
         self._codec = codec
         self._clock = clock
         self._entries: dict[bytes, ControlEntry] = {}
         self._loaded = False
+        self._reached: dict[int, int] = {}
         self._next_expiry: datetime | None = None
 
     def begin(self) -> None:
         """Start afresh; `current` stands meanwhile."""
-        self._entries, self._loaded = {}, False
+        self._entries, self._reached, self._loaded = {}, {}, False
 
     def apply(self, rows: Sequence[Row]) -> None:
         """Take changes. Raises DependencyDown while a schema cannot be fetched."""
         for row in rows:
             self._take(row)
+            self._reached[row.partition] = row.offset
         due = self._next_expiry is not None and self._clock() >= self._next_expiry
         if self._loaded and (rows or due):
             self._refresh()
@@ -115,6 +119,7 @@ class ControlKeeper:
         held = held_at(self._clock(), self._entries.values())
         self._next_expiry = min((entry.expires_at for entry in held if entry.expires_at), default=None)
         self.current = control_of(self._settings, held)
+        self.applied = dict(self._reached)
 
 
 def held_at(now: datetime, entries: Iterable[ControlEntry]) -> list[ControlEntry]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nigredo.cli.obeyed import end_unless_obeyed, tell_changed
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.errors import ConfigurationError
 
@@ -126,8 +127,8 @@ def set_(context: Context, assignments: tuple[str, ...], lasts: timedelta | None
 
 def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelta | None) -> None:
     """Change settings in every process, and say so. Raises UsageError before any is changed, DependencyDown."""
-    until = until_of(lasts)
-    after = put_settings(context, wanted, until)
+    changes, until = changes_of(context), until_of(lasts)
+    after = put_settings(context, changes, wanted, until)
     lines = [
         f"{name}={text}{shown_until(until)}"
         + (f", then {after[name]['value']} again ({after[name]['origin']})" if name in after else "")
@@ -136,11 +137,16 @@ def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelt
     document: dict[str, Any] = {"settings": dict(wanted), "until": until and until.isoformat()}
     if len(wanted) == 1:
         ((document["name"], document["value"]),) = wanted.items()
-    context.result(document, lines, changed=True)
+    tell_changed(context, changes, document, lines)
 
 
 def put_settings(
-    context: Context, wanted: Mapping[str, str], until: datetime | None, *, also: Sequence[Change] = ()
+    context: Context,
+    changes: Changes,
+    wanted: Mapping[str, str],
+    until: datetime | None,
+    *,
+    also: Sequence[Change] = (),
 ) -> dict[str, dict[str, str | None]]:
     """Put settings, and make other changes with them; return value and origin of each after its end, if it has one.
 
@@ -150,10 +156,10 @@ def put_settings(
     from nigredo.control import SETTING, setting_entry
 
     try:
-        changes = [Change(SETTING, name, setting_entry(name, text), until) for name, text in wanted.items()]
+        entries = [Change(SETTING, name, setting_entry(name, text), until) for name, text in wanted.items()]
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
-    permanent = changes_of(context).apply([*changes, *also])
+    permanent = changes.apply([*entries, *also])
     if until is None:
         return {}
     return {name: _found(context, name, entry) for name, entry in zip(wanted, permanent, strict=False)}
@@ -178,14 +184,12 @@ def unset(context: Context, name: str) -> None:
     from nigredo.control import SETTING
     from nigredo.settings import Settings
 
-    removed = changes_of(context).remove(SETTING, name)
+    changes = changes_of(context)
+    removed = changes.remove(SETTING, name)
     if not removed and name not in Settings.live_names():
         raise ConfigurationError(f"{name}: no setting of this name can change while it runs; see `nigredo config get`")
-    context.result(
-        {"name": name, "removed": removed},
-        f"{name} is as at the start" if removed else f"{name} was not set: it is as at the start",
-        changed=True,
-    )
+    line = f"{name} is as at the start" if removed else f"{name} was not set: it is as at the start"
+    tell_changed(context, changes, {"name": name, "removed": removed}, line)
 
 
 # --- blocked addresses ------------------------------------------------------------------------------------------------
@@ -216,13 +220,14 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
         raise click.UsageError(f"{', '.join(large)} blocks far more than an abuser; --force if it is meant")
     until = until_of(lasts)
     put = [Change(IP_BLOCK, str(network), {"reason": reason}, until) for network in wanted]
-    permanent = changes_of(context).apply(put)
+    changes = changes_of(context)
+    permanent = changes.apply(put)
     lines = [
         f"blocked {network}" + (shown_until(until) if entry is None else ", without an end as before")
         for network, entry in zip(wanted, permanent, strict=True)
     ]
     blocked = [str(network) for network in wanted]
-    context.result({"blocked": blocked, "until": until and until.isoformat()}, lines, changed=True)
+    tell_changed(context, changes, {"blocked": blocked, "until": until and until.isoformat()}, lines)
 
 
 @ip.command()
@@ -252,6 +257,7 @@ def unblock(context: Context, networks: tuple[str, ...]) -> None:
     context.result({str(network): was_blocked for network, was_blocked in found.items()}, lines, changed=True)
     for problem in problems:
         complain(problem)
+    end_unless_obeyed(context, changes)
     if problems:
         raise click.exceptions.Exit(1)
 
@@ -317,13 +323,16 @@ def maintenance() -> None:
 @lasts
 @with_context
 def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
-    """Take no forms until `nigredo maintenance off`, or for a time."""
-    until = until_of(lasts)
+    """Take no forms until `nigredo maintenance off`, or for a time; returns once the running ingest obeys.
+
+    stderr says when that is not confirmed within ten seconds; the exit code is 1 then if ingest answers.
+    """
+    changes, until = changes_of(context), until_of(lasts)
     wanted = {"MAINTENANCE_MODE": "true"} | ({} if text is None else {"MAINTENANCE_TEXT": text})
-    after = put_settings(context, wanted, until).get("MAINTENANCE_MODE")
+    after = put_settings(context, changes, wanted, until).get("MAINTENANCE_MODE")
     document = {"maintenance": True, "until": until and until.isoformat()}
     line = f"no forms are taken{shown_until(until)}{stays(after, 'true')}"
-    context.result(document, line, changed=True)
+    tell_changed(context, changes, document, line)
 
 
 @maintenance.command()
@@ -333,8 +342,9 @@ def off(context: Context) -> None:
     from nigredo.changes import Change
     from nigredo.control import SETTING
 
-    put_settings(context, {"MAINTENANCE_MODE": "false"}, None, also=[Change(SETTING, "MAINTENANCE_TEXT", None)])
-    context.result({"maintenance": False}, "forms are taken", changed=True)
+    changes, text = changes_of(context), Change(SETTING, "MAINTENANCE_TEXT", None)
+    put_settings(context, changes, {"MAINTENANCE_MODE": "false"}, None, also=[text])
+    tell_changed(context, changes, {"maintenance": False}, "forms are taken")
 
 
 COMMANDS = (config, ip, maintenance)

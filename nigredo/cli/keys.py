@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nigredo.cli.control import Duration, changes_of, lasts, shown_until, until_of
+from nigredo.cli.obeyed import end_unless_obeyed, tell_changed
 from nigredo.cli.output import Context, with_context
 from nigredo.errors import ConfigurationError
 
@@ -38,9 +39,11 @@ def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: time
     if unknown := sorted(set(scopes) - set(SCOPES)):
         raise click.UsageError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
     (text, key), until = create(name, frozenset(scopes)), until_of(lasts)
-    changes_of(context).put(API_KEY, key.id, as_value(key), expires_at=until)
+    changes = changes_of(context)
+    changes.put(API_KEY, key.id, as_value(key), expires_at=until)
     document = {"id": key.id, "name": name, "key": text, "scopes": sorted(key.scopes)}
     context.result(document | {"until": until and until.isoformat()}, text, changed=True)
+    end_unless_obeyed(context, changes)
 
 
 @keys.command(name="list")
@@ -98,6 +101,7 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
     document = {"id": key.id, "name": key.name, "key": text, "until": end and end.isoformat()}
     document |= {"old": old.id, "old_until": old_until.isoformat()}
     context.result(document, text, changed=True)
+    end_unless_obeyed(context, changes)
 
 
 @keys.command(name="revoke")
@@ -110,7 +114,7 @@ def revoke_key(context: Context, key_id: str) -> None:
     changes = changes_of(context)
     _standing_key(changes, key_id)
     changes.remove(API_KEY, key_id)
-    context.result({"id": key_id, "revoked": True}, f"{key_id} is known no more", changed=True)
+    tell_changed(context, changes, {"id": key_id, "revoked": True}, f"{key_id} is known no more")
 
 
 def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:

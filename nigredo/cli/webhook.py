@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nigredo.cli.control import lasts, put_settings, shown_until, stays, until_of
+from nigredo.cli.control import changes_of, lasts, put_settings, shown_until, stays, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
 from nigredo.replay import FIRST_ENDPOINT
@@ -37,7 +37,7 @@ def pause(context: Context, lasts: timedelta | None) -> None:
     With --for a pause without an end that was there before goes on afterwards.
     """
     until = until_of(lasts)
-    after = put_settings(context, {"WEBHOOK_ENABLED": "false"}, until).get("WEBHOOK_ENABLED")
+    after = put_settings(context, changes_of(context), {"WEBHOOK_ENABLED": "false"}, until).get("WEBHOOK_ENABLED")
     text = f"no webhooks are sent{shown_until(until)}{stays(after, 'false')}; leads wait in the log"
     context.result({"webhook_enabled": False, "until": until and until.isoformat()}, text, changed=True)
     _end_unless_obeyed(context, paused=True)
@@ -50,7 +50,7 @@ def resume(context: Context) -> None:
 
     The exit code is 0 only when every sender of the stack says that it sends.
     """
-    put_settings(context, {"WEBHOOK_ENABLED": "true"}, None)
+    put_settings(context, changes_of(context), {"WEBHOOK_ENABLED": "true"}, None)
     context.result({"webhook_enabled": True, "until": None}, "the pause is over", changed=True)
     _end_unless_obeyed(context, paused=False)
 

@@ -85,6 +85,22 @@ def test_a_switch_is_obeyed_within_a_second(stack: Stack) -> None:
     assert min(took) < OBEYED_WITHIN_S, took
 
 
+def test_a_command_returns_once_the_next_form_meets_what_it_changed(stack: Stack) -> None:
+    address = any_ipv4_client()
+    try:
+        for _ in range(3):
+            assert json.loads(nigredo(stack, "maintenance", "on", "--json"))["confirmed"]
+            assert post(stack, address).status_code == 503
+            nigredo(stack, "maintenance", "off")
+            assert post(stack, address).status_code == 202
+            nigredo(stack, "ip", "block", address)
+            assert is_blocked(stack, address)
+            nigredo(stack, "ip", "unblock", address)
+            assert not is_blocked(stack, address)
+    finally:
+        nigredo(stack, "maintenance", "off")
+
+
 def test_the_eleventh_of_an_hour_is_told_when_to_come_back(stack: Stack) -> None:
     address = any_ipv4_client()
     answers = [post(stack, address) for _ in range(11)]

@@ -114,6 +114,19 @@ def test_while_it_is_read_again_the_switches_stand() -> None:
     assert found.current.settings.rate_limit_per_hour == 30
 
 
+def test_a_change_counts_as_applied_once_it_holds() -> None:
+    found = keeper()
+    found.apply([limit("20")._replace(partition=2, offset=7)])
+    assert found.applied == {2: 7}
+
+    found.begin()
+    found.apply([limit("30")._replace(partition=2, offset=9)])
+    assert (found.applied, found.current.settings.rate_limit_per_hour) == ({2: 7}, 20)
+
+    found.loaded()
+    assert (found.applied, found.current.settings.rate_limit_per_hour) == ({2: 9}, 30)
+
+
 @pytest.mark.parametrize(
     "strange",
     [

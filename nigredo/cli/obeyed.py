@@ -1,0 +1,112 @@
+"""Confirmation that the running ingest obeys a change to `nigredo.control`, from its health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nigredo.cli.output import Context, complain
+
+if TYPE_CHECKING:
+    from nigredo.changes import Changes
+
+OBEYED_WITHIN_S = 10.0
+LOOK_EVERY_S = 0.1
+ASK_TIMEOUT_S = 2.0
+LATE = "the change is in the log, but ingest does not obey it yet"
+
+
+class NotRunning(Exception):
+    """Nothing listens at ingest's address: a process that starts there reads all changes before it accepts a form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obeyed:
+    """Result of asking ingest; `why` is None when every worker obeys."""
+
+    why: str | None = None
+    late: bool = False
+    """Whether a worker answers and does not obey."""
+
+
+def until_obeyed(
+    url: str,
+    written: Mapping[int, int],
+    ask: Callable[[str], Mapping[str, Any] | None] | None = None,
+    *,
+    within_s: float = OBEYED_WITHIN_S,
+) -> Obeyed:
+    """Ask ingest until each of its workers has applied these records, at most for `within_s`.
+
+    written: the last offset of the change in each partition. ask: returns the health document, None for no answer in
+    time, and raises NotRunning. Each question is a connection of its own, so that it may reach another worker.
+    """
+    ask, deadline, obeys = ask or _health_of, time.monotonic() + within_s, dict[str, bool]()
+    while True:
+        try:
+            answer = ask(url)
+        except NotRunning:
+            return Obeyed(f"not confirmed by ingest, which does not run at {url}")
+        reason = None if answer is None else answer.get("waiting_for")
+        if answer is not None:
+            control = answer.get("control")
+            if not isinstance(control, dict):
+                return Obeyed(f"not confirmed by ingest: the release that runs at {url} does not tell")
+            applied = control["applied"]
+            obeys[control["worker"]] = all(applied.get(str(part), -1) >= last for part, last in written.items())
+            if all(obeys.values()) and len(obeys) >= control["workers"]:
+                return Obeyed()
+        if time.monotonic() > deadline:
+            if not obeys:
+                return Obeyed(f"not confirmed by ingest, which does not answer at {url}")
+            return Obeyed(LATE + (f": it waits for {reason}" if reason else ""), late=True)
+        time.sleep(LOOK_EVERY_S)
+
+
+def tell_changed(context: Context, changes: Changes, document: dict[str, Any], lines: str | list[str]) -> None:
+    """Print the result of a change once ingest obeys it, or with a line on stderr that this is not confirmed.
+
+    Ends with exit code 1 when ingest answers and does not obey in time.
+    """
+    found = _asked(context, changes)
+    context.result(document | {"confirmed": found.why is None}, lines, changed=True)
+    _end_unless(found)
+
+
+def end_unless_obeyed(context: Context, changes: Changes) -> None:
+    """Wait until ingest obeys, after a result that must not be lost; ends as `tell_changed` does."""
+    _end_unless(_asked(context, changes))
+
+
+def _asked(context: Context, changes: Changes) -> Obeyed:
+    home, url = context.target.home, context.target.environment.get("NIGREDO_URL")
+    if home is not None:
+        url = home.url("ingest")
+    if not changes.written:
+        return Obeyed()
+    if url is None:
+        return Obeyed("not confirmed by ingest, whose address is not known here: NIGREDO_URL names it")
+    return until_obeyed(url.rstrip("/"), changes.written)
+
+
+def _end_unless(found: Obeyed) -> None:
+    if found.why is not None:
+        complain(found.why)
+    if found.late:
+        raise click.exceptions.Exit(1)
+
+
+def _health_of(url: str) -> Mapping[str, Any] | None:
+    import httpx
+
+    try:
+        answer: Any = httpx.get(f"{url}/health", timeout=ASK_TIMEOUT_S, trust_env=False).json()
+    except httpx.ConnectError as error:
+        raise NotRunning from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
