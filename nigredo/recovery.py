@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, islice
+from types import MappingProxyType
 from uuid import UUID
 
 from aiokafka.partitioner import murmur2
@@ -25,19 +27,17 @@ from nigredo.kafka import producer_config
 from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import LogPosition, proven, to_metadata
 from nigredo.log_reader import LogReader
-from nigredo.lost_leads import stored_leads
+from nigredo.lost_leads import delivered_attempts, stored_leads
 from nigredo.plural import counted
-from nigredo.recovery_plan import (
-    CLOCKS_DIFFER_MS,
-    Restart,
-    lowered,
-)
-from nigredo.recovery_survey import COMPONENT, READ_DEADLINE_S, Condition, Survey
+from nigredo.recovery_plan import Restart, lowered
+from nigredo.recovery_reading import READ_DEADLINE_S, as_ms
+from nigredo.recovery_survey import COMPONENT, Condition, FirstOffsets, SenderRestart, Survey
 from nigredo.rewind import DatabaseOffsets
 from nigredo.schema_ids import ensure_schemas
 from nigredo.settings import Settings
 from nigredo.topics import add_partitions, ensure_topics
 from schemas.topics import (
+    DELIVERIES,
     LEADS,
     RATE_LIMITS,
     SUBMISSIONS,
@@ -48,19 +48,21 @@ from schemas.topics import (
 AWAY_AT_MOST = timedelta(minutes=10)
 """Longer than the rewriting of many windows takes; the members come back earlier when it is done."""
 BATCH_MAX = 5000
+CLOCKS_DIFFER_MS = 60_000
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 Tell = Callable[[str], None]
 
 
 class Recovery:
     """One run of the command. Every call may raise DependencyDown."""
 
-    def __init__(self, settings: Settings, endpoints: Sequence[str], actor: str) -> None:
+    def __init__(self, settings: Settings, endpoints: Sequence[str], actor: str, first_offsets: FirstOffsets) -> None:
         """endpoints: names of those that receive webhooks. actor: who repairs, for the audit."""
         self._settings = settings
         self._endpoints = endpoints
         self._actor = actor
         self._reader = LogReader(settings, COMPONENT)
-        self._survey = Survey(settings, endpoints)
+        self._survey = Survey(settings, endpoints, first_offsets)
 
     def look(self) -> Condition:
         """Return the condition of the pipeline; changes nothing."""
@@ -107,7 +109,8 @@ class Recovery:
                 copied = asyncio.run(self._publish(self._moved()))
                 tell(f"{RATE_LIMITS}: {counted(copied, 'window')} copied to where the networks' submissions are now")
             in_time()
-            self._commit(self._survey.limiter, restarts, lambda _: {})
+            for restart in restarts:
+                self._commit(restart)
         tell(f"{self._survey.limiter} goes on: {_offsets(restarts)}")
 
     def _lowered(self, restart: Restart) -> Iterator[Outgoing]:
@@ -116,8 +119,8 @@ class Recovery:
         Of several windows of a network the one that read furthest wins, so that only a tombstone makes room for a
         lower one. No limiter runs in between.
         """
-        codec = self._survey.codec()
-        for value in list(self._survey.windows(restart.partition)):
+        codec = self._survey.reading.codec()
+        for value in list(self._survey.reading.windows(restart.partition)):
             state = lowered(decoded(codec, value), restart.windows_from)
             if state is not None:
                 key = state.client_network.encode()
@@ -131,10 +134,10 @@ class Recovery:
         partition stays: its last submissions may still be there. A network that has a window in its new one keeps
         that: of two under one key, compaction leaves the later record, whatever its offset says.
         """
-        codec, partitions = self._survey.codec(), self._reader.partitions(SUBMISSIONS)
-        known = [set(map(self._network, self._survey.windows(number))) for number in partitions]
+        codec, partitions = self._survey.reading.codec(), self._reader.partitions(SUBMISSIONS)
+        known = [set(map(self._network, self._survey.reading.windows(number))) for number in partitions]
         for partition in partitions:
-            for value in list(self._survey.windows(partition)):
+            for value in list(self._survey.reading.windows(partition)):
                 state = decoded(codec, value)
                 key = state.client_network.encode()
                 target = partition_of(key, len(partitions))
@@ -144,16 +147,34 @@ class Recovery:
                     yield Outgoing(RATE_LIMITS, key, encoded(codec, moved), partition=target)
 
     def _network(self, value: bytes) -> bytes:
-        return decoded(self._survey.codec(), value).client_network.encode()
+        return decoded(self._survey.reading.codec(), value).client_network.encode()
 
     def _repair_sender(self, name: str, tell: Tell) -> None:
         group = sender_group(self._settings, name)
-        with drained(self._settings, group, self._actor, tell, note="recover") as in_time:
+        with drained(self._settings, group, self._actor, tell, note="recover", at_most=AWAY_AT_MOST) as in_time:
             # Found to need it, and without members by now, which were a sign of it.
-            restarts = self._survey.sender_restarts(name, begun=True)
+            leads, references = self._survey.sender_repair(name)
+            for one in leads:
+                number, off_record = one.restart.partition, one.off_record
+                asyncio.run(self._publish(self._on_record_again(name, dict.fromkeys(off_record, number))))
+                if off_record:
+                    deliveries = counted(len(off_record), "delivery", "deliveries")
+                    tell(f"{DELIVERIES} partition {number}: put {deliveries} on record again")
             in_time()
-            self._commit(group, restarts, self._since)
-        tell(f"{group} goes on: {_offsets(restarts)}")
+            for one in leads:
+                self._commit(one.restart, _counts_since(one))
+            for restart in references:
+                self._commit(restart)
+        tell(f"{group} goes on: {_offsets([*(one.restart for one in leads), *references])}")
+
+    def _on_record_again(self, name: str, partitions: Mapping[bytes, int]) -> Iterator[Outgoing]:
+        """Yield deliveries that PostgreSQL knows, under their ids, to the partitions in which the sender looks."""
+        codec, ids = self._survey.reading.codec(), iter(partitions)
+        while some := [UUID(bytes=lead_id) for lead_id in islice(ids, BATCH_MAX)]:
+            for attempt in delivered_attempts(self._settings, name, some):
+                number = partitions[attempt.lead_id.bytes]
+                value = codec.encode(DELIVERIES, replace(attempt, lead_partition=number))
+                yield Outgoing(DELIVERIES, str(attempt.lead_id).encode(), value, partition=number)
 
     def _repair_persister(self, tell: Tell) -> None:
         group = self._survey.persister
@@ -163,41 +184,41 @@ class Recovery:
             DatabaseOffsets(self._settings).set_back({(one.topic, one.partition): one.goes_to for one in restarts})
         tell(f"{group} goes on: {_offsets(restarts)}")
 
-    def _since(self, restart: Restart) -> Mapping[str, str]:
-        """Return since when deliveries count as made: before the first lead that comes again was published."""
-        if restart.topic != LEADS:
-            return {}
-        end = self._reader.watermarks(LEADS, restart.partition)[1]
-        first = next(self._reader.between(LEADS, restart.partition, restart.goes_to, end), None)
-        since_ms = int(utc_now().timestamp() * 1000) if first is None else first.timestamp()[1]
-        return {"since": str(since_ms - CLOCKS_DIFFER_MS)}
-
-    def _commit(self, group: str, restarts: Sequence[Restart], fields: Callable[[Restart], Mapping[str, str]]) -> None:
-        ids = self._reader.topic_ids(sorted({restart.topic for restart in restarts}))
-        for restart in restarts:
-            position = LogPosition(restart.goes_to, ids[restart.topic])
-            now = self._reader.now(restart.topic, restart.partition, position.asks_at, deadline_s=READ_DEADLINE_S)
-            # With its proof at once: the log may lose records before the group reads one.
-            position = proven(position, now)
-            offset = {restart.partition: restart.goes_to}
-            metadata = {restart.partition: to_metadata(position, **fields(restart))}
-            commit_offsets(self._settings, group, restart.topic, offset, metadata)
+    def _commit(self, restart: Restart, fields: Mapping[str, str] = NO_FIELDS) -> None:
+        topic, number = restart.topic, restart.partition
+        position = LogPosition(restart.goes_to, self._reader.topic_ids([topic]).get(topic))
+        # With its proof at once: the log may lose records before the group reads one.
+        position = proven(position, self._reader.now(topic, number, position.asks_at, deadline_s=READ_DEADLINE_S))
+        metadata = {number: to_metadata(position, **fields)}
+        commit_offsets(self._settings, restart.group, topic, {number: restart.goes_to}, metadata)
 
     def _bring_back(self, lost: set[UUID], tell: Tell) -> None:
         """Publish accepted leads that the log lost, under their ids: an endpoint that took one skips it."""
-        codec, name, many = self._survey.codec(), self._settings.function(COMPONENT), len(lost)
+        many, partitions = len(lost), len(self._reader.partitions(LEADS))
+        with ExitStack() as away:
+            for name in self._endpoints:
+                took = {row.bytes: partition_of(str(row).encode(), partitions) for row in self._survey.took(name, lost)}
+                if not took:
+                    continue
+                # A sender reads what was delivered when it joins.
+                group = sender_group(self._settings, name)
+                away.enter_context(
+                    drained(self._settings, group, self._actor, tell, note="recover", at_most=AWAY_AT_MOST)
+                )
+                asyncio.run(self._publish(self._on_record_again(name, took)))
+            asyncio.run(self._publish(self._lost_leads(lost)))
+        tell(f"brought {counted(many - len(lost), 'lead')} back to {LEADS}")
 
-        def records() -> Iterator[Outgoing]:
-            known = self._survey.ids_in_log() - {lead_id.bytes for lead_id in lost}
-            stored = (lead for lead, _ in stored_leads(self._settings))
-            for lead in chain(stored, self._survey.accepted_only(known)):
-                if lead.id in lost:
-                    lost.discard(lead.id)  # Stored leads are accepted ones too.
-                    headers = cloud_event("lead.created", lead.id, name, lead.submitted_at)
-                    yield Outgoing(LEADS, str(lead.id).encode(), codec.encode(LEADS, lead), headers)
-
-        asyncio.run(self._publish(records()))
-        tell(f"brought {counted(many, 'lead')} back to {LEADS}")
+    def _lost_leads(self, lost: set[UUID]) -> Iterator[Outgoing]:
+        """Yield leads that are lost, and take them out of the set."""
+        codec, name = self._survey.reading.codec(), self._settings.function(COMPONENT)
+        known = self._survey.reading.lead_ids() - {lead_id.bytes for lead_id in lost}
+        stored = (lead for lead, _, _ in stored_leads(self._settings))
+        for lead in chain(stored, self._survey.accepted_only(known)):
+            if lead.id in lost:
+                lost.discard(lead.id)  # Stored leads are accepted ones too.
+                headers = cloud_event("lead.created", lead.id, name, lead.submitted_at)
+                yield Outgoing(LEADS, str(lead.id).encode(), codec.encode(LEADS, lead), headers)
 
     async def _publish(self, records: Iterator[Outgoing]) -> int:
         """Return how many records were published, once Kafka has all of them. Raises DependencyDown."""
@@ -216,6 +237,13 @@ class Recovery:
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition of a key as every producer of the product chooses it: murmur2, in Kafka's own way."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def _counts_since(restart: SenderRestart) -> Mapping[str, str]:
+    """Return since when deliveries count as made: from before the oldest one of a lead that comes again."""
+    now_ms = as_ms(utc_now())
+    since_ms = min(now_ms, now_ms if restart.delivered_since_ms is None else restart.delivered_since_ms)
+    return {"since": str(max(0, since_ms - CLOCKS_DIFFER_MS))}
 
 
 def _offsets(restarts: Sequence[Restart]) -> str:

@@ -1,12 +1,13 @@
 """Recovery plan of a group whose stored positions the log does not bear out: restart offsets and lowered windows. Pure.
 
 The log as it is decides. A restart never skips a record that was not handled: it goes to the first one that is not
-known to be, and handling a record again is harmless (ids are known, rows and deliveries are recognised by them).
+known to be, and handling a record again is harmless (ids are known, rows and deliveries are recognised by them). No
+timestamp bounds a search: clocks may have been set back together with the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import Finding, LogNow, LogPosition, compare, refusal
 from schemas.events import RateLimitState
 
-CLOCKS_DIFFER_MS = 60_000
-"""A search begins this much earlier: leads have their producer's time, and a broker's clock may be corrected."""
+OUT_OF_ORDER_MAX = 10_000
+"""Twice as many leads as a sender finishes above one that is still open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,17 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A stored position that the log does not bear out, and where the search for the restart offset begins."""
+    """A stored position that the log does not bear out; `finding` is None when there is no position."""
 
     stored: Stored
     reason: str
-    search_from_ms: int | None
-    """Records that are older were handled; None: from the start of the log."""
+    finding: Finding | None
+
+    @property
+    def handled_before(self) -> int | None:
+        """The offset from which on no record of this log was handled; None when the position says nothing of it."""
+        same_log = self.finding in (Finding.PAST_END, Finding.OTHER_RECORD)
+        return self.stored.position.next_offset if same_log and self.stored.position is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,14 @@ class Restart:
     """Of the limiter: windows with this input offset or a higher one are rewritten."""
 
 
-class Unhandled(NamedTuple):
-    """A record of a partition in the order of the log, and the id that its result would carry; None without one."""
+class Logged(NamedTuple):
+    """A record of a partition, and what is known of its result."""
 
     offset: int
-    id: bytes | None
+    handled: bool
+    """Whether its id has a result, whichever record that came from, or it needs none."""
+    proof: bool
+    """Whether a result names this very record: then this part of the log was handled as it is."""
 
 
 def disagreement(stored: Stored, *, exact_time: bool = True) -> Disagreement | None:
@@ -72,17 +81,24 @@ def disagreement(stored: Stored, *, exact_time: bool = True) -> Disagreement | N
     if finding.believed:
         return None
     reason = refusal(stored.group, stored.topic, stored.partition, position, stored.now, finding)
-    same_topic = finding in (Finding.PAST_END, Finding.OTHER_RECORD)
-    search_from = position.last.timestamp_ms - CLOCKS_DIFFER_MS if same_topic and position.last is not None else None
-    return Disagreement(stored, reason, search_from)
+    return Disagreement(stored, reason, finding)
 
 
-def first_unhandled(records: Iterable[Unhandled], handled: Container[bytes], end: int) -> int:
-    """Return the offset of the first record whose id is not among those handled; the end when there is none.
+def first_unhandled(newest_first: Iterable[Logged], end: int, *, out_of_order_max: int = 0) -> int:
+    """Return the offset of the first record that is not known to be handled; the end when there is none.
 
-    Records without an id, such as commands, have no result of their own and do not hold the restart back.
+    newest_first: the log from its end backwards, taken only as far as needed: a group handles in order, so that
+    everything before a proof was handled too, but for the last `out_of_order_max` records.
     """
-    return next((record.offset for record in records if record.id is not None and record.id not in handled), end)
+    first, left, proven = end, out_of_order_max, False
+    for record in newest_first:
+        proven = proven or record.proof
+        if proven and left == 0:
+            break
+        left -= proven
+        if not record.handled:
+            first = record.offset
+    return first
 
 
 def lowered(state: RateLimitState, input_offset: int) -> RateLimitState | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 from uuid import UUID
 
 from confluent_kafka import Message
@@ -13,31 +13,29 @@ from confluent_kafka import Message
 from nigredo.changes import Changes
 from nigredo.clock import from_ms, utc_now
 from nigredo.control import ENDPOINT, key_of
+from nigredo.deliveries import ATTEMPTS_KEPT
 from nigredo.encoded_window import decoded
 from nigredo.groups import members, sender_group
-from nigredo.known_windows import KnownWindows
 from nigredo.log_position import Finding, LogPosition, compare
 from nigredo.log_reader import LogReader
-from nigredo.lost_leads import stored_leads
+from nigredo.lost_leads import delivered_attempts, delivered_leads, stored_leads
 from nigredo.recovery_plan import (
-    CLOCKS_DIFFER_MS,
+    OUT_OF_ORDER_MAX,
     Disagreement,
+    Logged,
     Restart,
     Stored,
-    Unhandled,
     disagreement,
     first_unhandled,
 )
+from nigredo.recovery_reading import READ_DEADLINE_S, Delivered, Deliveries, Reading, as_ms, id_of, place
 from nigredo.rewind import DatabaseOffsets
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
-from schemas.codec import Codec, Undecodable
-from schemas.events import DeliveryAttempt, Lead, Submission
+from schemas.events import ControlEntry, Lead, Submission
 from schemas.topics import (
     DELIVERIES,
     LEADS,
     RATE_LIMITS,
-    REJECTIONS,
     SUBMISSIONS,
     TOPICS,
     WEBHOOK_DEAD,
@@ -46,9 +44,11 @@ from schemas.topics import (
 )
 
 COMPONENT = "recover"
-READ_DEADLINE_S = 30.0
 ERASURE_SHOWS_FOR = timedelta(hours=23)
 """The tombstone of an erased lead stays in the log for a day at least."""
+FirstOffsets: TypeAlias = Callable[[ControlEntry], tuple[datetime, Mapping[int, int]] | None]
+"""Returns when and at which offsets an endpoint began that began with what came then; None for all others."""
+NOT_IN_THE_LOG = Delivered(-1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +82,43 @@ class _Partition:
     windows_end: int | None = field(default=None)
     """One past the furthest record that the windows are known to have judged, if the log bears that out."""
 
+    @property
+    def found(self) -> Disagreement | None:
+        """The first disagreement."""
+        return self.by_position or self.by_windows
+
+
+@dataclass(frozen=True, slots=True)
+class SenderRestart:
+    """Where a sender goes on in a partition of the leads, and what it delivered there before."""
+
+    restart: Restart
+    delivered_since_ms: int | None
+    """When the oldest of these deliveries was put on record; None when the log has none of them."""
+    off_record: Sequence[bytes]
+    """Leads that PostgreSQL knows as delivered, but not the partition of `nigredo.deliveries` that the sender reads."""
+
 
 class Survey:
     """Looks at one pipeline. Every call may raise DependencyDown."""
 
-    def __init__(self, settings: Settings, endpoints: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, endpoints: Sequence[str], first_offsets: FirstOffsets) -> None:
         """endpoints: names of those that receive webhooks."""
         self._settings = settings
         self._endpoints = endpoints
+        self._first_offsets = first_offsets
         self._reader = LogReader(settings, COMPONENT)
+        self._ids: Mapping[str, str] = {}
+        self.reading = Reading(settings, self._reader)
         self.limiter, self.persister = settings.function("rate-limiter"), settings.function("persister")
-        self._codec: Codec | None = None
 
     def look(self) -> Condition:
         """Compare positions, windows and leads with the log; changes nothing."""
         topics = [*TOPICS, *(topic for name in self._endpoints for topic in retry_topics(name))]
         ids = self._reader.topic_ids(topics)
+        if ids != self._ids:
+            # Of a topic that was made again nothing is known.
+            self._ids, self.reading = ids, Reading(self._settings, self._reader)
         missing = [topic for topic in topics if topic not in ids]
         if missing:
             return Condition(missing, {}, [], [], 0)
@@ -117,26 +138,27 @@ class Survey:
         many = {topic: len(self._reader.partitions(topic)) for topic in (SUBMISSIONS, LEADS, *belong)}
         return {topic: (many[topic], many[to]) for topic, to in belong.items() if many[topic] < many[to]}
 
+    # --- the limiter --------------------------------------------------------------------------------------------------
+
     def limiter_restarts(self) -> list[Restart]:
         """Return where the limiter has to go on, by partition; nothing for those that agree with the log."""
-        wrong = [part for part in self._limiter_partitions() if part.by_position or part.by_windows]
-        if not wrong:
-            return []
-        judged: set[bytes] | None = None
         restarts = []
-        for part in wrong:
-            found = part.by_position or part.by_windows
-            assert found is not None  # noqa: S101 - as filtered
-            if part.stored.position is None and part.windows_end is not None:
-                goes_to = part.windows_end
-            elif part.by_position is None and part.stored.position is not None:
-                goes_to = part.stored.position.next_offset
+        for part in self._limiter_partitions():
+            if (found := part.found) is None:
+                continue
+            stored, position = part.stored, part.stored.position
+            if part.by_position is None and position is not None:
+                goes_to = position.next_offset
+            elif found.finding is Finding.TRIMMED:
+                goes_to = stored.now.start
             else:
-                judged = self._judged(wrong) if judged is None else judged
-                goes_to = self._first(found, self._submissions(part.stored.partition, found), judged)
+                goes_to = first_unhandled(self._submissions(found), stored.now.end)
+            if position is None and part.windows_end is not None:
+                # A verdict that was published has no window yet after a crash in between.
+                goes_to = min(goes_to, part.windows_end)
             # Of windows that read another log, those at lower offsets than the restart are no proof either.
-            windows_from = 0 if part.by_windows else goes_to
-            restarts.append(replace(_restart(part.stored, goes_to, found.reason), windows_from=windows_from))
+            others = part.by_windows is not None or found.finding is Finding.OTHER_TOPIC
+            restarts.append(replace(_restart(stored, goes_to, found.reason), windows_from=0 if others else goes_to))
         return restarts
 
     def _limiter_partitions(self) -> list[_Partition]:
@@ -146,7 +168,7 @@ class Survey:
         for number in partitions:
             stored = self._stored(self.limiter, SUBMISSIONS, number, positions[number])
             part = _Partition(stored, disagreement(stored), None)
-            if (furthest := self.windows(number).furthest()) is not None:
+            if (furthest := self.reading.windows(number).furthest()) is not None:
                 reached = LogPosition(furthest.offset + 1, None, furthest)
                 windows = self._stored(f"{RATE_LIMITS} {number}", SUBMISSIONS, number, reached)
                 if compare(reached, windows.now, exact_time=False) is Finding.TRIMMED:
@@ -160,37 +182,41 @@ class Survey:
             found.append(part)
         return found
 
-    def windows(self, partition: int) -> KnownWindows:
-        """Return the windows of a partition's networks."""
-        windows = KnownWindows(self.codec())
-        for message in self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=READ_DEADLINE_S):
-            windows.take(message.key() or b"", message.value())
-        return windows
+    def _submissions(self, found: Disagreement) -> Iterator[Logged]:
+        """Yield the submissions of a partition, newest first. Commands leave no result: those not proven come again."""
+        partition, before, verdicts = found.stored.partition, found.handled_before, self.reading.verdicts()
+        for message in self.reading.newest_first(SUBMISSIONS, partition):
+            event, offset = self.reading.event(message), message.offset() or 0
+            if not isinstance(event, Submission) or (before is not None and offset >= before):
+                yield Logged(offset, handled=False, proof=False)
+                continue
+            at = place(event.id.bytes, partition, offset, message.timestamp()[1])
+            yield Logged(offset, event.id.bytes in verdicts.ids, at in verdicts.places)
 
-    def _judged(self, wrong: Sequence[_Partition]) -> set[bytes]:
-        """Return the ids that have a lead or a rejection, as far back as any partition has to be searched."""
-        times = [found.search_from_ms for part in wrong for found in (part.by_position, part.by_windows) if found]
-        since = None if None in times else from_ms(min(ms for ms in times if ms is not None) - CLOCKS_DIFFER_MS)
-        ids: set[bytes] = set()
-        for topic in (LEADS, REJECTIONS):
-            partitions = self._reader.partitions(topic)
-            for message in self._reader.read_to_end(topic, partitions, deadline_s=READ_DEADLINE_S, since=since):
-                ids.update(_id_of(message))
-        return ids
+    # --- senders ------------------------------------------------------------------------------------------------------
 
-    def _submissions(self, partition: int, found: Disagreement) -> Iterator[Unhandled]:
-        for message in self._from(found, SUBMISSIONS, partition):
-            event = self._event(message)
-            yield Unhandled(message.offset() or 0, event.id.bytes if isinstance(event, Submission) else None)
+    def sender_restarts(self, name: str) -> list[Restart]:
+        """Return where the sender of an endpoint has to go on, by topic and partition."""
+        restarts = list[Restart]()
+        for found in self._sender_disagreements(name, begun=False):
+            if found.stored.topic == LEADS:
+                restarts.append(self._sender_restart(name, found).restart)
+            else:
+                restarts.append(_restart(found.stored, found.stored.now.start, found.reason))
+        return restarts
 
-    def sender_restarts(self, name: str, *, begun: bool = False) -> list[Restart]:
-        """Return where the sender of an endpoint has to go on, by topic and partition.
+    def sender_repair(self, name: str) -> tuple[list[SenderRestart], list[Restart]]:
+        """Return the restarts of a sender that is known to have begun: those in the leads, and those of references."""
+        found = self._sender_disagreements(name, begun=True)
+        return (
+            [self._sender_restart(name, one) for one in found if one.stored.topic == LEADS],
+            [_restart(one.stored, one.stored.now.start, one.reason) for one in found if one.stored.topic != LEADS],
+        )
 
-        begun: whether it is known to have begun, so that a group without any offset lost them.
-        """
-        group, delivered, restarts = sender_group(self._settings, name), None, list[Restart]()
+    def _sender_disagreements(self, name: str, *, begun: bool) -> list[Disagreement]:
+        group, disagreements = sender_group(self._settings, name), list[Disagreement]()
         # Kafka deletes a group's offsets together with a topic, so that none at all may be a loss too.
-        begun = begun or key_of(ENDPOINT, name) in Changes(self._settings, COMPONENT).standing()
+        begun = begun or self._entry(name) is not None
         # A sender has offsets before it joins: with all of Kafka's data its members are left as the only sign of it.
         begun = begun or members(self._settings, group) > 0
         for topic in (LEADS, *retry_topics(name), WEBHOOK_REPLAYS):
@@ -199,17 +225,75 @@ class Survey:
             if not begun and all(position is None for position in positions.values()):
                 continue  # It never began, and begins where its settings say.
             for number in partitions:
-                stored = self._stored(group, topic, number, positions[number])
-                found = disagreement(stored)
-                if found is None:
-                    continue
-                if topic == LEADS:
-                    delivered = self._delivered(name) if delivered is None else delivered
-                    leads = self._leads(number, found)
-                    restarts.append(_restart(stored, self._first(found, leads, delivered), found.reason))
-                else:
-                    restarts.append(_restart(stored, stored.now.start, found.reason))
-        return restarts
+                if (found := disagreement(self._stored(group, topic, number, positions[number]))) is not None:
+                    disagreements.append(found)
+        return disagreements
+
+    def _sender_restart(self, name: str, found: Disagreement) -> SenderRestart:
+        known, in_table = self.reading.deliveries(name), self._delivered_by_table(name)
+        partition, examined = found.stored.partition, list[tuple[int, bytes]]()
+        records = self._leads(name, found, known, in_table, examined)
+        out_of_order_max = OUT_OF_ORDER_MAX if found.handled_before is None else 0
+        goes_to = first_unhandled(records, found.stored.now.end, out_of_order_max=out_of_order_max)
+        since_ms, off_record = list[int](), list[bytes]()
+        for lead_id in {lead_id for offset, lead_id in examined if offset >= goes_to}:
+            if (one := known.delivered.get(lead_id)) is not None and one.partition == partition:
+                since_ms.append(one.timestamp_ms)
+            elif lead_id in in_table.delivered:
+                off_record.append(lead_id)
+        return SenderRestart(_restart(found.stored, goes_to, found.reason), min(since_ms, default=None), off_record)
+
+    def _leads(
+        self,
+        name: str,
+        found: Disagreement,
+        known: Deliveries,
+        in_table: Deliveries,
+        examined: list[tuple[int, bytes]],
+    ) -> Iterator[Logged]:
+        """Yield the leads of a partition, newest first, and note which they are."""
+        partition, before, erased, proven = found.stored.partition, found.handled_before, set[bytes](), False
+        not_for_it, too_old_ms = self._before_it_began(name), as_ms(utc_now() - ATTEMPTS_KEPT)
+        for message in self.reading.newest_first(LEADS, partition):
+            offset, at_ms = message.offset() or 0, message.timestamp()[1]
+            lead_id = next(id_of(message), None)
+            if lead_id is None or message.value() is None:
+                erased |= {lead_id} if lead_id is not None else set()
+                yield Logged(offset, handled=True, proof=False)
+                continue
+            examined.append((offset, lead_id))
+            at = place(lead_id, partition, offset)
+            proof = (at in known.places or at in in_table.places) and (before is None or offset < before)
+            proven = proven or proof
+            handled = any(lead_id in ids for ids in (erased, known.delivered, known.dead, in_table.delivered))
+            handled = handled or not_for_it(partition, offset, from_ms(max(0, at_ms)))
+            # What was delivered so long ago has left no trace. Only below a proof: a clock may have been set back.
+            yield Logged(offset, handled or (proven and at_ms < too_old_ms), proof)
+
+    def _delivered_by_table(self, name: str) -> Deliveries:
+        """Return the deliveries that PostgreSQL has on record, where `nigredo.deliveries` may have been lost."""
+        found = Deliveries()
+        for row in delivered_leads(self._settings, name):
+            found.delivered[row.lead_id.bytes] = NOT_IN_THE_LOG
+            if row.lead_offset is not None and not row.replay:
+                found.places.add(place(row.lead_id.bytes, row.lead_partition, row.lead_offset))
+        return found
+
+    def _entry(self, name: str) -> ControlEntry | None:
+        found = Changes(self._settings, COMPONENT).standing().get(key_of(ENDPOINT, name))
+        return None if found is None else found.entry
+
+    def _before_it_began(self, name: str) -> Callable[[int, int, datetime], bool]:
+        """Return whether a lead, by partition, offset and time, is not for an endpoint that began later."""
+        entry = self._entry(name)
+        first = None if entry is None else self._first_offsets(entry)
+        if first is None:
+            return lambda *_: False
+        began_at, starts = first
+        # By time too: a log that was made again counts from 0.
+        return lambda partition, offset, at: at < began_at and offset < starts.get(partition, 0)
+
+    # --- the persister, and leads that are lost -----------------------------------------------------------------------
 
     def persister_restarts(self) -> list[Restart]:
         """Return where the persister goes on past leads that were deleted unread: all else it finds by itself."""
@@ -220,47 +304,33 @@ class Survey:
                 restarts.append(_restart(stored, stored.now.start, found.reason))
         return restarts
 
-    def _leads(self, partition: int, found: Disagreement) -> Iterator[Unhandled]:
-        for message in self._from(found, LEADS, partition):
-            ids = list(_id_of(message)) if message.value() is not None else []
-            yield Unhandled(message.offset() or 0, ids[0] if ids else None)
-
-    def _delivered(self, endpoint: str) -> set[bytes]:
-        ids: set[bytes] = set()
-        partitions = self._reader.partitions(DELIVERIES)
-        for message in self._reader.read_to_end(DELIVERIES, partitions, deadline_s=READ_DEADLINE_S):
-            event = self._event(message)
-            if isinstance(event, DeliveryAttempt) and event.endpoint == endpoint and event.outcome == "delivered":
-                ids.add(event.lead_id.bytes)
-        return ids
-
-    def _from(self, found: Disagreement, topic: str, partition: int) -> Iterator[Message]:
-        start, now = found.stored.now.start, found.stored.now
-        if found.search_from_ms is not None:
-            start = self._reader.offset_at(topic, partition, from_ms(found.search_from_ms))
-        return self._reader.between(topic, partition, start, now.end)
-
-    @staticmethod
-    def _first(found: Disagreement, records: Iterable[Unhandled], handled: set[bytes]) -> int:
-        return first_unhandled(records, handled, found.stored.now.end)
-
     def _stored(self, group: str, topic: str, partition: int, position: LogPosition | None) -> Stored:
         asks_at = 0 if position is None else position.asks_at
         now = self._reader.now(topic, partition, asks_at, deadline_s=READ_DEADLINE_S)
         return Stored(group, topic, partition, position, now)
 
     def _lost(self) -> tuple[list[UUID], int, list[UUID]]:
-        in_log, lost, only_stored, stored = self.ids_in_log(), list[UUID](), 0, set[bytes]()
-        for lead, delivered_to in stored_leads(self._settings):
+        in_log, stored, missing = self.reading.lead_ids(), set[bytes](), list[tuple[UUID, set[str]]]()
+        before = {name: self._before_it_began(name) for name in self._endpoints}
+        too_old, only_stored = utc_now() - ATTEMPTS_KEPT, 0
+        for lead, delivered_to, (partition, offset) in stored_leads(self._settings):
             stored.add(lead.id.bytes)
             if lead.id.bytes not in in_log:
-                if set(self._endpoints) <= delivered_to:
-                    only_stored += 1
-                else:
-                    lost.append(lead.id)
+                wanted = {name for name in self._endpoints if not before[name](partition, offset, lead.taken_at)}
+                only_stored += 1
+                if wanted - delivered_to and lead.taken_at > too_old:
+                    missing.append((lead.id, wanted - delivered_to))
+        # The table may be behind the log.
+        took = {name: self.reading.deliveries(name).delivered for name in self._endpoints} if missing else {}
+        lost = [lead_id for lead_id, wanted in missing if any(lead_id.bytes not in took[name] for name in wanted)]
+        only_stored -= len(lost)
         gone = list[UUID]()
         lost += [lead.id for lead in self.accepted_only(in_log | stored, gone)]
         return lost, only_stored, gone
+
+    def took(self, name: str, lost: Collection[UUID]) -> set[UUID]:
+        """Return which of these leads an endpoint took, as PostgreSQL knows."""
+        return {row.lead_id for row in delivered_attempts(self._settings, name, lost)}
 
     def accepted_only(self, known: set[bytes], gone: list[UUID] | None = None) -> Iterator[Lead]:
         """Yield leads that windows say were accepted, but that neither the log nor PostgreSQL has, from submissions.
@@ -268,45 +338,24 @@ class Survey:
         gone: takes the ids of those whose submission is not there either, or that may have been erased: an erasure
         that is old has left no trace, and an erased person is not to come back.
         """
-        codec, erased_before, gone = self.codec(), utc_now() - ERASURE_SHOWS_FOR, [] if gone is None else gone
+        codec, erased_before, gone = self.reading.codec(), utc_now() - ERASURE_SHOWS_FOR, [] if gone is None else gone
         for partition in self._reader.partitions(RATE_LIMITS):
             accepted: dict[bytes, datetime] = {}
-            for value in self.windows(partition):
+            for value in self.reading.windows(partition):
                 state = decoded(codec, value)
                 times = {acceptance.id.bytes: acceptance.at for acceptance in (*state.accepted, *state.exempt)}
                 accepted |= {lead_id: at for lead_id, at in times.items() if lead_id not in known}
             old = [lead_id for lead_id, at in accepted.items() if at < erased_before]
             gone += [UUID(bytes=lead_id) for lead_id in old if accepted.pop(lead_id)]
-            if not accepted:
-                continue
-            since = min(accepted.values()) - timedelta(milliseconds=CLOCKS_DIFFER_MS)
-            for message in self._reader.read_to_end(SUBMISSIONS, [partition], deadline_s=READ_DEADLINE_S, since=since):
-                event = self._event(message)
+            found = list[Lead]()
+            for message in self.reading.newest_first(SUBMISSIONS, partition) if accepted else ():
+                event = self.reading.event(message)
                 if isinstance(event, Submission) and accepted.pop(event.id.bytes, None) is not None:
-                    yield _accepted(event, message)
+                    found.append(_accepted(event, message))
+                if not accepted:
+                    break
+            yield from reversed(found)
             gone += [UUID(bytes=lead_id) for lead_id in accepted]
-
-    def ids_in_log(self) -> set[bytes]:
-        """Return the id of every lead in the log, as its 16 bytes."""
-        ids: set[bytes] = set()
-        partitions = self._reader.partitions(LEADS)
-        for message in self._reader.read_to_end(LEADS, partitions, deadline_s=READ_DEADLINE_S):
-            # An erased lead's tombstone counts too: the lead is not to come back.
-            ids.update(_id_of(message))
-        return ids
-
-    def _event(self, message: Message) -> object:
-        value = message.value()
-        try:
-            return None if value is None else self.codec().decode(message.topic() or "", value)
-        except Undecodable:
-            return None
-
-    def codec(self) -> Codec:
-        """Return a codec for leads and windows, ready from the first call on."""
-        if self._codec is None:
-            self._codec = asyncio.run(ready_codec(self._settings, [LEADS, RATE_LIMITS]))
-        return self._codec
 
 
 def _restart(stored: Stored, goes_to: int, reason: str) -> Restart:
@@ -329,11 +378,3 @@ def _accepted(event: Submission, message: Message) -> Lead:
         submission_partition=message.partition() or 0,
         submission_offset=message.offset() or 0,
     )
-
-
-def _id_of(message: Message) -> Iterator[bytes]:
-    """Yield the lead id that is a record's key, as its 16 bytes; nothing for another key."""
-    try:
-        yield UUID((message.key() or b"").decode()).bytes
-    except ValueError:
-        return

@@ -50,10 +50,11 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
 
 def _recovery(context: Context) -> Recovery:
     from nigredo.recovery import Recovery
+    from sinks.webhook.beginning import first_offsets
     from sinks.webhook.endpoint import examine_endpoints
 
     settings = context.settings(PART, role="nigredo_app")
-    return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor)
+    return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor, first_offsets)
 
 
 def _document(found: Condition, *, done: bool) -> dict[str, Any]:

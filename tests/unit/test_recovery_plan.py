@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import LogNow, LogPosition, Mark
-from nigredo.recovery_plan import CLOCKS_DIFFER_MS, Stored, Unhandled, disagreement, first_unhandled, lowered
+from nigredo.recovery_plan import OUT_OF_ORDER_MAX, Logged, Stored, disagreement, first_unhandled, lowered
 from nigredo.window import ACCEPTED, REPEATED, judge
 from schemas.events import Acceptance, RateLimitState
+from sinks.webhook.partitions import INHERITED_MAX, WINDOW_MAX
 from tests.unit.judging import submission
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -32,48 +34,88 @@ def test_a_position_that_the_log_bears_out_needs_no_recovery() -> None:
 @pytest.mark.parametrize(
     "now", [LogNow("topic-id", 0, 5), LogNow("topic-id", 0, 50, Mark.of(9, LAST.timestamp_ms + 5, b"another", 3))]
 )
-def test_of_a_log_that_was_cut_or_set_back_only_what_is_as_young_as_the_last_record_handled_is_searched(
-    now: LogNow,
-) -> None:
+def test_of_a_log_that_was_cut_or_set_back_nothing_from_the_stored_offset_on_was_handled(now: LogNow) -> None:
     found = disagreement(stored(now))
 
     assert found is not None
-    assert found.search_from_ms == LAST.timestamp_ms - CLOCKS_DIFFER_MS
+    assert found.handled_before == POSITION.next_offset
     assert "nigredo recover" in found.reason
 
 
 @pytest.mark.parametrize(
     ("now", "position"),
     [
-        (LogNow("another-id", 0, 50), POSITION),  # Nothing in it was ever handled.
-        (LogNow("topic-id", 20, 50, Mark.of(20, 5, b"k")), POSITION),  # Deleted unread: the rest was not handled.
+        (LogNow("another-id", 0, 50), POSITION),
+        (LogNow("topic-id", 20, 50, Mark.of(20, 5, b"k")), POSITION),
         (LogNow("topic-id", 0, 50), None),
-        (LogNow("topic-id", 0, 5), LogPosition(10)),  # An older release's, without a proof.
     ],
 )
-def test_where_no_time_is_known_all_of_the_log_is_searched(now: LogNow, position: LogPosition | None) -> None:
+def test_a_position_in_no_part_of_this_log_says_nothing_of_its_records(
+    now: LogNow, position: LogPosition | None
+) -> None:
     found = disagreement(stored(now, position))
 
     assert found is not None
-    assert found.search_from_ms is None
+    assert found.handled_before is None
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), max_size=30))
-def test_nothing_before_the_restart_is_unhandled_and_nothing_is_restarted_early(
-    log: list[tuple[int, bool, bool]],
+def newest_first(log: Sequence[Logged], taken: list[int]) -> Iterator[Logged]:
+    for record in reversed(log):
+        taken.append(record.offset)
+        yield record
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=30),
+    st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=30),
+)
+def test_the_restart_is_the_first_unhandled_record_of_a_log_that_was_cut_and_has_grown_again(
+    kept: list[tuple[int, bool]], grown: list[tuple[int, bool]]
 ) -> None:
-    """log: of each record its distance to the one before, whether it has an id, and whether it was handled."""
-    records, handled, offset = [], set(), 0
-    for gap, has_id, done in log:
+    """Of each record: its distance to the one before, and whether its id has a result that is still to be found."""
+    log, offset = [], 0
+    for gap, known in kept:
         offset += gap
-        records.append(Unhandled(offset, b"%d" % offset if has_id else None))
-        if has_id and done:
-            handled.add(b"%d" % offset)
+        log.append(Logged(offset, known, known))  # All of them were handled; of some the result was deleted since.
+    cut = offset
+    for gap, again in grown:
+        offset += gap
+        log.append(Logged(offset, again, False))
+    taken = list[int]()
 
-    restart = first_unhandled(records, handled, end=offset + 1)
+    restart = first_unhandled(newest_first(log, taken), offset + 1)
 
-    assert all(record.id is None or record.id in handled for record in records if record.offset < restart)
-    assert restart == offset + 1 or any(record.offset == restart and record.id not in handled for record in records)
+    wanted = next((record.offset for record in log if record.offset > cut and not record.handled), offset + 1)
+    assert restart <= wanted
+    proofs = [record.offset for record in log if record.proof]
+    if proofs:
+        assert restart > proofs[-1], "nothing that is proven comes again"
+        assert min(taken) == proofs[-1], "nothing older is read"
+
+
+@given(
+    st.lists(st.booleans(), max_size=40),
+    st.integers(1, 6),
+    st.lists(st.booleans(), max_size=10),
+)
+def test_leads_that_were_delivered_out_of_order_hide_none_that_is_open(
+    done: list[bool], out_of_order_max: int, grown: list[bool]
+) -> None:
+    """A sender finishes at most so many above one that is open: beyond that the flags are made true."""
+    for at in range(len(done)):
+        if any(done[at + out_of_order_max :]):
+            done[at] = True
+    log = [Logged(offset, known, known) for offset, known in enumerate(done)]
+    log += [Logged(len(done) + offset, known, False) for offset, known in enumerate(grown)]
+
+    restart = first_unhandled(reversed(log), len(log), out_of_order_max=out_of_order_max)
+
+    assert all(record.handled for record in log[:restart])
+    assert restart == len(log) or not log[restart].handled
+
+
+def test_a_sender_finishes_no_more_above_an_open_lead_than_recovery_looks_back() -> None:
+    assert OUT_OF_ORDER_MAX >= INHERITED_MAX > WINDOW_MAX
 
 
 @given(st.integers(0, 12), st.integers(1, 10), st.integers(0, 100), st.integers(0, 100))

@@ -19,10 +19,11 @@ from nigredo.errors import DependencyDown
 from nigredo.group_drain import drained
 from nigredo.known_windows import OF_NO_RECORD
 from nigredo.recovery import Recovery, partition_of
+from nigredo.recovery_reading import Reading
 from nigredo.recovery_survey import Survey
 from nigredo.settings import Settings
 from schemas.events import Acceptance, ControlEntry, RateLimitState, Submission
-from schemas.topics import RATE_LIMITS, SUBMISSIONS
+from schemas.topics import RATE_LIMITS
 from tests.unit.judging import submission
 from tests.unit.test_release import CODEC
 
@@ -35,6 +36,7 @@ class Told:
     stored_key: bytes
     stored_value: bytes
     event: object = None
+    number: int = 0
 
     def key(self) -> bytes:
         return self.stored_key
@@ -43,7 +45,7 @@ class Told:
         return self.stored_value
 
     def partition(self) -> int:
-        return 0
+        return self.number
 
     def offset(self) -> int:
         return 7
@@ -66,19 +68,26 @@ class Topics:
     def partitions(self, _: str) -> list[int]:
         return sorted(self._windows)
 
-    def read_to_end(self, topic: str, partitions: Sequence[int], **_: Any) -> Iterator[Any]:
+    def read_to_end(
+        self, topic: str, partitions: Sequence[int], *, offsets: Mapping[int, int], **_: Any
+    ) -> Iterator[Any]:
         if topic == RATE_LIMITS:
             for number in partitions:
-                for state in self._windows[number]:
-                    yield Told(state.client_network.encode(), encoded(CODEC, state))
-        if topic == SUBMISSIONS:
-            yield from (Told(b"k", b"v", event) for event in self._submissions)
+                for state in self._windows[number] if number not in offsets else ():
+                    yield Told(state.client_network.encode(), encoded(CODEC, state), number=number)
+
+    def watermarks(self, *_: Any) -> tuple[int, int]:
+        return 0, len(self._submissions)
+
+    def between(self, *_: Any) -> Iterator[Any]:
+        yield from (Told(b"k", b"v", event) for event in self._submissions)
 
 
 def surveyed(topics: Topics) -> Survey:
-    survey = Survey(SETTINGS, ["first"])
-    inside = cast(Any, survey)
-    inside._reader, inside._codec, inside._event = topics, CODEC, lambda message: message.event
+    survey = Survey(SETTINGS, ["first"], lambda _: None)
+    survey.reading = Reading(SETTINGS, cast(Any, topics))
+    inside, reading = cast(Any, survey), cast(Any, survey.reading)
+    inside._reader, reading._codec, reading.event = topics, CODEC, lambda message: message.event
     return survey
 
 
@@ -110,7 +119,7 @@ def test_an_accepted_lead_without_a_submission_is_told_by_its_id() -> None:
 
 def moved(windows: Mapping[int, Sequence[RateLimitState]]) -> dict[tuple[int, str], RateLimitState]:
     """Return the windows that are copied, by partition and network."""
-    recovery = Recovery(SETTINGS, [], "test")
+    recovery = Recovery(SETTINGS, [], "test", lambda _: None)
     topics = Topics(windows)
     inside = cast(Any, recovery)
     inside._reader, inside._survey = topics, surveyed(topics)
