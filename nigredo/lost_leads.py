@@ -9,12 +9,14 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from confluent_kafka import Message
 
+from nigredo.clock import from_ms
 from nigredo.db import describe
 from nigredo.errors import DependencyDown
 from nigredo.networks import client_network
 from nigredo.settings import Settings
-from schemas.events import Contact, DeliveryAttempt, Lead
+from schemas.events import Contact, DeliveryAttempt, Lead, Submission
 
 COMPONENT = "recover"
 FETCH_ROWS = 2000
@@ -87,6 +89,24 @@ def delivered_attempts(settings: Settings, endpoint: str, ids: Collection[UUID])
             replay=replay,
             answer_excerpt=excerpt,
         )
+
+
+def accepted_lead(event: Submission, message: Message) -> Lead:
+    """Return the lead of a submission that was accepted."""
+    return Lead(
+        id=event.id,
+        client_network=event.client_network,
+        ip_address=event.ip_address,
+        user_agent=event.user_agent,
+        form_id=event.form_id,
+        source=event.source,
+        contact=event.contact,
+        taken_at=event.taken_at,
+        submitted_at=from_ms(message.timestamp()[1]),
+        released=False,
+        submission_partition=message.partition() or 0,
+        submission_offset=message.offset() or 0,
+    )
 
 
 def _rows(settings: Settings, statement: bytes, values: dict[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:

@@ -27,7 +27,7 @@ from nigredo.kafka import producer_config
 from nigredo.known_windows import OF_NO_RECORD
 from nigredo.log_position import LogPosition, proven, to_metadata
 from nigredo.log_reader import LogReader
-from nigredo.lost_leads import delivered_attempts, stored_leads
+from nigredo.lost_leads import NO_OFFSET, stored_leads
 from nigredo.plural import counted
 from nigredo.recovery_plan import Restart, lowered
 from nigredo.recovery_reading import READ_DEADLINE_S, as_ms
@@ -168,13 +168,12 @@ class Recovery:
         tell(f"{group} goes on: {_offsets([*(one.restart for one in leads), *references])}")
 
     def _on_record_again(self, name: str, partitions: Mapping[bytes, int]) -> Iterator[Outgoing]:
-        """Yield deliveries that PostgreSQL knows, under their ids, to the partitions in which the sender looks."""
-        codec, ids = self._survey.reading.codec(), iter(partitions)
-        while some := [UUID(bytes=lead_id) for lead_id in islice(ids, BATCH_MAX)]:
-            for attempt in delivered_attempts(self._settings, name, some):
-                number = partitions[attempt.lead_id.bytes]
-                value = codec.encode(DELIVERIES, replace(attempt, lead_partition=number))
-                yield Outgoing(DELIVERIES, str(attempt.lead_id).encode(), value, partition=number)
+        """Yield known deliveries of leads, under the attempts' ids, to the partitions in which the sender looks."""
+        codec = self._survey.reading.codec()
+        for attempt in self._survey.deliveries_of(name, [UUID(bytes=lead_id) for lead_id in partitions]):
+            number = partitions[attempt.lead_id.bytes]
+            value = codec.encode(DELIVERIES, replace(attempt, lead_partition=number, lead_offset=NO_OFFSET))
+            yield Outgoing(DELIVERIES, str(attempt.lead_id).encode(), value, partition=number)
 
     def _repair_persister(self, tell: Tell) -> None:
         group = self._survey.persister

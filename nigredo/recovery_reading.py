@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -67,9 +67,10 @@ class Followed:
         self._take = take
         self._next: dict[int, int] = {}
 
-    def catch_up(self) -> None:
-        """Take what is new, up to the present end. Raises DependencyDown."""
-        partitions, offsets = self._reader.partitions(self._topic), dict(self._next)
+    def catch_up(self, partition: int | None = None) -> None:
+        """Take what is new, in one partition or in all, up to the present end. Raises DependencyDown."""
+        partitions = self._reader.partitions(self._topic) if partition is None else [partition]
+        offsets = dict(self._next)
         for message in self._reader.read_to_end(self._topic, partitions, deadline_s=READ_DEADLINE_S, offsets=offsets):
             self._take(message)
             self._next[message.partition() or 0] = (message.offset() or 0) + 1
@@ -93,7 +94,7 @@ class Reading:
 
     def windows(self, partition: int) -> KnownWindows:
         """Return the windows of a partition's networks."""
-        self._windows_topic.catch_up()
+        self._windows_topic.catch_up(partition)
         return self._windows.setdefault(partition, KnownWindows(self.codec()))
 
     def lead_ids(self) -> set[bytes]:
@@ -111,6 +112,14 @@ class Reading:
         """Return the deliveries to an endpoint that are on record in the log."""
         self._deliveries_topic.catch_up()
         return self._deliveries[endpoint]
+
+    def attempts(self, endpoint: str, ids: Collection[UUID]) -> Iterator[DeliveryAttempt]:
+        """Yield deliveries of these leads to an endpoint. Reads them again: only their ids are kept."""
+        keys, partitions = {str(lead_id).encode() for lead_id in ids}, self._reader.partitions(DELIVERIES)
+        for message in self._reader.read_to_end(DELIVERIES, partitions, deadline_s=READ_DEADLINE_S):
+            attempt = self.event(message) if message.key() in keys else None
+            if isinstance(attempt, DeliveryAttempt) and (attempt.endpoint, attempt.outcome) == (endpoint, "delivered"):
+                yield attempt
 
     def newest_first(self, topic: str, partition: int) -> Iterator[Message]:
         """Yield the records of a partition from its present end backwards, read in parts as they are taken."""

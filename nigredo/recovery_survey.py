@@ -8,8 +8,6 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
-from confluent_kafka import Message
-
 from nigredo.changes import Changes
 from nigredo.clock import from_ms, utc_now
 from nigredo.control import ENDPOINT, key_of
@@ -18,7 +16,7 @@ from nigredo.encoded_window import decoded
 from nigredo.groups import members, sender_group
 from nigredo.log_position import Finding, LogPosition, compare
 from nigredo.log_reader import LogReader
-from nigredo.lost_leads import delivered_attempts, delivered_leads, stored_leads
+from nigredo.lost_leads import accepted_lead, delivered_attempts, delivered_leads, stored_leads
 from nigredo.recovery_plan import (
     OUT_OF_ORDER_MAX,
     Disagreement,
@@ -31,7 +29,7 @@ from nigredo.recovery_plan import (
 from nigredo.recovery_reading import READ_DEADLINE_S, Delivered, Deliveries, Reading, as_ms, id_of, place
 from nigredo.rewind import DatabaseOffsets
 from nigredo.settings import Settings
-from schemas.events import ControlEntry, Lead, Submission
+from schemas.events import ControlEntry, DeliveryAttempt, Lead, Submission
 from schemas.topics import (
     DELIVERIES,
     LEADS,
@@ -96,7 +94,17 @@ class SenderRestart:
     delivered_since_ms: int | None
     """When the oldest of these deliveries was put on record; None when the log has none of them."""
     off_record: Sequence[bytes]
-    """Leads that PostgreSQL knows as delivered, but not the partition of `nigredo.deliveries` that the sender reads."""
+    """Leads that are known as delivered, but not in the partition of `nigredo.deliveries` that the sender reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Deliveries to one endpoint."""
+
+    in_log: Deliveries
+    in_table: Deliveries
+    not_for_it: Callable[[int, int, datetime], bool]
+    """Says of a lead, by partition, offset and time, whether it is of before the endpoint's beginning."""
 
 
 class Survey:
@@ -197,19 +205,19 @@ class Survey:
 
     def sender_restarts(self, name: str) -> list[Restart]:
         """Return where the sender of an endpoint has to go on, by topic and partition."""
-        restarts = list[Restart]()
-        for found in self._sender_disagreements(name, begun=False):
-            if found.stored.topic == LEADS:
-                restarts.append(self._sender_restart(name, found).restart)
-            else:
-                restarts.append(_restart(found.stored, found.stored.now.start, found.reason))
-        return restarts
+        leads, references = self.sender_repair(name, begun=False)
+        return [*(one.restart for one in leads), *references]
 
-    def sender_repair(self, name: str) -> tuple[list[SenderRestart], list[Restart]]:
-        """Return the restarts of a sender that is known to have begun: those in the leads, and those of references."""
-        found = self._sender_disagreements(name, begun=True)
+    def sender_repair(self, name: str, *, begun: bool = True) -> tuple[list[SenderRestart], list[Restart]]:
+        """Return the restarts of a sender in the leads, and those in topics of references.
+
+        begun: whether it is known to have begun, so that a group without any offset lost them.
+        """
+        found = self._sender_disagreements(name, begun=begun)
+        leads = [one for one in found if one.stored.topic == LEADS]
+        known = self._known_deliveries(name) if leads else None
         return (
-            [self._sender_restart(name, one) for one in found if one.stored.topic == LEADS],
+            [self._sender_restart(one, known) for one in leads if known is not None],
             [_restart(one.stored, one.stored.now.start, one.reason) for one in found if one.stored.topic != LEADS],
         )
 
@@ -229,31 +237,27 @@ class Survey:
                     disagreements.append(found)
         return disagreements
 
-    def _sender_restart(self, name: str, found: Disagreement) -> SenderRestart:
-        known, in_table = self.reading.deliveries(name), self._delivered_by_table(name)
+    def _known_deliveries(self, name: str) -> _Known:
+        return _Known(self.reading.deliveries(name), self._delivered_by_table(name), self._before_it_began(name))
+
+    def _sender_restart(self, found: Disagreement, known: _Known) -> SenderRestart:
         partition, examined = found.stored.partition, list[tuple[int, bytes]]()
-        records = self._leads(name, found, known, in_table, examined)
+        records = self._leads(found, known, examined)
         out_of_order_max = OUT_OF_ORDER_MAX if found.handled_before is None else 0
         goes_to = first_unhandled(records, found.stored.now.end, out_of_order_max=out_of_order_max)
         since_ms, off_record = list[int](), list[bytes]()
         for lead_id in {lead_id for offset, lead_id in examined if offset >= goes_to}:
-            if (one := known.delivered.get(lead_id)) is not None and one.partition == partition:
+            one = known.in_log.delivered.get(lead_id)
+            if one is not None and one.partition == partition:
                 since_ms.append(one.timestamp_ms)
-            elif lead_id in in_table.delivered:
+            elif one is not None or lead_id in known.in_table.delivered:
                 off_record.append(lead_id)
         return SenderRestart(_restart(found.stored, goes_to, found.reason), min(since_ms, default=None), off_record)
 
-    def _leads(
-        self,
-        name: str,
-        found: Disagreement,
-        known: Deliveries,
-        in_table: Deliveries,
-        examined: list[tuple[int, bytes]],
-    ) -> Iterator[Logged]:
+    def _leads(self, found: Disagreement, known: _Known, examined: list[tuple[int, bytes]]) -> Iterator[Logged]:
         """Yield the leads of a partition, newest first, and note which they are."""
         partition, before, erased, proven = found.stored.partition, found.handled_before, set[bytes](), False
-        not_for_it, too_old_ms = self._before_it_began(name), as_ms(utc_now() - ATTEMPTS_KEPT)
+        in_log, in_table, too_old_ms = known.in_log, known.in_table, as_ms(utc_now() - ATTEMPTS_KEPT)
         for message in self.reading.newest_first(LEADS, partition):
             offset, at_ms = message.offset() or 0, message.timestamp()[1]
             lead_id = next(id_of(message), None)
@@ -263,10 +267,10 @@ class Survey:
                 continue
             examined.append((offset, lead_id))
             at = place(lead_id, partition, offset)
-            proof = (at in known.places or at in in_table.places) and (before is None or offset < before)
+            proof = (at in in_log.places or at in in_table.places) and (before is None or offset < before)
             proven = proven or proof
-            handled = any(lead_id in ids for ids in (erased, known.delivered, known.dead, in_table.delivered))
-            handled = handled or not_for_it(partition, offset, from_ms(max(0, at_ms)))
+            handled = any(lead_id in ids for ids in (erased, in_log.delivered, in_log.dead, in_table.delivered))
+            handled = handled or known.not_for_it(partition, offset, from_ms(max(0, at_ms)))
             # What was delivered so long ago has left no trace. Only below a proof: a clock may have been set back.
             yield Logged(offset, handled or (proven and at_ms < too_old_ms), proof)
 
@@ -329,8 +333,21 @@ class Survey:
         return lost, only_stored, gone
 
     def took(self, name: str, lost: Collection[UUID]) -> set[UUID]:
-        """Return which of these leads an endpoint took, as PostgreSQL knows."""
-        return {row.lead_id for row in delivered_attempts(self._settings, name, lost)}
+        """Return which of these leads an endpoint took, as the log or PostgreSQL knows."""
+        in_log = self.reading.deliveries(name).delivered
+        in_table = {row.lead_id for row in delivered_attempts(self._settings, name, lost)}
+        return in_table | {lead_id for lead_id in lost if lead_id.bytes in in_log}
+
+    def deliveries_of(self, name: str, ids: Collection[UUID]) -> Iterator[DeliveryAttempt]:
+        """Yield a delivery of each of these leads to an endpoint, as PostgreSQL has it or else the log."""
+        left = set(ids)
+        for attempt in delivered_attempts(self._settings, name, ids):
+            left.discard(attempt.lead_id)
+            yield attempt
+        for attempt in self.reading.attempts(name, left) if left else ():
+            if attempt.lead_id in left:
+                left.discard(attempt.lead_id)
+                yield attempt
 
     def accepted_only(self, known: set[bytes], gone: list[UUID] | None = None) -> Iterator[Lead]:
         """Yield leads that windows say were accepted, but that neither the log nor PostgreSQL has, from submissions.
@@ -339,42 +356,27 @@ class Survey:
         that is old has left no trace, and an erased person is not to come back.
         """
         codec, erased_before, gone = self.reading.codec(), utc_now() - ERASURE_SHOWS_FOR, [] if gone is None else gone
+        accepted: dict[bytes, datetime] = {}
         for partition in self._reader.partitions(RATE_LIMITS):
-            accepted: dict[bytes, datetime] = {}
             for value in self.reading.windows(partition):
                 state = decoded(codec, value)
                 times = {acceptance.id.bytes: acceptance.at for acceptance in (*state.accepted, *state.exempt)}
                 accepted |= {lead_id: at for lead_id, at in times.items() if lead_id not in known}
-            old = [lead_id for lead_id, at in accepted.items() if at < erased_before]
-            gone += [UUID(bytes=lead_id) for lead_id in old if accepted.pop(lead_id)]
+        old = [lead_id for lead_id, at in accepted.items() if at < erased_before]
+        gone += [UUID(bytes=lead_id) for lead_id in old if accepted.pop(lead_id)]
+        # In any partition: windows are copied to where networks moved, and their submissions stay.
+        for partition in self._reader.partitions(SUBMISSIONS):
             found = list[Lead]()
             for message in self.reading.newest_first(SUBMISSIONS, partition) if accepted else ():
                 event = self.reading.event(message)
                 if isinstance(event, Submission) and accepted.pop(event.id.bytes, None) is not None:
-                    found.append(_accepted(event, message))
+                    found.append(accepted_lead(event, message))
                 if not accepted:
                     break
             yield from reversed(found)
-            gone += [UUID(bytes=lead_id) for lead_id in accepted]
+        gone += [UUID(bytes=lead_id) for lead_id in accepted]
 
 
 def _restart(stored: Stored, goes_to: int, reason: str) -> Restart:
     at = None if stored.position is None else stored.position.next_offset
     return Restart(stored.group, stored.topic, stored.partition, at, goes_to, reason)
-
-
-def _accepted(event: Submission, message: Message) -> Lead:
-    return Lead(
-        id=event.id,
-        client_network=event.client_network,
-        ip_address=event.ip_address,
-        user_agent=event.user_agent,
-        form_id=event.form_id,
-        source=event.source,
-        contact=event.contact,
-        taken_at=event.taken_at,
-        submitted_at=from_ms(message.timestamp()[1]),
-        released=False,
-        submission_partition=message.partition() or 0,
-        submission_offset=message.offset() or 0,
-    )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nigredo import recovery_reading, recovery_survey
 from nigredo.clock import from_ms, utc_now
 from nigredo.log_position import LogNow, LogPosition, Mark
-from nigredo.lost_leads import DeliveredLead
+from nigredo.lost_leads import DeliveredLead, accepted_lead
 from nigredo.recovery_reading import CHUNK_MIN, as_ms, place
 from nigredo.recovery_survey import SenderRestart, Survey
 from nigredo.settings import Settings
@@ -111,7 +111,7 @@ def surveyed(log: Log) -> Survey:
 
 def verdict_on(message: Logged) -> Any:
     """Return what the limiter wrote about a submission; only what tells its place is asked of it."""
-    lead = recovery_survey._accepted(message.event, cast(Any, message))
+    lead = accepted_lead(message.event, cast(Any, message))
     return Logged(0, 5, str(lead.id).encode(), lead)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -11,19 +12,22 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from nigredo import group_drain
+from nigredo import group_drain, recovery_survey
+from nigredo import recovery as recovery_module
+from nigredo.bulk import Outgoing
 from nigredo.clock import utc_now
 from nigredo.control import LEAVE
 from nigredo.encoded_window import decoded, encoded
 from nigredo.errors import DependencyDown
 from nigredo.group_drain import drained
+from nigredo.kafka import BY_KEY
 from nigredo.known_windows import OF_NO_RECORD
 from nigredo.recovery import Recovery, partition_of
 from nigredo.recovery_reading import Reading
 from nigredo.recovery_survey import Survey
 from nigredo.settings import Settings
-from schemas.events import Acceptance, ControlEntry, RateLimitState, Submission
-from schemas.topics import RATE_LIMITS
+from schemas.events import Acceptance, ControlEntry, DeliveryAttempt, RateLimitState, Submission
+from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS
 from tests.unit.judging import submission
 from tests.unit.test_release import CODEC
 
@@ -76,8 +80,8 @@ class Topics:
                 for state in self._windows[number] if number not in offsets else ():
                     yield Told(state.client_network.encode(), encoded(CODEC, state), number=number)
 
-    def watermarks(self, *_: Any) -> tuple[int, int]:
-        return 0, len(self._submissions)
+    def watermarks(self, _: str, partition: int) -> tuple[int, int]:
+        return 0, len(self._submissions) if partition == 0 else 0
 
     def between(self, *_: Any) -> Iterator[Any]:
         yield from (Told(b"k", b"v", event) for event in self._submissions)
@@ -172,3 +176,82 @@ def test_a_group_that_another_command_drains_is_left_to_it(monkeypatch: pytest.M
         changed.append("body")
 
     assert changed == []
+
+
+def test_an_accepted_lead_is_found_in_the_partition_that_its_network_left() -> None:
+    """The copy of its window is in the new one."""
+    lead_id, gone = uuid4(), list[UUID]()
+    accepted = window("a", Acceptance(lead_id, utc_now() - HOUR))
+    topics = Topics({0: [accepted], 1: [accepted]}, [submission(lead_id=lead_id)])
+
+    back = [lead.id for lead in surveyed(topics).accepted_only(set(), gone)]
+
+    assert (back, gone) == ([lead_id], [])
+
+
+def test_before_a_lead_comes_back_its_delivery_is_put_on_record_for_the_endpoint_that_took_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sender reads what was delivered when it joins: it is away meanwhile."""
+    lead_id, done = uuid4(), list[str]()
+    recovery = Recovery(SETTINGS, ["took-it", "never-did"], "test", lambda _: None)
+    inside = cast(Any, recovery)
+    topics = Topics({0: [window("a", Acceptance(lead_id, utc_now()))]}, [submission(lead_id=lead_id)])
+    inside._reader, inside._survey = topics, surveyed(topics)
+    inside._survey.took = lambda name, lost: set(lost) if name == "took-it" else set()
+    inside._survey.deliveries_of = lambda name, ids: [
+        DeliveryAttempt(uuid4(), lead_id, name, "https://x", 1, utc_now(), 5, "delivered", 200, None, 3, 9)
+    ]
+
+    async def publish(records: Iterator[Outgoing]) -> int:
+        done.extend(f"{record.topic}[{record.partition}]" for record in records)
+        return 1
+
+    @contextmanager
+    def away(_: object, group: str, *__: object, **___: object) -> Iterator[None]:
+        done.append(f"{group} leaves")
+        yield
+        done.append(f"{group} is back")
+
+    inside._publish = publish
+    monkeypatch.setattr(recovery_module, "drained", away)
+    monkeypatch.setattr(recovery_module, "stored_leads", lambda _: iter(()))
+
+    inside._bring_back({lead_id}, done.append)
+
+    group = "nigredo-webhook-sender-dev-took-it"
+    assert done == [
+        f"{group} leaves",
+        f"{DELIVERIES}[0]",
+        f"{LEADS}[{BY_KEY}]",
+        f"{group} is back",
+        f"brought 1 lead back to {LEADS}",
+    ]
+
+
+def test_a_delivery_that_postgresql_has_not_is_taken_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_table, in_log = (
+        DeliveryAttempt(uuid4(), uuid4(), "first", "https://x", 1, utc_now(), 5, "delivered", 200, None, 0, 9)
+        for _ in range(2)
+    )
+    survey = surveyed(Topics({0: []}))
+    asked = list[set[UUID]]()
+    monkeypatch.setattr(recovery_survey, "delivered_attempts", lambda *_: iter([in_table]))
+
+    def attempts(_: str, ids: set[UUID]) -> Iterator[DeliveryAttempt]:
+        asked.append(set(ids))
+        return iter([in_log, in_log])
+
+    cast(Any, survey.reading).attempts = attempts
+
+    found = list(survey.deliveries_of("first", [in_table.lead_id, in_log.lead_id]))
+
+    assert found == [in_table, in_log]
+    assert asked == [{in_log.lead_id}]
+
+
+def test_an_unreadable_window_is_named_by_its_place() -> None:
+    reading = surveyed(Topics({0: []})).reading
+
+    with pytest.raises(DependencyDown, match=r"a window in nigredo\.rate-limits cannot be read, partition 2, offset 7"):
+        cast(Any, reading)._take_window(Told(b"a", b"no window of ours", number=2))

@@ -33,11 +33,11 @@ from schemas.events import (
     RejectionRelease,
     Submission,
 )
-from schemas.topics import LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS, load_schema
+from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS, load_schema
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NETWORK, PARTITION = "192.0.2.1", 2
-SCHEMAS = [LEADS, REJECTIONS, RATE_LIMITS]
+SCHEMAS = [LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES]
 
 
 class FilesAsRegistry:
