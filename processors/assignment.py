@@ -21,10 +21,11 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.log_position import LogPosition, PositionRefused
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader
+from nigredo.log_trail import Trail
 from nigredo.telemetry import get_logger
 from processors.handler import Handler
-from processors.trail import Trail, disproved
 from schemas.topics import TOPICS
 
 log = get_logger()
@@ -44,6 +45,7 @@ class Assignment:
         self,
         app: faust.App,
         reader: LogReader,
+        proof: LogProof,
         health: Health,
         handler: Handler,
         commit: Callable[[Mapping[TP, LogPosition]], Awaitable[None]],
@@ -52,6 +54,7 @@ class Assignment:
         self._app = app
         self._group: str = app.conf.id
         self._reader = reader
+        self._proof = proof
         self._health = health
         self._handler = handler
         self._commit = commit
@@ -118,10 +121,10 @@ class Assignment:
         if all(tp in self._next or tp in self._stopped for tp in self._loads):
             self._health.ready()
 
-    def done(self, positions: Mapping[TP, LogPosition]) -> None:
-        """Note what is durable from now on."""
+    def done(self, positions: Mapping[TP, LogPosition], read_s: float) -> None:
+        """Note what is durable from now on, and when its first record was taken."""
         for tp, position in positions.items():
-            self.trail.add(tp, position)
+            self.trail.add(tp, position, read_s)
 
     def topic_id(self, tp: TP) -> str:
         """Return the id that the topic of a begun partition had when it was begun."""
@@ -166,7 +169,7 @@ class Assignment:
             await asyncio.sleep(backoff.next_wait_s())
         if epoch == self.epoch:
             self._next[tp], self._topic_ids[tp] = start.next_offset, start.topic_id or ""
-            self.trail.begin(tp, start)
+            self.trail.begin(tp, start, time.monotonic())
             if start != committed:
                 # Whoever measures lag believes the group, and a position without a proof gets it here.
                 self._commit_soon({tp: start})
@@ -181,7 +184,9 @@ class Assignment:
 
         Raises DependencyDown as long as that cannot be done.
         """
-        wrong = await asyncio.to_thread(disproved, self._reader, tp, self.trail.of(tp))
+        if not (kept := self.trail.of(tp)):
+            return
+        wrong = (await asyncio.to_thread(self._proof.disproved, {tp: kept})).get(tp)
         if wrong is None:
             return
         await self._handler.put_back(tp.topic, tp.partition, wrong)

@@ -21,6 +21,7 @@ from nigredo.backoff import Backoff
 from nigredo.clock import from_ms
 from nigredo.health import Health
 from nigredo.log_position import LogPosition
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.parking import Parking
@@ -55,6 +56,7 @@ class InOrder:
         app: faust.App,
         reader: LogReader,
         watch: LogWatch,
+        proof: LogProof,
         health: Health,
         topics: Sequence[str],
         handler: Handler,
@@ -64,8 +66,9 @@ class InOrder:
     ) -> None:
         self._app = app
         self._health = health
-        self.assignment = Assignment(app, reader, health, handler, self._commit_now, self._begun)
-        self.probe = Probe(app, self.assignment, reader, watch, health, self._distrust)
+        self._proof = proof
+        self.assignment = Assignment(app, reader, proof, health, handler, self._commit_now, self._begun)
+        self.probe = Probe(app, self.assignment, watch, proof, health, self._distrust)
         self._attempts = Attempts(handler, health, parking, self.assignment.tell_ready)
         self._parking = parking
         self._batch_max = batch_max
@@ -127,6 +130,7 @@ class InOrder:
 
     async def _shut_down(self, *_: Any, **__: Any) -> None:
         self.probe.stop()
+        self._proof.close()
         await self._settle()
         await self.assignment.close()
 
@@ -136,12 +140,12 @@ class InOrder:
         queue = cast(faust.ChannelT[Any], stream.channel).queue
         # Not `stream.events()` alone: that acknowledges when the loop's body ends, also when it failed.
         async for first in cast(faust.Stream[Any], stream).noack().events():
-            epoch = self.assignment.epoch
+            epoch, read_s = self.assignment.epoch, time.monotonic()
             messages = [first.message]
             try:
                 await self._take_arrived(messages, queue, epoch)
                 if batch := [_record(message) for message in messages if await self._next(message, epoch)]:
-                    await self._finish(batch, epoch)
+                    await self._finish(batch, epoch, read_s)
             except BaseException:
                 # Cancelled: Faust may start the agent again in this very assignment, on the record after these.
                 self.assignment.begin_afresh({message.tp for message in messages}, epoch)
@@ -167,7 +171,7 @@ class InOrder:
         tp, offset = message.tp, message.offset
         return self.assignment.follows(tp, offset, epoch) or await self.assignment.expected(tp, offset, epoch)
 
-    async def _finish(self, batch: Sequence[Record], epoch: int) -> None:
+    async def _finish(self, batch: Sequence[Record], epoch: int, read_s: float) -> None:
         """Do the work of what was collected, then note it for the commit. A batch of an older assignment is dropped."""
         self._idle.clear()
         try:
@@ -175,7 +179,7 @@ class InOrder:
             count_batch([record.topic for record in batch])
             last = {TP(record.topic, record.partition): record for record in batch}
             done = {tp: record.position(self.assignment.topic_id(tp)) for tp, record in last.items()}
-            self.assignment.done(done)
+            self.assignment.done(done, read_s)
             self._to_commit |= done
             await self._commit_soon()
             self._failures.reset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,12 +13,13 @@ from faust.types import TP
 from nigredo import metrics
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
-from nigredo.log_reader import LogReader
-from nigredo.log_watch import LogWatch, Look, Place, Tail
+from nigredo.log_position import LogPosition
+from nigredo.log_proof import LogProof
+from nigredo.log_trail import Place
+from nigredo.log_watch import LogWatch, Look
 from nigredo.telemetry import get_logger
 from processors.assignment import Assignment, name_of
 from processors.measuring import tell_lag
-from processors.trail import disproved
 
 log = get_logger()
 
@@ -35,19 +36,18 @@ class Probe:
         self,
         app: Any,
         assignment: Assignment,
-        reader: LogReader,
         watch: LogWatch,
+        proof: LogProof,
         health: Health,
         distrust: Callable[[], Awaitable[None]],
     ) -> None:
         self._app = app
         self._assignment = assignment
-        self._reader = reader
         self._watch = watch
+        self._proof = proof
         self._health = health
         self._distrust = distrust
         self._task: asyncio.Task[None] | None = None
-        self._seen: dict[TP, Tail] = {}
         self._lacking_looks = 0
 
     def start(self) -> None:
@@ -91,35 +91,23 @@ class Probe:
 
     async def look(self) -> None:
         """Look once. Raises DependencyDown."""
-        # Before the answer: what is appended and handled meanwhile lies past the end that it tells.
         following, trail = self._following(), self._assignment.trail
-        kept = {tp: trail.of(tp) for tp in following}
+        kept: dict[Place, Sequence[LogPosition]] = {tp: trail.of(tp) for tp in following}
         look = await asyncio.to_thread(self._watch.look)
         self._tell_lacking(look)
         if look.missing:
             raise DependencyDown(f"there is no topic {look.missing[0]}")
-        for tp, offset in following.items():
-            tail = look.tails.get((tp.topic, tp.partition))
-            if tail is None:
-                continue
-            if self._doubtful(tp, tail, offset):
-                wrong = await asyncio.to_thread(disproved, self._reader, tp, kept[tp])
-                if wrong is not None or tail.end < offset:
-                    log.error(
-                        "the log is not the one that was read before", topic=tp.topic, partition=tp.partition,
-                        next=offset, end=tail.end, disproved=None if wrong is None else wrong.next_offset,
-                    )  # fmt: skip
-                    self._seen.clear()
-                    return await self._distrust()
-            trail.confirmed(tp, kept[tp])
-            self._seen[tp] = tail
+        wrong = await asyncio.to_thread(self._proof.disproved, kept)
+        for (topic, partition), position in wrong.items():
+            log.error(
+                "the log is not the one that was read before", topic=topic, partition=partition,
+                next=following[TP(topic, partition)], disproved=position.next_offset,
+            )  # fmt: skip
+        if wrong:
+            return await self._distrust()
+        for tp, positions in kept.items():
+            trail.confirmed(tp, positions)
         return None
-
-    def _doubtful(self, tp: TP, tail: Tail, following: int) -> bool:
-        """Say whether records may have gone: each start of a broker, and each new leader, counts the epoch up."""
-        seen = self._seen.get(tp)
-        same = seen is not None and (seen.topic_id, seen.leader_epoch) == (tail.topic_id, tail.leader_epoch)
-        return not same or seen is None or tail.end < max(seen.end, following)
 
     def _tell_lacking(self, look: Look) -> None:
         """Tell of partitions that no member has; for a moment, around an assignment, that is nothing."""

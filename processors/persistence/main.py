@@ -10,6 +10,7 @@ from nigredo.db import ping
 from nigredo.dead_letters import WaitingDeadLetters, parked_before
 from nigredo.health import Health
 from nigredo.leave import Leave
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.parking import Bounds, Parking
@@ -36,7 +37,8 @@ def _serve(settings: Settings) -> None:
     watch = LogWatch(settings, COMPONENT, STORED)
     reader = LogReader(settings, COMPONENT)
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
-    in_order = InOrder(app, reader, watch, health, STORED, Persister(settings, health), parking)
+    proof = LogProof(settings, COMPONENT)
+    in_order = InOrder(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
     with (
         _dead_letters_told(settings, health),
         Watchdog(settings, COMPONENT, health, STORED, in_order, check=lambda: ping(settings)),

@@ -10,6 +10,7 @@ from nigredo.dead_letters import parked_before
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.leave import Leave
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.parking import Bounds, Parking
@@ -38,7 +39,8 @@ def _serve(settings: Settings) -> None:
     reader, handler = LogReader(settings, COMPONENT), Limiter(settings, health)
     watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
-    in_order = InOrder(app, reader, watch, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
+    proof = LogProof(settings, COMPONENT)
+    in_order = InOrder(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
     with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
         run_app(app, settings, health, Leave(settings, COMPONENT))
 

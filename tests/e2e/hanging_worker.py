@@ -18,6 +18,7 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.log_position import LogPosition
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader
 from nigredo.log_watch import LogWatch
 from nigredo.parking import Before, Bounds, Parking
@@ -89,7 +90,7 @@ def main() -> None:
     reader, watch = LogReader(settings, component), LogWatch(settings, component, [topic])
     parking = Parking(Bounds.of(settings), health, lambda _: Before())
     handler = Hanging(folder, how, reader.topic_ids([topic])[topic])
-    in_order = InOrder(app, reader, watch, health, [topic], handler, parking)
+    in_order = InOrder(app, reader, watch, LogProof(settings, component), health, [topic], handler, parking)
     with Watchdog(settings, component, health, [topic], in_order):
         run_app(app, settings, health)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,8 +11,8 @@ from faust.types import TP
 
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused, from_metadata
-from nigredo.log_watch import Look, Tail
+from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
+from nigredo.log_watch import Look
 from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record
 from processors.handler import Decoded, Stale
@@ -103,6 +103,7 @@ class FakeLog:
         self.missing: list[str] = []
         self.unassigned: list[tuple[str, int]] = []
         self.away = False
+        self.confirmed = 0
 
     def key(self, offset: int) -> bytes:
         return self.keys.get(offset, b"k")
@@ -126,36 +127,23 @@ class FakeLog:
         mark = None if found is None else Mark.of(found, TIMESTAMP_MS, self.key(found), self.epoch)
         return LogNow(self.topic_id, self.start, self.end, mark)
 
-    def between(self, topic: str, partition: int, start: int, end: int) -> Any:
-        for offset in range(max(self.start, start), end):
-            if offset not in self.holes:
-                yield FakeMessage(offset, self.key(offset))
-
     def look(self) -> Look:
         if self.away:
             raise DependencyDown("Kafka does not answer")
-        tail = Tail(self.topic_id, self.end, self.epoch)
-        places = [(tp.topic, tp.partition) for tp in self._app.assignment()]
-        return Look(dict.fromkeys(places, tail), self.missing, self.unassigned)
+        return Look(self.missing, self.unassigned)
 
+    def disproved(self, positions: Mapping[TP, Sequence[LogPosition]]) -> dict[TP, LogPosition]:
+        found = {}
+        for tp, kept in positions.items():
+            for position in kept:
+                if not compare(position, self.now(*tp, position.asks_at, deadline_s=1)).believed:
+                    found[tp] = position
+                    break
+        self.confirmed += not found
+        return found
 
-class FakeMessage:
-    """As much of a librdkafka message as its mark takes."""
-
-    def __init__(self, offset: int, key: bytes) -> None:
-        self._offset, self._key = offset, key
-
-    def offset(self) -> int:
-        return self._offset
-
-    def timestamp(self) -> tuple[int, int]:
-        return (0, TIMESTAMP_MS)
-
-    def key(self) -> bytes:
-        return self._key
-
-    def leader_epoch(self) -> int | None:
-        return None
+    def close(self) -> None:
+        pass
 
 
 class FakeStream:
@@ -258,7 +246,7 @@ class Rig:
         app, log = cast(Any, self.app), cast(Any, self.log)
         self.before = Before()
         parking = Parking(bounds, self.health, lambda _: self.before)
-        self.in_order = InOrder(app, log, log, self.health, [topic], self.handler, parking)
+        self.in_order = InOrder(app, log, log, log, self.health, [topic], self.handler, parking)
 
     def deliver(self, *offsets: int, partition: int = 0) -> None:
         for offset in offsets:

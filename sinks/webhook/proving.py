@@ -1,0 +1,86 @@
+"""Comparison of a member's partitions with the log, every few seconds and beside the reading of records.
+
+It finds a log that lost records which were read, and partitions that have records of which none arrives: a client may
+stop fetching for good. After a disk of Kafka was set back its leader epochs are lower than those that librdkafka has
+seen, so that it takes every word about the leader for outdated; only a new client reads on then.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+from nigredo.log_position import LogPosition
+from nigredo.log_proof import Comparison
+from nigredo.log_trail import Trail
+from sinks.webhook.watermark import Place
+
+EVERY_S = 3.0
+STALLED_AFTER_S = 15.0
+
+Compare: TypeAlias = Callable[[Mapping[Place, Sequence[LogPosition]]], Comparison]
+"""Raises DependencyDown."""
+_Kept: TypeAlias = dict[Place, Sequence[LogPosition]]
+
+
+class Proving:
+    """The comparisons of one membership. `read` may be called from any thread, the rest from one."""
+
+    def __init__(self, compare: Compare, trail: Trail) -> None:
+        """trail: what was read, also by memberships before this one."""
+        self._compare = compare
+        self._trail = trail
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-proof")
+        self._under_way: tuple[_Kept, Future[Comparison]] | None = None
+        self._due_s = 0.0
+
+    def read(self, place: Place, position: LogPosition) -> None:
+        """Note the position after a record that was read, whatever becomes of it."""
+        with self._lock:
+            self._trail.add(place, position, time.monotonic())
+
+    def found(self, positions: Mapping[Place, LogPosition]) -> Comparison | None:
+        """Return a comparison that has ended, and begin one that is due; None while there is nothing new.
+
+        positions: where the partitions that are read may be committed. Never waits. Raises DependencyDown.
+        """
+        now_s = time.monotonic()
+        if self._under_way is None:
+            if positions and now_s >= self._due_s:
+                with self._lock:
+                    kept: _Kept = {place: (at, *self._trail.of(place)) for place, at in positions.items()}
+                self._under_way = (kept, self._thread.submit(self._compare, kept))
+            return None
+        kept, comparison = self._under_way
+        if not comparison.done():
+            return None
+        self._under_way, self._due_s = None, now_s + EVERY_S
+        found = comparison.result()
+        with self._lock:
+            for place in kept.keys() - found.disproved.keys():
+                self._trail.confirmed(place, kept[place][1:])
+        return found
+
+    def end(self) -> None:
+        """Begin no further comparison."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Arrivals:
+    """Since when each partition has had records without one that arrived. Pure."""
+
+    def __init__(self) -> None:
+        self._fine_s: dict[Place, float] = {}
+
+    def fine(self, places: Collection[Place], now_s: float) -> None:
+        """Note partitions from which a record arrived, or is not expected to."""
+        self._fine_s |= dict.fromkeys(places, now_s)
+
+    def stalled(self, waiting: Collection[Place], now_s: float) -> dict[Place, float]:
+        """Return for how many seconds nothing came from partitions that have records, where that is too long."""
+        for_s = {place: now_s - self._fine_s.setdefault(place, now_s) for place in waiting}
+        return {place: seconds for place, seconds in for_s.items() if seconds >= STALLED_AFTER_S}
