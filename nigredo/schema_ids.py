@@ -21,6 +21,7 @@ from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.log_reader import LogReader
 from nigredo.pinned import read_pins, write_pins
+from nigredo.plural import counted
 from nigredo.replay import FIRST_ENDPOINT
 from nigredo.schema_registry import open_registry
 from nigredo.settings import Settings
@@ -65,6 +66,19 @@ class Finding:
     def other(self) -> str:
         """What the registry takes the id for."""
         return ", ".join(self.subjects) or "another schema"
+
+
+def conflict(findings: Sequence[Finding]) -> str | None:
+    """Return the line for an operator about ids that are written and that readers outside do not find; None if none.
+
+    An id that is written no more is left out: its records keep it, and no repair gives it back.
+    """
+    wrong = [each for each in findings if each.written and each.standing != KNOWN]
+    if not wrong:
+        return None
+    state = "" if wrong[0].standing == TAKEN else " is not in the registry"
+    more = f", and {counted(len(wrong) - 1, 'other id')}" if len(wrong) > 1 else ""
+    return f"schemas: {wrong[0].told}{state}{more}: readers outside cannot read what is written under it; {REPAIR}"
 
 
 def ensure_schemas(settings: Settings, endpoints: Iterable[str] = (), *, deadline_s: float = 60.0) -> list[str]:

@@ -20,7 +20,7 @@ from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.log_reader import LogReader
 from nigredo.migrate import migrate
 from nigredo.replay import FIRST_ENDPOINT
-from nigredo.schema_ids import ensure_schemas
+from nigredo.schema_ids import SchemaIds, conflict, ensure_schemas
 from nigredo.settings import Settings
 from nigredo.stack import control
 from nigredo.stack.artifacts import Artifacts
@@ -31,7 +31,7 @@ from nigredo.stack.postgres import postgres_part
 from nigredo.stack.processes import PROCESSES
 from nigredo.stack.registry import registry_part
 from nigredo.stack.supervised import seen
-from nigredo.stack.supervisor import Step, Supervisor, end_leftovers
+from nigredo.stack.supervisor import Step, Supervisor, Watch, end_leftovers
 from nigredo.startup import WRONG_SETTINGS
 from sinks.webhook.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
 from sinks.webhook.signing import read_secrets
@@ -44,6 +44,7 @@ PART_DEADLINE_S = 300.0
 """How long `nigredo start PART` waits."""
 PROGRESS_EVERY_S = 15.0
 PROGRESS_POLL_S = 0.1
+SCHEMAS_EVERY_S = 30.0
 GOAL = "ingest"
 INFRASTRUCTURE = ("kafka", "registry", "postgres")
 OWN_GRACE_S = 100.0
@@ -177,6 +178,12 @@ def steps(
     ]
 
 
+def watches(home: Home, environment: Mapping[str, str]) -> list[Watch]:
+    """Return the questions about the running stack that no part of it answers by itself."""
+    ids = SchemaIds(Settings.from_environment(home.part_environment(environment, "prepare", role="admin")))
+    return [Watch("schema ids", lambda: conflict(ids.findings()), after="schemas", every_s=SCHEMAS_EVERY_S)]
+
+
 def _ensure_api_key(settings: Settings, home: Home, tell: Tell) -> None:
     """Make the key that `nigredo env` prints known to this cluster, unless it was: then it may have been revoked.
 
@@ -226,7 +233,7 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
         tell(f"ended {name}, left behind by a stack that was killed")
-    supervisor = Supervisor(home, steps(home, artifacts, environment, external, tell), GOAL)
+    supervisor = Supervisor(home, steps(home, artifacts, environment, external, tell), GOAL, watches(home, environment))
     check_ports([part.part for name, part in supervisor.parts.items() if name in (*INFRASTRUCTURE, GOAL)])
     stopped = asyncio.Event()
     given = {name: environment[name] for name in Settings.names() if name in environment}

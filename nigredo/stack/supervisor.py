@@ -44,6 +44,20 @@ class Step:
     awaits: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A question about the whole stack that is asked again and again once a step is done.
+
+    look: blocks for some seconds at most; returns a trouble as one line, None for none. What it raises is no trouble:
+    then the answer is not known, and a part that is away says so itself.
+    """
+
+    name: str
+    look: Callable[[], str | None]
+    after: str
+    every_s: float
+
+
 @dataclass(slots=True)
 class _Progress:
     """How far one step is."""
@@ -60,9 +74,11 @@ class Supervisor:
     and what it needs are ready; the rest is tried for as long as the stack runs.
     """
 
-    def __init__(self, home: Home, steps: Sequence[Step], goal: str) -> None:
+    def __init__(self, home: Home, steps: Sequence[Step], goal: str, watches: Sequence[Watch] = ()) -> None:
         self._home = home
         self._steps = steps
+        self._watches = watches
+        self._found: dict[str, str | None] = {}
         self._goal = goal
         self._needed = needed_by(steps, goal)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="supervisor")
@@ -81,6 +97,8 @@ class Supervisor:
         """Begin with every step. Returns at once."""
         for step in self._steps:
             self._tasks[step.name] = asyncio.create_task(self._take(step), name=step.name)
+        for watch in self._watches:
+            self._tasks[watch.name] = asyncio.create_task(self._watch(watch), name=watch.name)
         self._tasks["log bounds"] = asyncio.create_task(self._bound_logs(), name="log bounds")
 
     async def until_accepting(self, deadline_s: float) -> None:
@@ -186,11 +204,12 @@ class Supervisor:
         return ", ".join(missing) if missing else progress.reason or "start"
 
     def _troubles(self) -> list[str]:
-        """Return a line for each task of the supervisor's own that does not do its work."""
+        """Return a line for each task of the supervisor's own that does not do its work, and what watches found."""
         ended = [
             name for name, task in self._tasks.items() if task.done() and not task.cancelled() and task.exception()
         ]
         lines = [f"supervision of {name} ended by {type(self._tasks[name].exception()).__name__}" for name in ended]
+        lines += [found for found in self._found.values() if found is not None]
         return lines + ([f"logs are not bounded: {self._log_trouble}"] if self._log_trouble else [])
 
     async def _take(self, step: Step) -> None:
@@ -220,6 +239,15 @@ class Supervisor:
             else:
                 progress.reason, progress.refused = None, False
                 return
+
+    async def _watch(self, watch: Watch) -> None:
+        await self._progress[watch.after].done.wait()
+        while True:
+            await asyncio.sleep(watch.every_s)
+            found = None
+            with suppress(Exception):
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, watch.look)
+            self._found[watch.name] = found
 
     async def _bound_logs(self) -> None:
         """Keep each log at a bounded size: the older half of what is kept is in `{part}.log.1`."""

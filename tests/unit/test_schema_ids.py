@@ -18,7 +18,7 @@ import pytest
 from nigredo import pinned, schema_ids
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.pinned import PinnedSchemas, read_pins
-from nigredo.schema_ids import SchemaIds
+from nigredo.schema_ids import SchemaIds, conflict
 from nigredo.settings import Settings
 from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import AuditEntry
@@ -251,6 +251,28 @@ def test_a_repair_finds_fresh_ids_past_every_pinned_one_and_writing_goes_on(inst
     assert (written(installation, "leads") or 0) > max(before)
     installation.ensure()
     assert installation.ensure() == []
+
+
+def test_status_tells_of_a_lost_or_taken_id_that_is_written_until_it_is_repaired(installation: Installation) -> None:
+    installation.ensure()
+    assert conflict(installation.ids.findings()) is None
+
+    installation.registry = Fake()
+    lost = conflict(installation.ids.findings()) or ""
+    assert "is not in the registry" in lost
+    assert "`nigredo schemas repair`" in lost
+    installation.ids.repair(dry_run=False)
+    assert conflict(installation.ids.findings()) is None
+
+    installation.registry = Fake()
+    leads = written(installation, "leads") or 0
+    for number in range(leads):
+        installation.registry.register(f"x{number}-value", stranger(number))
+    assert " here and x" in (conflict(installation.ids.findings()) or "")
+    # Records under the old ids stay what they are, and there is nothing to be done about that.
+    installation.ids.repair(dry_run=False)
+    assert "taken" in {found.standing for found in installation.ids.findings()}
+    assert conflict(installation.ids.findings()) is None
 
 
 @pytest.mark.parametrize("imports", [True, False])

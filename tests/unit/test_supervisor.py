@@ -24,7 +24,7 @@ from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
 from nigredo.stack.part import READY, Part
 from nigredo.stack.supervised import Supervised, describe, last_words, seen
-from nigredo.stack.supervisor import StartFailed, Step, Supervisor, needed_by
+from nigredo.stack.supervisor import StartFailed, Step, Supervisor, Watch, needed_by
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 DEADLINE_S = 60.0
@@ -219,6 +219,38 @@ def test_a_part_that_an_operator_stopped_is_shown_as_stopped_by_that_person(tmp_
     assert re.fullmatch(r"sender +stopped +- +\d+  stopped by ana at [\d :-]+ UTC: `nigredo start sender`", line)
     (told,) = (line for line in not_ready(stopped) if line.startswith("sender"))
     assert told.startswith("sender is stopped by ana at ")
+
+
+def test_a_trouble_that_a_watch_finds_is_told_until_it_is_gone_and_an_unanswered_question_is_none(
+    tmp_path: Path,
+) -> None:
+    answers: list[str | Exception | None] = [None]
+
+    def look() -> str | None:
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
+
+    async def body(supervisor: Supervisor) -> None:
+        assert await seen(lambda: supervisor.ready)
+        answers[0] = "schemas: a conflict"
+        assert await seen(lambda: not supervisor.ready)
+        assert supervisor.status()["troubles"] == ["schemas: a conflict"]
+        answers[0] = DependencyDown("the registry does not answer")
+        assert await seen(lambda: supervisor.ready)
+
+    async def run() -> None:
+        home = Home(tmp_path / "home", 8080)
+        home.claim()
+        watch = Watch("schema ids", look, after="ingest", every_s=0.01)
+        supervisor = Supervisor(home, [Step("ingest", part("ingest"))], "ingest", [watch])
+        supervisor.begin()
+        try:
+            await asyncio.wait_for(body(supervisor), DEADLINE_S)
+        finally:
+            await supervisor.stop()
+
+    asyncio.run(run())
 
 
 def test_status_of_a_supervisor_of_an_earlier_release_is_shown(tmp_path: Path) -> None:
