@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ import httpx
 
 from nigredo.clock import from_ms
 from nigredo.dead_letters import Origin
-from nigredo.groups import sender_group
+from nigredo.groups import sender_group, unread
 from nigredo.log_reader import LogReader
 from nigredo.plural import counted
 from nigredo.recovery_plan import Stored, disagreement
@@ -67,6 +67,8 @@ class EndpointHealth:
     dead: int
     parked: int
     """Dead letters of the endpoint's sender and of the limiter: leads that the receiver does not get because of it."""
+    unread: Sequence[int] = ()
+    """Partitions of the leads that no running sender reads, such as those that were added while it runs."""
     not_judged: str | None = None
     """Why submissions become no leads, although the limiter may run."""
 
@@ -86,6 +88,9 @@ class EndpointHealth:
             found.append("paused")
         if not self.sender.ready:
             found.append(f"the sender waits for {self.sender.waiting_for}")
+        if self.unread:
+            names = ", ".join(map(str, self.unread))
+            found.append(f"no sender reads {LEADS} partition {names}, see `nigredo recover --dry-run`")
         if self.not_judged is not None:
             found.append(f"submissions are not judged: {self.not_judged}")
         if self.sender.breaker not in (None, "closed"):
@@ -109,7 +114,8 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
     reader = LogReader(settings, COMPONENT)
     topics = WebhookTopics(settings, reader)
     lag, waiting, oldest = 0, 0, []
-    for partition, settled in topics.live_offsets(endpoint).items():
+    live = topics.live_offsets(endpoint)
+    for partition, settled in live.items():
         _, end = reader.watermarks(LEADS, partition)
         lag += max(0, end - settled)
         for message in reader.between(LEADS, partition, settled, end):
@@ -135,6 +141,7 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
         replays=len(topics.replays(endpoint)),
         dead=sum(dead.endpoint == endpoint for dead in topics.dead()),
         parked=_parked(settings, topics, endpoint),
+        unread=unread(settings, sender_group(settings, endpoint), LEADS, live),
         not_judged=_not_judged(settings, reader),
     )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
@@ -25,19 +25,42 @@ def sender_group(settings: Settings, endpoint: str) -> str:
 
 def members(settings: Settings, group: str) -> int:
     """Return how many members a group has. Raises DependencyDown, also while it is between two assignments."""
-    admin = AdminClient(client_config(settings, settings.function("groups")))
-    try:
-        asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
-        found = asked[group].result(CALL_TIMEOUT_S + 2)
-    except KafkaException as error:
-        raise DependencyDown(f"group {group} cannot be described: {told(error.args[0])}") from error
-    except TimeoutError as error:
-        raise DependencyDown(f"group {group} cannot be described: Kafka does not answer") from error
+    found = _described(settings, group)
     if found.state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
         return 0
     if found.state != ConsumerGroupState.STABLE:
         raise DependencyDown(f"group {group} is being assigned")
     return len(found.members)
+
+
+def unread(settings: Settings, group: str, topic: str, partitions: Iterable[int]) -> list[int]:
+    """Return the partitions of a topic that no member of a group reads. Raises DependencyDown.
+
+    None while the group has no members, or is between two assignments.
+    """
+    found = _described(settings, group)
+    if found.state != ConsumerGroupState.STABLE:
+        return []
+    read = {
+        at.partition
+        for member in found.members
+        if member.assignment is not None
+        for at in member.assignment.topic_partitions
+        if at.topic == topic
+    }
+    return sorted(set(partitions) - read)
+
+
+def _described(settings: Settings, group: str) -> ConsumerGroupDescription:
+    admin = AdminClient(client_config(settings, settings.function("groups")))
+    try:
+        asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
+        found: ConsumerGroupDescription = asked[group].result(CALL_TIMEOUT_S + 2)
+    except KafkaException as error:
+        raise DependencyDown(f"group {group} cannot be described: {told(error.args[0])}") from error
+    except TimeoutError as error:
+        raise DependencyDown(f"group {group} cannot be described: Kafka does not answer") from error
+    return found
 
 
 def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:

@@ -62,6 +62,7 @@ def status(context: Context, endpoint: str) -> None:
         "replays": found.replays,
         "dead": found.dead,
         "parked": found.parked,
+        "unread_partitions": list(found.unread),
     }
     lines = [
         f"{endpoint}: {'; '.join(problems) or 'well'}",

@@ -17,6 +17,8 @@ from sinks.webhook.watermark import Place
 
 log = get_logger()
 
+METADATA_MAX_AGE_MS = 10_000
+"""By when partitions that were added are noticed; librdkafka's own five minutes leave them without a reader so long."""
 HEARD_FROM_SHARE = 1 / 4
 """Of the session's time; with nothing to commit for so long, the broker is asked all the same."""
 
@@ -30,6 +32,7 @@ def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
         "enable.auto.offset.store": False,
         # Never guess: an offset that is gone is for a person to decide about.
         "auto.offset.reset": "error",
+        "topic.metadata.refresh.interval.ms": METADATA_MAX_AGE_MS,
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": session_ms // 4,
         "fetch.wait.max.ms": 50,

@@ -44,6 +44,8 @@ def test_a_tenth_failed_leads_that_wait_their_turn_and_old_dead_ones_are_well() 
         (replace(WELL, failed=11), "11%"),
         (replace(WELL, not_judged="the log ends at 7"), "not judged: the log ends at 7"),
         (replace(WELL, parked=2), "2 records are parked"),
+        (replace(WELL, parked=1), "1 record is parked"),
+        (replace(WELL, unread=(4, 5)), "no sender reads nigredo.leads partition 4, 5"),
         (replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10, seconds=1))), "2026-01-31 11:49:59"),
     ],
 )
