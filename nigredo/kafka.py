@@ -25,8 +25,6 @@ NOBODY_ANSWERS = (
     KafkaError._MSG_TIMED_OUT,
     KafkaError._RESOLVE,
 )
-CONNECTION_LOST = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
-"""Errors after which a broker may come back with another log than before."""
 POLL_EVERY_S = 0.001
 """While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
 POLL_IDLE_EVERY_S = 0.1

@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka import client_config, told
-from nigredo.log_position import LogNow, LogPosition, compare
+from nigredo.log_position import LogNow, LogPosition
+from nigredo.log_position import compare as compare_position
 from nigredo.log_reader import LogReader, mark_of
 from nigredo.log_trail import Place
 from nigredo.settings import Settings
@@ -26,6 +27,14 @@ NEAR_MAX = 300
 """Records between two positions that are read through; past it the second one is sought."""
 READ_DEADLINE_S = 10.0
 POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Of each partition the first position that the log contradicts, if there is one, and where the log ends."""
+
+    disproved: Mapping[Place, LogPosition]
+    ends: Mapping[Place, int]
 
 
 class LogProof:
@@ -53,11 +62,12 @@ class LogProof:
         """End a comparison that is under way."""
         self._closed.set()
 
-    def disproved(self, positions: Mapping[Place, Sequence[LogPosition]]) -> dict[Place, LogPosition]:
-        """Return, of each partition, the first position that the log contradicts.
+    def disproved(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Mapping[Place, LogPosition]:
+        """Return, of each partition, the first position that the log contradicts. Raises DependencyDown."""
+        return self.compare(positions).disproved
 
-        Raises DependencyDown when Kafka does not answer, or a topic is gone.
-        """
+    def compare(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Comparison:
+        """Compare positions with the log. Raises DependencyDown when Kafka does not answer, or a topic is gone."""
         ids = self._reader.topic_ids(sorted({topic for topic, _ in positions}))
         wrong: dict[Place, LogPosition] = {}
         asked: dict[Place, list[LogPosition]] = {}
@@ -67,20 +77,20 @@ class LogProof:
             other = next((position for position in kept if position.topic_id not in (None, ids[place[0]])), None)
             if other is not None:
                 wrong[place] = other
-            elif proven := [position for position in kept if position.last is not None]:
-                asked[place] = sorted(proven, key=lambda position: position.asks_at)
+            elif kept:
+                asked[place] = sorted(kept, key=lambda position: position.asks_at)
         found = self._read({place: [position.asks_at for position in kept] for place, kept in asked.items()})
         for place, kept in asked.items():
             suspects = (at for at in kept if not _borne_out(at, found[place][at.asks_at]))
             # Asked once more, with what only the broker can tell of the partition.
             if (first := next(filter(lambda at: not self._confirmed(place, at), suspects), None)) is not None:
                 wrong[place] = first
-        return wrong
+        return Comparison(wrong, {place: max(now.end for now in found[place].values()) for place in asked})
 
     def _confirmed(self, place: Place, position: LogPosition) -> bool:
         now = self._reader.now(*place, position.asks_at, deadline_s=READ_DEADLINE_S)
         # What was read is not lost by retention.
-        return compare(position, replace(now, start=min(now.start, position.next_offset))).believed
+        return compare_position(position, replace(now, start=min(now.start, position.next_offset))).believed
 
     def _read(self, asked: Mapping[Place, Sequence[int]]) -> dict[Place, dict[int, LogNow]]:
         """Return what partitions hold at or after ascending offsets. Raises DependencyDown."""
@@ -168,4 +178,4 @@ class _Reading:
 
 
 def _borne_out(position: LogPosition, now: LogNow) -> bool:
-    return compare(replace(position, topic_id=None), now).believed
+    return compare_position(replace(position, topic_id=None), now).believed

@@ -7,7 +7,7 @@ are kept until a comparison with the log has confirmed them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ BURST_S = 0.25
 """Of what is read within it the last position is kept: no broker restarts in so short a time."""
 POSITIONS_MAX = 512
 """Of a partition; past it every second one goes, so that what is left still reaches as far back."""
+STALLED_LOOKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,23 @@ def _of_one_burst(last: _Kept, position: LogPosition, read_s: float) -> bool:
         and last.position.topic_id == position.topic_id
         and len(epochs) == 1
     )
+
+
+class Arrivals:
+    """How often in a row each partition was found to have records without one that arrived meanwhile.
+
+    By looks and not by a clock: a process that was frozen saw nothing meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._looks: dict[Place, int] = {}
+
+    def arrived(self, places: Collection[Place]) -> None:
+        """Note partitions from which a record arrived."""
+        for place in places:
+            self._looks.pop(place, None)
+
+    def looked(self, waiting: Collection[Place]) -> Mapping[Place, int]:
+        """Take a look at which partitions have records to read; return in how many looks, of those that stall."""
+        self._looks = {place: self._looks.get(place, 0) + 1 for place in waiting}
+        return {place: looks for place, looks in self._looks.items() if looks >= STALLED_LOOKS}

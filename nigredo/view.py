@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.kafka import CONNECTION_LOST, client_config, told
-from nigredo.log_position import LogPosition, compare
+from nigredo.kafka import client_config, told
+from nigredo.log_position import LogPosition
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import READ_AHEAD, Loading, LogReader, mark_of
+from nigredo.log_trail import Arrivals, Trail
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
 
@@ -27,7 +29,6 @@ BATCH_MAX = 5000
 POLL_S = 0.1
 CALL_TIMEOUT_S = 3.0
 COMPARED_EVERY_S = 3.0
-LOOK_DEADLINE_S = 10.0
 
 
 class Row(NamedTuple):
@@ -69,11 +70,10 @@ class TopicView:
             "enable.auto.offset.store": False,
             # An offset that is gone means that records were missed: told, so that all is loaded again.
             "auto.offset.reset": "error",
-            "error_cb": self._failed,
             **READ_AHEAD,
         }
         self._reader = LogReader(settings, component)
-        self._connection_lost = False
+        self._proof = LogProof(settings, component)
         self._loaded = threading.Event()
         self._stopping = threading.Event()
         self._backoff = Backoff(longest_s=2.0)
@@ -95,6 +95,7 @@ class TopicView:
     def close(self, *, deadline_s: float = 5.0) -> None:
         """End the thread. Blocks until it has ended, for at most `deadline_s`; may be called again."""
         self._stopping.set()
+        self._proof.close()
         if self._thread.is_alive():
             self._thread.join(deadline_s)
 
@@ -115,28 +116,29 @@ class TopicView:
         consumer = Consumer(self._config)
         try:
             partitions, topic_id = self._partitions(consumer), self._topic_id()
-            self._connection_lost = False
-            loading = Loading(self._topic, self._begin(consumer, partitions))
-            positions: dict[int, LogPosition] = {}
+            marks = self._begin(consumer, partitions)
+            loading = Loading(self._topic, {partition: end for partition, (low, end) in marks.items() if low < end})
+            followed = _Followed(self._topic, topic_id, {partition: end for partition, (_, end) in marks.items()})
             while not loading.over(consumer):
-                loading.took(self._hand_over(consumer, topic_id, positions))
+                loading.took(self._hand_over(consumer, followed))
                 if self._stopping.is_set():
                     return
             self._keeper.loaded()
             self._loaded.set()
             self._backoff.reset()
+            followed.begin()
             compared_at = time.monotonic()
             while not self._stopping.is_set():
-                self._hand_over(consumer, topic_id, positions)
+                self._hand_over(consumer, followed)
                 if time.monotonic() - compared_at > COMPARED_EVERY_S:
                     compared_at = time.monotonic()
-                    if (change := self._change(consumer, partitions, topic_id, positions)) is not None:
+                    if (change := self._change(consumer, partitions, followed)) is not None:
                         raise DependencyDown(change)
         finally:
             consumer.close()
 
-    def _begin(self, consumer: Consumer, partitions: Sequence[int]) -> dict[int, int]:
-        """Start to read every partition at its beginning; return the ends of those that hold anything."""
+    def _begin(self, consumer: Consumer, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Start to read every partition at its beginning; return where each begins and ends."""
         marks: dict[int, tuple[int, int]] = {}
         for partition in partitions:
             found = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=CALL_TIMEOUT_S)
@@ -145,7 +147,7 @@ class TopicView:
             marks[partition] = found
         self._keeper.begin()
         consumer.assign([TopicPartition(self._topic, partition, low) for partition, (low, _) in marks.items()])
-        return {partition: end for partition, (low, end) in marks.items() if low < end}
+        return marks
 
     def _partitions(self, consumer: Consumer) -> list[int]:
         found = consumer.list_topics(self._topic, timeout=CALL_TIMEOUT_S).topics.get(self._topic)
@@ -159,30 +161,16 @@ class TopicView:
             raise DependencyDown(f"there is no topic {self._topic} yet")
         return found
 
-    def _failed(self, error: KafkaError) -> None:
-        self._connection_lost = self._connection_lost or error.code() in CONNECTION_LOST
-
-    def _change(
-        self, consumer: Consumer, partitions: Sequence[int], topic_id: str, positions: Mapping[int, LogPosition]
-    ) -> str | None:
+    def _change(self, consumer: Consumer, partitions: Sequence[int], followed: _Followed) -> str | None:
         """Return how the topic is another one than the one that was loaded; None while it is not, or Kafka is away."""
         try:
-            if self._topic_id() != topic_id:
-                return "the topic was made again"
             if self._partitions(consumer) != partitions:
                 return "partitions were added"
-            if self._connection_lost:
-                # The broker may be back with an older disk, on which other records were written.
-                for partition, position in positions.items():
-                    now = self._reader.now(self._topic, partition, position.asks_at, deadline_s=LOOK_DEADLINE_S)
-                    if not compare(position, now).believed:
-                        return "the log is not the one that was read"
-                self._connection_lost = False
+            return followed.compare(self._proof)
         except (DependencyDown, KafkaException):
             return None
-        return None
 
-    def _hand_over(self, consumer: Consumer, topic_id: str, positions: dict[int, LogPosition]) -> int:
+    def _hand_over(self, consumer: Consumer, followed: _Followed) -> int:
         """Give the keeper what is there, after waiting at most `POLL_S` for something; return how much it was."""
         first = consumer.poll(POLL_S)
         # Whatever else has arrived comes without a further wait: a single change is told at once, many together.
@@ -191,11 +179,46 @@ class TopicView:
         self._keeper.apply(
             [Row(m.key(), m.value(), m.partition() or 0, m.offset() or 0, m.timestamp()[1]) for m in good]
         )
-        for last in {message.partition(): message for message in good}.values():
-            at = mark_of(last)
-            positions[last.partition() or 0] = LogPosition(at.offset + 1, topic_id, at)
+        followed.take(list({message.partition(): message for message in good}.values()))
         for message in messages:
             if (error := message.error()) is not None:
                 # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
                 raise DependencyDown(told(error))
         return len(messages)
+
+
+class _Followed:
+    """How far a topic was read, to be compared with the log."""
+
+    def __init__(self, topic: str, topic_id: str, ends: Mapping[int, int]) -> None:
+        """ends: of all partitions, as they were when reading began."""
+        self._topic_id = topic_id
+        self._positions = {(topic, partition): LogPosition(end, topic_id) for partition, end in ends.items()}
+        self._trail = Trail()
+        self._arrivals = Arrivals()
+
+    def begin(self) -> None:
+        """Begin to compare from here on: everything up to the ends was read."""
+        for place, position in self._positions.items():
+            self._trail.begin(place, position, time.monotonic())
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Take the last record that came of each partition."""
+        for message in messages:
+            place, at = (message.topic() or "", message.partition() or 0), mark_of(message)
+            next_offset = max(at.offset + 1, self._positions[place].next_offset)
+            self._positions[place] = LogPosition(next_offset, self._topic_id, at)
+            self._trail.add(place, self._positions[place], time.monotonic())
+            self._arrivals.arrived([place])
+
+    def compare(self, proof: LogProof) -> str | None:
+        """Return how the log differs from what was read, or that it is not read any more. Raises DependencyDown."""
+        kept = {place: self._trail.of(place) for place in self._positions}
+        found = proof.compare(kept)
+        if found.disproved:
+            return "the log is not the one that was read"
+        for place, positions in kept.items():
+            self._trail.confirmed(place, positions)
+        waiting = [place for place, at in self._positions.items() if found.ends.get(place, 0) > at.next_offset]
+        # Only a new client reads on: librdkafka may take every word about a leader for outdated.
+        return "no record arrives though there are some" if self._arrivals.looked(waiting) else None

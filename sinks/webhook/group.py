@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -21,9 +22,10 @@ from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
 from nigredo.errors import DependencyDown, NigredoError, StartRefused
-from nigredo.kafka import CONNECTION_LOST
-from nigredo.log_position import to_metadata
+from nigredo.log_position import LogPosition, to_metadata
+from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader, mark_of
+from nigredo.log_trail import Trail
 from nigredo.record import Record, record_of
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
@@ -33,6 +35,7 @@ from sinks.webhook.endpoint import COMPONENT
 from sinks.webhook.membership import Commits, consumer_config
 from sinks.webhook.partitions import WINDOW_MAX, Partition, Room, counts_since
 from sinks.webhook.positions import Look, Refused, check
+from sinks.webhook.proving import Compare, Proving
 from sinks.webhook.watermark import Place, Progress, Ticket
 
 log = get_logger()
@@ -44,8 +47,6 @@ CALL_TIMEOUT_S = 10.0
 HAND_OVER_WITHIN_S = 7.0
 """How long a revocation waits for attempts under way. The broker waits for minutes."""
 LOOK_DEADLINE_S = 10.0
-IDS_EVERY_S = 3.0
-"""How often the topics' ids are compared: a topic made again under its name may soon be past every position."""
 
 
 class Group:
@@ -60,17 +61,20 @@ class Group:
         changed: Callable[[Sequence[Place]], None],
         busy: Callable[[], bool],
         clock: Callable[[], float] = since_boot_s,
+        trail: Trail | None = None,
         look: Look | None = None,
-        topic_ids: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
+        compare: Compare | None = None,
     ) -> None:
         """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
 
         busy: asked there too, whether attempts are under way. clock: must go on while the process is frozen.
-        look, topic_ids: return the log as it is now, and the ids of topics; from the cluster unless given.
+        trail: what memberships before this one have read. look, compare: return the log as it is now, and compare
+        positions with it; in the cluster unless given.
         """
         reader = LogReader(settings, COMPONENT)
         self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
-        self._topic_ids = topic_ids or reader.topic_ids
+        self._proof = LogProof(settings, COMPONENT)
+        self._proving = Proving(compare or self._proof.compare, Trail() if trail is None else trail)
         # Not the consumer's own `committed`, which fails for most metadata (`nigredo/groups.py`).
         self._offsets = reader.offsets
         self._settings = settings
@@ -92,13 +96,11 @@ class Group:
         """Partitions that are read, and to be compared again before anything more is read of them."""
         self._check_again_at = 0.0
         self._checks_failed = Backoff(longest_s=5.0)
-        self._ids_due_at = 0.0
-        self._connection_lost = False
         self._fatal: NigredoError | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
         self._commits = Commits(settings.kafka_session_timeout_s, clock)
-        self._consumer = Consumer(consumer_config(settings, name) | {"error_cb": self._failed})
+        self._consumer = Consumer(consumer_config(settings, name))
 
     def join(self) -> None:
         """Ask for partitions; they come while it is polled."""
@@ -131,6 +133,8 @@ class Group:
     async def leave(self) -> None:
         """Commit and leave the group."""
         await self.commit()
+        self._proof.close()
+        self._proving.end()
         await self._in_thread(self._consumer.close)
         self._thread.shutdown(wait=False)
 
@@ -141,12 +145,15 @@ class Group:
             log.warning("consumer error", error=error.name())
             return None
         record = record_of(message)
+        place, mark = (record.topic, record.partition), mark_of(message)
         with self._lock:
-            ticket = self._progress.begin((record.topic, record.partition), mark_of(message))
+            ticket = self._progress.begin(place, mark)
             if ticket is None:
                 return None
             if record.topic == LEADS:
                 self._leads[record.partition].take(record.offset)
+            topic_id = self._progress.positions()[place].topic_id
+        self._proving.read(place, LogPosition(mark.offset + 1, topic_id, mark))
         return record, ticket
 
     def holds(self, ticket: Ticket) -> bool:
@@ -197,6 +204,11 @@ class Group:
             return dict(self._stopped)
 
     @property
+    def stalled(self) -> Mapping[Place, float]:
+        """For how many seconds partitions have had records of which none arrived: another client has to read them."""
+        return self._proving.stalled
+
+    @property
     def unchecked(self) -> int:
         """How many assigned partitions are not compared with the log yet."""
         with self._lock:
@@ -221,8 +233,8 @@ class Group:
             self._paused, self._full = set(), set()
             self._assignments += 1
         self._commits.assigned()
-        self._doubted, self._connection_lost, self._check_again_at = set(), False, 0.0
-        self._ids_due_at = time.monotonic() + IDS_EVERY_S
+        self._doubted, self._check_again_at = set(), 0.0
+        self._proving.assigned()
         self._assign(consumer)
         consumer.pause(assigned)
         self._look_again(consumer)
@@ -231,25 +243,36 @@ class Group:
     # --- positions, compared with the log -----------------------------------------------------------------------------
 
     def _look_again(self, consumer: Consumer) -> None:
-        """Compare what is due: partitions without a result yet, those in doubt, and every few seconds topics' ids."""
-        now = time.monotonic()
-        with self._lock:
-            positions = self._progress.positions()
-        if self._connection_lost:
-            # The broker may come back with another log, as after a disk that was set back.
-            self._connection_lost, self._doubted = False, set(positions)
+        """Compare what is due: partitions without a result yet, those in doubt, and every few seconds all of them."""
         try:
-            if now >= self._ids_due_at and positions:
-                self._ids_due_at = now + IDS_EVERY_S
-                ids = self._topic_ids(sorted({topic for topic, _ in positions}))
-                self._doubted |= {place for place, at in positions.items() if ids.get(place[0]) != at.topic_id}
-            if now >= self._check_again_at:
+            self._prove(consumer)
+            if time.monotonic() >= self._check_again_at:
                 self._check(consumer)
                 self._recheck(consumer)
                 self._checks_failed.reset()
         except DependencyDown as error:
             log.warning("positions not compared with the log yet", reason=str(error))
             self._check_again_at = time.monotonic() + self._checks_failed.next_wait_s()
+
+    def _prove(self, consumer: Consumer) -> None:
+        """Stop partitions of which the log lost a record that was read. Raises DependencyDown."""
+        with self._lock:
+            positions = self._progress.positions()
+            idle = {place for place in positions if not self._progress.open(place)} - self._paused - self._doubted
+        for place, wrong in self._proving.disproved(positions, idle).items():
+            self._put_back(consumer, place, wrong)
+
+    def _put_back(self, consumer: Consumer, place: Place, wrong: LogPosition) -> None:
+        """Stop a partition at a position that the log contradicts: a later one would hide the loss."""
+        with self._lock:
+            at = self._progress.positions().get(place)
+            if at is None:
+                return
+            # What was read but is not done stays above it.
+            next_offset = min(at.next_offset, wrong.next_offset)
+            offset = self._offset(place, replace(at, next_offset=next_offset, last=wrong.last or at.last))
+        if isinstance(found := check(self._name, offset, self._look), Refused):
+            self._stop(consumer, place, replace(found, keep=offset))
 
     def _check(self, consumer: Consumer) -> None:
         """Read the assigned partitions whose positions the log bears out, stop the others. Raises DependencyDown."""
@@ -281,7 +304,8 @@ class Group:
         """Compare partitions in doubt, which are being read, where they may be committed. Raises DependencyDown."""
         for place in sorted(self._doubted):
             with self._lock:
-                offset = self._offset(place)
+                at = self._progress.positions().get(place)
+                offset = None if at is None else self._offset(place, at)
             if offset is not None and isinstance(found := check(self._name, offset, self._look), Refused):
                 self._stop(consumer, place, found)
         if self._doubted:
@@ -312,17 +336,11 @@ class Group:
             self._stopped[place] = refused.reason
         log.error("partition stopped", topic=place[0], partition=place[1], reason=refused.reason)
 
-    def _offset(self, place: Place) -> TopicPartition | None:
-        """Return how a partition is committed now; None when it is not read. Under the lock."""
-        position = self._progress.positions().get(place)
-        if position is None:
-            return None
+    def _offset(self, place: Place, position: LogPosition) -> TopicPartition:
+        """Return how a position is committed now. Under the lock."""
         leads = self._leads.get(place[1]) if place[0] == LEADS else None
         metadata = to_metadata(position) if leads is None else leads.metadata(position)
         return TopicPartition(*place, position.next_offset, metadata)
-
-    def _failed(self, error: KafkaError) -> None:
-        self._connection_lost = self._connection_lost or error.code() in CONNECTION_LOST
 
     def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
         """Begin no further attempt, and let those under way get on record: then the next owner repeats none."""
@@ -344,8 +362,9 @@ class Group:
     def _commit(self, consumer: Consumer) -> None:
         """Commit how far each partition is done."""
         with self._lock:
-            next_offsets = {place: at.next_offset for place, at in self._progress.positions().items()}
-            offsets = self._commits.due(next_offsets, self._offset)
+            positions = self._progress.positions()
+            next_offsets = {place: at.next_offset for place, at in positions.items()}
+            offsets = self._commits.due(next_offsets, lambda place: self._offset(place, positions[place]))
         if offsets:
             self._commits.send(consumer, offsets)
 
@@ -358,6 +377,7 @@ class Group:
         more = min(BATCH_MAX, room.leads or BATCH_MAX, room.replays or BATCH_MAX) - 1
         assignments = self._assignments
         messages = [first, *self._consumer.consume(more, 0)] if more else [first]
+        self._proving.arrived({(m.topic() or "", m.partition() or 0) for m in messages if m.error() is None})
         for message in messages:
             if (error := message.error()) is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
                 # The offset is not in the log; librdkafka reads no further until it is told where.

@@ -63,16 +63,14 @@ class Commits:
         """Begin a new assignment: nothing is known to be committed in it."""
         self._committed = {}
 
-    def due(
-        self, next_offsets: Mapping[Place, int], offset: Callable[[Place], TopicPartition | None]
-    ) -> list[TopicPartition]:
+    def due(self, next_offsets: Mapping[Place, int], offset: Callable[[Place], TopicPartition]) -> list[TopicPartition]:
         """Return what is to be committed of the partitions that are read.
 
         With nothing new to commit, an old position is repeated after a while. offset: returns how one is committed.
         """
         moved = [place for place, at in next_offsets.items() if self._moved(place, at)]
         if moved:
-            return [found for place in moved if (found := offset(place)) is not None]
+            return [offset(place) for place in moved]
         if self._clock() - self._heard_at < HEARD_FROM_SHARE * self._session_s:
             return []
         return [at for place, at in self._committed.items() if place in next_offsets][:1]

@@ -10,16 +10,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
 from nigredo.log_position import LogPosition
 from nigredo.log_proof import Comparison
-from nigredo.log_trail import Trail
+from nigredo.log_trail import Arrivals, Trail
 from sinks.webhook.watermark import Place
 
 EVERY_S = 3.0
-STALLED_AFTER_S = 15.0
 
 Compare: TypeAlias = Callable[[Mapping[Place, Sequence[LogPosition]]], Comparison]
 """Raises DependencyDown."""
@@ -37,16 +37,30 @@ class Proving:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-proof")
         self._under_way: tuple[_Kept, Future[Comparison]] | None = None
         self._due_s = 0.0
+        self._arrivals = Arrivals()
+        self.stalled: Mapping[Place, float] = {}
+        """For how many seconds partitions have had records of which none arrived."""
 
     def read(self, place: Place, position: LogPosition) -> None:
         """Note the position after a record that was read, whatever becomes of it."""
         with self._lock:
             self._trail.add(place, position, time.monotonic())
 
-    def found(self, positions: Mapping[Place, LogPosition]) -> Comparison | None:
-        """Return a comparison that has ended, and begin one that is due; None while there is nothing new.
+    def assigned(self) -> None:
+        """Begin a new assignment: nothing has arrived in it yet."""
+        self._arrivals, self.stalled = Arrivals(), {}
 
-        positions: where the partitions that are read may be committed. Never waits. Raises DependencyDown.
+    def arrived(self, places: Collection[Place]) -> None:
+        """Note that records of these partitions came."""
+        self._arrivals.arrived(places)
+
+    def disproved(
+        self, positions: Mapping[Place, LogPosition], idle: AbstractSet[Place]
+    ) -> Mapping[Place, LogPosition]:
+        """Return what a comparison that has ended contradicts, and begin one that is due. Never waits.
+
+        positions: where the partitions that are read may be committed. idle: those that are neither paused nor worked
+        on. Raises DependencyDown.
         """
         now_s = time.monotonic()
         if self._under_way is None:
@@ -54,33 +68,19 @@ class Proving:
                 with self._lock:
                     kept: _Kept = {place: (at, *self._trail.of(place)) for place, at in positions.items()}
                 self._under_way = (kept, self._thread.submit(self._compare, kept))
-            return None
+            return {}
         kept, comparison = self._under_way
         if not comparison.done():
-            return None
+            return {}
         self._under_way, self._due_s = None, now_s + EVERY_S
         found = comparison.result()
         with self._lock:
             for place in kept.keys() - found.disproved.keys():
                 self._trail.confirmed(place, kept[place][1:])
-        return found
+        waiting = {place for place in idle if found.ends.get(place, 0) > positions[place].next_offset}
+        self.stalled = {place: looks * EVERY_S for place, looks in self._arrivals.looked(waiting).items()}
+        return found.disproved
 
     def end(self) -> None:
         """Begin no further comparison."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-class Arrivals:
-    """Since when each partition has had records without one that arrived. Pure."""
-
-    def __init__(self) -> None:
-        self._fine_s: dict[Place, float] = {}
-
-    def fine(self, places: Collection[Place], now_s: float) -> None:
-        """Note partitions from which a record arrived, or is not expected to."""
-        self._fine_s |= dict.fromkeys(places, now_s)
-
-    def stalled(self, waiting: Collection[Place], now_s: float) -> dict[Place, float]:
-        """Return for how many seconds nothing came from partitions that have records, where that is too long."""
-        for_s = {place: now_s - self._fine_s.setdefault(place, now_s) for place in waiting}
-        return {place: seconds for place, seconds in for_s.items() if seconds >= STALLED_AFTER_S}

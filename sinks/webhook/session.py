@@ -12,14 +12,18 @@ from confluent_kafka import Message
 from nigredo import metrics
 from nigredo.clock import utc_now
 from nigredo.health import Health
+from nigredo.log_trail import Trail
 from nigredo.plural import counted
 from nigredo.record import Record
+from nigredo.telemetry import get_logger
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.group import Group
 from sinks.webhook.handling import Handling
 from sinks.webhook.partitions import Room
 from sinks.webhook.tools import Tools
 from sinks.webhook.watermark import Place, Ticket
+
+log = get_logger()
 
 LEADS_MAX = 500
 """Leads in hand that do not wait for their next attempt; more are not taken from the log."""
@@ -39,8 +43,8 @@ LEAD, RETRY, PUT_OFF, REPLAY = "lead", "retry", "put off", "replay"
 class Session:
     """`run` it once."""
 
-    def __init__(self, tools: Tools, name: str, health: Health, partitions: int) -> None:
-        """partitions: of the leads, over all members."""
+    def __init__(self, tools: Tools, name: str, health: Health, partitions: int, trail: Trail) -> None:
+        """partitions: of the leads, over all members. trail: what sessions before this one have read."""
         self._tools = tools
         self._health = health
         self._partitions = partitions
@@ -48,7 +52,12 @@ class Session:
         topics = [LEADS, *retry_topics(tools.endpoint.name), WEBHOOK_REPLAYS]
         gate = tools.gate
         self._group = Group(
-            tools.settings(), name, topics, changed=self._changed_in_thread, busy=lambda: gate.under_way > 0
+            tools.settings(),
+            name,
+            topics,
+            changed=self._changed_in_thread,
+            busy=lambda: gate.under_way > 0,
+            trail=trail,
         )
         self._handling = Handling(tools, self._group, name)
         self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in (LEAD, RETRY, PUT_OFF, REPLAY)}
@@ -69,7 +78,7 @@ class Session:
         }
 
     async def run(self, until: Callable[[], bool]) -> None:
-        """Deliver until told to end, then finish what is under way and leave the group.
+        """Deliver until told to end, or a partition stalls, then finish what is under way and leave the group.
 
         until: asked several times a second. Raises StartRefused when the group's offsets cannot be read.
         """
@@ -77,7 +86,7 @@ class Session:
         noting = asyncio.create_task(self._note())
         last_commit = time.monotonic()
         try:
-            while not until():
+            while not (until() or self._stalled()):
                 await self._for_room()
                 for message in await self._group.poll(self._room()):
                     self._take(message)
@@ -96,6 +105,17 @@ class Session:
         metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.gate.breaker.closed)
         metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handling.retries_waiting + self._handling.resting)
         await self._group.tell(endpoint)
+
+    def _stalled(self) -> bool:
+        """Say whether records are there of which none arrives: only a new client, of a new session, gets them."""
+        for (topic, partition), seconds in sorted(self._group.stalled.items())[:1]:
+            self._health.waiting(f"{topic} partition {partition} has records but none arrives since {seconds:.0f} s")
+            log.error(
+                "no record arrives though there are some", topic=topic, partition=partition, seconds=round(seconds),
+                partitions=len(self._group.stalled),
+            )  # fmt: skip
+            return True
+        return False
 
     # --- room ---------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from nigredo.errors import DependencyDown
 from nigredo.health import Health
 from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
 from nigredo.log_reader import LogReader
+from nigredo.log_trail import Trail
 from nigredo.parking import Bounds, Parking
 from nigredo.pinned import PinnedSchemas
 from nigredo.settings import Settings
@@ -96,13 +97,15 @@ class Worker:
         )
         try:
             await self._until_known(view, stop)
+            trail = Trail()
             while not stop.is_set():
                 if self._away(self._keeper.current):
                     await self._stay_away(stop)
+                    trail = Trail()  # An operator decided where to go on.
                 elif await self._begun(stop):
                     await asyncio.to_thread(codec.prepare, retry_topics(endpoint.name))
                     partitions = await asyncio.to_thread(LogReader(settings, COMPONENT).partitions, LEADS)
-                    self._session = Session(tools, self._name, self._health, len(partitions))
+                    self._session = Session(tools, self._name, self._health, len(partitions), trail)
                     await self._session.run(lambda: self._ended(stop))
         finally:
             await asyncio.to_thread(view.close)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import pytest
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
+from nigredo import view as view_module
 from nigredo.log_position import LogNow, Mark
+from nigredo.log_proof import Comparison
 from nigredo.testing import Stack, eventually
 from nigredo.view import Row, TopicView
 
@@ -100,18 +102,33 @@ def test_partitions_that_were_added_are_read(stack: Stack, topic: str) -> None:
         eventually(found, within_s=60, every_s=0.5, what="records of every partition")
 
 
-def test_after_a_lost_connection_a_log_that_holds_other_records_is_loaded_again(
+def test_a_log_that_holds_another_record_where_one_was_read_is_loaded_again_without_an_error_of_the_client(
     stack: Stack, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = Rows()
+    rows, other = Rows(), Mark.of(1, 1, b"another")
     put(stack, topic, "one", "two")
     view = TopicView(stack.settings(role="admin"), "test", topic, rows)
-    other = Mark.of(1, 1, b"another")
-    monkeypatch.setattr(view._reader, "now", lambda *_, **__: LogNow(view._topic_id(), 0, 2, other))
     view.open()
     with closing(view):
         eventually(lambda: rows.loads == 1, within_s=60, what="the records")
 
-        view._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        topic_id = view._topic_id()
+        monkeypatch.setattr(view._proof, "_read", lambda asked: {
+            place: dict.fromkeys(offsets, LogNow(topic_id, 0, 2, other)) for place, offsets in asked.items()
+        })  # fmt: skip
+        monkeypatch.setattr(view._proof, "_confirmed", lambda *_: False)
 
+        eventually(lambda: rows.loads > 1, within_s=60, what="a second load")
+
+
+def test_a_topic_of_which_no_record_arrives_any_more_is_loaded_again_by_a_new_client(
+    stack: Stack, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Rows()
+    put(stack, topic, "one", "two")
+    monkeypatch.setattr(view_module, "COMPARED_EVERY_S", 0.1)
+    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
+    monkeypatch.setattr(view._proof, "compare", lambda kept: Comparison({}, dict.fromkeys(kept, 3)))
+    view.open()
+    with closing(view):
         eventually(lambda: rows.loads > 1, within_s=60, what="a second load")

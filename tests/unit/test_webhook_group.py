@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from nigredo import log_trail
 from nigredo.errors import DependencyDown
-from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata, to_metadata
+from nigredo.log_position import LogNow, LogPosition, Mark, compare, from_metadata, to_metadata
+from nigredo.log_proof import Comparison
+from nigredo.log_reader import mark_of
 from nigredo.settings import Settings
 from schemas.topics import LEADS
 from sinks.webhook import group as group_module
+from sinks.webhook import proving
 from sinks.webhook.group import Group
 from sinks.webhook.partitions import Room
 from sinks.webhook.watermark import Place, Ticket
@@ -33,7 +38,7 @@ def log_now(topic: str, partition: int, asks_at: int) -> LogNow:
     return LogNow(TOPIC_ID, 0, EACH)
 
 
-THE_LOG: dict[str, Any] = {"look": log_now, "topic_ids": lambda topics: dict.fromkeys(topics, TOPIC_ID)}
+THE_LOG: dict[str, Any] = {"look": log_now, "compare": lambda _: Comparison({}, {})}
 ROOM, NO_ROOM = Room(leads=1000, replays=0, paused=False), Room(leads=0, replays=0, paused=False)
 
 
@@ -368,16 +373,29 @@ def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
         assert fields["since"].isdecimal()
 
 
+def compared(look: Callable[[str, int, int], LogNow], kept: Mapping[Place, Sequence[LogPosition]]) -> Comparison:
+    """Compare as the real one does, with a log that is played."""
+    wrong, ends = dict[Place, LogPosition](), dict[Place, int]()
+    for place, positions in kept.items():
+        for position in positions:
+            now = look(*place, position.asks_at)
+            ends[place] = now.end
+            if not compare(position, now).believed:
+                wrong.setdefault(place, position)
+    return Comparison(wrong, ends)
+
+
 def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_positions_as_they_were(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
-    monkeypatch.setattr(group_module, "IDS_EVERY_S", 0.0)
+    monkeypatch.setattr(proving, "EVERY_S", 0.0)
     topic_id = [TOPIC_ID]
-    log = {
-        "look": lambda *_: LogNow(topic_id[0], 0, EACH),
-        "topic_ids": lambda topics: dict.fromkeys(topics, topic_id[0]),
-    }
+
+    def look(*_: object) -> LogNow:
+        return LogNow(topic_id[0], 0, EACH)
+
+    log = {"look": look, "compare": partial(compared, look)}
 
     async def scenario() -> None:
         group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
@@ -385,10 +403,7 @@ def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_pos
         await read_all(group, PARTITIONS * EACH)
         await group.commit()
         topic_id[0] = "another-id"
-        deadline = time.monotonic() + DEADLINE_S
-        while len(group.stopped) < PARTITIONS:
-            assert time.monotonic() < deadline
-            await group.poll(ROOM)
+        await polled_until(group, lambda: len(group.stopped) == PARTITIONS)
         await group.leave()
 
     asyncio.run(scenario())
@@ -396,29 +411,97 @@ def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_pos
     assert {from_metadata(at.offset, at.metadata)[0].topic_id for at in committed(servers).values()} == {TOPIC_ID}
 
 
-def test_after_a_lost_connection_nothing_is_read_before_every_position_was_compared_again(servers: str) -> None:
-    """A broker may come back with an older disk, on which other records were written meanwhile."""
+async def polled_until(group: Group, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await group.poll(ROOM)
+
+
+@pytest.mark.parametrize(("lost", "done", "stands_at"), [(9, 9, 9), (9, EACH, EACH), (6, 4, 4)])
+def test_a_record_that_was_read_and_is_another_one_now_stops_its_partition_for_the_next_member_too(
+    servers: str, monkeypatch: pytest.MonkeyPatch, lost: int, done: int, stands_at: int
+) -> None:
+    """The log was set back and has grown again: what stands there now was never delivered. No error tells of it."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
-    back = [True]
+    monkeypatch.setattr(proving, "EVERY_S", 0.0)
+    monkeypatch.setattr(log_trail, "BURST_S", 0.0)
+    marks: dict[Place, dict[int, Mark]] = {}
+    set_back: list[bool] = []
 
     def look(topic: str, partition: int, asks_at: int) -> LogNow:
-        if not back[0]:
-            raise DependencyDown("Kafka does not answer")
-        return log_now(topic, partition, asks_at)
+        found = marks.get((topic, partition), {}).get(asks_at)
+        if set_back and partition == 2 and asks_at >= lost:
+            found = Mark.of(asks_at, 9_000, b"another")
+        return LogNow(TOPIC_ID, 0, EACH, found)
+
+    log = THE_LOG | {"look": look, "compare": partial(compared, look)}
+
+    async def member() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group.join()
+        deadline, left = time.monotonic() + DEADLINE_S, 0 if set_back else PARTITIONS * EACH
+        while left or group.unchecked or group.assigned + len(group.stopped) != PARTITIONS:
+            assert time.monotonic() < deadline
+            for message in await group.poll(ROOM):
+                if (taken := group.take(message)) is not None:
+                    left -= 1
+                    record, ticket = taken
+                    marks.setdefault((LEADS, record.partition), {})[record.offset] = mark_of(message)
+                    if record.partition != 2 or record.offset < done:
+                        group.finish(ticket)
+        await group.commit()
+        set_back.append(True)
+        await polled_until(group, lambda: list(group.stopped) == [(LEADS, 2)])
+        assert "another record" in group.stopped[LEADS, 2]
+        await group.commit()
+        await group.leave()
+
+    asyncio.run(member())
+    asyncio.run(member())
+
+    at = committed(servers)[2]
+    position, fields = from_metadata(at.offset, at.metadata)
+    assert position.next_offset == stands_at
+    assert position.last is not None
+    assert position.last.offset >= lost
+    assert fields["since"].isdecimal()
+
+
+def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_at_work(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that takes Kafka's word on a leader for outdated asks for no record any more, and says nothing."""
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+    monkeypatch.setattr(proving, "EVERY_S", 0.001)
+    looks, ends = [0], {(LEADS, 2): EACH + 1}
+
+    def end(_: object) -> Comparison:
+        looks[0] += 1
+        return Comparison({}, ends)
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": look})
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"compare": end})
         group.join()
-        deadline, taken = time.monotonic() + DEADLINE_S, 0
-        while not taken:
+        tickets, deadline = list[Ticket](), time.monotonic() + DEADLINE_S
+        while len(tickets) < PARTITIONS * EACH:
             assert time.monotonic() < deadline
-            taken += sum(group.take(message) is not None for message in await group.poll(Room(1, 0, False)))
-        back[0] = False
-        group._failed(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-        for _ in range(10):
-            assert await group.poll(ROOM) == []
-        back[0] = True
-        assert len(await read_all(group, PARTITIONS * EACH - taken)) == PARTITIONS * EACH - taken
+            tickets += [taken[1] for message in await group.poll(ROOM) if (taken := group.take(message)) is not None]
+        at_work = looks[0]
+        await polled_until(group, lambda: looks[0] > at_work + 2 * log_trail.STALLED_LOOKS)
+        assert group.stalled == {}
+        for ticket in tickets:
+            group.finish(ticket)
+        await group.poll(NO_ROOM)
+        group._proving.assigned()
+        paused = looks[0]
+        while looks[0] < paused + 2 * log_trail.STALLED_LOOKS:
+            assert time.monotonic() < deadline
+            await group.poll(NO_ROOM)
+        assert group.stalled == {}
+        await polled_until(group, lambda: list(group.stalled) == [(LEADS, 2)])
+        ends[LEADS, 2] = EACH
+        await polled_until(group, lambda: group.stalled == {})
         await group.leave()
 
     asyncio.run(scenario())
