@@ -188,6 +188,8 @@ def describe(error: Exception, pool: Pool | None = None) -> str:
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         text = str(error).lower()
         return next((told for part, told in UNREACHABLE if part in text), "the database connection was lost")
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return "UndefinedTable (SQLSTATE 42P01): the database has no tables of the product; nigredo migrate makes them"
     if isinstance(error, psycopg.Error):
         return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
     return type(error).__name__

@@ -32,6 +32,10 @@ from nigredo.settings import Settings
         (PoolTimeout("couldn't get a connection after 2.00 sec"), "Connection timeout: none in the pool"),
         (psycopg.OperationalError("server closed the connection"), "the database connection was lost"),
         (psycopg.errors.UniqueViolation("Key (email)=(ana@example.com)"), "UniqueViolation (SQLSTATE 23505)"),
+        (
+            psycopg.errors.UndefinedTable('relation "nigredo.leads" does not exist'),
+            "UndefinedTable (SQLSTATE 42P01): the database has no tables of the product; nigredo migrate makes them",
+        ),
         (KeyError("ana@example.com"), "KeyError"),
     ],
 )
