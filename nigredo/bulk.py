@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import BY_KEY, Headers, Overloaded, as_ours, fail_left, give_up
+from nigredo.kafka import BY_KEY, Headers, Overloaded, Silence, answers, as_ours, fail_left, give_up
 from nigredo.telemetry import get_logger
 
 log = get_logger()
@@ -65,6 +66,8 @@ class BulkPublisher:
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
         self._fatal = False
+        self._silence = Silence()
+        self._left = 0
         self._producer = Producer(self._config)
         # Held while a batch is handed over whole: a batch belongs to one producer.
         self._lock = threading.Lock()
@@ -139,7 +142,12 @@ class BulkPublisher:
         """Return how many records are on their way still, after a while of waiting for them."""
         try:
             if waiting:
-                return self._producer.flush(LOOK_EVERY_S)
+                left = self._producer.flush(LOOK_EVERY_S)
+                if not self._silent(left):
+                    return left
+                log.error("producer replaced: nothing was acknowledged though Kafka answers")
+                self._replace("Kafka acknowledged nothing")
+                return 1
             if not self._some_wait.wait(LOOK_EVERY_S):
                 self._producer.poll(0)
         except KafkaException as error:
@@ -148,8 +156,18 @@ class BulkPublisher:
                 raise
             self._fatal = True
         if self._fatal:
-            self._replace()
+            log.error("producer replaced after a fatal error")
+            self._replace("Kafka: a fatal error of the producer")
         return 1
+
+    def _silent(self, left: int) -> bool:
+        """Say whether the producer is to be replaced, since Kafka answers it and acknowledges none of the records."""
+        fewer, self._left, now_s = left < self._left, left, time.monotonic()
+        if fewer or not left:
+            self._silence.ends()
+        if left:
+            self._silence.waits(now_s)
+        return self._silence.look_due(now_s) and self._silence.looked(now_s, answered=answers(self._producer))
 
     def _finish(self, waiting: Sequence[_Batch], left: int) -> None:
         """Answer the batches that failed, and all of them if nothing is left on its way."""
@@ -163,17 +181,17 @@ class BulkPublisher:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, done)
 
-    def _replace(self) -> None:
+    def _replace(self, reason: str) -> None:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error.
 
         What the old one still had has failed, whether or not it comes to say so.
         """
-        log.error("producer replaced after a fatal error")
+        self._silence.ends()
         fresh = Producer(self._config)
         with self._lock:
             old, self._producer, self._fatal = self._producer, fresh, False
             for batch in self._waiting:
-                batch.error = batch.error or DependencyDown("Kafka: a fatal error of the producer")
+                batch.error = batch.error or DependencyDown(reason)
         give_up(old)
 
 

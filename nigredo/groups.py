@@ -14,6 +14,7 @@ from nigredo.replay import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
 CALL_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
 METADATA_TRIES = 20
 
 
@@ -53,6 +54,7 @@ def unread(settings: Settings, group: str, topic: str, partitions: Iterable[int]
 
 def _described(settings: Settings, group: str) -> ConsumerGroupDescription:
     admin = AdminClient(client_config(settings, settings.function("groups")))
+    ensure_answer(admin)
     try:
         asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
         found: ConsumerGroupDescription = asked[group].result(CALL_TIMEOUT_S + 2)
@@ -63,6 +65,18 @@ def _described(settings: Settings, group: str) -> ConsumerGroupDescription:
     return found
 
 
+def ensure_answer(admin: AdminClient) -> None:
+    """Raise DependencyDown unless a broker answers, before a call that has to find a group's coordinator.
+
+    librdkafka ends the process when the connection is lost under such a call (confluentinc/librdkafka#4605), so none is
+    begun while Kafka is away.
+    """
+    try:
+        admin.list_topics(timeout=ANSWER_TIMEOUT_S)
+    except KafkaException as error:
+        raise DependencyDown(told(error.args[0])) from error
+
+
 def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
     """Return what a group committed, in the order asked, with the metadata that `from_metadata` takes.
 
@@ -71,6 +85,7 @@ def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicParti
     """
     if not asked:
         return []
+    ensure_answer(admin)
     request = [ConsumerGroupTopicPartitions(group, [TopicPartition(at.topic, at.partition) for at in asked])]
     for _ in range(METADATA_TRIES):
         try:

@@ -31,6 +31,10 @@ POLL_IDLE_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.1
 BY_KEY = -1
 """librdkafka's number for a partition that the key decides."""
+SILENT_FOR_S = 10.0
+SILENT_LOOK_EVERY_S = 3.0
+SILENT_LOOKS = 4
+"""Answers of Kafka in a row, without an acknowledgement meanwhile, after which a producer is replaced."""
 FOR_EVER_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
 
@@ -82,6 +86,48 @@ def producer_config(settings: Settings, client_id: str, *, delivery_timeout_s: f
     }
 
 
+class Silence:
+    """Notices a producer of which nothing is acknowledged although Kafka answers it. Pure.
+
+    librdkafka ignores a partition's leader whose epoch is lower than one it has seen, as after a disk of Kafka was set
+    back: it sends nothing any more, without an error, until it is replaced.
+    """
+
+    def __init__(self) -> None:
+        self._look_due_s: float | None = None
+        self._answers = 0
+
+    def waits(self, now_s: float) -> None:
+        """Note that a record waits for its acknowledgement."""
+        if self._look_due_s is None:
+            self._look_due_s = now_s + SILENT_FOR_S
+
+    def ends(self) -> None:
+        """Note that the broker acknowledged or refused a record."""
+        self._look_due_s, self._answers = None, 0
+
+    def look_due(self, now_s: float) -> bool:
+        """Say whether it is time to see if Kafka answers."""
+        return self._look_due_s is not None and now_s >= self._look_due_s
+
+    def looked(self, now_s: float, *, answered: bool) -> bool:
+        """Note whether Kafka answered; say whether the producer is to be replaced."""
+        if self._look_due_s is None:
+            return False
+        self._look_due_s = now_s + SILENT_LOOK_EVERY_S
+        self._answers = self._answers + 1 if answered else 0
+        return self._answers >= SILENT_LOOKS
+
+
+def answers(producer: Producer) -> bool:
+    """Say whether Kafka answers a producer. Blocks, for a thread."""
+    try:
+        producer.list_topics(timeout=SILENT_LOOK_EVERY_S)
+    except KafkaException:
+        return False
+    return True
+
+
 class Publisher:
     """An idempotent producer whose every record answers with a future on the event loop.
 
@@ -102,6 +148,8 @@ class Publisher:
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         self._poll_soon = False
+        self._silence = Silence()
+        self._looking: asyncio.Future[bool] | None = None
         self._next_poll = self._loop.call_later(POLL_IDLE_EVERY_S, self._poll)
 
     def publish(
@@ -139,6 +187,7 @@ class Publisher:
         return future
 
     def _await(self, future: asyncio.Future[Position]) -> None:
+        self._silence.waits(self._loop.time())
         self._pending[future] = self._loop.time() + (self._answer_within_s or 0.0)
         if not self._poll_soon:
             self._next_poll.cancel()
@@ -188,8 +237,12 @@ class Publisher:
     def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
         """Answer one record; called by librdkafka out of `_poll`."""
         if error is not None:
-            self._resolve(future, as_ours(error))
+            outcome = as_ours(error)
+            if isinstance(outcome, RecordRefused):
+                self._silence.ends()
+            self._resolve(future, outcome)
         else:
+            self._silence.ends()
             self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset()))
 
     def _resolve(self, future: asyncio.Future[Position], outcome: Position | Exception) -> None:
@@ -205,7 +258,9 @@ class Publisher:
         try:
             self._fetch()
             if self._fatal is not None:
-                self._replace(self._fatal)
+                log.error("producer replaced after a fatal error", error=self._fatal.name())
+                self._replace("Kafka: a fatal error of the producer")
+            self._end_silence()
         except Exception as error:
             # This timer is what every waiting future depends on: it does not end while the publisher lives.
             log.error("polling the producer met an error", error=type(error).__name__)
@@ -226,14 +281,24 @@ class Publisher:
         self._poll_soon = soon
         self._next_poll = self._loop.call_later(POLL_EVERY_S if soon else POLL_IDLE_EVERY_S, self._poll)
 
-    def _replace(self, error: KafkaError) -> None:
+    def _end_silence(self) -> None:
+        """Replace a producer of which nothing is acknowledged although Kafka answers it, some looks in a row."""
+        if self._looking is not None and self._looking.done():
+            answered, self._looking = self._looking.result(), None
+            if self._silence.looked(self._loop.time(), answered=answered):
+                log.error("producer replaced: nothing was acknowledged though Kafka answers")
+                self._replace("Kafka acknowledged nothing")
+        elif self._looking is None and self._silence.look_due(self._loop.time()):
+            self._looking = self._loop.run_in_executor(None, answers, self._producer)
+
+    def _replace(self, reason: str) -> None:
         """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
-        log.error("producer replaced after a fatal error", error=error.name())
         old, self._producer, self._fatal = self._producer, Producer(self._config), None
+        self._silence.ends()
         # Of what is at hand by then: the loop does not stand still for a second.
         give_up(old)
         for future in list(self._pending):
-            self._resolve(future, DependencyDown("Kafka: a fatal error of the producer"))
+            self._resolve(future, DependencyDown(reason))
 
 
 def fail_left(futures: Iterable[asyncio.Future[Any]]) -> int:

@@ -12,6 +12,7 @@ from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Topi
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
+from nigredo.groups import ensure_answer
 from nigredo.kafka import client_config, told
 from nigredo.log_trail import Place
 from nigredo.settings import Settings
@@ -53,6 +54,9 @@ class LogWatch:
         except KafkaException as error:
             self._replace_admin()
             raise DependencyDown(told(error.args[0])) from error
+        except DependencyDown:
+            self._replace_admin()
+            raise
         except TimeoutError as error:
             self._replace_admin()
             raise DependencyDown("Kafka does not answer") from error
@@ -75,6 +79,7 @@ class LogWatch:
         return found
 
     def _unassigned(self, places: Iterable[Place]) -> list[Place]:
+        ensure_answer(self._admin)
         asked = self._admin.describe_consumer_groups([self._name], request_timeout=CALL_TIMEOUT_S)
         group = _answer(asked[self._name])
         if group.state != ConsumerGroupState.STABLE:
