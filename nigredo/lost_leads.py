@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import ip_address as address_of
 from typing import Any
 from uuid import UUID
@@ -40,6 +41,7 @@ FROM nigredo.webhook_logs
 WHERE endpoint = %(endpoint)s AND success AND lead_id = ANY(%(ids)s)
 ORDER BY lead_id, sent_at DESC
 """
+VERDICTS = b"SELECT id, submission_partition, submission_offset, submitted_at FROM nigredo.form_submissions"
 NO_OFFSET = -1
 """Of an attempt that is put on record again: its lead need not stand where it stood."""
 
@@ -67,6 +69,12 @@ def delivered_leads(settings: Settings, endpoint: str) -> Iterator[DeliveredLead
     """Yield the deliveries to an endpoint that are on record. Reads in parts. Raises DependencyDown."""
     for lead_id, replay, partition, offset in _rows(settings, DELIVERED, {"endpoint": endpoint}):
         yield DeliveredLead(UUID(str(lead_id)), replay, partition or 0, offset)
+
+
+def stored_verdicts(settings: Settings) -> Iterator[tuple[UUID, int, int, datetime]]:
+    """Yield each judged submission: id, partition, offset and append time. Reads in parts. Raises DependencyDown."""
+    for submission_id, partition, offset, submitted_at in _rows(settings, VERDICTS):
+        yield UUID(str(submission_id)), partition, offset, submitted_at
 
 
 def delivered_attempts(settings: Settings, endpoint: str, ids: Collection[UUID]) -> Iterator[DeliveryAttempt]:

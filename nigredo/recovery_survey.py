@@ -16,7 +16,7 @@ from nigredo.encoded_window import decoded
 from nigredo.groups import members, sender_group
 from nigredo.log_position import Finding, LogPosition, compare
 from nigredo.log_reader import LogReader
-from nigredo.lost_leads import accepted_lead, delivered_attempts, delivered_leads, stored_leads
+from nigredo.lost_leads import accepted_lead, delivered_attempts, delivered_leads, stored_leads, stored_verdicts
 from nigredo.recovery_plan import (
     OUT_OF_ORDER_MAX,
     Disagreement,
@@ -26,7 +26,7 @@ from nigredo.recovery_plan import (
     disagreement,
     first_unhandled,
 )
-from nigredo.recovery_reading import READ_DEADLINE_S, Delivered, Deliveries, Reading, as_ms, id_of, place
+from nigredo.recovery_reading import READ_DEADLINE_S, Delivered, Deliveries, Reading, Verdicts, as_ms, id_of, place
 from nigredo.rewind import DatabaseOffsets
 from nigredo.settings import Settings
 from schemas.events import ControlEntry, DeliveryAttempt, Lead, Submission
@@ -150,7 +150,7 @@ class Survey:
 
     def limiter_restarts(self) -> list[Restart]:
         """Return where the limiter has to go on, by partition; nothing for those that agree with the log."""
-        restarts = []
+        restarts, verdicts = [], None
         for part in self._limiter_partitions():
             if (found := part.found) is None:
                 continue
@@ -160,7 +160,8 @@ class Survey:
             elif found.finding is Finding.TRIMMED:
                 goes_to = stored.now.start
             else:
-                goes_to = first_unhandled(self._submissions(found), stored.now.end)
+                verdicts = self._verdicts() if verdicts is None else verdicts
+                goes_to = first_unhandled(self._submissions(found, verdicts), stored.now.end)
             if position is None and part.windows_end is not None:
                 # A verdict that was published has no window yet after a crash in between.
                 goes_to = min(goes_to, part.windows_end)
@@ -190,9 +191,17 @@ class Survey:
             found.append(part)
         return found
 
-    def _submissions(self, found: Disagreement) -> Iterator[Logged]:
+    def _verdicts(self) -> Verdicts:
+        """Return the judged submissions. The table has them where the log lost leads and rejections too."""
+        verdicts = self.reading.verdicts()
+        for submission_id, partition, offset, at in stored_verdicts(self._settings):
+            verdicts.ids.add(submission_id.bytes)
+            verdicts.places.add(place(submission_id.bytes, partition, offset, as_ms(at)))
+        return verdicts
+
+    def _submissions(self, found: Disagreement, verdicts: Verdicts) -> Iterator[Logged]:
         """Yield the submissions of a partition, newest first. Commands leave no result: those not proven come again."""
-        partition, before, verdicts = found.stored.partition, found.handled_before, self.reading.verdicts()
+        partition, before = found.stored.partition, found.handled_before
         for message in self.reading.newest_first(SUBMISSIONS, partition):
             event, offset = self.reading.event(message), message.offset() or 0
             if not isinstance(event, Submission) or (before is not None and offset >= before):

@@ -190,6 +190,11 @@ def attempt_at(one: Logged, at: int, *, outcome: str = "delivered", partition: i
     return Logged(at, 1000 + at, one.stored_key, event)
 
 
+@pytest.fixture(autouse=True)
+def _no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery_survey, "stored_verdicts", lambda _: iter(()))
+
+
 def sender_restart(reader: Log, **with_: Any) -> SenderRestart:
     survey = surveyed(reader)
     for name, value in with_.items():
@@ -285,6 +290,17 @@ def test_deliveries_are_asked_of_the_table_by_their_lead_and_its_place(monkeypat
 
     assert set(found.delivered) == {known.bytes, replayed.bytes, erased.bytes}
     assert found.places == {place(known.bytes, 1, 7)}
+
+
+def test_submissions_that_postgresql_knows_as_judged_are_not_judged_again_when_the_log_lost_their_verdicts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = [Logged(offset, 1000 + offset, b"k", submission()) for offset in range(10)]
+    rows = [(one.event.id, 0, one.at, from_ms(one.timestamp_ms)) for one in judged]
+    monkeypatch.setattr(recovery_survey, "stored_verdicts", lambda _: iter(rows))
+    reader = Log({SUBMISSIONS: judged[:6]}, LogPosition(10, "id", judged[9].mark()))
+
+    assert [one.goes_to for one in surveyed(reader).limiter_restarts()] == [6]
 
 
 def test_a_topic_is_read_once_and_later_only_what_came_since() -> None:
