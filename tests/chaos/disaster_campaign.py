@@ -67,6 +67,11 @@ class Word:
     text: str
 
     @property
+    def well(self) -> bool:
+        """Whether both commands say that all is well."""
+        return self.status_well and self.webhook_well
+
+    @property
     def cure(self) -> str | None:
         """The command that the text names as the way back."""
         found = CURE.search(self.text)
@@ -97,6 +102,9 @@ def undergo(stack: Stack, disaster: Disaster, timing: Timing, tell: Tell) -> Out
     strike(stack, disaster, timing, lambda: after.send(within_s=SENT_WITHIN_S))
     outcome = Outcome(disaster.name, timing, Findings())
     _until_cured(stack, after, outcome, tell)
+    if not look(stack).well:
+        # Noticed only after all forms were handled, as partitions that were added may be.
+        _until_cured(stack, after, outcome, tell)
     broken = list(outcome.findings.broken)
     try:
         ensure_well(stack)
@@ -142,7 +150,7 @@ def _watch(stack: Stack, after: Sending, outcome: Outcome) -> Word | None:
         word = look(stack)
         unsent, lost = undelivered(stack, after.answers), unstored(stack, after.answers)
         handled = not (unsent or lost or after.unsent)
-        if handled and word.status_well and word.webhook_well:
+        if handled and word.well:
             return None
         # How delivery stands is all that the second command is asked; rows are the first one's.
         well = word.status_well or (word.webhook_well and bool(unsent))
@@ -171,7 +179,7 @@ def look(stack: Stack) -> Word:
 def ensure_well(stack: Stack) -> None:
     """Wait until both commands say that all is well. Raises NigredoError."""
     give_up = time.monotonic() + WELL_WITHIN_S
-    while not ((word := look(stack)).status_well and word.webhook_well):
+    while not (word := look(stack)).well:
         if time.monotonic() > give_up:
             raise NigredoError(f"not well within {WELL_WITHIN_S:g} s: {word.text}")
         time.sleep(LOOK_EVERY_S)
