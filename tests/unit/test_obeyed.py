@@ -50,7 +50,9 @@ def test_each_of_several_workers_must_obey() -> None:
     first, second = health(OBEYS, workers=2), health(OBEYS, worker="b", workers=2)
 
     assert asking([first, first, second]) == Obeyed()
-    assert asking([first], within_s=0.0).late
+    assert asking([first], within_s=0.0) == Obeyed(
+        "confirmed by 1 of the workers of ingest at http://ingest; no other one answered"
+    )
     assert asking([first, health({}, worker="b", workers=2), first], within_s=0.3).late
 
 
