@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from nigredo import metrics
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
-from nigredo.errors import DependencyDown, NigredoError, StartRefused
+from nigredo.errors import DependencyDown
 from nigredo.log_position import LogPosition, to_metadata
 from nigredo.log_proof import LogProof
 from nigredo.log_reader import LogReader, mark_of
@@ -96,7 +96,7 @@ class Group:
         """Partitions that are read, and to be compared again before anything more is read of them."""
         self._check_again_at = 0.0
         self._checks_failed = Backoff(longest_s=5.0)
-        self._fatal: NigredoError | None = None
+        self._unread: str | None = None
         # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
         self._commits = Commits(settings.kafka_session_timeout_s, clock)
@@ -109,14 +109,10 @@ class Group:
         )
 
     async def poll(self, room: Room) -> list[Message]:
-        """Return what has come, after waiting at most `POLL_S`; called again and again to stay a member.
-
-        Raises StartRefused when the group's offsets cannot be read.
-        """
+        """Return what has come, after waiting at most `POLL_S`; called again and again to stay a member."""
         messages = await self._in_thread(lambda: self._poll(room))
-        if self._fatal is not None:
-            raise self._fatal
-        return messages
+        # Without an assignment of our own the client begins where it likes.
+        return messages if self._unread is None else []
 
     async def commit(self) -> None:
         """Commit how far each partition is done."""
@@ -204,6 +200,11 @@ class Group:
             return dict(self._stopped)
 
     @property
+    def unread(self) -> str | None:
+        """The reason for which the group's offsets could not be read: another membership has to begin."""
+        return self._unread
+
+    @property
     def stalled(self) -> Mapping[Place, float]:
         """For how many seconds partitions have had records of which none arrived: another client has to read them."""
         return self._proving.stalled
@@ -220,11 +221,11 @@ class Group:
     # --- in the consumer's thread, callbacks inside `poll` ------------------------------------------------------------
 
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        """Seed each partition from its committed offset. An error is kept for `poll`: here it would be lost."""
+        """Seed each partition from its committed offset; none of them while these cannot be read."""
         try:
             committed = self._offsets(self._name, assigned)
         except DependencyDown as error:
-            self._fatal = StartRefused(f"the offsets of {self._name} cannot be read: {error}")
+            self._unread = str(error)
             return
         with self._lock:
             self._progress.assigned({})

@@ -78,15 +78,15 @@ class Session:
         }
 
     async def run(self, until: Callable[[], bool]) -> None:
-        """Deliver until told to end, or a partition stalls, then finish what is under way and leave the group.
+        """Deliver until told to end, or nothing can arrive, then finish what is under way and leave the group.
 
-        until: asked several times a second. Raises StartRefused when the group's offsets cannot be read.
+        until: asked several times a second.
         """
         self._group.join()
         noting = asyncio.create_task(self._note())
         last_commit = time.monotonic()
         try:
-            while not (until() or self._stalled()):
+            while not (until() or self._useless()):
                 await self._for_room()
                 for message in await self._group.poll(self._room()):
                     self._take(message)
@@ -106,8 +106,12 @@ class Session:
         metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handling.retries_waiting + self._handling.resting)
         await self._group.tell(endpoint)
 
-    def _stalled(self) -> bool:
-        """Say whether records are there of which none arrives: only a new client, of a new session, gets them."""
+    def _useless(self) -> bool:
+        """Say whether the offsets are not known, or records are there of which none arrives to this client."""
+        if (reason := self._group.unread) is not None:
+            self._health.waiting(reason)
+            log.warning("the group's offsets cannot be read", reason=reason)
+            return True
         for (topic, partition), seconds in sorted(self._group.stalled.items())[:1]:
             self._health.waiting(f"{topic} partition {partition} has records but none arrives since {seconds:.0f} s")
             log.error(

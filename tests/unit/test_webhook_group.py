@@ -505,3 +505,24 @@ def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_
         await group.leave()
 
     asyncio.run(scenario())
+
+
+def test_a_member_whose_offsets_cannot_be_read_reads_nothing_and_says_so(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It forgets nothing of what it has read, as a process that ends would."""
+    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
+
+    def away(*_: object) -> list[TopicPartition]:
+        raise DependencyDown("Kafka does not answer")
+
+    async def scenario() -> None:
+        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        monkeypatch.setattr(group, "_offsets", away)
+        group.join()
+        await polled_until(group, lambda: group.unread == "Kafka does not answer")
+        for _ in range(3):
+            assert await group.poll(ROOM) == []
+        await group.leave()
+
+    asyncio.run(scenario())
