@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
@@ -26,6 +27,7 @@ from schemas.topics import SCHEMA_PINS, TOPICS, TopicSpec
 EVERYWHERE: Mapping[str, TopicSpec] = {**TOPICS, **SCHEMA_PINS}
 """The topics of every installation."""
 CALL_TIMEOUT_S = 10.0
+NONE_WANTED: Mapping[str, int] = MappingProxyType({})
 PASSING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -85,32 +87,41 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
 def add_partitions(settings: Settings, wanted: Mapping[str, int]) -> None:
     """Give topics as many partitions as wanted. Keys move by it: only for topics that no hash spreads, or on purpose.
 
-    Raises DependencyDown.
+    Returns once the broker serves them: a moment passes after their creation. Raises DependencyDown.
     """
     admin = AdminClient(client_config(settings, settings.function("topics")))
     try:
         asked = [NewPartitions(topic, many) for topic, many in wanted.items()]
         for done in admin.create_partitions(asked, request_timeout=CALL_TIMEOUT_S).values():
             done.result(CALL_TIMEOUT_S + 2)
+        _until_served(admin, wanted, list(wanted), wanted)
     except KafkaException as error:
         raise DependencyDown(told(error.args[0])) from error
     except TimeoutError as error:
         raise DependencyDown("Kafka does not answer") from error
 
 
-def _until_served(admin: AdminClient, names: Collection[str], fresh: Collection[str]) -> None:
-    """Wait until the broker knows every topic and serves the fresh ones: a moment passes after their creation."""
+def _until_served(
+    admin: AdminClient, names: Collection[str], fresh: Collection[str], many: Mapping[str, int] = NONE_WANTED
+) -> None:
+    """Wait until the broker knows every topic and serves the fresh ones: a moment passes after their creation.
+
+    many: of these topics so many partitions.
+    """
     deadline = time.monotonic() + CALL_TIMEOUT_S
-    while missing := _not_served(admin, names, fresh):
+    while missing := _not_served(admin, names, fresh, many):
         if time.monotonic() > deadline:
             raise DependencyDown(f"Kafka does not serve these topics yet: {', '.join(missing)}")
         time.sleep(0.05)
 
 
-def _not_served(admin: AdminClient, names: Collection[str], fresh: Collection[str]) -> list[str]:
+def _not_served(
+    admin: AdminClient, names: Collection[str], fresh: Collection[str], many: Mapping[str, int]
+) -> list[str]:
     """Return the topics that are not known, and the fresh ones of which a partition has no leader that answers."""
     known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
     missing = [name for name in names if name not in known or known[name].error or not known[name].partitions]
+    missing += [name for name, wanted in many.items() if name in known and len(known[name].partitions) < wanted]
     if missing or not fresh:
         return missing
     end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
