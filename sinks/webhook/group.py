@@ -148,7 +148,7 @@ class Group:
                 return None
             if record.topic == LEADS:
                 self._leads[record.partition].take(record.offset)
-            topic_id = self._progress.positions()[place].topic_id
+            topic_id = self._progress.topic_id(place)
         self._proving.read(place, LogPosition(mark.offset + 1, topic_id, mark))
         return record, ticket
 

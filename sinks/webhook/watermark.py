@@ -21,7 +21,7 @@ class Watermark:
 
     def __init__(self, position: LogPosition) -> None:
         self.next_offset = position.next_offset
-        self._topic_id = position.topic_id
+        self.topic_id = position.topic_id
         self._last = position.last
         self._begun: deque[Mark] = deque()
         self._finished: set[int] = set()
@@ -29,7 +29,7 @@ class Watermark:
     @property
     def position(self) -> LogPosition:
         """The committable position and its proof."""
-        return LogPosition(self.next_offset, self._topic_id, self._last)
+        return LogPosition(self.next_offset, self.topic_id, self._last)
 
     @property
     def open(self) -> int:
@@ -104,6 +104,10 @@ class Progress:
             return False
         self._marks[ticket.place].finish(ticket.offset)
         return True
+
+    def topic_id(self, place: Place) -> str | None:
+        """Return the topic's id in the position at which a partition was begun."""
+        return self._marks[place].topic_id
 
     def open(self, place: Place) -> int:
         """How many records of a partition are above what may be committed."""
