@@ -113,7 +113,7 @@ class Session:
             log.warning("the group's offsets cannot be read", reason=reason)
             return True
         for (topic, partition), seconds in sorted(self._group.stalled.items())[:1]:
-            self._health.waiting(f"no record of {topic} partition {partition} arrives since {seconds:.0f} s, though there are some")
+            self._health.waiting(f"a record of {topic} partition {partition}: none arrives since {seconds:.0f} s")
             log.error(
                 "no record arrives though there are some", topic=topic, partition=partition, seconds=round(seconds),
                 partitions=len(self._group.stalled),
