@@ -34,7 +34,7 @@ def test_status_lists_every_part_and_says_that_all_are_ready(stack: Stack) -> No
     assert document["ready"] is True
     assert sorted(document["parts"]) == sorted(PARTS)
     for part in document["parts"].values():
-        assert set(part) == {"pid", "ready", "stopped", "restarts", "waiting_for", "url"}
+        assert set(part) == {"pid", "ready", "state", "stopped", "restarts", "waiting_for", "url"}
         assert psutil.pid_exists(part["pid"])
     assert document["parts"]["ingest"]["url"] == stack.url
 
