@@ -26,8 +26,8 @@ pytestmark = pytest.mark.embedded
 PAGE = Path(__file__).parents[2] / "docs" / "RECOVERY.md"
 COMMAND_DEADLINE_S = 180.0
 ONE_OF_EACH_KIND = ("database-lost", "leads-cut", "kafka-put-back", "submissions-made-again")
-"""The others, and all timings, are left to `make chaos ACTIONS=disaster`: all of them take half an hour. A registry that
-was lost, put back or replaced has tests of its own (`test_schema_ids.py`)."""
+"""The others, and all timings, are left to `make chaos ACTIONS=disaster`: they take half an hour. A registry that was
+lost, put back or replaced has tests of its own (`test_schema_ids.py`)."""
 CASES = [disaster for disaster in DISASTERS if disaster.name in ONE_OF_EACH_KIND]
 
 
