@@ -39,17 +39,20 @@ def unread(settings: Settings, group: str, topic: str, partitions: Iterable[int]
 
     None while the group has no members, or is between two assignments.
     """
-    found = _described(settings, group)
-    if found.state != ConsumerGroupState.STABLE:
-        return []
-    read = {
-        at.partition
-        for member in found.members
+    read = assigned(_described(settings, group))
+    return [] if read is None else [number for number in sorted(partitions) if (topic, number) not in read]
+
+
+def assigned(group: ConsumerGroupDescription) -> set[tuple[str, int]] | None:
+    """Return topic and partition of all that members have; None without members, or between two assignments."""
+    if group.state != ConsumerGroupState.STABLE:
+        return None
+    return {
+        (at.topic, at.partition)
+        for member in group.members
         if member.assignment is not None
         for at in member.assignment.topic_partitions
-        if at.topic == topic
     }
-    return sorted(set(partitions) - read)
 
 
 def _described(settings: Settings, group: str) -> ConsumerGroupDescription:

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import client_config, told
+from nigredo.kafka import client_config
+from nigredo.kept_consumer import KeptConsumer
 from nigredo.log_position import LogNow, LogPosition
 from nigredo.log_position import compare as compare_position
 from nigredo.log_reader import LogReader, mark_of
@@ -38,10 +39,10 @@ class Comparison:
 
 
 class LogProof:
-    """Keeps one client, since each new one connects and logs in. May be used from several threads."""
+    """Compares by one client that is kept. May be used from several threads."""
 
     def __init__(self, settings: Settings, component: str) -> None:
-        self._config = client_config(settings, settings.function(component)) | {
+        config = client_config(settings, settings.function(component)) | {
             "group.id": f"{settings.function(component)}-proof",  # Required by the client; never joined.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -55,7 +56,7 @@ class LogProof:
             "fetch.message.max.bytes": 65_536,
         }
         self._reader = LogReader(settings, component)
-        self._kept: deque[Consumer] = deque(maxlen=1)
+        self._client = KeptConsumer(partial(Consumer, config))
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -96,17 +97,9 @@ class LogProof:
         """Return what partitions hold at or after ascending offsets. Raises DependencyDown."""
         if not asked:
             return {}
-        consumer = self._client()
-        try:
+        with self._client.lend() as consumer:
             found = self._read_by(consumer, {place: _Reading(place, offsets) for place, offsets in asked.items()})
             consumer.unassign()
-        except KafkaException as error:
-            consumer.close()
-            raise DependencyDown(told(error.args[0])) from error
-        except BaseException:
-            consumer.close()
-            raise
-        self._kept.append(consumer)
         return found
 
     def _read_by(self, consumer: Consumer, readings: Mapping[Place, _Reading]) -> dict[Place, dict[int, LogNow]]:
@@ -125,12 +118,6 @@ class LogProof:
             elif seek:
                 consumer.seek(TopicPartition(*place, reading.next))
         return {place: reading.found for place, reading in readings.items()}
-
-    def _client(self) -> Consumer:
-        # No two comparisons share one, and none is kept past a failure: a fresh one finds the cluster soonest.
-        with suppress(IndexError):
-            return self._kept.pop()
-        return Consumer(self._config)
 
 
 class _Reading:

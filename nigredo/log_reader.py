@@ -7,9 +7,8 @@ transaction markers leave gaps, so the last offset may never be seen.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 from nigredo.errors import DependencyDown
 from nigredo.groups import committed_offsets
 from nigredo.kafka import client_config, told
+from nigredo.kept_consumer import KeptConsumer
 from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.settings import Settings
 from nigredo.telemetry import get_logger
@@ -45,8 +45,7 @@ READ_AHEAD: Mapping[str, int] = {
 }
 """How much a consumer that reads a whole topic fetches before it is asked for it."""
 ASKING_KEPT_S = 5.0
-"""A client that only asks serves the questions of one look, since each new one connects and logs in. Not for longer:
-after an outage a fresh one finds the cluster soonest."""
+"""For the questions of one look. Not for longer: after an outage a fresh client finds the cluster soonest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class LogReader:
         self._settings = settings
         self._component = component
         self._kept_admin: AdminClient | None = None
-        self._asking_kept: deque[tuple[float, Consumer]] = deque(maxlen=1)
+        self._asking = KeptConsumer(self._consumer, for_s=ASKING_KEPT_S)
 
     def read_to_end(
         self,
@@ -139,7 +138,7 @@ class LogReader:
         Whoever reads much is told of it in the log every few seconds.
         """
         offsets, latest = offsets or {}, None if within_s is None else time.monotonic() + within_s
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             marks = {p: self._watermarks(consumer, topic, p) for p in partitions}
             open_partitions = {p for p, (start, end) in marks.items() if max(start, offsets.get(p, 0)) < end}
             starts = [
@@ -262,7 +261,7 @@ class LogReader:
 
     def offset_at(self, topic: str, partition: int, at: datetime) -> int:
         """Return the first offset whose record is as young as `at`; the partition's end, before asked, when none is."""
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             # Asked first: what is appended between the two questions is young, and stands from there on.
             _, end = self._watermarks(consumer, topic, partition)
             asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
@@ -273,12 +272,12 @@ class LogReader:
 
     def topics(self) -> list[str]:
         """Return the names of all topics. Raises DependencyDown."""
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             return sorted(consumer.list_topics(timeout=CALL_TIMEOUT_S).topics)
 
     def cluster_id(self) -> str:
         """Return the id of the cluster: one that lost its data has another. Raises DependencyDown."""
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             found = consumer.list_topics(timeout=CALL_TIMEOUT_S).cluster_id
         if not found:
             raise DependencyDown("Kafka did not tell its cluster's id")
@@ -286,12 +285,12 @@ class LogReader:
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset that exists and the one after the last. Raises DependencyDown."""
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             return self._watermarks(consumer, topic, partition)
 
     def partitions(self, topic: str) -> list[int]:
         """Return the partitions of a topic. Raises DependencyDown, also when there is no such topic yet."""
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             found = consumer.list_topics(topic, timeout=CALL_TIMEOUT_S).topics.get(topic)
             if found is None or found.error is not None or not found.partitions:
                 raise DependencyDown(f"there is no topic {topic} yet")
@@ -322,7 +321,7 @@ class LogReader:
         if not asked:
             return []
         committed = self._committed(group, asked)
-        with self._asking() as consumer:
+        with self._asking.lend() as consumer:
             found = []
             for at in committed:
                 start, end = self._watermarks(consumer, at.topic, at.partition)
@@ -345,28 +344,6 @@ class LogReader:
             admin = AdminClient(client_config(self._settings, self._settings.function(self._component)))
             self._kept_admin = admin
         return admin
-
-    @contextmanager
-    def _asking(self) -> Iterator[Consumer]:
-        """Lend a client for questions, which is kept for the next ones unless it failed."""
-        began, consumer = self._kept_asking()
-        try:
-            yield consumer
-        except KafkaException as error:
-            consumer.close()
-            raise DependencyDown(told(error.args[0])) from error
-        except BaseException:
-            consumer.close()
-            raise
-        self._asking_kept.append((began, consumer))
-
-    def _kept_asking(self) -> tuple[float, Consumer]:
-        with suppress(IndexError):
-            began, consumer = self._asking_kept.pop()
-            if time.monotonic() - began < ASKING_KEPT_S:
-                return began, consumer
-            consumer.close()
-        return time.monotonic(), self._consumer()
 
     @contextmanager
     def _reading(self) -> Iterator[Consumer]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
-from nigredo.groups import ensure_answer
+from nigredo.groups import assigned, ensure_answer
 from nigredo.kafka import client_config, told
 from nigredo.log_trail import Place
 from nigredo.settings import Settings
@@ -81,16 +81,8 @@ class LogWatch:
     def _unassigned(self, places: Iterable[Place]) -> list[Place]:
         ensure_answer(self._admin)
         asked = self._admin.describe_consumer_groups([self._name], request_timeout=CALL_TIMEOUT_S)
-        group = _answer(asked[self._name])
-        if group.state != ConsumerGroupState.STABLE:
-            return []
-        held = {
-            (at.topic, at.partition)
-            for member in group.members
-            if member.assignment is not None
-            for at in member.assignment.topic_partitions
-        }
-        return [place for place in places if place not in held]
+        held = assigned(_answer(asked[self._name]))
+        return [] if held is None else [place for place in places if place not in held]
 
 
 def _answer(future: Future[T]) -> T:

@@ -257,6 +257,8 @@ class Group:
 
     def _prove(self, consumer: Consumer) -> None:
         """Stop partitions of which the log lost a record that was read. Raises DependencyDown."""
+        if not self._proving.due:
+            return
         with self._lock:
             positions = self._progress.positions()
             idle = {place for place in positions if not self._progress.open(place)} - self._paused - self._doubted

@@ -54,6 +54,11 @@ class Proving:
         """Note that records of these partitions came."""
         self._arrivals.arrived(places)
 
+    @property
+    def due(self) -> bool:
+        """Whether `disproved` has anything to do: a comparison has ended, or is to begin."""
+        return time.monotonic() >= self._due_s if self._under_way is None else self._under_way[1].done()
+
     def disproved(
         self, positions: Mapping[Place, LogPosition], idle: AbstractSet[Place]
     ) -> Mapping[Place, LogPosition]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import TopicPartition
 
+from nigredo.kept_consumer import KeptConsumer
 from nigredo.log_reader import LogReader
 from nigredo.settings import Settings
 
@@ -31,6 +33,6 @@ def test_a_record_that_is_appended_meanwhile_is_not_taken_for_an_old_one(
 ) -> None:
     reader = LogReader(Settings.from_environment({"NIGREDO_STATE_DIR": str(tmp_path)}), "test")
 
-    monkeypatch.setattr(reader, "_consumer", Growing)
+    monkeypatch.setattr(reader, "_asking", KeptConsumer(cast("Any", Growing)))
 
     assert reader.offset_at("nigredo.rejections", 0, datetime.now(UTC)) == 5
