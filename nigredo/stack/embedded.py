@@ -181,7 +181,8 @@ def steps(
 def watches(home: Home, environment: Mapping[str, str]) -> list[Watch]:
     """Return the questions about the running stack that no part of it answers by itself."""
     ids = SchemaIds(Settings.from_environment(home.part_environment(environment, "prepare", role="admin")))
-    return [Watch("schema ids", lambda: conflict(ids.findings()), after="schemas", every_s=SCHEMAS_EVERY_S)]
+    look = Watch("schema ids", lambda: conflict(ids.findings()), "schemas", SCHEMAS_EVERY_S, part="registry")
+    return [look]
 
 
 def _ensure_api_key(settings: Settings, home: Home, tell: Tell) -> None:

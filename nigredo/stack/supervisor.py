@@ -49,13 +49,14 @@ class Watch:
     """A question about the whole stack that is asked again and again once a step is done.
 
     look: blocks for some seconds at most; returns a trouble as one line, None for none. What it raises is no trouble:
-    then the answer is not known, and a part that is away says so itself.
+    then the answer is not known, and a part that is away says so itself. part: whose new process is asked at once.
     """
 
     name: str
     look: Callable[[], str | None]
     after: str
     every_s: float
+    part: str
 
 
 @dataclass(slots=True)
@@ -242,9 +243,15 @@ class Supervisor:
 
     async def _watch(self, watch: Watch) -> None:
         await self._progress[watch.after].done.wait()
+        part, asked = self.parts.get(watch.part), None
+
+        def began_again() -> bool:
+            return part is not None and part.ready and part.pid != asked
+
         while True:
-            await asyncio.sleep(watch.every_s)
-            found = None
+            # Another process may have begun on other data: it is not left to the next turn.
+            await seen(began_again, time.monotonic() + watch.every_s)
+            asked, found = None if part is None else part.pid, None
             with suppress(Exception):
                 found = await asyncio.get_running_loop().run_in_executor(self._threads, watch.look)
             self._found[watch.name] = found

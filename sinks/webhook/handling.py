@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
@@ -18,7 +20,7 @@ from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
 from nigredo.record import Record
 from nigredo.telemetry import get_logger
-from schemas.codec import Undecodable
+from schemas.codec import PREFIX, Undecodable
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.attempts import Case
@@ -58,7 +60,8 @@ class Handling:
         self._group = group
         self._name = name
         self._sending = Sending(tools, group, self._reached)
-        self._asking = asyncio.Lock()
+        self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        """By the prefix of their values, the turns of records whose schema was not known when they came."""
         self._past = Past(tools.attempts, group)
 
     def stop(self) -> None:
@@ -233,13 +236,18 @@ class Handling:
         if record.value is None:
             return None
         try:
-            if self._tools.codec.knows(record.value):
-                event = self._tools.codec.decode(record.topic, record.value)
+            codec, prefix = self._tools.codec, record.value[: PREFIX.size]
+            asking = self._asking.get(prefix)
+            if asking is None and codec.knows(record.value):
+                event = codec.decode(record.topic, record.value)
             else:
-                # The registry is asked in a thread: others' deadlines run meanwhile. One after the other, so that leads
-                # stay in their order.
-                async with self._asking:
-                    event = await asyncio.to_thread(self._tools.codec.decode, record.topic, record.value)
+                # The registry is asked in a thread: others' deadlines run meanwhile. Records of one schema go on in
+                # their order; one that comes when the answer is there does not overtake those that waited for it.
+                asking = self._asking.setdefault(prefix, asking or asyncio.Lock())
+                async with asking:
+                    known = codec.knows(record.value)
+                    decode = partial(codec.decode, record.topic, record.value)
+                    event = decode() if known else await asyncio.to_thread(decode)
             self._tools.parking.handled(DECODING, {record.topic: 1})
             return event
         except Undecodable as error:

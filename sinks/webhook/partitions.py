@@ -40,6 +40,8 @@ class Partition:
     """Since when each record is in hand, oldest first."""
     sending: dict[UUID, asyncio.Event] = field(default_factory=dict)
     delivered: asyncio.Task[dict[UUID, datetime]] | None = field(default=None)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """The turns of leads that ask for what was delivered."""
     delivered_max: int = 0
 
     def take(self, offset: int) -> None:

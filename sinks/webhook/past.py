@@ -42,7 +42,9 @@ class Past:
         """Say whether a lead of partition `number` was delivered after a time, as far as deliveries count at all."""
         if partition.delivered is None or _failed(partition.delivered):
             partition.delivered = _begun(self._attempts.delivered_since(number, partition.counts_since))
-        at = (await asyncio.shield(partition.delivered)).get(lead_id)
+        load = partition.delivered
+        async with partition.asking:  # A lead that comes when it is loaded does not overtake those that waited for it.
+            at = (await asyncio.shield(load)).get(lead_id)
         return at is not None and at > since
 
     @staticmethod

@@ -242,7 +242,31 @@ def test_a_trouble_that_a_watch_finds_is_told_until_it_is_gone_and_an_unanswered
     async def run() -> None:
         home = Home(tmp_path / "home", 8080)
         home.claim()
-        watch = Watch("schema ids", look, after="ingest", every_s=0.01)
+        watch = Watch("schema ids", look, after="ingest", every_s=0.01, part="ingest")
+        supervisor = Supervisor(home, [Step("ingest", part("ingest"))], "ingest", [watch])
+        supervisor.begin()
+        try:
+            await asyncio.wait_for(body(supervisor), DEADLINE_S)
+        finally:
+            await supervisor.stop()
+
+    asyncio.run(run())
+
+
+def test_a_watch_asks_at_once_about_a_new_process_of_its_part(tmp_path: Path) -> None:
+    asked: list[int | None] = []
+
+    async def body(supervisor: Supervisor) -> None:
+        assert await seen(lambda: len(asked) == 1)
+        await supervisor.parts["ingest"].stop()
+        await supervisor.parts["ingest"].start()
+        assert await seen(lambda: len(asked) == 2)
+        assert asked[0] != asked[1]
+
+    async def run() -> None:
+        home = Home(tmp_path / "home", 8080)
+        home.claim()
+        watch = Watch("pid", lambda: asked.append(supervisor.parts["ingest"].pid), "ingest", 3600, part="ingest")
         supervisor = Supervisor(home, [Step("ingest", part("ingest"))], "ingest", [watch])
         supervisor.begin()
         try:

@@ -70,6 +70,27 @@ def test_what_could_not_be_read_is_read_again_and_then_kept() -> None:
     asyncio.run(scenario())
 
 
+def test_leads_that_come_when_the_deliveries_are_loaded_do_not_overtake_those_that_waited_for_them() -> None:
+    async def scenario() -> None:
+        log, partition, passed = FakeLog(), Partition(NOW, 0), list[int]()
+        past = past_of(log)
+
+        async def lead(number: int) -> None:
+            await past.reached(uuid4(), partition, 0)
+            passed.append(number)
+
+        leads = [asyncio.create_task(lead(number)) for number in range(5)]
+        while len(leads) < 40:  # One at each turn of the loop, also at the one at which the load ends.
+            await asyncio.sleep(0 if log.ended else 0.001)
+            leads.append(asyncio.create_task(lead(len(leads))))
+        await asyncio.gather(*leads)
+
+        assert log.ended == 1
+        assert passed == sorted(passed)
+
+    asyncio.run(scenario())
+
+
 def test_a_reference_is_settled_by_an_end_that_stands_after_it_as_the_present_assignment_knows() -> None:
     async def scenario() -> None:
         log = FakeLog()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import threading
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,13 +13,14 @@ from nigredo.health import Health
 from nigredo.parking import Before, Bounds, Parking
 from nigredo.record import Record
 from schemas.events import WebhookRetry
-from schemas.topics import retry_topic
+from schemas.topics import LEADS, retry_topic
 from sinks.webhook.handling import Handling, Reference
 from sinks.webhook.session import RETRIES_MAX, Session
 from sinks.webhook.waiting import Waits
 from sinks.webhook.watermark import Ticket
 
 TOPIC = retry_topic("fibonacci", "1m")
+NOW = utc_now()
 
 
 class FakeGroup:
@@ -40,11 +43,11 @@ class FakeGroup:
 
 
 class FakeTools:
-    """As much of the tools as notes need. A record's value is the retry itself."""
+    """As much of the tools as notes need."""
 
     def __init__(self) -> None:
         self.endpoint = SimpleNamespace(name="fibonacci")
-        self.codec = SimpleNamespace(knows=lambda _: True, decode=lambda _, value: value)
+        self.codec = SimpleNamespace(knows=lambda _: True, decode=lambda _, value: pickle.loads(value))
         self.attempts = self
         self.parking = Parking(Bounds(in_a_row_max=3, share_max=1.0), Health("sink"), lambda _: Before())
 
@@ -65,7 +68,7 @@ async def note(handling: Handling, offset: int, lead_id: UUID, *, replay: bool) 
         lead_offset=offset,
         replay=replay,
     )
-    record = Record(TOPIC, 0, offset, now, str(lead_id).encode(), cast(bytes, retry), ())
+    record = Record(TOPIC, 0, offset, now, str(lead_id).encode(), pickle.dumps(retry), ())
     await handling.note(record, Ticket(1, (TOPIC, 0), offset))
 
 
@@ -107,5 +110,38 @@ def test_of_a_lead_one_reference_waits_in_a_topic_the_newest_whether_it_is_a_rep
         assert (group.finished, handling.retries_waiting) == ([1], 1)
         await note(handling, 3, lead_id, replay=False)
         assert (group.finished, handling.retries_waiting) == ([1, 2], 1)
+
+    asyncio.run(scenario())
+
+
+def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_waited_for_it() -> None:
+    async def scenario() -> None:
+        known, ask, decoded = threading.Event(), threading.Event(), list[int]()
+
+        def decode(_: str, value: bytes) -> int:
+            if not known.is_set():
+                assert ask.wait(10)
+                known.set()
+            return value[-1]
+
+        handling = handling_of(FakeGroup())
+        cast(Any, handling)._tools.codec = SimpleNamespace(knows=lambda _: known.is_set(), decode=decode)
+
+        async def lead(number: int) -> None:
+            value = bytes([0, 0, 0, 0, 7, number])
+            decoded.append(cast(int, await handling._decoded(Record(LEADS, 0, number, NOW, b"", value, ()))))
+
+        leads = [asyncio.create_task(lead(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        ask.set()
+        while len(leads) < 40:  # One at each turn of the loop, also at the one at which the answer comes.
+            leads.append(asyncio.create_task(lead(len(leads))))
+            await asyncio.sleep(0)
+            if len(leads) == 6:
+                await asyncio.to_thread(known.wait, 10)
+        await asyncio.gather(*leads)
+
+        assert decoded == sorted(decoded)
+        assert not handling._asking
 
     asyncio.run(scenario())
