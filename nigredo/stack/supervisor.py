@@ -251,7 +251,7 @@ class Supervisor:
         while True:
             # Another process may have begun on other data: it is not left to the next turn.
             await seen(began_again, time.monotonic() + watch.every_s)
-            asked, found = None if part is None else part.pid, None
+            asked, found = part.pid if part is not None and part.ready else None, None
             with suppress(Exception):
                 found = await asyncio.get_running_loop().run_in_executor(self._threads, watch.look)
             self._found[watch.name] = found
