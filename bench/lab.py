@@ -23,13 +23,13 @@ import psycopg
 from confluent_kafka import Consumer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.groups import commit_offsets
-from nigredo.kafka import client_config
-from nigredo.pinned import PinnedSchemas
+from nigredo.avro.codec import Codec
+from nigredo.kafka.consumer_groups import commit_offsets
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.publisher import client_config
 from nigredo.settings import Settings
 from nigredo.stack.home import Home
 from nigredo.testing import free_port_base, run_nigredo
-from schemas.codec import Codec
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, TOPICS
 
 READY_DEADLINE_S = 120.0

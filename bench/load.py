@@ -19,10 +19,10 @@ from confluent_kafka import KafkaError, Producer
 
 from bench.lab import Lab, LabError
 from bench.measure import Figures
+from nigredo.avro.codec import Codec
+from nigredo.avro.encoded_window import encoded
 from nigredo.clock import utc_now
-from nigredo.encoded_window import encoded
-from nigredo.kafka import producer_config
-from schemas.codec import Codec
+from nigredo.kafka.publisher import producer_config
 from schemas.events import (
     Acceptance,
     Contact,

@@ -25,7 +25,7 @@ from bench import report
 from bench.lab import PARTITIONS, ROOT, Lab, LabError, Running, cpu_s, disk_bytes, open_lab
 from bench.load import Record, accepted_leads, produce, submissions, windows, wrk
 from bench.measure import pace
-from schemas.codec import Codec
+from nigredo.avro.codec import Codec
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -31,7 +31,7 @@ LEADS_COUNT = 20_000
 SHOWN = 14
 RESULTS = Path(__file__).parent / "results" / "profile"
 OURS = ("ingest/", "nigredo/", "processors/", "schemas/", "sinks/")
-START = ("nigredo/cli/", "nigredo/startup.py", "main.py", "faust_app.py")
+START = ("nigredo/cli/", "nigredo/process.py", "main.py", "faust_app.py")
 """What only starts the rest: it is under every sample."""
 
 

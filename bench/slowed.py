@@ -13,9 +13,9 @@ from typing import Any
 from nigredo.cli import load_commands, nigredo
 
 TARGETS: Mapping[str, Sequence[tuple[str, str, str]]] = {
-    "encoder": [("schemas.codec", "Codec", "encode"), ("ingest.encoded_submission", "", "encoded")],
-    "window": [("nigredo.window", "", "judge")],
-    "sink": [("sinks.webhook.request", "", "headers_of")],
+    "encoder": [("nigredo.avro.codec", "Codec", "encode"), ("nigredo.avro.encoded_submission", "", "encoded")],
+    "window": [("nigredo.rate_limit.window", "", "judge")],
+    "sink": [("sinks.webhook.transport.request", "", "headers_of")],
 }
 """Pure functions, so that doing them twice is the same but for the time."""
 

@@ -18,9 +18,18 @@ from urllib.parse import urlsplit
 import falcon
 import falcon.asgi
 
-from ingest import counting
-from ingest.access_log import AccessLog
-from ingest.answers import (
+from ingest.forms.decoding import read_fields, refuse_encoded
+from ingest.forms.validation import SHOWN, FieldProblem, Form, FormRefused, form_of, typed_of
+from ingest.pages.html import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page
+from ingest.reads.lead_queries import Reads
+from ingest.routes.health import HealthRoute, LiveRoute
+from ingest.routes.leads import LeadRoute, Recent, answer_page, authorize
+from ingest.routes.openapi import DOCUMENT
+from ingest.submissions.deduplication import KEY_HEADER
+from ingest.submissions.service import Intake
+from ingest.web import instrumentation as counting
+from ingest.web.access_log import AccessLog
+from ingest.web.answers import (
     METHOD,
     add_error_handlers,
     is_known,
@@ -30,27 +39,18 @@ from ingest.answers import (
     tell_allowance,
     user_agent,
 )
-from ingest.arriving import Application, Arriving, BodyCutOff, BodyTooLong, read_body
-from ingest.body import read_fields, refuse_encoded
-from ingest.deadline import Deadline
-from ingest.form import SHOWN, FieldProblem, Form, FormRefused, form_of, typed_of
-from ingest.forwarding import ForwardingNotice
-from ingest.health import HealthRoute, LiveRoute
-from ingest.intake import Intake
-from ingest.leads import LeadRoute, Recent, answer_page, authorize
-from ingest.openapi import DOCUMENT
-from ingest.page import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page
-from ingest.reads import Reads
-from ingest.repeats import KEY_HEADER
-from ingest.security import ALWAYS, POLICY, page_policy
-from nigredo import metrics
-from nigredo.api_keys import LEADS_READ
-from nigredo.db import Pool, make_pool
-from nigredo.health import Health
-from nigredo.metric_labels import CREATE, GET, INGEST, LIST, function_of
+from ingest.web.forwarding import ForwardingNotice
+from ingest.web.lazy_body import Application, Arriving, BodyCutOff, BodyTooLong, read_body
+from ingest.web.security_headers import ALWAYS, POLICY, page_policy
+from ingest.web.shared_timeout import Deadline
+from nigredo.control.api_keys import LEADS_READ
 from nigredo.networks import as_text, client_address
+from nigredo.observability import metrics
+from nigredo.observability.health import Health
+from nigredo.observability.labels import CREATE, GET, INGEST, LIST, function_of
+from nigredo.observability.logs import configure_logging, get_logger
+from nigredo.postgres.pool import Pool, make_pool
 from nigredo.settings import Settings
-from nigredo.telemetry import configure_logging, get_logger
 
 log = get_logger()
 

@@ -17,12 +17,12 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
-from ingest.exposition import Exposition, parent_folder, shared_folder
-from ingest.repeats import read_secret
-from nigredo.health import health_server
+from ingest.submissions.deduplication import read_secret
+from ingest.worker_metrics import Exposition, parent_folder, shared_folder
+from nigredo.observability.health import health_server
+from nigredo.observability.logs import get_logger
+from nigredo.process import run_process
 from nigredo.settings import Settings
-from nigredo.startup import run_process
-from nigredo.telemetry import get_logger
 
 log = get_logger()
 

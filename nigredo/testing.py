@@ -26,7 +26,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka import NOBODY_ANSWERS, client_config, producer_config
+from nigredo.kafka.publisher import NOBODY_ANSWERS, client_config, producer_config
 from nigredo.settings import Settings
 from nigredo.stack.home import PORTS, Home
 

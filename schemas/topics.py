@@ -105,7 +105,7 @@ STORED = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
 
 SCHEMAS = "nigredo.schemas"
 SCHEMA_PINS: Mapping[str, TopicSpec] = {SCHEMAS: TopicSpec(SCHEMAS, "", _compacted(), partitions=1)}
-"""Which schema each id in the log means (`schemas/pins.py`): JSON under the id, never deleted."""
+"""Which schema each id in the log means (`nigredo/avro/pins.py`): JSON under the id, never deleted."""
 
 RETRIES_PREFIX = "nigredo.webhook-retries."
 RETRY_DELAYS_S: Mapping[str, float] = {"1m": 60.0, "10m": 600.0, "1h": 3600.0, "6h": 21_600.0}

@@ -19,7 +19,7 @@ from testcontainers.core.network import Network
 
 from nigredo.stack.embedded import EXTERNAL
 from nigredo.stack.home import DATABASE, Home
-from nigredo.stack.postgres import role_statements
+from nigredo.stack.parts.postgres import role_statements
 from nigredo.testing import Stack, eventually, free_port_base, started
 
 START_DEADLINE_S = 120.0

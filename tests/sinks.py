@@ -24,20 +24,20 @@ import httpx
 from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient
 
-from nigredo.changes import Changes
+from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
+from nigredo.control.admin import Changes
+from nigredo.endpoints.endpoint import Endpoint, read_endpoints
+from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.errors import NigredoError
-from nigredo.headers import cloud_event
-from nigredo.kafka import Publisher
-from nigredo.log_reader import LogReader
-from nigredo.pinned import PinnedSchemas
+from nigredo.kafka.cloudevents import cloud_event
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.publisher import Publisher
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
-from schemas.codec import Codec
 from schemas.events import Contact, DeliveryAttempt, Event, Lead
 from schemas.topics import DELIVERIES, LEADS, TOPICS, retry_topics
-from sinks.webhook.endpoint import Endpoint, read_endpoints
-from sinks.webhook.signing import Secret, write_secrets
 
 T = TypeVar("T")
 READ_DEADLINE_S = 30.0

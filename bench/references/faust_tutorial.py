@@ -11,7 +11,7 @@ import faust
 
 from bench.references.progress import Progress
 from nigredo.settings import Settings
-from processors.faust_app import broker_credentials
+from processors.engine.faust_app import broker_credentials
 
 broker, group, topic, output = sys.argv[1:]
 progress = Progress()

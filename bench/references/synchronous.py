@@ -16,8 +16,8 @@ import httpx
 import psycopg_pool
 from psycopg.types.json import Jsonb
 
-from ingest.body import parse_form
-from ingest.form import Form
+from ingest.forms.decoding import parse_form
+from ingest.forms.validation import Form
 from nigredo.networks import client_address, client_network
 from nigredo.settings import Settings
 

@@ -10,7 +10,7 @@ from bench.lab import Lab
 from bench.load import CONNECTIONS, wrk
 from bench.measure import Contender, Figures, Result
 from bench.run import Run
-from nigredo.kafka import client_config
+from nigredo.kafka.publisher import client_config
 from schemas.topics import SUBMISSIONS
 
 SECONDS = 4.0

@@ -14,7 +14,7 @@ from bench.lab import Lab, Running
 from bench.load import produce, submissions
 from bench.measure import Contender, Figures, Result, pace
 from bench.run import Run
-from nigredo.groups import commit_offsets
+from nigredo.kafka.consumer_groups import commit_offsets
 from schemas.topics import LEADS, REJECTIONS, SUBMISSIONS
 
 RECORDS = 40_000

@@ -12,7 +12,7 @@ from bench.load import accepted_leads, produce, submissions
 from bench.measure import Contender, Figures, Result, pace
 from bench.run import Run
 from bench.scenarios.limiter import told
-from nigredo.groups import commit_offsets
+from nigredo.kafka.consumer_groups import commit_offsets
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, SUBMISSIONS
 
 LEADS_COUNT = 12_000

@@ -20,13 +20,13 @@ import fastavro
 from bench.load import contact
 from bench.measure import Contender, Figures, Result
 from bench.run import Run
-from ingest import encoded_submission
-from nigredo import window
+from nigredo.avro import encoded_submission
+from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
-from schemas.codec import Codec
+from nigredo.rate_limit import window
 from schemas.events import Lead, Submission
 from schemas.topics import SUBMISSIONS, load_schema
-from sinks.webhook import request
+from sinks.webhook.transport import request
 
 CALLS = 20_000
 SECRETS = (b"a" * 32, b"b" * 32)

@@ -12,9 +12,9 @@ from bench.load import accepted_leads, produce, wrk
 from bench.measure import Contender, Figures, Result, pace
 from bench.references.synchronous import SCHEMA
 from bench.run import Run
-from schemas.codec import Codec
+from nigredo.avro.codec import Codec
 from schemas.topics import DELIVERIES, LEADS
-from sinks.webhook.request import body_of
+from sinks.webhook.transport.request import body_of
 
 LEADS_COUNT = 12_000
 SLOW_MS = 50

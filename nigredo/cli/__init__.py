@@ -30,7 +30,7 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
     `nigredo up --sample` starts everything on this machine and shows a lead on its way.
     """
     # Imported here: it takes as long as all else that `--help` needs.
-    from nigredo.telemetry import configure_logging
+    from nigredo.observability.logs import configure_logging
 
     # stdout is for results; a process that is run says later whose lines they are.
     configure_logging("nigredo")
@@ -46,9 +46,7 @@ def load_commands() -> None:
         database,
         dead,
         dead_letters,
-        deliveries,
         keys,
-        processes,
         quarantine,
         ratelimit,
         recover,
@@ -59,6 +57,8 @@ def load_commands() -> None:
         topics,
         webhook,
     )
+    from nigredo.cli import run as processes
+    from nigredo.cli import webhook_status as deliveries
 
     running = (stack, processes, topics, schemas, database, control, keys)
     for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead, dead_letters):

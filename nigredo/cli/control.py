@@ -16,7 +16,7 @@ from nigredo.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nigredo.changes import Change, Changes
+    from nigredo.control.admin import Change, Changes
     from nigredo.networks import Network
     from schemas.events import ControlEntry
 
@@ -42,7 +42,7 @@ lasts = click.option("--for", "lasts", type=Duration(), help="How long it holds,
 
 def changes_of(context: Context) -> Changes:
     """Return what reads and changes the control topic where the command speaks to."""
-    from nigredo.changes import Changes
+    from nigredo.control.admin import Changes
 
     return Changes(context.settings(PART, role="nigredo_app"), context.actor)
 
@@ -75,7 +75,7 @@ def get(context: Context, name: str | None) -> None:
 
     The environment is that of the running stack. Where no stack is asked it is this command's, which stderr says.
     """
-    from nigredo.control import SETTING
+    from nigredo.control.state import SETTING
     from nigredo.settings import Settings
 
     names = Settings.live_names()
@@ -90,7 +90,7 @@ def get(context: Context, name: str | None) -> None:
 
 def _found(context: Context, name: str, entry: ControlEntry | None) -> dict[str, str | None]:
     """Return a setting's value and origin; with its end if it was changed while the product runs."""
-    from nigredo.control import beneath
+    from nigredo.control.state import beneath
     from nigredo.settings import Settings
 
     if entry is None:
@@ -152,8 +152,8 @@ def put_settings(
 
     Raises UsageError for values that cannot work, before any is put, and DependencyDown.
     """
-    from nigredo.changes import Change
-    from nigredo.control import SETTING, setting_entry
+    from nigredo.control.admin import Change
+    from nigredo.control.state import SETTING, setting_entry
 
     try:
         entries = [Change(SETTING, name, setting_entry(name, text), until) for name, text in wanted.items()]
@@ -181,7 +181,7 @@ def stays(after: Mapping[str, str | None] | None, text: str) -> str:
 @with_context
 def unset(context: Context, name: str) -> None:
     """Go back to what the environment says, or the default."""
-    from nigredo.control import SETTING
+    from nigredo.control.state import SETTING
     from nigredo.settings import Settings
 
     changes = changes_of(context)
@@ -211,8 +211,8 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
 
     With --for a block without an end that was there before stays.
     """
-    from nigredo.changes import Change
-    from nigredo.control import IP_BLOCK
+    from nigredo.control.admin import Change
+    from nigredo.control.state import IP_BLOCK
 
     wanted = list(dict.fromkeys(_network(text) for text in networks))
     large = [str(network) for network in wanted if network.prefixlen < (8 if network.version == 4 else 24)]
@@ -235,8 +235,8 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
 @with_context
 def unblock(context: Context, networks: tuple[str, ...]) -> None:
     """Let addresses or networks in again. The exit code is 0 only when all were blocked and none is any more."""
-    from nigredo.changes import Change
-    from nigredo.control import IP_BLOCK
+    from nigredo.control.admin import Change
+    from nigredo.control.state import IP_BLOCK
 
     changes, wanted = changes_of(context), list(dict.fromkeys(map(_network, networks)))
     # By what an entry means: an earlier release kept a mapped address as it was written.
@@ -266,7 +266,7 @@ def unblock(context: Context, networks: tuple[str, ...]) -> None:
 @with_context
 def list_(context: Context) -> None:
     """Show what is blocked, by whom and until when."""
-    from nigredo.control import IP_BLOCK, beneath
+    from nigredo.control.state import IP_BLOCK, beneath
 
     entries = changes_of(context).held(IP_BLOCK)
     document, lines = [], []
@@ -339,8 +339,8 @@ def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
 @with_context
 def off(context: Context) -> None:
     """Take forms again."""
-    from nigredo.changes import Change
-    from nigredo.control import SETTING
+    from nigredo.control.admin import Change
+    from nigredo.control.state import SETTING
 
     changes, text = changes_of(context), Change(SETTING, "MAINTENANCE_TEXT", None)
     put_settings(context, changes, {"MAINTENANCE_MODE": "false"}, None, also=[text])

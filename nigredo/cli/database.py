@@ -11,7 +11,7 @@ from nigredo.cli.output import Context, with_context
 @with_context
 def migrate(context: Context) -> None:
     """Apply what the database does not have yet; safe to repeat."""
-    from nigredo.migrate import migrate as apply
+    from nigredo.postgres.migrate import migrate as apply
 
     applied = apply(context.settings("migrate", role="admin"))
     context.result({"applied": applied}, applied or "nothing to apply", changed=True)

@@ -14,8 +14,8 @@ from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.redelivery import Redelivery
-    from nigredo.replay import References
+    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay_plan import References
     from schemas.events import WebhookDead
 
 PART = "dead"
@@ -44,8 +44,8 @@ def list_(context: Context, endpoint: str | None) -> None:
 
 
 def _nothing(context: Context) -> str:
-    from nigredo.log_reader import LogReader
-    from nigredo.webhook_topics import WebhookTopics
+    from nigredo.kafka.topic_reader import LogReader
+    from nigredo.operations.webhook_topics import WebhookTopics
     from schemas.topics import DEAD_LETTERS
 
     settings = context.settings(PART, role="nigredo_app")
@@ -123,7 +123,7 @@ def redrive(
 
 
 def _references(dead: Sequence[WebhookDead]) -> list[References]:
-    from nigredo.replay import References
+    from nigredo.operations.replay_plan import References
 
     groups: dict[int, References] = {}
     for each in dead:
@@ -133,7 +133,7 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
 
 
 def _redelivery(context: Context, endpoint: str = "fibonacci") -> Redelivery:
-    from nigredo.redelivery import Redelivery
+    from nigredo.operations.replay import Redelivery
 
     return Redelivery(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
 

@@ -17,8 +17,8 @@ from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.parked import DeadLetters, Parked
-    from nigredo.record import Record
+    from nigredo.kafka.record import Record
+    from nigredo.operations.dead_letters import DeadLetters, Parked
     from nigredo.settings import Settings
     from nigredo.stack.home import Home
     from schemas.events import Event
@@ -149,13 +149,13 @@ def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]
 
 def _filtered(waiting: Sequence[Parked], topic: str | None, reason: str | None, last: timedelta | None) -> list[Parked]:
     from nigredo.clock import utc_now
-    from nigredo.parked import chosen
+    from nigredo.operations.dead_letters import chosen
 
     return chosen(waiting, topic=topic, reason=reason, since=None if last is None else utc_now() - last)
 
 
 def _letters(context: Context) -> DeadLetters:
-    from nigredo.parked import DeadLetters
+    from nigredo.operations.dead_letters import DeadLetters
 
     settings = context.settings(PART, role="nigredo_app")
     return DeadLetters(settings, context.actor, lambda record, event: asyncio.run(_store(settings, record, event)))
@@ -163,9 +163,9 @@ def _letters(context: Context) -> DeadLetters:
 
 async def _store(settings: Settings, record: Record, event: Event | None) -> None:
     """Store a record's rows by the persister's own statements, which may find them there already."""
-    from nigredo.db import make_pool
     from nigredo.errors import RecordRefused
-    from nigredo.parked import NotRetried
+    from nigredo.operations.dead_letters import NotRetried
+    from nigredo.postgres.pool import make_pool
     from processors.persistence.rows import rows_of
     from processors.persistence.store import Store
 

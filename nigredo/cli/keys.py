@@ -13,7 +13,7 @@ from nigredo.cli.output import Context, with_context
 from nigredo.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nigredo.changes import Changes
+    from nigredo.control.admin import Changes
     from schemas.events import ControlEntry
 
 
@@ -33,8 +33,8 @@ def keys() -> None:
 @with_context
 def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
     """Create a key and print it, once: nobody can show it again. NAME says whose it is."""
-    from nigredo.api_keys import SCOPES, as_value, create
-    from nigredo.control import API_KEY
+    from nigredo.control.api_keys import SCOPES, as_value, create
+    from nigredo.control.state import API_KEY
 
     if unknown := sorted(set(scopes) - set(SCOPES)):
         raise click.UsageError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
@@ -79,10 +79,10 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
 
     A key that has an end of its own keeps it: the new one ends then too, and the overlap is no longer than that.
     """
-    from nigredo.api_keys import as_value, create, from_value
-    from nigredo.changes import Change
     from nigredo.clock import utc_now
-    from nigredo.control import API_KEY
+    from nigredo.control.admin import Change
+    from nigredo.control.api_keys import as_value, create, from_value
+    from nigredo.control.state import API_KEY
 
     changes = changes_of(context)
     entry = _standing_key(changes, key_id)
@@ -109,7 +109,7 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
 @with_context
 def revoke_key(context: Context, key_id: str) -> None:
     """End a key, at every node within a second."""
-    from nigredo.control import API_KEY
+    from nigredo.control.state import API_KEY
 
     changes = changes_of(context)
     _standing_key(changes, key_id)
@@ -118,7 +118,7 @@ def revoke_key(context: Context, key_id: str) -> None:
 
 
 def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:
-    from nigredo.control import API_KEY
+    from nigredo.control.state import API_KEY
 
     return {entry.name: entry for entry in changes.held(API_KEY)}
 

@@ -12,7 +12,7 @@ import click
 from nigredo.cli.output import Context, complain
 
 if TYPE_CHECKING:
-    from nigredo.changes import Changes
+    from nigredo.control.admin import Changes
 
 OBEYED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.1

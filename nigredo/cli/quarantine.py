@@ -15,7 +15,7 @@ from nigredo.cli.output import Context, with_context
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.quarantine import Quarantine
+    from nigredo.operations.quarantine import Quarantine
     from schemas.events import Rejection
 
 RELEASE_DEADLINE_S = 60.0
@@ -23,8 +23,8 @@ SETTLED = "SELECT id FROM nigredo.form_submissions WHERE id = ANY(%s) AND verdic
 
 
 def _quarantine(context: Context) -> Quarantine:
-    from nigredo.limiter import LimiterCommands
-    from nigredo.quarantine import Quarantine
+    from nigredo.operations.limit_commands import LimiterCommands
+    from nigredo.operations.quarantine import Quarantine
 
     return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor))
 
@@ -150,7 +150,7 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
 
 def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:
     """Return which of these are leads by now, as the database has it."""
-    from nigredo.db import connected
+    from nigredo.postgres.pool import connected
 
     if not lead_ids:
         return set()

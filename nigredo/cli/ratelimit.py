@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from nigredo.cli.control import PART, change_settings, changes_of, lasts
-from nigredo.cli.deliveries import table_is_whole
 from nigredo.cli.output import Context, with_context
+from nigredo.cli.webhook_status import table_is_whole
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.limiter import LimiterCommands
     from nigredo.networks import Network
+    from nigredo.operations.limit_commands import LimiterCommands
 
 APPLY_DEADLINE_S = 20.0
 SIMULATED_MAX = 10_000
@@ -44,7 +44,7 @@ class Clients(click.ParamType):
 
 
 def _commands(context: Context) -> LimiterCommands:
-    from nigredo.limiter import LimiterCommands
+    from nigredo.operations.limit_commands import LimiterCommands
 
     return LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor)
 
@@ -71,7 +71,7 @@ def list_(context: Context, limit: int) -> None:
 
     The exit code is 0 only when the table that they are in holds all that the log does.
     """
-    from nigredo.db import connected
+    from nigredo.postgres.pool import connected
     from schemas.topics import RATE_LIMITS
 
     settings = context.settings(PART, role="nigredo_app")
@@ -140,8 +140,8 @@ def simulate(context: Context, client: Network, count: int) -> None:
     Computed by the limiter's own function from the window that it last wrote about that client.
     """
     from nigredo.clock import utc_now
-    from nigredo.control import control_of
-    from nigredo.simulation import simulated
+    from nigredo.control.state import control_of
+    from nigredo.operations.limit_simulation import simulated
 
     network = _one_client(client)
     if network is None:

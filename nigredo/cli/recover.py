@@ -13,8 +13,8 @@ from nigredo.errors import NigredoError
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.recovery import Recovery
-    from nigredo.recovery_survey import Condition
+    from nigredo.operations.recovery.procedure import Recovery
+    from nigredo.operations.recovery.survey import Condition
 
 PART = "recover"
 IDS_SHOWN = 20
@@ -49,9 +49,9 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
 
 
 def _recovery(context: Context) -> Recovery:
-    from nigredo.recovery import Recovery
-    from sinks.webhook.beginning import first_offsets
-    from sinks.webhook.endpoint import examine_endpoints
+    from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.operations.recovery.procedure import Recovery
+    from sinks.webhook.consumer.start_offsets import first_offsets
 
     settings = context.settings(PART, role="nigredo_app")
     return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor, first_offsets)

@@ -17,7 +17,7 @@ from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.redelivery import Plan, Range, Redelivery, Settling
+    from nigredo.operations.replay import Plan, Range, Redelivery, Settling
 
 PART = "replay"
 LINE_EVERY_S = 5.0
@@ -57,8 +57,8 @@ class Place(click.ParamType):
 
 def known_endpoint(context: Context, endpoint: str) -> None:
     """Raise ConfigurationError for a receiver that there is not and never was: a list of nothing would be no answer."""
-    from nigredo.redelivery import Redelivery
-    from sinks.webhook.endpoint import examine_endpoints
+    from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.operations.replay import Redelivery
 
     settings = context.settings(PART, role="nigredo_app")
     if endpoint not in examine_endpoints(settings)[0]:
@@ -101,8 +101,8 @@ def replay(
     What was delivered is left out unless asked for; what waits for an attempt is left alone. Safe to interrupt and to
     repeat.
     """
-    from nigredo.redelivery import Redelivery
-    from nigredo.replay import Rule
+    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay_plan import Rule
 
     asked = _range(since, begin, end, places, leads)
     if failed_only and include_delivered:
@@ -144,7 +144,7 @@ def _range(
     leads: tuple[UUID, ...],
 ) -> Range:
     from nigredo.clock import utc_now
-    from nigredo.redelivery import Range
+    from nigredo.operations.replay import Range
 
     if sum((since is not None, begin is not None, bool(places), bool(leads))) != 1:
         raise click.UsageError("say which leads, by one of --since, --from (with --to), --from-offset, --lead")

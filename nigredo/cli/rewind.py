@@ -15,7 +15,7 @@ from nigredo.errors import ConfigurationError
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.rewind import Offsets, Step, To
+    from nigredo.operations.rewind import Offsets, Step, To
     from nigredo.settings import Settings
 
 PART = "rewind"
@@ -45,7 +45,7 @@ def rewind(
     Its members leave for as long as it takes, at most two minutes. GROUP is a full name such as
     nigredo-webhook-sender-dev, or a part's: webhook-sender, webhook-sender-crm, persister.
     """
-    from nigredo.rewind import Rewind
+    from nigredo.operations.rewind import Rewind
 
     if sum((at is not None, bool(places), earliest)) != 1:
         raise click.UsageError("say where to, by one of --to-datetime, --to-offset, --to-earliest")
@@ -76,7 +76,7 @@ def rewind(
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
     """Return a group's full name and where its offsets are. Raises ConfigurationError for one that has no reset."""
-    from nigredo.rewind import DatabaseOffsets, KafkaOffsets
+    from nigredo.operations.rewind import DatabaseOffsets, KafkaOffsets
 
     limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
     full = {"rate-limiter": limiter, "persister": persister}.get(group, group)
@@ -94,7 +94,7 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
 
 
 def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> To:
-    from nigredo.rewind import To
+    from nigredo.operations.rewind import To
     from schemas.topics import LEADS
 
     offsets: dict[tuple[str, int], int] = {}

@@ -11,7 +11,7 @@ from nigredo.errors import NigredoError
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.schema_ids import Finding
+    from nigredo.operations.schema_ids import Finding
 
 
 @click.group()
@@ -48,8 +48,8 @@ def check(context: Context) -> None:
 @with_context
 def repair(context: Context, dry_run: bool) -> None:
     """Bring back what the registry lost, and replace the ids that it gave to others; safe to repeat."""
-    from nigredo.schema_ids import SchemaIds, ensure_schemas, patiently
-    from sinks.webhook.endpoint import examine_endpoints
+    from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.operations.schema_ids import SchemaIds, ensure_schemas, patiently
 
     settings = context.settings("schemas", role="nigredo_app")
     ids = SchemaIds(settings)
@@ -61,7 +61,7 @@ def repair(context: Context, dry_run: bool) -> None:
 
 
 def _findings(context: Context) -> list[Finding]:
-    from nigredo.schema_ids import SchemaIds, patiently
+    from nigredo.operations.schema_ids import SchemaIds, patiently
 
     return patiently(SchemaIds(context.settings("schemas", role="nigredo_app")).findings)
 

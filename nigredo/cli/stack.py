@@ -19,7 +19,7 @@ import click
 from nigredo.cli.output import Context, complain, download_progress, with_context
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.stack.home import PORTS, Home, postgres_bin
 
 if TYPE_CHECKING:

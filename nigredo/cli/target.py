@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.stack.home import Home
 
 NO_STACK = "-"

@@ -16,9 +16,9 @@ def topics() -> None:
 @with_context
 def ensure(context: Context) -> None:
     """Create what is missing and correct what differs; safe to repeat."""
-    from nigredo.schema_ids import ensure_schemas
-    from nigredo.topics import ensure_topics
-    from sinks.webhook.endpoint import examine_endpoints
+    from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.kafka.topic_admin import ensure_topics
+    from nigredo.operations.schema_ids import ensure_schemas
 
     settings = context.settings("topics", role="nigredo_app")
     changes = ensure_topics(settings) + ensure_schemas(settings, examine_endpoints(settings)[0])

@@ -11,7 +11,7 @@ import click
 from nigredo.cli.control import changes_of, lasts, put_settings, shown_until, stays, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
-from nigredo.replay import FIRST_ENDPOINT
+from nigredo.operations.replay_plan import FIRST_ENDPOINT
 
 if TYPE_CHECKING:
     from nigredo.settings import Settings
@@ -60,8 +60,8 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
 
     A sender that does not run sends nothing: that is no failed pause, but a failed resumption.
     """
-    from nigredo.endpoint_health import ask_sender
-    from sinks.webhook.endpoint import examine_endpoints
+    from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.operations.endpoint_status import ask_sender
 
     settings = context.settings("webhook-sender", role="nigredo_app")
     deadline, problems = time.monotonic() + OBEYED_WITHIN_S, []
@@ -96,8 +96,8 @@ def part_of(endpoint: str) -> str:
 
 def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:
     """Return where the sender tells of itself, when that is known here."""
+    from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.stack.embedded import sender_ports
-    from sinks.webhook.endpoint import examine_endpoints
 
     home = context.target.home
     port = settings.health_port if home is None else sender_ports(home, examine_endpoints(settings)[0])[endpoint]

@@ -23,8 +23,8 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
     The secret is not printed: it is the first line of the file, for whoever may read that.
     """
     from nigredo.clock import utc_now
-    from sinks.webhook.endpoint import named
-    from sinks.webhook.signing import active, read_secrets, rotated, write_secrets
+    from nigredo.endpoints.endpoint import named
+    from nigredo.endpoints.secrets import active, read_secrets, rotated, write_secrets
 
     file, now = named(context.settings(PART, role="nigredo_app"), endpoint).secret_file, utc_now()
     found = read_secrets(file)

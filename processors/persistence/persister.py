@@ -6,29 +6,29 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from nigredo import metrics
+from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
-from nigredo.db import Pool, make_pool
-from nigredo.dead_letters import park
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
-from nigredo.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
-from nigredo.log_reader import LogReader
-from nigredo.record import Record
+from nigredo.kafka.dead_letters import park
+from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
+from nigredo.kafka.publisher import FOR_EVER_S, Publisher, producer_config
+from nigredo.kafka.record import Record
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability import metrics
+from nigredo.observability.health import Health
+from nigredo.observability.logs import get_logger
+from nigredo.postgres.pool import Pool, make_pool
+from nigredo.process import ready_codec
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
-from nigredo.telemetry import get_logger
-from processors.handler import Decoded, Stale, decode
-from processors.persistence.chores import Chores
-from processors.persistence.cleanup import CleanUp
-from processors.persistence.clocks import earlier_now
-from processors.persistence.expiry import Expiry
+from processors.engine.handler import Decoded, Stale, decode
+from processors.persistence.maintenance.clocks import earlier_now
+from processors.persistence.maintenance.jobs import Chores
+from processors.persistence.maintenance.reset_outbox import ResetRelay
+from processors.persistence.maintenance.row_retention import CleanUp
+from processors.persistence.maintenance.topic_retention import Expiry
 from processors.persistence.reachable import Reachable
-from processors.persistence.resets import ResetRelay
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Progress, Store
-from schemas.codec import Codec
 from schemas.events import Event, Lead
 from schemas.topics import AUDIT, DEAD_LETTERS, LEADS, SUBMISSIONS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from nigredo.health import Health
+from nigredo.observability.health import Health
 
 UNREADY_AFTER_S = 3.0
 """One question that fails says nothing: connections are ended, and a fail-over takes a moment."""

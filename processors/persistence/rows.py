@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from nigredo.record import Record
-from processors.handler import Decoded
+from nigredo.kafka.record import Record
+from processors.engine.handler import Decoded
 from schemas.events import DeliveryAttempt, Lead, RateLimitState, Rejection
 from schemas.topics import LEADS
 

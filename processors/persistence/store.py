@@ -13,10 +13,10 @@ import psycopg
 import psycopg_pool
 from psycopg.types.json import Jsonb
 
-from nigredo.db import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.log_position import LogPosition, Mark
-from processors.handler import Stale
+from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.postgres.pool import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
+from processors.engine.handler import Stale
 from processors.persistence.rows import Row, Rows
 
 DEADLINE_S = STATEMENT_TIMEOUT_S + 5.0

@@ -11,28 +11,48 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from nigredo import metrics
-from nigredo.bulk import BulkPublisher, Outgoing
+from nigredo.avro.codec import Codec
+from nigredo.avro.encoded_window import encoded
 from nigredo.clock import utc_now
-from nigredo.dead_letters import park
-from nigredo.encoded_window import encoded
 from nigredo.errors import RecordRefused
-from nigredo.groups import commit_offsets
-from nigredo.headers import cloud_event
-from nigredo.health import Health
-from nigredo.kafka import FOR_EVER_S, producer_config
-from nigredo.log_position import REPAIR, Finding, LogNow, LogPosition, PositionRefused, compare, kept, proven, refusal
-from nigredo.log_reader import LogReader
+from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.cloudevents import cloud_event
+from nigredo.kafka.consumer_groups import commit_offsets
+from nigredo.kafka.dead_letters import park
+from nigredo.kafka.positions.log_position import (
+    REPAIR,
+    Finding,
+    LogNow,
+    LogPosition,
+    PositionRefused,
+    compare,
+    kept,
+    proven,
+    refusal,
+)
+from nigredo.kafka.publisher import FOR_EVER_S, producer_config
+from nigredo.kafka.record import Record
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability import metrics
+from nigredo.observability.health import Health
+from nigredo.observability.logs import get_logger
 from nigredo.plural import counted
-from nigredo.record import Record
+from nigredo.process import ready_codec
+from nigredo.rate_limit.window import (
+    ACCEPTED,
+    RATE_LIMITED,
+    REPEATED,
+    SPAM,
+    Verdict,
+    count_refusals,
+    judge,
+    pass_release,
+    reset,
+)
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
-from nigredo.telemetry import get_logger
-from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, SPAM, Verdict, count_refusals, judge, pass_release, reset
-from processors.handler import Decoded, Stale, decode
+from processors.engine.handler import Decoded, Stale, decode
 from processors.rate_limit.release import find_quarantined
-from processors.rate_limit.windows import FAR_OFF_MS, Windows
-from schemas.codec import Codec
+from processors.rate_limit.window_store import FAR_OFF_MS, Windows
 from schemas.events import (
     Event,
     Lead,

@@ -6,20 +6,20 @@ import time
 from functools import partial
 
 from nigredo.backoff import Backoff
-from nigredo.dead_letters import parked_before
+from nigredo.control.drain import Leave
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.leave import Leave
-from nigredo.log_proof import LogProof
-from nigredo.log_reader import LogReader
-from nigredo.log_watch import LogWatch
-from nigredo.parking import Bounds, Parking
+from nigredo.kafka.dead_letters import parked_before
+from nigredo.kafka.parking import Bounds, Parking
+from nigredo.kafka.positions.log_proof import LogProof
+from nigredo.kafka.positions.log_watch import LogWatch
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability.health import Health
+from nigredo.process import run_process
 from nigredo.settings import Settings
-from nigredo.startup import run_process
-from processors.faust_app import make_app, run_app
-from processors.in_order import InOrder
+from processors.engine.faust_app import make_app, run_app
+from processors.engine.stream_processor import InOrder
+from processors.engine.watchdog import Watchdog
 from processors.rate_limit.limiter import COMPONENT, Limiter, check_offsets
-from processors.watchdog import Watchdog
 from schemas.topics import SUBMISSIONS
 
 START_DEADLINE_S = 60.0

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from nigredo.avro.codec import Codec, Undecodable
 from nigredo.errors import RecordRefused
-from nigredo.log_reader import EndNotReached, LogReader
-from nigredo.telemetry import get_logger
-from schemas.codec import Codec, Undecodable
+from nigredo.kafka.topic_reader import EndNotReached, LogReader
+from nigredo.observability.logs import get_logger
 from schemas.events import Lead, Rejection, RejectionRelease
 from schemas.topics import REJECTIONS
 

@@ -8,11 +8,11 @@ import sys
 
 import uvloop
 
-from nigredo.health import Health, health_server
+from nigredo.endpoints.endpoint import COMPONENT, endpoint_of
+from nigredo.observability.health import Health, health_server
+from nigredo.observability.logs import configure_logging
+from nigredo.process import run_process
 from nigredo.settings import Settings
-from nigredo.startup import run_process
-from nigredo.telemetry import configure_logging
-from sinks.webhook.endpoint import COMPONENT, endpoint_of
 from sinks.webhook.worker import Worker
 
 TAKES_TURNS_EVERY_S = 0.0005

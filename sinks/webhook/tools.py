@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nigredo.kafka import Publisher
-from nigredo.parking import Parking
+from nigredo.avro.codec import Codec
+from nigredo.endpoints.endpoint import Endpoint
+from nigredo.kafka.parking import Parking
+from nigredo.kafka.publisher import Publisher
 from nigredo.settings import Settings
-from schemas.codec import Codec
-from sinks.webhook.attempts import AttemptLog
-from sinks.webhook.delivery import Deliverer
-from sinks.webhook.endpoint import Endpoint
-from sinks.webhook.gate import Gate
-from sinks.webhook.leads import LeadReader
+from sinks.webhook.consumer.lead_lookup import LeadReader
+from sinks.webhook.delivery.admission import Gate
+from sinks.webhook.delivery.attempt_log import AttemptLog
+from sinks.webhook.transport.client import Deliverer
 
 
 @dataclass(frozen=True, slots=True)

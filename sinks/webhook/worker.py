@@ -9,35 +9,35 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from nigredo import metrics
+from nigredo.avro.codec import Codec
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
-from nigredo.control import Control, ControlKeeper
-from nigredo.dead_letters import parked_before
+from nigredo.control.state import Control, ControlKeeper
+from nigredo.endpoints.endpoint import COMPONENT, Endpoint
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.kafka import FOR_EVER_S, Publisher, producer_config
-from nigredo.log_reader import LogReader
-from nigredo.log_trail import Trail
-from nigredo.parking import Bounds, Parking
-from nigredo.pinned import PinnedSchemas
+from nigredo.kafka.dead_letters import parked_before
+from nigredo.kafka.materialized_view import TopicView
+from nigredo.kafka.parking import Bounds, Parking
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.positions.log_trail import Trail
+from nigredo.kafka.publisher import FOR_EVER_S, Publisher, producer_config
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability import metrics
+from nigredo.observability.health import Health
+from nigredo.observability.logs import get_logger
+from nigredo.process import ready_codec
 from nigredo.settings import Settings
-from nigredo.startup import ready_codec
-from nigredo.telemetry import get_logger
-from nigredo.view import TopicView
-from schemas.codec import Codec
 from schemas.topics import CONTROL, DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD, retry_topics
-from sinks.webhook.attempts import AttemptLog
-from sinks.webhook.beginning import ensure_begun
-from sinks.webhook.breaker import Breaker
-from sinks.webhook.bucket import TokenBucket
-from sinks.webhook.delivery import Deliverer
-from sinks.webhook.endpoint import COMPONENT, Endpoint
-from sinks.webhook.gate import Gate
-from sinks.webhook.leads import LeadReader
-from sinks.webhook.secret_file import SecretFile
-from sinks.webhook.session import Session
+from sinks.webhook.consumer.lead_lookup import LeadReader
+from sinks.webhook.consumer.start_offsets import ensure_begun
+from sinks.webhook.delivery.admission import Gate
+from sinks.webhook.delivery.attempt_log import AttemptLog
+from sinks.webhook.delivery.breaker import Breaker
+from sinks.webhook.delivery.token_bucket import TokenBucket
+from sinks.webhook.loop import Session
 from sinks.webhook.tools import Tools
+from sinks.webhook.transport.client import Deliverer
+from sinks.webhook.transport.secret_file import SecretFile
 
 log = get_logger()
 

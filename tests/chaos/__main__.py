@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nigredo.components import PROCESSES
 from nigredo.errors import NigredoError
-from nigredo.stack.processes import PROCESSES
 from tests.chaos import report
 from tests.chaos.campaign import SECOND, Campaign, ChaosError, run
 from tests.chaos.disaster_campaign import Outcome, every_pair, plan

@@ -16,7 +16,7 @@ from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from nigredo.errors import NigredoError
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.testing import START_DEADLINE_S, Stack, eventually, run_nigredo
 from schemas.topics import CONTROL, DELIVERIES, LEADS, RATE_LIMITS, SUBMISSIONS
 from tests.chaos.log_files import cut_tail

@@ -12,11 +12,11 @@ from uuid import UUID
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from nigredo.log_reader import LogReader
-from nigredo.pinned import PinnedSchemas
-from nigredo.record import record_of
+from nigredo.avro.codec import Codec
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.record import record_of
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack
-from schemas.codec import Codec
 from schemas.events import DeliveryAttempt, Event, Lead, Rejection
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, WEBHOOK_DEAD
 from tests.chaos.load import Answers

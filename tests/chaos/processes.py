@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nigredo.backoff import Backoff
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.stack.part import http_waiting_for
 from nigredo.testing import Stack
 

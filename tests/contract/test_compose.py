@@ -15,9 +15,9 @@ import yaml
 from click.testing import CliRunner
 
 from nigredo.cli import load_commands, nigredo
+from nigredo.components import PROCESSES
+from nigredo.endpoints.secrets import read_secrets
 from nigredo.settings import Settings
-from nigredo.stack.processes import PROCESSES
-from sinks.webhook.signing import read_secrets
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

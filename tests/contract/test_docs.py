@@ -12,7 +12,7 @@ import pytest
 from bench import long, profiled
 from bench.report import NOT_MEASURED, Document, between, costs, headlines, load, quoted
 from nigredo.cli import load_commands, nigredo
-from nigredo.metrics import CATALOGUE
+from nigredo.observability.metrics import CATALOGUE
 from nigredo.settings import Settings
 from schemas import events
 from schemas.topics import RETRIES_PREFIX, SCHEMA_PINS, TOPICS

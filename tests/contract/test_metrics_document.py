@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nigredo.metric import Metric
-from nigredo.metrics import CATALOGUE
+from nigredo.observability.instrument import Metric
+from nigredo.observability.metrics import CATALOGUE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "METRICS.md"
 

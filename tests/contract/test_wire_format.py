@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nigredo.pinned import PinnedSchemas
+from nigredo.avro.codec import PREFIX, Codec, Undecodable
+from nigredo.avro.pins import text_of
+from nigredo.avro.registry import Registry, RegistryUnavailable, SchemaIncompatible
+from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.settings import Settings
 from nigredo.testing import Stack
 from schemas import events
-from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import Event
-from schemas.pins import text_of
-from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible
 from schemas.topics import TOPICS, load_schema
 
 # By name, as every registry knows it; the client's own default first asks for a Confluent Cloud feature.

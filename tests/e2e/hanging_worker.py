@@ -16,19 +16,19 @@ from pathlib import Path
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.log_position import LogPosition
-from nigredo.log_proof import LogProof
-from nigredo.log_reader import LogReader
-from nigredo.log_watch import LogWatch
-from nigredo.parking import Before, Bounds, Parking
-from nigredo.record import Record
+from nigredo.kafka.parking import Before, Bounds, Parking
+from nigredo.kafka.positions.log_position import LogPosition
+from nigredo.kafka.positions.log_proof import LogProof
+from nigredo.kafka.positions.log_watch import LogWatch
+from nigredo.kafka.record import Record
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability.health import Health
+from nigredo.observability.logs import configure_logging
 from nigredo.settings import Settings
-from nigredo.telemetry import configure_logging
-from processors.faust_app import make_app, run_app
-from processors.handler import Decoded
-from processors.in_order import InOrder
-from processors.watchdog import Watchdog
+from processors.engine.faust_app import make_app, run_app
+from processors.engine.handler import Decoded
+from processors.engine.stream_processor import InOrder
+from processors.engine.watchdog import Watchdog
 from schemas.events import Event
 
 PATIENCE_S = 10.0

@@ -19,9 +19,9 @@ from uuid import UUID
 import httpx
 import psutil
 
-from nigredo.log_reader import LogReader
+from nigredo.avro.codec import Undecodable
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, any_client, eventually, free_port_base
-from schemas.codec import Undecodable
 from schemas.events import Submission
 from schemas.topics import SUBMISSIONS
 from tests.e2e.test_limit import codec_of

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import httpx
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, any_ipv4_client, eventually
 from schemas.topics import SUBMISSIONS
 from tests.e2e.nodes import Node, another_node

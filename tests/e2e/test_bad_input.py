@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, any_client
 from schemas.topics import SUBMISSIONS
 

@@ -13,8 +13,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from structlog.testing import capture_logs
 
-from nigredo.kafka import client_config
-from nigredo.kafka_security import refusal_notice
+from nigredo.kafka.publisher import client_config
+from nigredo.kafka.security import refusal_notice
 from nigredo.stack.home import KAFKA_CLIENTS
 from nigredo.testing import Stack, eventually
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, any_ipv4_client, eventually, run_nigredo
 from schemas.events import Lead, Submission
 from schemas.topics import CONTROL, LEADS, SUBMISSIONS

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from nigredo.components import PROCESSES
+from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.stack.home import Home
-from nigredo.stack.processes import PROCESSES
 from nigredo.testing import Stack, eventually, running_stack, started
-from sinks.webhook.signing import Secret, write_secrets
 
 pytestmark = pytest.mark.embedded
 EXTERNAL = ("--external", "kafka,registry,postgres")

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.stack.home import Home
 from nigredo.testing import START_DEADLINE_S, Command, Stack, eventually, free_port_base, run_nigredo
-from sinks.webhook.signing import Secret, write_secrets
 
 pytestmark = pytest.mark.embedded
 

@@ -17,7 +17,7 @@ import pytest
 
 from nigredo import cli
 from nigredo.cli import ratelimit
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.stack.home import postgres_bin
 from nigredo.testing import Stack, any_client, any_ipv4_client, eventually
 from schemas.events import AuditEntry, LimitReset

@@ -7,12 +7,12 @@ from uuid import UUID, uuid4
 import httpx
 from confluent_kafka import Producer
 
+from nigredo.avro.codec import PREFIX, Codec
 from nigredo.clock import utc_now
-from nigredo.log_reader import LogReader
+from nigredo.kafka.pinned_schemas import PinnedSchemas
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.networks import client_network, parse_hop
-from nigredo.pinned import PinnedSchemas
 from nigredo.testing import Stack, any_client, eventually
-from schemas.codec import PREFIX, Codec
 from schemas.events import Contact, Rejection, Submission
 from schemas.topics import REJECTIONS, SUBMISSIONS
 

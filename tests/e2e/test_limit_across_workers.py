@@ -17,10 +17,10 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from nigredo.log_reader import LogReader
-from nigredo.record import record_of
+from nigredo.avro.codec import Codec, Undecodable
+from nigredo.kafka.record import record_of
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, any_client, eventually
-from schemas.codec import Codec, Undecodable
 from schemas.events import Lead, Rejection, Submission
 from schemas.topics import LEADS, REJECTIONS, SUBMISSIONS
 from tests.e2e.test_limit import codec_of, submission

@@ -9,12 +9,12 @@ from uuid import UUID
 
 from confluent_kafka import Producer
 
+from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
-from nigredo.limiter import LimiterCommands
-from nigredo.log_reader import LogReader
-from nigredo.quarantine import Quarantine
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.quarantine import Quarantine
 from nigredo.testing import Stack, any_client, eventually
-from schemas.codec import Codec
 from schemas.events import Lead, LimitReset, RefusalCount, Rejection, RejectionRelease, Submission
 from schemas.topics import LEADS, REJECTIONS, SUBMISSIONS
 from tests.e2e.test_limit import codec_of, submission

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
-from ingest.openapi import DOCUMENT
-from ingest.repeats import KEY_HEADER
+from ingest.routes.openapi import DOCUMENT
+from ingest.submissions.deduplication import KEY_HEADER
 from nigredo.testing import Stack
 
 # The standard's addresses are more than those of which one may be asked to answer.

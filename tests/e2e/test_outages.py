@@ -19,9 +19,9 @@ import httpx
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.errors import DependencyDown
-from nigredo.log_reader import LogReader
+from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, any_client, eventually, running_stack
 from tests.e2e.nodes import FORM, Load, an_address, another_node, frozen, submitted

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, eventually
 from schemas.topics import LEADS
 from tests.e2e.test_limit_across_workers import second_worker

@@ -15,9 +15,9 @@ import pytest
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
-from nigredo.limiter import LimiterCommands
-from nigredo.log_reader import LogReader
-from nigredo.quarantine import Quarantine
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.quarantine import Quarantine
 from nigredo.testing import Stack, any_client, eventually
 from schemas.events import Contact, Lead, Rejection, RejectionRelease, Submission
 from schemas.topics import LEADS, REJECTIONS

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from nigredo.changes import Changes
 from nigredo.clock import utc_now
-from nigredo.control import LEAVE
+from nigredo.control.admin import Changes
+from nigredo.control.state import LEAVE
 from nigredo.errors import DependencyDown
-from nigredo.groups import members
+from nigredo.kafka.consumer_groups import members
 from nigredo.testing import Stack, eventually
 
 STORED = "SELECT count(*) FROM nigredo.leads WHERE id = ANY(%s::uuid[])"

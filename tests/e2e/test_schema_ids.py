@@ -18,8 +18,8 @@ from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from nigredo.log_reader import LogReader
-from nigredo.pinned import read_pins
+from nigredo.kafka.pinned_schemas import read_pins
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, eventually, running_stack
 from schemas.topics import DEAD_LETTERS, LEADS

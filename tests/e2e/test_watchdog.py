@@ -17,9 +17,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.errors import DependencyDown
-from nigredo.groups import members
+from nigredo.kafka.consumer_groups import members
 from nigredo.testing import Stack, eventually
-from processors.watchdog import EXIT_CODE, Restarts
+from processors.engine.watchdog import EXIT_CODE, Restarts
 from tests.e2e.hanging_worker import AWAY_S, PATIENCE_S
 
 PARTITIONS = 4  # As the stack's own topics: Faust expects the same of all.

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, eventually
 from schemas.topics import DELIVERIES
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook
 
-from nigredo.changes import Changes
 from nigredo.clock import utc_now
-from nigredo.groups import commit_offsets
+from nigredo.control.admin import Changes
+from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.testing import Stack, eventually
 from schemas.events import WebhookReplay
 from schemas.topics import LEADS, WEBHOOK_REPLAYS

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from nigredo.clock import utc_now
-from nigredo.groups import commit_offsets
+from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.testing import Stack, eventually
 from schemas.events import Event, WebhookReplay, WebhookRetry
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topic

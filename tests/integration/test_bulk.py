@@ -12,11 +12,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo import bulk
-from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka import Overloaded, producer_config
-from nigredo.log_reader import LogReader
+from nigredo.kafka import batch_publisher as bulk
+from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.publisher import Overloaded, producer_config
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack
 from tests.integration.test_kafka_clients import nobody, without_a_broker

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from uuid import uuid4
 
-from nigredo.db import make_pool
+from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, any_ipv4_client, eventually
-from processors.persistence.cleanup import BATCH_MAX, CleanUp
+from processors.persistence.maintenance.row_retention import BATCH_MAX, CleanUp
 from tests.e2e.test_freeing import A_ROW, psql, resets
 
 SUBMISSION = b"""

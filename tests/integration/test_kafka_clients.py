@@ -14,8 +14,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown, NigredoError, RecordRefused
-from nigredo.kafka import Overloaded, Position, Publisher, producer_config
-from nigredo.log_reader import LogReader
+from nigredo.kafka.publisher import Overloaded, Position, Publisher, producer_config
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from nigredo import migrate as module
 from nigredo.errors import StartRefused
-from nigredo.migrate import migrate
+from nigredo.postgres import migrate as module
+from nigredo.postgres.migrate import migrate
 from nigredo.testing import Stack
 
 # The runbook's statements as they stand there; those that change something are undone by the test.
@@ -83,7 +83,7 @@ def test_migrating_again_applies_nothing(stack: Stack) -> None:
 def test_a_file_changed_after_it_was_applied_is_refused(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with resources.as_file(resources.files("nigredo.migrations")) as folder:
+    with resources.as_file(resources.files("nigredo.postgres.migrations")) as folder:
         shutil.copytree(folder, tmp_path / "migrations")
     first = tmp_path / "migrations" / "0001_tables.sql"
     first.write_text(first.read_text() + "-- and one more thought\n")

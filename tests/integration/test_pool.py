@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from psycopg_pool import PoolTimeout
 
-from nigredo.db import make_pool
+from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually
 from tests.e2e.test_kill_idle import KILL_IDLE
 

@@ -8,12 +8,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.groups import commit_offsets
-from nigredo.log_position import Finding, LogNow, LogPosition, compare, from_metadata, proven
-from nigredo.log_reader import LogReader
-from nigredo.rewind import DatabaseOffsets
+from nigredo.kafka.consumer_groups import commit_offsets
+from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, compare, from_metadata, proven
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.operations.rewind import DatabaseOffsets
 from nigredo.testing import Stack, eventually
-from sinks.webhook.positions import Admitted, Refused, check
+from sinks.webhook.consumer.positions import Admitted, Refused, check
 
 DEADLINE_S = 30.0
 CALL_S = 10

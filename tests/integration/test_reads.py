@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-from ingest.reads import Reads
-from nigredo.db import make_pool
+from ingest.reads.lead_queries import Reads
+from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually
 
 LEAD = """

@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import from_ms
 from nigredo.errors import ConfigurationError, DependencyDown
-from nigredo.log_reader import LogReader
-from nigredo.recovery_survey import Survey
-from nigredo.rewind import DatabaseOffsets, Rewind, Step, To
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.operations.recovery.survey import Survey
+from nigredo.operations.rewind import DatabaseOffsets, Rewind, Step, To
 from nigredo.testing import Stack
 from schemas.topics import AUDIT, LEADS, STORED
 

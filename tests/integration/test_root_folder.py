@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nigredo.errors import ConfigurationError
-from nigredo.stack import postgres
 from nigredo.stack.home import Home, postgres_bin
+from nigredo.stack.parts import postgres
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
 

@@ -15,13 +15,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from nigredo import db
-from nigredo.db import make_pool
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.log_position import LogPosition, Mark
-from nigredo.record import Record
+from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.kafka.record import Record
+from nigredo.postgres import pool as db
+from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually
-from processors.handler import Decoded, Stale
+from processors.engine.handler import Decoded, Stale
 from processors.persistence.rows import Rows, rows_of
 from processors.persistence.store import Progress, Store
 from schemas.events import Contact, DeliveryAttempt, Lead, RateLimitState, Rejection

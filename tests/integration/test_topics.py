@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from nigredo.kafka.topic_admin import EVERYWHERE, ensure_topics
 from nigredo.testing import Stack, eventually
-from nigredo.topics import EVERYWHERE, ensure_topics
 from schemas.topics import RETRIES_PREFIX, SCHEMAS, TOPICS, retry_topics
 
 

@@ -10,11 +10,11 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
-from nigredo import view as view_module
-from nigredo.log_position import LogNow, Mark
-from nigredo.log_proof import Comparison
+from nigredo.kafka import materialized_view as view_module
+from nigredo.kafka.materialized_view import Row, TopicView
+from nigredo.kafka.positions.log_position import LogNow, Mark
+from nigredo.kafka.positions.log_proof import Comparison
 from nigredo.testing import Stack, eventually
-from nigredo.view import Row, TopicView
 
 
 class Rows:

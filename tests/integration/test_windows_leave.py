@@ -16,9 +16,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.log_reader import LogReader
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.testing import Stack, eventually
-from processors.persistence.expiry import EXPIRING, Expiry
+from processors.persistence.maintenance.topic_retention import EXPIRING, Expiry
 from schemas.topics import DEAD_LETTERS, RATE_LIMITS, REJECTIONS, TOPICS, WEBHOOK_DEAD
 
 CLEANED_WITHIN_S = 120.0

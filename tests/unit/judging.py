@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from hypothesis import strategies as st
 
-from nigredo.window import (
+from nigredo.rate_limit.window import (
     ACCEPTED,
     Verdict,
     count_refusals,

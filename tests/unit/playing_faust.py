@@ -10,13 +10,13 @@ from typing import Any, cast
 from faust.types import TP
 
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
-from nigredo.log_watch import Look
-from nigredo.parking import Before, Bounds, Parking
-from nigredo.record import Record
-from processors.handler import Decoded, Stale
-from processors.in_order import InOrder
+from nigredo.kafka.parking import Before, Bounds, Parking
+from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
+from nigredo.kafka.positions.log_watch import Look
+from nigredo.kafka.record import Record
+from nigredo.observability.health import Health
+from processors.engine.handler import Decoded, Stale
+from processors.engine.stream_processor import InOrder
 from schemas.events import Event
 
 TOPIC = "nigredo.submissions"

@@ -6,7 +6,7 @@ import select
 
 import pytest
 
-from ingest.access_log import AccessLog
+from ingest.web.access_log import AccessLog
 
 
 class Pipe:
@@ -21,7 +21,7 @@ class Pipe:
 
 def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else lines of two workers mix: a full pipe takes a part, and the other one's come in between."""
-    monkeypatch.setattr("ingest.access_log.OUTPUT", pipe := Pipe())
+    monkeypatch.setattr("ingest.web.access_log.OUTPUT", pipe := Pipe())
 
     async def scenario() -> None:
         log = AccessLog()

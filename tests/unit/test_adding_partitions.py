@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from nigredo import topics
+from nigredo.kafka import topic_admin as topics
 from nigredo.settings import Settings
 from schemas.topics import RATE_LIMITS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nigredo.changes import Changes
-from nigredo.log_reader import LogReader
+from nigredo.control.admin import Changes
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.settings import Settings
 from nigredo.stack.embedded import OTHER_CLUSTER, _ensure_api_key
 from nigredo.stack.home import Home

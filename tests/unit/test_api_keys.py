@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.api_keys import LEADS_READ, as_value, create, from_value, known
+from nigredo.control.api_keys import LEADS_READ, as_value, create, from_value, known
 
 
 def test_a_key_is_known_by_its_text_alone_and_survives_being_kept() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.parking import Before, Bounds
-from processors import in_order
+from nigredo.kafka.parking import Before, Bounds
+from processors.engine import stream_processor as in_order
 from tests.unit.playing_faust import Rig, handled, until
 
 

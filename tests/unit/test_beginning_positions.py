@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused
+from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, PositionRefused
+from nigredo.observability.health import Health
 from nigredo.settings import Settings
 from processors.persistence.persister import Persister
 from processors.rate_limit.limiter import grown

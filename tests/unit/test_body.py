@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.body import JSON, MULTIPART, URLENCODED, parse_form, read_fields
-from ingest.charsets import CODECS
-from ingest.form import EXTRA_VALUE_MAX, FormRefused, form_of, typed_of
-from ingest.multipart import Malformed, parameters_of, parts_of
+from ingest.forms.charsets import CODECS
+from ingest.forms.decoding import JSON, MULTIPART, URLENCODED, parse_form, read_fields
+from ingest.forms.multipart import Malformed, parameters_of, parts_of
+from ingest.forms.validation import EXTRA_VALUE_MAX, FormRefused, form_of, typed_of
 
 KIND = f"{MULTIPART}; boundary=b"
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}

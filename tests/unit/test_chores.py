@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from nigredo.errors import DependencyDown
-from processors.persistence.chores import Chores
+from processors.persistence.maintenance.jobs import Chores
 
 
 class Chore:

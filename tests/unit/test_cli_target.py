@@ -14,7 +14,7 @@ import pytest
 from nigredo.cli.target import NO_STACK, find_target
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
-from nigredo.stack import control
+from nigredo.stack import supervisor_socket as control
 from nigredo.stack.home import Home
 
 OTHER = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}

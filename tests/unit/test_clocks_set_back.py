@@ -14,13 +14,13 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nigredo.bulk import Outgoing
-from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition
-from nigredo.record import Record
+from nigredo.kafka.batch_publisher import Outgoing
+from nigredo.kafka.positions.log_position import LogNow, LogPosition
+from nigredo.kafka.record import Record
+from nigredo.observability.health import Health
+from nigredo.rate_limit.window import ACCEPTED, judge
 from nigredo.settings import Settings
-from nigredo.window import ACCEPTED, judge
-from processors.handler import Stale
+from processors.engine.handler import Stale
 from processors.rate_limit.limiter import Limiter
 from schemas.events import RateLimitState, Submission
 from schemas.topics import LEADS, RATE_LIMITS, SUBMISSIONS

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.control import (
+from nigredo.avro.codec import Codec
+from nigredo.control.state import (
     IP_BLOCK,
     SETTING,
     ControlKeeper,
@@ -22,10 +23,9 @@ from nigredo.control import (
     setting_entry,
 )
 from nigredo.errors import ConfigurationError
+from nigredo.kafka.materialized_view import Row
 from nigredo.networks import unmapped
 from nigredo.settings import Settings
-from nigredo.view import Row
-from schemas.codec import Codec
 from schemas.events import ControlEntry
 from schemas.topics import CONTROL, load_schema
 

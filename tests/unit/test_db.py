@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from nigredo.db import describe, make_pool, transaction
 from nigredo.errors import DependencyDown
+from nigredo.postgres.pool import describe, make_pool, transaction
 from nigredo.settings import Settings
 
 
@@ -83,5 +83,5 @@ def test_a_pool_that_could_connect_meanwhile_is_only_too_small(monkeypatch: pyte
 
     assert describe(PoolTimeout("none"), pool) == "Connection timeout: none in the pool"
     pool.noted(psycopg.OperationalError("connection refused"))
-    monkeypatch.setattr("nigredo.db.UNREACHABLE_FOR_S", 0.0)
+    monkeypatch.setattr("nigredo.postgres.pool.UNREACHABLE_FOR_S", 0.0)
     assert describe(PoolTimeout("none"), pool) == "Connection timeout: none in the pool"

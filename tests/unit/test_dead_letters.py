@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
+from nigredo.avro.codec import Undecodable
 from nigredo.clock import from_ms, utc_now
-from nigredo.dead_letters import LEFT_OUT, Origin, WaitingDeadLetters
-from nigredo.parked import DeadLetters, NotRetried, Parked, chosen
-from nigredo.record import Record
+from nigredo.kafka.dead_letters import LEFT_OUT, Origin, WaitingDeadLetters
+from nigredo.kafka.materialized_view import Row
+from nigredo.kafka.record import Record
+from nigredo.operations.dead_letters import DeadLetters, NotRetried, Parked, chosen
 from nigredo.settings import Settings
-from nigredo.view import Row
-from schemas.codec import Undecodable
 from schemas.events import DeadLetter, RecordHeader
 from schemas.topics import LEADS, SUBMISSIONS
 

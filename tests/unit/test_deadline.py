@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ingest.deadline import LOOK_EVERY_S, Deadline
+from ingest.web.shared_timeout import LOOK_EVERY_S, Deadline
 
 
 def test_what_comes_in_time_is_returned_however_many_wait() -> None:

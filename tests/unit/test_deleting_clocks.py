@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from processors.persistence import clocks
+from processors.persistence.maintenance import clocks
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

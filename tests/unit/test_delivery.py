@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from schemas.events import Contact, Lead
-from sinks.webhook.delivery import ANSWER_MAX_BYTES, Attempt, Deliverer, _retry_after_s
-from sinks.webhook.retry import BLOCKED, DELIVERED, REFUSED, RETRY
+from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, REFUSED, RETRY
+from sinks.webhook.transport.client import ANSWER_MAX_BYTES, Attempt, Deliverer, _retry_after_s
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(

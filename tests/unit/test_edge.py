@@ -10,10 +10,10 @@ from uuid import uuid4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.edge import TOLD_IN_FULL, Edge
-from nigredo.view import Row
-from nigredo.window import ACCEPTED, RATE_LIMITED, REPEATED, judge
-from schemas.codec import Codec
+from ingest.submissions.edge_limiter import TOLD_IN_FULL, Edge
+from nigredo.avro.codec import Codec
+from nigredo.kafka.materialized_view import Row
+from nigredo.rate_limit.window import ACCEPTED, RATE_LIMITED, REPEATED, judge
 from schemas.events import Acceptance, Contact, RateLimitState, Submission
 from schemas.topics import RATE_LIMITS, load_schema
 

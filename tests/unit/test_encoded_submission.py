@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.encoded_submission import encoded
-from schemas.codec import Codec
+from nigredo.avro.codec import Codec
+from nigredo.avro.encoded_submission import encoded
 from schemas.events import Contact, Submission
 from schemas.topics import SUBMISSIONS, load_schema
 

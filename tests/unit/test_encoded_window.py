@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.encoded_window import decoded, encoded, rank_of
-from schemas.codec import PREFIX, Codec, Undecodable
+from nigredo.avro.codec import PREFIX, Codec, Undecodable
+from nigredo.avro.encoded_window import decoded, encoded, rank_of
+from nigredo.avro.registry import SchemaUnknown
 from schemas.events import Acceptance, RateLimitState
-from schemas.registry import SchemaUnknown
 from schemas.topics import NEWEST_VERSION, RATE_LIMITS, load_schema
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

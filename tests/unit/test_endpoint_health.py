@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from nigredo.endpoint_health import EndpointHealth, Oldest, Sender, ask_sender
-from nigredo.health import Health, HealthServer
+from nigredo.observability.health import Health, HealthServer
+from nigredo.operations.endpoint_status import EndpointHealth, Oldest, Sender, ask_sender
 from nigredo.testing import free_port_base
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nigredo.endpoints.endpoint import endpoint_of
+from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 from nigredo.stack.artifacts import Artifacts
@@ -13,8 +15,6 @@ from nigredo.stack.embedded import GOAL, endpoint_parts, sender_ports, steps
 from nigredo.stack.home import PORTS, Home
 from nigredo.stack.part import Part
 from nigredo.stack.supervisor import needed_by
-from sinks.webhook.endpoint import endpoint_of
-from sinks.webhook.signing import Secret, write_secrets
 
 ENDPOINTS = """
 [endpoints.crm]

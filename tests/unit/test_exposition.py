@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ingest.exposition import Exposition, parent_folder, shared_folder
+from ingest.worker_metrics import Exposition, parent_folder, shared_folder
 from tests.unit.test_metrics import Told, read, value
 
 WORKER = """
 import sys
-from nigredo import metrics
+from nigredo.observability import metrics
 from nigredo.settings import Settings
 metrics.start("ingest", Settings.from_environment({}))
 metrics.RATE_LIMIT_HITS.of().inc(int(sys.argv[1]))

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from nigredo.backoff import Backoff
 from nigredo.settings import Settings
-from processors import assignment, in_order, probe
-from processors.faust_app import make_app
+from processors.engine import assignment, probe
+from processors.engine import stream_processor as in_order
+from processors.engine.faust_app import make_app
 from schemas.topics import LEADS
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
 

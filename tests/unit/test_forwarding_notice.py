@@ -7,8 +7,8 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.forwarding import NOTICE_EVERY_S, ForwardingNotice
-from nigredo import metrics
+from ingest.web.forwarding import NOTICE_EVERY_S, ForwardingNotice
+from nigredo.observability import metrics
 
 FORWARDED = {"x-forwarded-for": "198.51.100.7"}
 

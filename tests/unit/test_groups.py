@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from confluent_kafka import ConsumerGroupState, TopicPartition
 
-from nigredo import groups
-from nigredo.groups import unread
+from nigredo.kafka import consumer_groups as groups
+from nigredo.kafka.consumer_groups import unread
 from nigredo.settings import Settings
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nigredo.health import Health, HealthServer
+from nigredo.observability.health import Health, HealthServer
 from nigredo.testing import eventually, free_port_base
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nigredo.host_guard import may_ask
+from nigredo.observability.host_guard import may_ask
 
 ANSWERED = (None, "", "localhost", "LocalHost:8082", "a.localhost:1", "127.0.0.1:8082", "[::1]:8082", "10.1.2.3")
 CONFIGURED = ("fibonacci:8082", "Metrics.Example.com", "fibonacci.")

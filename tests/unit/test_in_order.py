@@ -11,9 +11,9 @@ import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
-from nigredo.log_position import LogPosition, PositionRefused
-from processors import in_order
-from processors.handler import Stale
+from nigredo.kafka.positions.log_position import LogPosition, PositionRefused
+from processors.engine import stream_processor as in_order
+from processors.engine.handler import Stale
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
 
 

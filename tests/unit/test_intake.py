@@ -11,16 +11,16 @@ from typing import Any, cast
 
 import pytest
 
-from ingest.edge import Edge
-from ingest.form import Form
-from ingest.intake import Intake, RateLimited
-from ingest.repeats import REPEATS_KEPT
-from ingest.spool import Entry
+from ingest.forms.validation import Form
+from ingest.publishing.spool import Entry
+from ingest.submissions.deduplication import REPEATS_KEPT
+from ingest.submissions.edge_limiter import Edge
+from ingest.submissions.service import Intake, RateLimited
+from nigredo.avro.codec import Codec
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.kafka import Position
+from nigredo.kafka.publisher import Position
+from nigredo.observability.health import Health
 from nigredo.settings import Settings
-from schemas.codec import Codec
 from schemas.events import Contact, Submission
 from schemas.topics import SUBMISSIONS, load_schema
 

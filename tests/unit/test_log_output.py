@@ -20,17 +20,17 @@ import falcon.testing
 import pytest
 import structlog
 
-from ingest.access_log import AccessLog
-from ingest.allowance import Allowance
-from ingest.answers import add_error_handlers
-from ingest.intake import RateLimited
-from nigredo import telemetry
+from ingest.submissions.quota import Allowance
+from ingest.submissions.service import RateLimited
+from ingest.web.access_log import AccessLog
+from ingest.web.answers import add_error_handlers
 from nigredo.errors import DependencyDown
-from nigredo.log_output import LogOutput
+from nigredo.observability import logs as telemetry
+from nigredo.observability.log_output import LogOutput
 
 PROCESS = """
 import logging, sys
-from nigredo import telemetry
+from nigredo.observability import logs as telemetry
 telemetry.configure_logging("test")
 for number in range({lines}):
     telemetry.get_logger().info("a line", number=number)

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import TopicPartition
 
-from nigredo.kept_consumer import KeptConsumer
-from nigredo.log_reader import LogReader
+from nigredo.kafka.kept_consumer import KeptConsumer
+from nigredo.kafka.topic_reader import LogReader
 from nigredo.settings import Settings
 
 

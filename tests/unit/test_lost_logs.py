@@ -10,11 +10,12 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from nigredo import metrics
 from nigredo.backoff import Backoff
-from nigredo.log_position import Finding, LogPosition, Mark, compare
-from nigredo.log_trail import BURST_S
-from processors import in_order, probe
+from nigredo.kafka.positions.log_position import Finding, LogPosition, Mark, compare
+from nigredo.kafka.positions.log_trail import BURST_S
+from nigredo.observability import metrics
+from processors.engine import probe
+from processors.engine import stream_processor as in_order
 from tests.unit.playing_faust import TIMESTAMP_MS, TOPIC, Rig, handled, until
 
 

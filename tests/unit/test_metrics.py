@@ -22,17 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest import counting
 from ingest.app import make_app
-from ingest.intake import Intake
-from nigredo import metrics
-from nigredo.db import Pool, count_failure
-from nigredo.health import Health
-from nigredo.metric import OTHER, REGISTRY, Histogram, Metric
-from nigredo.metric_labels import ENDPOINTS_MAX, ROUTES
+from ingest.submissions.service import Intake
+from ingest.web import instrumentation as counting
+from nigredo.observability import metrics
+from nigredo.observability.health import Health
+from nigredo.observability.instrument import OTHER, REGISTRY, Histogram, Metric
+from nigredo.observability.labels import ENDPOINTS_MAX, ROUTES
+from nigredo.postgres.pool import Pool, count_failure
 from nigredo.settings import Settings
-from sinks.webhook.counting import reason_of
-from sinks.webhook.delivery import Attempt
+from sinks.webhook.instrumentation import reason_of
+from sinks.webhook.transport.client import Attempt
 
 Told = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 

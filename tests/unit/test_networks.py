@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.control import Networks
+from nigredo.control.state import Networks
 from nigredo.networks import client_address, client_network, parse_hop, parse_network, unmapped, within
 from nigredo.settings import Settings
 

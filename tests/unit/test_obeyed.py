@@ -9,11 +9,11 @@ from typing import Any
 import click
 import pytest
 
-from nigredo.changes import Changes
 from nigredo.cli import obeyed
 from nigredo.cli.obeyed import LATE, NotRunning, Obeyed, tell_changed, until_obeyed
 from nigredo.cli.output import Context
 from nigredo.cli.target import Target
+from nigredo.control.admin import Changes
 from nigredo.settings import Settings
 
 URL = "http://ingest"

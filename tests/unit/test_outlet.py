@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ingest import outlet as module
-from ingest.outlet import Outlet
-from ingest.spool import Entry, Spool, SpoolFull
+from ingest.publishing import spooling_publisher as module
+from ingest.publishing.spool import Entry, Spool, SpoolFull
+from ingest.publishing.spooling_publisher import Outlet
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka import Overloaded, Position
+from nigredo.kafka.publisher import Overloaded, Position
 
 DEADLINE_S = 20
 
@@ -196,8 +196,8 @@ def test_what_kafka_refuses_for_good_is_told_or_set_aside(tmp_path: Path) -> Non
 def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.outlet.FORGET_EVERY_S", 0.02)
-    monkeypatch.setattr("ingest.spool.REFUSED_KEPT_S", 2.0)
+    monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.publishing.spool.REFUSED_KEPT_S", 2.0)
 
     async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
         kafka.refuses, kafka.overloaded = {b"0"}, True
@@ -213,7 +213,7 @@ def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
 def test_a_disk_that_cannot_let_go_of_that_is_nothing_to_forms_that_kafka_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.outlet.FORGET_EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
     asked = []
 
     async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.answers import prefers_html
-from ingest.form import FieldProblem
-from ingest.page import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, THANKS, error_page, form_page, language_of
-from ingest.problems import IN_PORTUGUESE, TITLES, Problem
-from ingest.security import page_policy
+from ingest.forms.validation import FieldProblem
+from ingest.pages.html import FORMS, LANGUAGES, SCRIPT_PATH, TEXTS, THANKS, error_page, form_page, language_of
+from ingest.pages.problems import IN_PORTUGUESE, TITLES, Problem
+from ingest.web.answers import prefers_html
+from ingest.web.security_headers import page_policy
 
 
 class Elements(HTMLParser):

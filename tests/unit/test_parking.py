@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from nigredo.clock import utc_now
-from nigredo.dead_letters import Origin
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
-from nigredo.parking import WINDOW, Before, Bounds, Parking, Run, before
-from nigredo.record import Record
+from nigredo.kafka.dead_letters import Origin
+from nigredo.kafka.parking import WINDOW, Before, Bounds, Parking, Run, before
+from nigredo.kafka.record import Record
+from nigredo.observability.health import Health
 
 BOUNDS = Bounds(in_a_row_max=3, share_max=0.25)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nigredo.errors import DependencyDown
-from nigredo.stack import postgres
 from nigredo.stack.home import Home
+from nigredo.stack.parts import postgres
 
 FULL = 'FATAL:  could not write to file "pg_wal/xlogtemp.27776": No space left on device'
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from nigredo.errors import DependencyDown
-from nigredo.health import Health
+from nigredo.observability.health import Health
 from nigredo.settings import Settings
-from processors.persistence import resets
+from processors.persistence.maintenance import reset_outbox as resets
+from processors.persistence.maintenance.reset_outbox import ResetRelay
 from processors.persistence.reachable import UNREADY_AFTER_S, Reachable
-from processors.persistence.resets import ResetRelay
 
 AWAY = "ECONNREFUSED: the database refuses connections"
 

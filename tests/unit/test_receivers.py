@@ -20,9 +20,9 @@ import pytest
 import uvloop
 
 from schemas.events import Contact, Lead
-from sinks.webhook.delivery import Attempt, Deliverer
-from sinks.webhook.retry import DELIVERED, REFUSED, RETRY
-from sinks.webhook.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
+from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, RETRY
+from sinks.webhook.transport.client import Attempt, Deliverer
+from sinks.webhook.transport.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(

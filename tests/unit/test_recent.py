@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ingest import leads as module
-from ingest.ids import AT_ONCE, dated_ids, given_within
-from ingest.leads import NOT_YET_MAX, NOT_YET_S, Recent
+from ingest.routes import leads as module
+from ingest.routes.leads import NOT_YET_MAX, NOT_YET_S, Recent
+from ingest.submissions.lead_ids import AT_ONCE, dated_ids, given_within
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SKEW = timedelta(seconds=5)

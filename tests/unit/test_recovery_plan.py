@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.known_windows import OF_NO_RECORD
-from nigredo.log_position import LogNow, LogPosition, Mark
-from nigredo.recovery_plan import OUT_OF_ORDER_MAX, Logged, Stored, disagreement, first_unhandled, lowered
-from nigredo.window import ACCEPTED, REPEATED, judge
+from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark
+from nigredo.operations.recovery.plan import OUT_OF_ORDER_MAX, Logged, Stored, disagreement, first_unhandled, lowered
+from nigredo.rate_limit.latest_windows import OF_NO_RECORD
+from nigredo.rate_limit.window import ACCEPTED, REPEATED, judge
 from schemas.events import Acceptance, RateLimitState
-from sinks.webhook.partitions import INHERITED_MAX, WINDOW_MAX
+from sinks.webhook.consumer.partitions import INHERITED_MAX, WINDOW_MAX
 from tests.unit.judging import submission
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

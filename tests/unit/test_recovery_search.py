@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo import recovery_reading, recovery_survey
 from nigredo.clock import from_ms, utc_now
-from nigredo.log_position import LogNow, LogPosition, Mark
-from nigredo.lost_leads import DeliveredLead, accepted_lead
-from nigredo.recovery_reading import CHUNK_MIN, as_ms, place
-from nigredo.recovery_survey import SenderRestart, Survey
+from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark
+from nigredo.operations.recovery import reading as recovery_reading
+from nigredo.operations.recovery import survey as recovery_survey
+from nigredo.operations.recovery.lost_leads import DeliveredLead, accepted_lead
+from nigredo.operations.recovery.reading import CHUNK_MIN, as_ms, place
+from nigredo.operations.recovery.survey import SenderRestart, Survey
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt, LimitReset
 from schemas.topics import DELIVERIES, LEADS, REJECTIONS, SUBMISSIONS

@@ -12,19 +12,20 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from nigredo import group_drain, recovery_survey
-from nigredo import recovery as recovery_module
-from nigredo.bulk import Outgoing
+from nigredo.avro.encoded_window import decoded, encoded
 from nigredo.clock import utc_now
-from nigredo.control import LEAVE
-from nigredo.encoded_window import decoded, encoded
+from nigredo.control.state import LEAVE
 from nigredo.errors import DependencyDown
-from nigredo.group_drain import drained
-from nigredo.kafka import BY_KEY
-from nigredo.known_windows import OF_NO_RECORD
-from nigredo.recovery import Recovery, partition_of
-from nigredo.recovery_reading import Reading
-from nigredo.recovery_survey import Survey
+from nigredo.kafka.batch_publisher import Outgoing
+from nigredo.kafka.publisher import BY_KEY
+from nigredo.operations import group_drain
+from nigredo.operations.group_drain import drained
+from nigredo.operations.recovery import procedure as recovery_module
+from nigredo.operations.recovery import survey as recovery_survey
+from nigredo.operations.recovery.procedure import Recovery, partition_of
+from nigredo.operations.recovery.reading import Reading
+from nigredo.operations.recovery.survey import Survey
+from nigredo.rate_limit.latest_windows import OF_NO_RECORD
 from nigredo.settings import Settings
 from schemas.events import Acceptance, ControlEntry, DeliveryAttempt, RateLimitState, Submission
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from schemas.registry import Registry, RegistryUnavailable, SchemaIncompatible, SchemaUnknown
+from nigredo.avro.registry import Registry, RegistryUnavailable, SchemaIncompatible, SchemaUnknown
 
 
 def answering(*answers: httpx.Response) -> Registry:

@@ -14,17 +14,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from nigredo.bulk import Outgoing
+from nigredo.avro.codec import Codec
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.health import Health
-from nigredo.log_reader import EndNotReached
-from nigredo.record import Record
+from nigredo.kafka.batch_publisher import Outgoing
+from nigredo.kafka.record import Record
+from nigredo.kafka.topic_reader import EndNotReached
+from nigredo.observability.health import Health
+from nigredo.rate_limit.window import judge
 from nigredo.settings import Settings
-from nigredo.window import judge
-from processors.handler import Stale
+from processors.engine.handler import Stale
 from processors.rate_limit.limiter import Limiter
-from processors.rate_limit.windows import Windows
-from schemas.codec import Codec
+from processors.rate_limit.window_store import Windows
 from schemas.events import (
     Contact,
     Lead,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import repeats as module
-from ingest.form import Form, FormRefused
-from ingest.repeats import Repeats
+from ingest.forms.validation import Form, FormRefused
+from ingest.submissions import deduplication as module
+from ingest.submissions.deduplication import Repeats
 from nigredo.errors import DependencyDown
-from nigredo.kafka import Position
+from nigredo.kafka.publisher import Position
 from schemas.events import Contact
 
 SECRET = b"s" * 32

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.replay import (
+from nigredo.operations.replay_plan import (
     Counts,
     LeadSeen,
     References,

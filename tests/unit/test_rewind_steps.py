@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.rewind import goes_to
+from nigredo.operations.rewind import goes_to
 
 offsets = st.integers(0, 1000)
 

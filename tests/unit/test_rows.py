@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-from nigredo.record import Record
+from nigredo.kafka.record import Record
 from processors.persistence.rows import rows_of
 from schemas.events import Acceptance, Contact, Event, Lead, RateLimitState, Rejection
 from schemas.topics import LEADS, RATE_LIMITS, REJECTIONS

@@ -15,15 +15,16 @@ from uuid import uuid4
 import fastavro
 import pytest
 
-from nigredo import pinned, schema_ids
+from nigredo.avro.codec import PREFIX, Codec, Undecodable
+from nigredo.avro.pins import Pin, PinBroken, Pins, files, fits, pin_of, same
+from nigredo.avro.registry import Registry, RegistryUnavailable, SchemaUnknown
 from nigredo.errors import DependencyDown, StartRefused
-from nigredo.pinned import PinnedSchemas, read_pins
-from nigredo.schema_ids import SchemaIds, conflict
+from nigredo.kafka import pinned_schemas as pinned
+from nigredo.kafka.pinned_schemas import PinnedSchemas, read_pins
+from nigredo.operations import schema_ids
+from nigredo.operations.schema_ids import SchemaIds, conflict
 from nigredo.settings import Settings
-from schemas.codec import PREFIX, Codec, Undecodable
 from schemas.events import AuditEntry
-from schemas.pins import Pin, PinBroken, Pins, files, fits, pin_of, same
-from schemas.registry import Registry, RegistryUnavailable, SchemaUnknown
 from schemas.topics import AUDIT, LEADS, SCHEMAS, SUBMISSIONS, load_schema
 
 FILES = files()

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from nigredo import bulk, kafka
-from nigredo.bulk import BulkPublisher, Outgoing
 from nigredo.errors import DependencyDown
-from nigredo.kafka import SILENT_FOR_S, SILENT_LOOK_EVERY_S, SILENT_LOOKS, Publisher, Silence
+from nigredo.kafka import batch_publisher as bulk
+from nigredo.kafka import publisher as kafka
+from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.publisher import SILENT_FOR_S, SILENT_LOOK_EVERY_S, SILENT_LOOKS, Publisher, Silence
 
 DEADLINE_S = 30.0
 

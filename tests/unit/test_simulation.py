@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from nigredo.control import Control, Networks
+from nigredo.control.state import Control, Networks
+from nigredo.operations.limit_simulation import simulated
 from nigredo.settings import Settings
-from nigredo.simulation import simulated
 from schemas.events import Acceptance, RateLimitState
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

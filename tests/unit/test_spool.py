@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ingest.spool import OVERHEAD_BYTES, REFUSED_KEPT_S, Entry, Spool, SpoolFull
+from ingest.publishing.spool import OVERHEAD_BYTES, REFUSED_KEPT_S, Entry, Spool, SpoolFull
 from nigredo.errors import StartRefused
 
 MAX_BYTES = 4000
@@ -279,7 +279,7 @@ def test_a_file_that_is_no_spool_stops_the_start_and_is_named(tmp_path: Path) ->
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from ingest.spool import Entry, Spool
+from ingest.publishing.spool import Entry, Spool
 
 async def work():
     spool = Spool(Path(sys.argv[1]), 10_000_000)

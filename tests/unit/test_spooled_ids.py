@@ -10,10 +10,10 @@ from typing import Any
 import fastavro
 import pytest
 
-from ingest.spooled_ids import SpooledIds
+from ingest.publishing.spooled_ids import SpooledIds
+from nigredo.avro.codec import PREFIX
+from nigredo.avro.pins import Pin, Pins, files
 from nigredo.settings import Settings
-from schemas.codec import PREFIX
-from schemas.pins import Pin, Pins, files
 
 SUBMISSIONS, OTHER = files()["submissions"], files()["audit"][0]
 RESET = {"client_network": "192.0.2.1", "requested_by": "ana", "requested_at": 0}

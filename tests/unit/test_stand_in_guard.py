@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from nigredo.stack.fibonacci import PATH, Guard
+from nigredo.stack.parts.fibonacci import PATH, Guard
 
 OWN, ROOT, OTHER, PORT = 1000, 0, 1001, 40_000
 

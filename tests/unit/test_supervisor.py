@@ -19,10 +19,10 @@ from confluent_kafka import KafkaError, KafkaException
 
 from nigredo.cli.stack import not_ready, table
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError, StartRefused
-from nigredo.stack import registry
 from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import Home
 from nigredo.stack.part import READY, Part
+from nigredo.stack.parts import registry
 from nigredo.stack.supervised import Supervised, describe, last_words, seen
 from nigredo.stack.supervisor import StartFailed, Step, Supervisor, Watch, needed_by
 

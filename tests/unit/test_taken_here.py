@@ -9,7 +9,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.taken_here import TakenHere
+from ingest.submissions.local_acceptances import TakenHere
 
 WINDOW = timedelta(seconds=10)
 NETWORKS = [b"192.0.2.1", b"192.0.2.2", b"2001:db8::/64"]

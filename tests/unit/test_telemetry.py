@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from nigredo.telemetry import SELDOM_MAX, SELDOM_S, Seldom
+from nigredo.observability.logs import SELDOM_MAX, SELDOM_S, Seldom
 
 
 def said(text: str, *values: object) -> logging.LogRecord:

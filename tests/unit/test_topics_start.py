@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from nigredo import topics
 from nigredo.errors import DependencyDown
+from nigredo.kafka import topic_admin as topics
 from nigredo.settings import Settings
 from schemas.topics import TOPICS
 

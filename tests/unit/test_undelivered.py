@@ -10,10 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from nigredo import deliveries
-from nigredo.beyond import Beyond, Gap, LoggedLead, behind, beyond
-from nigredo.deliveries import Begun, Undelivered, undelivered
 from nigredo.errors import DependencyDown
+from nigredo.operations import delivery_queries as deliveries
+from nigredo.operations.delivery_queries import Begun, Undelivered, undelivered
+from nigredo.operations.recovery.beyond import Beyond, Gap, LoggedLead, behind, beyond
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt
 from schemas.topics import LEADS

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.settings import Settings
-from processors.watchdog import Look, Restarts, stuck_for_s
+from processors.engine.watchdog import Look, Restarts, stuck_for_s
 
 GAP_MAX_S = 10.0
 

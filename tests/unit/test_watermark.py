@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nigredo.log_position import LogPosition, Mark
-from sinks.webhook.watermark import Place, Progress, Ticket, Watermark
+from nigredo.kafka.positions.log_position import LogPosition, Mark
+from sinks.webhook.consumer.offsets import Place, Progress, Ticket, Watermark
 
 
 def record(offset: int) -> Mark:

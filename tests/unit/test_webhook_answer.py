@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import Contact, Lead
-from sinks.webhook.answer import EXCERPT_MAX_BYTES, excerpt_of
+from sinks.webhook.transport.response_excerpt import EXCERPT_MAX_BYTES, excerpt_of
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

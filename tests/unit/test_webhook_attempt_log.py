@@ -12,14 +12,14 @@ from uuid import UUID
 
 import pytest
 
+from nigredo.avro.codec import Undecodable
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.settings import Settings
-from schemas.codec import Undecodable
 from schemas.events import Contact, DeliveryAttempt, Lead
-from sinks.webhook import attempts as module
-from sinks.webhook.attempts import AttemptLog, Case
-from sinks.webhook.delivery import Attempt
-from sinks.webhook.endpoint import Endpoint
-from sinks.webhook.retry import DELIVERED
+from sinks.webhook.delivery import attempt_log as module
+from sinks.webhook.delivery.attempt_log import AttemptLog, Case
+from sinks.webhook.delivery.retry_policy import DELIVERED
+from sinks.webhook.transport.client import Attempt
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in range(3))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sinks.webhook.breaker import ASKED_LONGEST_S, OPEN_AFTER, PAUSE_LONGEST_S, Breaker
+from sinks.webhook.delivery.breaker import ASKED_LONGEST_S, OPEN_AFTER, PAUSE_LONGEST_S, Breaker
 
 MOST = 16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinks.webhook.bucket import TokenBucket
+from sinks.webhook.delivery.token_bucket import TokenBucket
 
 
 @given(st.floats(0.1, 100), st.lists(st.floats(0, 3), min_size=1, max_size=200))

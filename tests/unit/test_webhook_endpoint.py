@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
+from nigredo.endpoints.endpoint import Endpoint, endpoint_of, read_endpoints
 from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
-from sinks.webhook.endpoint import Endpoint, endpoint_of, read_endpoints
 
 LEAD_ID = UUID(int=7)
 

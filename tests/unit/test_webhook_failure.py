@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from nigredo.clock import utc_now
-from sinks.webhook.counting import reason_of
-from sinks.webhook.delivery import Attempt, Deliverer
-from sinks.webhook.retry import RETRY
+from sinks.webhook.delivery.retry_policy import RETRY
+from sinks.webhook.instrumentation import reason_of
+from sinks.webhook.transport.client import Attempt, Deliverer
 
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 DAY = timedelta(days=1)

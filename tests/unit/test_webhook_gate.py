@@ -7,11 +7,11 @@ import math
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from sinks.webhook.breaker import OPEN_AFTER, Breaker
-from sinks.webhook.bucket import TokenBucket
-from sinks.webhook.delivery import Attempt
-from sinks.webhook.gate import LIVE_FOR_S, Gate
-from sinks.webhook.retry import BLOCKED, DELIVERED, RETRY
+from sinks.webhook.delivery.admission import LIVE_FOR_S, Gate
+from sinks.webhook.delivery.breaker import OPEN_AFTER, Breaker
+from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, RETRY
+from sinks.webhook.delivery.token_bucket import TokenBucket
+from sinks.webhook.transport.client import Attempt
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

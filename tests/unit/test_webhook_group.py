@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from nigredo import log_trail
 from nigredo.errors import DependencyDown
-from nigredo.log_position import LogNow, LogPosition, Mark, compare, from_metadata, to_metadata
-from nigredo.log_proof import Comparison
-from nigredo.log_reader import mark_of
+from nigredo.kafka.positions import log_trail
+from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, compare, from_metadata, to_metadata
+from nigredo.kafka.positions.log_proof import Comparison
+from nigredo.kafka.topic_reader import mark_of
 from nigredo.settings import Settings
 from schemas.topics import LEADS
-from sinks.webhook import group as group_module
-from sinks.webhook import proving
-from sinks.webhook.group import Group
-from sinks.webhook.partitions import Room
-from sinks.webhook.watermark import Place, Ticket
+from sinks.webhook.consumer import group_consumer as group_module
+from sinks.webhook.consumer import log_comparison as proving
+from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.offsets import Place, Ticket
+from sinks.webhook.consumer.partitions import Room
 
 NAME = "sender"
 DEADLINE_S = 30.0

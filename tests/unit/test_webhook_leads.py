@@ -10,7 +10,7 @@ from confluent_kafka import TopicPartition
 
 from nigredo.settings import Settings
 from schemas.topics import LEADS
-from sinks.webhook.leads import DEADLINE_S, LeadReader
+from sinks.webhook.consumer.lead_lookup import DEADLINE_S, LeadReader
 
 
 class StuckConsumer:

@@ -13,8 +13,8 @@ import pytest
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from schemas.topics import LEADS, retry_topic
-from sinks.webhook.partitions import Partition
-from sinks.webhook.past import Past
+from sinks.webhook.consumer.partitions import Partition
+from sinks.webhook.dispatch.history import Past
 from tests.unit.playing_faust import until
 
 PLACE = (retry_topic("fibonacci", "1m"), 0)

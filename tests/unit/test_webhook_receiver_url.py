@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from nigredo.endpoints.receiver_url import secrets_of, shown_url
 from schemas.events import Contact, Lead
-from sinks.webhook.answer import excerpt_of
-from sinks.webhook.receiver_url import secrets_of, shown_url
+from sinks.webhook.transport.response_excerpt import excerpt_of
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(

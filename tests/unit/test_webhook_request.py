@@ -12,7 +12,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from nigredo.clock import utc_now
 from schemas.events import Contact, Lead
-from sinks.webhook.request import body_of, headers_of
+from sinks.webhook.transport.request import body_of, headers_of
 
 LEAD = Lead(
     id=UUID("0190d5a4-7d8b-7c3e-9a51-2f6f5f0e8a11"),

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from nigredo.settings import Settings
 from schemas.topics import RETRY_DELAYS_S
-from sinks.webhook.retry import BLOCKED, DELIVERED, JITTER, REFUSED, RETRY, Next, Standing, after, delay_for
+from sinks.webhook.delivery.retry_policy import (
+    BLOCKED,
+    DELIVERED,
+    JITTER,
+    REFUSED,
+    RETRY,
+    Next,
+    Standing,
+    after,
+    delay_for,
+)
 
 SCHEDULE_S = Settings.from_environment({}).webhook_retry_schedule
 DAY_S = 86_400.0

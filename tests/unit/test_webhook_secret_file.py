@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.errors import ConfigurationError
-from sinks.webhook.secret_file import LOOK_EVERY_S, SecretFile
-from sinks.webhook.signing import Secret, write_secrets
+from sinks.webhook.transport.secret_file import LOOK_EVERY_S, SecretFile
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 OLD, NEW = Secret(b"o" * 32), Secret(b"n" * 32)

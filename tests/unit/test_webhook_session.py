@@ -9,15 +9,15 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 from nigredo.clock import utc_now
-from nigredo.health import Health
-from nigredo.parking import Before, Bounds, Parking
-from nigredo.record import Record
+from nigredo.kafka.parking import Before, Bounds, Parking
+from nigredo.kafka.record import Record
+from nigredo.observability.health import Health
 from schemas.events import WebhookRetry
 from schemas.topics import LEADS, retry_topic
-from sinks.webhook.handling import Handling, Reference
-from sinks.webhook.session import RETRIES_MAX, Session
-from sinks.webhook.waiting import Waits
-from sinks.webhook.watermark import Ticket
+from sinks.webhook.consumer.offsets import Ticket
+from sinks.webhook.dispatch.delay_queue import Waits
+from sinks.webhook.dispatch.record_handler import Handling, Reference
+from sinks.webhook.loop import RETRIES_MAX, Session
 
 TOPIC = retry_topic("fibonacci", "1m")
 NOW = utc_now()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nigredo.endpoints.secrets import Secret, active, read_secrets, rotated, write_secrets
 from nigredo.errors import ConfigurationError
-from sinks.webhook.signing import Secret, active, read_secrets, rotated, write_secrets
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SECRETS = [f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2, 3)]

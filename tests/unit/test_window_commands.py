@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.window import (
+from nigredo.rate_limit.window import (
     ACCEPTED,
     RATE_LIMITED,
     count_refusals,

@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.window import (
+from nigredo.rate_limit.window import (
     ACCEPTED,
     EXEMPT_KEPT,
     RATE_LIMITED,

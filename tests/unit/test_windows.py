@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from nigredo.errors import DependencyDown
-from nigredo.log_position import Mark
-from processors.rate_limit.windows import CLOCK_SLACK_MS, FAR_OFF_MS, Windows
+from nigredo.kafka.positions.log_position import Mark
+from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_OFF_MS, Windows
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 from tests.unit.test_encoded_window import a_codec

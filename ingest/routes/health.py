@@ -1,0 +1,59 @@
+"""`/health`: whether forms can be taken, and whether the process answers at all."""
+
+from __future__ import annotations
+
+from secrets import token_hex
+
+import falcon
+import falcon.asgi
+
+from ingest.submissions.service import Intake
+from nigredo.observability.logs import OUTPUT
+from nigredo.settings import Settings
+
+Request = falcon.asgi.Request
+Response = falcon.asgi.Response
+
+
+class HealthRoute:
+    """`/health`, `/health/ready`: whether forms can be taken now."""
+
+    def __init__(self, settings: Settings, intake: Intake) -> None:
+        self._function = settings.function("create-lead")
+        self._workers = settings.ingest_workers
+        self._intake = intake
+        # Tells the workers apart that answer at one address.
+        self._worker = token_hex(4)
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200 when ready, else 503 with what is missing."""
+        reason = await self._intake.check()
+        response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
+        status = "ok" if reason is None else "waiting"
+        document: dict[str, object] = {
+            "status": status,
+            "function": self._function,
+            "waiting_for": reason,
+            "log_lines_dropped": OUTPUT.dropped,
+            "control": {"worker": self._worker, "workers": self._workers, "applied": self._intake.control_applied},
+        }
+        if (spool := self._intake.spool) is not None:
+            document["spool"] = {
+                "records": spool.records,
+                "bytes": spool.bytes,
+                "oldest_age_s": round(spool.oldest_age_s, 1),
+                "refused": spool.refused,
+            }
+        response.media = document
+
+    on_head = on_get
+
+
+class LiveRoute:
+    """`/health/live`: whether the process answers at all, whatever Kafka does."""
+
+    async def on_get(self, _: Request, response: Response) -> None:
+        """Answer 200."""
+        response.media = {"status": "ok"}
+
+    on_head = on_get

@@ -1,0 +1,203 @@
+"""What answers have in common: the limit's headers, and each kind of error as a problem or a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import falcon
+import falcon.asgi
+from falcon import mediatypes
+
+from ingest.forms.validation import FormRefused, label, typed_of
+from ingest.pages.html import LANGUAGES, TEXTS, form_page, language_of
+from ingest.pages.problems import PROBLEM_JSON, Problem
+from ingest.reads.lead_queries import ReadsDown
+from ingest.submissions.quota import Allowance
+from ingest.submissions.service import NotAcknowledged, RateLimited
+from nigredo.errors import DependencyDown, RecordRefused
+from nigredo.observability.logs import get_logger
+from nigredo.settings import Settings
+
+log = get_logger()
+
+Request = falcon.asgi.Request
+Response = falcon.asgi.Response
+
+RETRY_AFTER_S = 5
+DETAILS = {404: "There is no such address.", 405: "This address does not take this kind of request."}
+USER_AGENT_MAX = 512
+METHOD = "method"
+"""What is wrong with a form that came by GET."""
+UNTOLD_MAINTENANCE = Settings.default("MAINTENANCE_TEXT")
+KINDS = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
+"""What an answer may be. Who likes several as much is a program: no browser names JSON."""
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
+
+
+def tell_allowance(response: Response, allowance: Allowance) -> None:
+    """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
+    response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
+    response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
+
+
+def user_agent(request: Request) -> str | None:
+    """Return what the client says it is, without what cannot be stored, and cut."""
+    return _UNPRINTABLE.sub("", request.headers_lower.get("user-agent", ""))[:USER_AGENT_MAX] or None
+
+
+def prefers_html(request: Request) -> bool:
+    """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
+    accepted = request.headers_lower.get("accept", "").lower()
+    # No browser quotes anything there, and Falcon's parser takes seconds for a quoted text full of semicolons.
+    if "html" not in accepted or '"' in accepted:
+        return False
+    try:
+        return mediatypes.best_match(KINDS, accepted) == "text/html"
+    except ValueError:
+        return False
+
+
+def language_for(request: Request) -> tuple[str, bool]:
+    """Return the language a page is to be in, and whether the reader chose it by the parameter `lang`."""
+    chosen = request.get_param("lang")
+    return (chosen, True) if chosen in LANGUAGES else (language_of(request.get_header("Accept-Language")), False)
+
+
+def source_of(request: Request) -> str | None:
+    """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
+    if request.query_string and (campaign := request.get_param("utm_source")):
+        return label(campaign)
+    referer = request.headers_lower.get("referer")
+    if not referer:
+        return None
+    try:
+        parts = urlsplit(referer)
+        campaigns = parse_qs(parts.query).get("utm_source") or [parts.hostname or ""]
+    except ValueError:
+        return None
+    return label(campaigns[0])
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Say whether the client has what this tag, without its quotes, stands for (RFC 9110, 13.1.2)."""
+    # A proxy that compresses makes a tag weak; here that compares the same.
+    known = request.if_none_match or []
+    return known == ["*"] or etag in known
+
+
+def answer_problem(request: Request, response: Response, problem: Problem) -> None:
+    """Answer with problem details, or with a page where a person reads it: with the form that is not taken, if any."""
+    _begin_error(response, problem.status)
+    if prefers_html(request):
+        language, chosen = language_for(request)
+        fields = getattr(request.context, "fields", None)
+        typed = None if fields is None else _typed(request, typed_of(fields))
+        sent_from = _sent_from(request)
+        response.content_type = falcon.MEDIA_HTML
+        response.data = problem.as_page(language, chosen=chosen, typed=typed, sent_from=sent_from)
+    else:
+        response.content_type = PROBLEM_JSON
+        response.data = problem.as_json()
+
+
+def _begin_error(response: Response, status: int) -> None:
+    response.status = falcon.code_to_http_status(status)
+    response.set_header("Vary", "Accept, Accept-Language")
+    # Nobody keeps an error: a lead that is not stored yet will be, and who is refused now is taken later.
+    response.set_header("Cache-Control", "no-store")
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.context, "request_id", ""))
+
+
+def _typed(request: Request, typed: Mapping[str, str]) -> Mapping[str, str]:
+    """Add to what a person typed where it came from: the next time it comes from our page."""
+    if not {"source", "utm_source"} & typed.keys() and (source := source_of(request)) is not None:
+        return {**typed, "source": source}
+    return typed
+
+
+def _sent_from(request: Request) -> str | None:
+    """Return the page whose form was sent, as its browser says; only a link is made of it."""
+    referer = request.headers_lower.get("referer", "") if request.method == "POST" else ""
+    return referer if referer.startswith(("http://", "https://")) and referer.isprintable() else None
+
+
+async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
+    if error.typed is not None and prefers_html(request):
+        # The form again, with what was typed: nobody writes a message twice.
+        language, chosen = language_for(request)
+        typed = _typed(request, error.typed)
+        # The form itself is at fault, and nothing that its reader could mend.
+        of_form = error.problems[0].field in ("Content-Type", METHOD)
+        notice, problems = (TEXTS[language]["not yet"], ()) if of_form else ("", error.problems)
+        _begin_error(response, error.status)
+        response.content_type = falcon.MEDIA_HTML
+        response.data = form_page(language, typed, problems, chosen=chosen, notice=notice)
+        return
+    # Wrong is what was typed, and not what came of it.
+    request.context.fields = None
+    fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
+    answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
+
+
+async def _rate_limited(request: Request, response: Response, error: RateLimited, _: Any) -> None:
+    log.info(
+        "rate limit exceeded",
+        request_id=_request_id(request),
+        ip_address=request.context.ip_address,
+        user_agent=user_agent(request),
+    )
+    tell_allowance(response, error.allowance)
+    response.set_header("Retry-After", str(error.retry_after_s))
+    minutes = -(-error.retry_after_s // 60)
+    detail = f"You have sent us several messages already. Please try again in {minutes} min."
+    answer_problem(request, response, Problem(429, detail, _request_id(request)))
+
+
+async def _dependency_down(request: Request, response: Response, error: DependencyDown, _: Any) -> None:
+    log.error("submission not taken", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Your message could not be taken just now. Please send it again in a moment."
+    lead_id = request.context.lead_id = str(error.lead_id) if isinstance(error, NotAcknowledged) else None
+    answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
+
+
+async def _reads_down(request: Request, response: Response, error: ReadsDown, _: Any) -> None:
+    log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
+    response.set_header("Retry-After", str(RETRY_AFTER_S))
+    detail = "Leads cannot be read just now; forms are taken all the same."
+    answer_problem(request, response, Problem(503, detail, _request_id(request)))
+
+
+async def _record_refused(request: Request, response: Response, error: RecordRefused, _: Any) -> None:
+    log.error("submission refused by Kafka", error=str(error), request_id=_request_id(request))
+    answer_problem(request, response, Problem(413, "The form is too large to be stored.", _request_id(request)))
+
+
+async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
+    response.set_headers(error.headers or {})
+    detail = error.description or DETAILS.get(error.status_code) or error.title or ""
+    own_words = request.context.maintenance and detail != UNTOLD_MAINTENANCE
+    answer_problem(request, response, Problem(error.status_code, detail, _request_id(request), own_words=own_words))
+
+
+async def _unexpected(request: Request, response: Response, error: Exception, _: Any) -> None:
+    # The class alone: an exception's text may quote what a person typed.
+    log.error("request failed", error=type(error).__name__, request_id=_request_id(request))
+    answer_problem(request, response, Problem(500, "The request could not be handled.", _request_id(request)))
+
+
+def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
+    """Let every error that a route raises become an answer."""
+    app.add_error_handler(Exception, _unexpected)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(FormRefused, _form_refused)
+    app.add_error_handler(RateLimited, _rate_limited)
+    app.add_error_handler(DependencyDown, _dependency_down)
+    app.add_error_handler(ReadsDown, _reads_down)
+    app.add_error_handler(RecordRefused, _record_refused)

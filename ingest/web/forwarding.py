@@ -1,0 +1,37 @@
+"""Notice of a proxy that TRUSTED_PROXIES does not name: all clients behind it share one limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nigredo.networks import Network, client_network, parse_hop, within
+from nigredo.observability import metrics
+from nigredo.observability.logs import get_logger
+
+NOTICE_EVERY_S = 3600.0
+
+log = get_logger()
+
+
+class ForwardingNotice:
+    """Counts requests whose forwarding headers count for nothing, and logs the first one an hour."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = trusted
+        self._next_at = float("-inf")
+
+    def look(self, peer: str, headers: Mapping[str, str], now: float) -> None:
+        """Take note of a request. now: seconds on a clock that never goes back."""
+        if "x-forwarded-for" not in headers and "forwarded" not in headers:
+            return
+        address = parse_hop(peer)
+        if address is None or within(address, self._trusted):
+            return
+        metrics.UNTRUSTED_FORWARDING.of().inc()
+        if now >= self._next_at:
+            self._next_at = now + NOTICE_EVERY_S
+            log.warning(
+                "forwarding headers of an untrusted peer count for nothing",
+                peer=client_network(address),
+                hint="if it is your proxy, name it in TRUSTED_PROXIES: else all its clients share one limit",
+            )

@@ -1,0 +1,28 @@
+"""`nigredo run`: one process of the product in the foreground, as a supervisor or an orchestrator starts it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+
+from nigredo.cli.output import Context, with_context
+from nigredo.components import PROCESSES
+
+
+@click.command()
+@click.argument("name", type=click.Choice(sorted(PROCESSES)))
+@click.option("--endpoint", default=None, help="Whose webhook-sender it is  [default: WEBHOOK_ENDPOINT, fibonacci]")
+@with_context
+def run(context: Context, name: str, endpoint: str | None) -> int:
+    """Run one process; its settings come from the environment alone."""
+    if endpoint is not None:
+        if name != "webhook-sender":
+            raise click.UsageError("--endpoint is for webhook-sender alone")
+        os.environ["WEBHOOK_ENDPOINT"] = endpoint
+    code: int = importlib.import_module(PROCESSES[name]).main()
+    return code
+
+
+COMMANDS = (run,)

@@ -1,0 +1,228 @@
+"""`nigredo webhook status`, `test`, `failures`, `undelivered`: how delivery stands, from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from nigredo.cli.control import Duration
+from nigredo.cli.output import Context, complain, with_context
+from nigredo.cli.replay import endpoint_option, known_endpoint
+from nigredo.cli.webhook import listener_of, part_of, webhook
+from nigredo.plural import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from nigredo.operations.delivery_queries import Begun
+    from nigredo.settings import Settings
+
+PART = "webhook"
+
+
+@webhook.command()
+@endpoint_option
+@with_context
+def status(context: Context, endpoint: str) -> None:
+    """Show how delivery to a receiver goes. The exit code is 0 only when nothing needs a person.
+
+    Needs one: a pause, an open breaker, a sender that is not ready, more than a tenth of the attempts of the last ten
+    minutes failed, a lead that waits for more than ten minutes, submissions that are not judged because the log is not
+    the one that the limiter read. Dead leads are shown and do not count.
+    """
+    from nigredo.clock import utc_now
+    from nigredo.endpoints.endpoint import named
+    from nigredo.operations.endpoint_status import look
+
+    settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
+    enabled = named(settings, endpoint).enabled and _current(context, settings).webhook_enabled
+    found = look(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
+    if found.sender.paused is None:
+        context.tell_whose_settings()
+    problems = found.problems(now)
+    age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
+    document = {
+        "endpoint": endpoint,
+        "well": not problems,
+        "problems": problems,
+        "enabled": found.enabled,
+        "breaker": found.sender.breaker,
+        "sender_ready": found.sender.ready,
+        "lag": found.lag,
+        "oldest_undelivered": found.oldest and {"lead_id": str(found.oldest.lead_id), "age_s": age_s},
+        "attempts_10m": found.attempts,
+        "failed_10m": found.failed,
+        "failed_share_10m": round(found.failed_share, 4),
+        "waiting": found.waiting,
+        "replays": found.replays,
+        "dead": found.dead,
+        "parked": found.parked,
+        "unread_partitions": list(found.unread),
+    }
+    lines = [
+        f"{endpoint}: {'; '.join(problems) or 'well'}",
+        f"enabled             {'yes' if found.enabled else 'no: paused'}",
+        f"breaker             {found.sender.breaker or 'not known: the sender did not say'}",
+        f"lag                 {found.lag}",
+        "oldest undelivered  " + (f"{found.oldest.lead_id}, {age_s} s" if found.oldest else "none"),
+        f"failed in 10 min    {found.failed} of {counted(found.attempts, 'attempt')} ({found.failed_share:.0%})",
+        f"wait for a retry    {found.waiting}",
+        f"wait for a replay   {found.replays}",
+        f"dead                {found.dead}",
+        f"parked              {found.parked}",
+    ]
+    context.result(document, lines)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _current(context: Context, settings: Settings) -> Settings:
+    """Return the settings as they hold now, live changes included."""
+    from nigredo.control.admin import Changes
+    from nigredo.control.state import control_of
+
+    return control_of(settings, Changes(settings, context.actor).held()).settings
+
+
+@webhook.command()
+@endpoint_option
+@click.option("--empty-lead", is_flag=True, help="With no lead in it, as the operations runbook asks for too")
+@with_context
+def test(context: Context, endpoint: str, empty_lead: bool) -> None:
+    """Send a test request to a receiver, by the code of real deliveries, and show its answer.
+
+    It is marked as a probe (X-Nigredo-Probe), is no lead, and leaves no trace in any number.
+    """
+    from nigredo.endpoints.endpoint import named
+    from sinks.webhook.transport.probe import probe
+
+    settings = context.settings(part_of(endpoint), role="nigredo_app")
+    receiver = named(settings, endpoint)
+    context.tell_whose_settings()
+    attempt = asyncio.run(probe(_current(context, settings), receiver, empty_lead=empty_lead))
+    taken = attempt.outcome == "delivered"
+    document = {
+        "endpoint": endpoint,
+        "taken": taken,
+        "status_code": attempt.status_code,
+        "duration_ms": attempt.duration_ms,
+        "error_message": attempt.error_message,
+    }
+    answer = f"answered {attempt.status_code}" if attempt.status_code else f"did not answer ({attempt.error_message})"
+    context.result(document, f"{endpoint} {answer} after {attempt.duration_ms} ms")
+    if not taken:
+        raise click.exceptions.Exit(1)
+
+
+@webhook.command()
+@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many")
+@click.option("--last", type=Duration(), default="365d", help="Only of the last 1h, 30m, …  [default: all there are]")
+@click.option("--endpoint", default=None, help="Only at this receiver")
+@with_context
+def failures(context: Context, limit: int, last: timedelta, endpoint: str | None) -> None:
+    """Show failed attempts, newest first, as the operations runbook asks for them.
+
+    The exit code is 0 only when the table that they are in holds all that the log does.
+    """
+    from nigredo.clock import utc_now
+    from nigredo.operations.delivery_queries import failures as found
+    from schemas.topics import DELIVERIES
+
+    if endpoint is not None:
+        known_endpoint(context, endpoint)
+    settings = context.settings(PART, role="nigredo_app")
+    whole = table_is_whole(settings, [DELIVERIES])
+    rows = found(settings, endpoint, utc_now() - last, limit)
+    lines = [
+        f"{row.sent_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {row.endpoint}  attempt {row.attempt}  "
+        f"{row.status_code or '-'}  {row.error_message or ''}".rstrip()
+        for row in rows
+    ]
+    context.result(
+        [_plain(asdict(row)) for row in rows],
+        lines or f"no attempt failed in that time{'' if whole else ', as far as the table is'}",
+    )
+    if not whole:
+        raise click.exceptions.Exit(1)
+
+
+def table_is_whole(settings: Settings, topics: Collection[str]) -> bool:
+    """Say whether the tables hold what these topics do; otherwise say on stderr how far they are behind."""
+    from nigredo.errors import DependencyDown
+    from nigredo.operations.recovery.beyond import behind, gaps
+
+    try:
+        records = behind(gaps(settings, topics))
+    except DependencyDown as error:
+        complain(f"whether the table is up to date is not known: {error}")
+        return False
+    if records:
+        complain(
+            f"the table is {counted(records, 'record')} behind the log: the persister is late, see `nigredo status`"
+        )
+    return not records
+
+
+@webhook.command()
+@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many")
+@endpoint_option
+@with_context
+def undelivered(context: Context, limit: int, endpoint: str) -> None:
+    """Show leads that a receiver does not have, oldest first, and what comes next for each.
+
+    By the tables, and by the log where the tables are behind it. The exit code is 0 only when there is none.
+    """
+    from nigredo.clock import utc_now
+    from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
+    from nigredo.operations.delivery_queries import undelivered as found
+    from nigredo.operations.recovery.beyond import beyond, gaps
+    from nigredo.operations.replay import Redelivery
+    from schemas.topics import DELIVERIES, LEADS
+
+    settings = context.settings(PART, role="nigredo_app")
+    # What is to come is asked first: a lead that is delivered meanwhile is then not in the rows any more.
+    redelivery = Redelivery(settings, endpoint, PART)
+    prospects = redelivery.prospects()
+    in_log = beyond(settings, redelivery.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
+    rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint))
+    document, lines = [], []
+    for row in rows:
+        comes = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
+        document.append(_plain(asdict(row)) | {"state": comes})
+        lines.append(
+            f"{row.taken_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {comes}  attempts {row.attempts or 0}"
+            + ("" if row.last_sent_at is None else f", the last at {row.last_sent_at:%Y-%m-%d %H:%M:%S} UTC")
+            + f"  {row.status_code or '-'}  {row.error_message or ''}".rstrip()
+        )
+    context.result(document, lines or f"{endpoint} has every lead of the last {ATTEMPTS_KEPT.days} days")
+    if rows:
+        raise click.exceptions.Exit(1)
+
+
+def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
+    """Return where an endpoint began that began with what came then, if that was remembered."""
+    from nigredo.control.admin import Changes
+    from nigredo.control.state import ENDPOINT
+    from nigredo.operations.delivery_queries import Begun
+    from sinks.webhook.consumer.start_offsets import first_offsets
+
+    entries = Changes(settings, context.actor).held(ENDPOINT)
+    entry = next((entry for entry in entries if entry.name == endpoint), None)
+    found = None if entry is None else first_offsets(entry)
+    return None if found is None else Begun(*found)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as JSON can hold it."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else str(value) if isinstance(value, UUID) else value
+        for name, value in row.items()
+    }
+
+
+COMMANDS = ()

@@ -1,0 +1,168 @@
+"""Comparison of a consumer's positions with the log: their records are read again. Blocking, for a thread.
+
+Nothing but the records proves that a log is still the one that was read. No client notices every restart of a broker
+(librdkafka tells of equal errors once in 30 s), and leader epochs repeat on a disk that was set back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from nigredo.errors import DependencyDown
+from nigredo.kafka.kept_consumer import KeptConsumer
+from nigredo.kafka.positions.log_position import LogNow, LogPosition
+from nigredo.kafka.positions.log_position import compare as compare_position
+from nigredo.kafka.positions.log_trail import Place
+from nigredo.kafka.publisher import client_config
+from nigredo.kafka.topic_reader import LogReader, mark_of
+from nigredo.settings import Settings
+
+NEAR_MAX = 300
+"""Records between two positions that are read through; past it the second one is sought."""
+READ_DEADLINE_S = 10.0
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Of each partition the first position that the log contradicts, if there is one, and where the log ends."""
+
+    disproved: Mapping[Place, LogPosition]
+    ends: Mapping[Place, int]
+
+
+class LogProof:
+    """Compares by one client that is kept. May be used from several threads."""
+
+    def __init__(self, settings: Settings, component: str) -> None:
+        config = client_config(settings, settings.function(component)) | {
+            "group.id": f"{settings.function(component)}-proof",  # Required by the client; never joined.
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # Where the records asked for are gone, the first one that is left and the end are to be seen.
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,
+            # What a partition holds behind the records asked for stays there.
+            "queued.min.messages": 1,
+            "fetch.queue.backoff.ms": 20,
+            "fetch.message.max.bytes": 65_536,
+        }
+        self._reader = LogReader(settings, component)
+        self._client = KeptConsumer(partial(Consumer, config))
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """End a comparison that is under way."""
+        self._closed.set()
+
+    def disproved(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Mapping[Place, LogPosition]:
+        """Return, of each partition, the first position that the log contradicts. Raises DependencyDown."""
+        return self.compare(positions).disproved
+
+    def compare(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Comparison:
+        """Compare positions with the log. Raises DependencyDown when Kafka does not answer, or a topic is gone."""
+        ids = self._reader.topic_ids(sorted({topic for topic, _ in positions}))
+        wrong: dict[Place, LogPosition] = {}
+        asked: dict[Place, list[LogPosition]] = {}
+        for place, kept in positions.items():
+            if place[0] not in ids:
+                raise DependencyDown(f"there is no topic {place[0]}")
+            other = next((position for position in kept if position.topic_id not in (None, ids[place[0]])), None)
+            if other is not None:
+                wrong[place] = other
+            elif kept:
+                asked[place] = sorted(kept, key=lambda position: position.asks_at)
+        found = self._read({place: [position.asks_at for position in kept] for place, kept in asked.items()})
+        for place, kept in asked.items():
+            suspects = (at for at in kept if not _borne_out(at, found[place][at.asks_at]))
+            # Asked once more, with what only the broker can tell of the partition.
+            if (first := next(filter(lambda at: not self._confirmed(place, at), suspects), None)) is not None:
+                wrong[place] = first
+        return Comparison(wrong, {place: max(now.end for now in found[place].values()) for place in asked})
+
+    def _confirmed(self, place: Place, position: LogPosition) -> bool:
+        now = self._reader.now(*place, position.asks_at, deadline_s=READ_DEADLINE_S)
+        # What was read is not lost by retention.
+        return compare_position(position, replace(now, start=min(now.start, position.next_offset))).believed
+
+    def _read(self, asked: Mapping[Place, Sequence[int]]) -> dict[Place, dict[int, LogNow]]:
+        """Return what partitions hold at or after ascending offsets. Raises DependencyDown."""
+        if not asked:
+            return {}
+        with self._client.lend() as consumer:
+            found = self._read_by(consumer, {place: _Reading(place, offsets) for place, offsets in asked.items()})
+            consumer.unassign()
+        return found
+
+    def _read_by(self, consumer: Consumer, readings: Mapping[Place, _Reading]) -> dict[Place, dict[int, LogNow]]:
+        consumer.assign([TopicPartition(*place, reading.next) for place, reading in readings.items()])
+        left, deadline = set(readings), time.monotonic() + READ_DEADLINE_S
+        while left:
+            if self._closed.is_set() or time.monotonic() > deadline:
+                raise DependencyDown("records could not be read again")
+            message = consumer.poll(POLL_S)
+            if message is None or (place := (message.topic() or "", message.partition() or 0)) not in left:
+                continue
+            reading = readings[place]
+            seek = reading.take(consumer, message)
+            if reading.over:
+                left.discard(place)
+            elif seek:
+                consumer.seek(TopicPartition(*place, reading.next))
+        return {place: reading.found for place, reading in readings.items()}
+
+
+class _Reading:
+    """Offsets of one partition that are looked up in turn."""
+
+    def __init__(self, place: Place, offsets: Sequence[int]) -> None:
+        self.found: dict[int, LogNow] = {}
+        self._place = place
+        self._left = deque(dict.fromkeys(offsets))
+        self._sought = self._left[0]
+
+    @property
+    def over(self) -> bool:
+        """Whether each offset is looked up."""
+        return not self._left
+
+    @property
+    def next(self) -> int:
+        """The offset to look up next."""
+        return self._left[0]
+
+    def take(self, consumer: Consumer, message: Message) -> bool:
+        """Take a record, or the end; say whether the next offset is to be sought. Raises KafkaException."""
+        at, error = message.offset() or 0, message.error()
+        if error is not None:
+            if error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+            return self._none_after(at)
+        _, end = consumer.get_watermark_offsets(TopicPartition(*self._place), cached=True)
+        now = LogNow("", 0, max(at + 1, end), mark_of(message))
+        if at < self._sought:
+            # The log ends before the offset that was sought, and is read from its start.
+            return self._none_after(now.end)
+        while self._left and self._left[0] <= at:
+            self.found[self._left.popleft()] = now
+        if not self._left or self._left[0] - at <= NEAR_MAX:
+            return False
+        self._sought = self._left[0]
+        return True
+
+    def _none_after(self, end: int) -> bool:
+        while self._left:
+            self.found[self._left.popleft()] = LogNow("", 0, end)
+        return False
+
+
+def _borne_out(position: LogPosition, now: LogNow) -> bool:
+    return compare_position(replace(position, topic_id=None), now).believed

@@ -1,0 +1,53 @@
+"""One record of a topic as the log has it, whichever client read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import cast
+
+from confluent_kafka import Message
+
+from nigredo.clock import from_ms
+from nigredo.kafka.positions.log_position import LogPosition, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record and its place. `timestamp` is the topic's own clock: the append time, or the producer's.
+
+    Its text form tells the place alone: what a person wrote must not slip into a log with an exception.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: datetime
+    key: bytes | None = field(repr=False)
+    value: bytes | None = field(repr=False)
+    headers: Sequence[tuple[str, bytes | None]] = field(repr=False)
+
+    @property
+    def next_offset(self) -> int:
+        """What is committed once this record is done."""
+        return self.offset + 1
+
+    def position(self, topic_id: str) -> LogPosition:
+        """Return the position after this record, which proves it."""
+        last = Mark.of(self.offset, round(self.timestamp.timestamp() * 1000), self.key)
+        return LogPosition(self.next_offset, topic_id, last)
+
+
+def record_of(message: Message) -> Record:
+    """Return the record in a message of librdkafka that carries no error."""
+    _, timestamp_ms = message.timestamp()
+    return Record(
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        from_ms(max(0, timestamp_ms)),
+        message.key(),
+        message.value(),
+        tuple(cast("list[tuple[str, bytes | None]]", message.headers() or [])),
+    )

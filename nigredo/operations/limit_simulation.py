@@ -1,0 +1,69 @@
+"""What the limit would say of submissions that nobody sent. Pure; by the limiter's own function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import uuid4
+
+from nigredo.control.state import Control
+from nigredo.networks import Address, within
+from nigredo.rate_limit.window import ACCEPTED, RATE_LIMITED, judge
+from schemas.events import Contact, RateLimitState, Submission
+
+BLOCKED = "blocked"
+MAINTENANCE = "maintenance"
+NOBODY = Contact("", "", "", {})
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What would happen."""
+
+    counted: int
+    """Acceptances that count already."""
+    verdicts: list[str]
+    """One for each submission: as the limiter's, or `blocked` or `maintenance`, which ingest answers before it."""
+    next_at: datetime | None
+    """From when one more after all of these would be accepted; None when no time can be told."""
+
+
+def simulated(
+    state: RateLimitState | None, address: Address, network: str, count: int, control: Control, *, at: datetime
+) -> Simulated:
+    """Judge `count` submissions of an address, all of them at one time.
+
+    state: the window as the limiter last wrote it; None for a network it does not know.
+    """
+    settings = control.settings
+    form = Submission(
+        id=uuid4(),
+        client_network=network,
+        ip_address=str(address),
+        user_agent=None,
+        form_id=None,
+        source=None,
+        contact=NOBODY,
+        taken_at=at,
+        limit=settings.rate_limit_per_hour,
+        window_s=settings.rate_limit_window_s,
+        exempt=within(address, settings.rate_limit_exempt),
+        edge_verdict=None,
+    )
+    offset = 0 if state is None else state.input_offset + 1
+    first = judge(state, form, at=at, offset=offset)
+    counted = len(first.state.accepted) - (first.outcome == ACCEPTED and not form.exempt)
+    if control.blocked.cover(address) or settings.maintenance_mode:
+        why = BLOCKED if control.blocked.cover(address) else MAINTENANCE
+        return Simulated(counted, [why] * count, None)
+    verdicts = []
+    for step in range(count):
+        verdict = judge(state, _another(form), at=at, offset=offset + step)
+        verdicts.append(verdict.outcome)
+        state = verdict.state
+    after = judge(state, _another(form), at=at, offset=offset + count)
+    return Simulated(counted, verdicts, after.retry_at if after.outcome == RATE_LIMITED else at)
+
+
+def _another(form: Submission) -> Submission:
+    return replace(form, id=uuid4())

@@ -1,0 +1,413 @@
+"""One member of an endpoint's consumer group: what is assigned, read, paused, and the only place that commits.
+
+The consumer belongs to one thread, where its callbacks run too; what the event loop shares with it is behind a lock.
+A partition is read only from a position that the log confirms (`sinks/webhook/consumer/positions.py`). Until then it
+stays assigned and paused, and nothing is committed for it; for good when the log contradicts the position.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from nigredo.backoff import Backoff
+from nigredo.clock import since_boot_s
+from nigredo.endpoints.endpoint import COMPONENT
+from nigredo.errors import DependencyDown
+from nigredo.kafka.positions.log_position import LogPosition, to_metadata
+from nigredo.kafka.positions.log_proof import LogProof
+from nigredo.kafka.positions.log_trail import Trail
+from nigredo.kafka.record import Record, record_of
+from nigredo.kafka.topic_reader import LogReader, mark_of
+from nigredo.observability import metrics
+from nigredo.observability.logs import get_logger
+from nigredo.settings import Settings
+from schemas.topics import LEADS, WEBHOOK_REPLAYS
+from sinks.webhook.consumer.log_comparison import Compare, Proving
+from sinks.webhook.consumer.membership import Commits, consumer_config
+from sinks.webhook.consumer.offsets import Place, Progress, Ticket
+from sinks.webhook.consumer.partitions import WINDOW_MAX, Partition, Room, counts_since
+from sinks.webhook.consumer.positions import Look, Refused, check
+from sinks.webhook.instrumentation import tell_open
+
+log = get_logger()
+T = TypeVar("T")
+
+POLL_S = 0.1
+BATCH_MAX = 500
+CALL_TIMEOUT_S = 10.0
+HAND_OVER_WITHIN_S = 7.0
+"""How long a revocation waits for attempts under way. The broker waits for minutes."""
+LOOK_DEADLINE_S = 10.0
+
+
+class Group:
+    """A membership, from `join` to `leave`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        topics: Sequence[str],
+        *,
+        changed: Callable[[Sequence[Place]], None],
+        busy: Callable[[], bool],
+        clock: Callable[[], float] = since_boot_s,
+        trail: Trail | None = None,
+        look: Look | None = None,
+        compare: Compare | None = None,
+    ) -> None:
+        """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
+
+        busy: asked there too, whether attempts are under way. clock: must go on while the process is frozen.
+        trail: what memberships before this one have read. look, compare: return the log as it is now, and compare
+        positions with it; in the cluster unless given.
+        """
+        reader = LogReader(settings, COMPONENT)
+        self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
+        self._proof = LogProof(settings, COMPONENT)
+        self._proving = Proving(compare or self._proof.compare, Trail() if trail is None else trail)
+        # Not the consumer's own `committed`, which fails for most metadata (`nigredo/kafka/consumer_groups.py`).
+        self._offsets = reader.offsets
+        self._settings = settings
+        self._name = name
+        self._topics = topics
+        self._changed = changed
+        self._busy = busy
+        self._ending = False
+        self._lock = threading.Lock()
+        self._progress = Progress()
+        self._leads: dict[int, Partition] = {}
+        self._paused: set[Place] = set()
+        self._full: set[Place] = set()
+        self._assignments = 0
+        self._unchecked: dict[Place, TopicPartition] = {}
+        """Assigned partitions, as committed, that were not compared with the log yet."""
+        self._stopped: dict[Place, str] = {}
+        self._doubted: set[Place] = set()
+        """Partitions that are read, and to be compared again before anything more is read of them."""
+        self._check_again_at = 0.0
+        self._checks_failed = Backoff(longest_s=5.0)
+        self._unread: str | None = None
+        # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
+        self._commits = Commits(settings.kafka_session_timeout_s, clock)
+        self._consumer = Consumer(consumer_config(settings, name))
+
+    def join(self) -> None:
+        """Ask for partitions; they come while it is polled."""
+        self._consumer.subscribe(
+            list(self._topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+        )
+
+    async def poll(self, room: Room) -> list[Message]:
+        """Return what has come, after waiting at most `POLL_S`; called again and again to stay a member."""
+        messages = await self._in_thread(lambda: self._poll(room))
+        # Without an assignment of our own the client begins where it likes.
+        return messages if self._unread is None else []
+
+    async def commit(self) -> None:
+        """Commit how far each partition is done."""
+        await self._in_thread(lambda: self._commit(self._consumer))
+
+    async def tell(self, endpoint: str) -> None:
+        """Tell the metrics what is left to do."""
+        with self._lock:
+            positions = self._progress.positions()
+        following = {place[1]: at.next_offset for place, at in positions.items() if place[0] == LEADS}
+        oldest = self.oldest_begun
+        await self._in_thread(lambda: tell_open(self._consumer, following, endpoint, oldest))
+
+    async def leave(self) -> None:
+        """Commit and leave the group."""
+        await self.commit()
+        self._proof.close()
+        self._proving.end()
+        await self._in_thread(self._consumer.close)
+        self._thread.shutdown(wait=False)
+
+    def take(self, message: Message) -> tuple[Record, Ticket] | None:
+        """Begin a record; None when it is not to be handled."""
+        error = message.error()
+        if error is not None:
+            log.warning("consumer error", error=error.name())
+            return None
+        record = record_of(message)
+        place, mark = (record.topic, record.partition), mark_of(message)
+        with self._lock:
+            ticket = self._progress.begin(place, mark)
+            if ticket is None:
+                return None
+            if record.topic == LEADS:
+                self._leads[record.partition].take(record.offset)
+            topic_id = self._progress.topic_id(place)
+        self._proving.read(place, LogPosition(mark.offset + 1, topic_id, mark))
+        return record, ticket
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Say whether the assignment under which a record was begun still holds, and is not about to end."""
+        with self._lock:
+            return not self._ending and self._progress.holds(ticket)
+
+    def finish(self, ticket: Ticket) -> None:
+        """Count a record as done, unless its assignment is over."""
+        with self._lock:
+            if not self._progress.finish(ticket):
+                return
+            if ticket.place[0] == LEADS:
+                self._leads[ticket.place[1]].begun.pop(ticket.offset, None)
+        metrics.RECORDS_HANDLED.of(ticket.place[0]).inc()
+
+    def positions(self) -> dict[Place, int]:
+        """Return how far each assigned partition may be committed."""
+        with self._lock:
+            return {place: at.next_offset for place, at in self._progress.positions().items()}
+
+    def partition(self, number: int) -> Partition | None:
+        """Return an assigned partition of the leads."""
+        with self._lock:
+            return self._leads.get(number)
+
+    @property
+    def ours_until(self) -> float:
+        """Until when, by the clock, no other member can have been given what is assigned here."""
+        return self._commits.ours_until
+
+    @property
+    def oldest_begun(self) -> datetime | None:
+        """Since when the oldest lead is in hand."""
+        with self._lock:
+            return min((next(iter(p.begun.values())) for p in self._leads.values() if p.begun), default=None)
+
+    @property
+    def assigned(self) -> int:
+        """How many partitions of the leads this member reads."""
+        with self._lock:
+            return len(self._leads)
+
+    @property
+    def stopped(self) -> Mapping[Place, str]:
+        """The assigned partitions that are not read because the log does not bear out their positions, and why."""
+        with self._lock:
+            return dict(self._stopped)
+
+    @property
+    def unread(self) -> str | None:
+        """The reason for which the group's offsets could not be read: another membership has to begin."""
+        return self._unread
+
+    @property
+    def stalled(self) -> Mapping[Place, float]:
+        """For how many seconds partitions have had records of which none arrived: another client has to read them."""
+        return self._proving.stalled
+
+    @property
+    def unchecked(self) -> int:
+        """How many assigned partitions are not compared with the log yet."""
+        with self._lock:
+            return len(self._unchecked)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    # --- in the consumer's thread, callbacks inside `poll` ------------------------------------------------------------
+
+    def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        """Seed each partition from its committed offset; none of them while these cannot be read."""
+        try:
+            committed = self._offsets(self._name, assigned)
+        except DependencyDown as error:
+            self._unread = str(error)
+            return
+        with self._lock:
+            self._progress.assigned({})
+            self._unchecked = {(at.topic, at.partition): at for at in committed}
+            self._leads, self._stopped = {}, {}
+            self._paused, self._full = set(), set()
+            self._assignments += 1
+        self._commits.assigned()
+        self._doubted, self._check_again_at = set(), 0.0
+        self._proving.assigned()
+        self._assign(consumer)
+        consumer.pause(assigned)
+        self._look_again(consumer)
+        self._changed([(at.topic, at.partition) for at in committed])
+
+    # --- positions, compared with the log -----------------------------------------------------------------------------
+
+    def _look_again(self, consumer: Consumer) -> None:
+        """Compare what is due: partitions without a result yet, those in doubt, and every few seconds all of them."""
+        try:
+            self._prove(consumer)
+            if time.monotonic() >= self._check_again_at:
+                self._check(consumer)
+                self._recheck(consumer)
+                self._checks_failed.reset()
+        except DependencyDown as error:
+            log.warning("positions not compared with the log yet", reason=str(error))
+            self._check_again_at = time.monotonic() + self._checks_failed.next_wait_s()
+
+    def _prove(self, consumer: Consumer) -> None:
+        """Stop partitions of which the log lost a record that was read. Raises DependencyDown."""
+        if not self._proving.due:
+            return
+        with self._lock:
+            positions = self._progress.positions()
+            idle = {place for place in positions if not self._progress.open(place)} - self._paused - self._doubted
+        for place, wrong in self._proving.disproved(positions, idle).items():
+            self._put_back(consumer, place, wrong)
+
+    def _put_back(self, consumer: Consumer, place: Place, wrong: LogPosition) -> None:
+        """Stop a partition at a position that the log contradicts: a later one would hide the loss."""
+        with self._lock:
+            at = self._progress.positions().get(place)
+            if at is None:
+                return
+            # What was read but is not done stays above it.
+            next_offset = min(at.next_offset, wrong.next_offset)
+            offset = self._offset(place, replace(at, next_offset=next_offset, last=wrong.last or at.last))
+        if isinstance(found := check(self._name, offset, self._look), Refused):
+            self._stop(consumer, place, replace(found, keep=offset))
+
+    def _check(self, consumer: Consumer) -> None:
+        """Read the assigned partitions whose positions the log bears out, stop the others. Raises DependencyDown."""
+        failure: DependencyDown | None = None
+        for place, committed in list(self._unchecked.items()):
+            try:
+                found = check(self._name, committed, self._look)
+                if isinstance(found, Refused):
+                    self._stop(consumer, place, found)
+                    continue
+            except DependencyDown as error:
+                # A partition without a leader holds up none of the others.
+                failure = error
+                continue
+            with self._lock:
+                del self._unchecked[place]
+                self._progress.add(place, found.position)
+                if place[0] == LEADS:
+                    self._leads[place[1]] = Partition(counts_since(found.fields), found.end)
+            # Paused partitions stay paused over an assignment, unless they are resumed.
+            consumer.resume([TopicPartition(*place)])
+        # At once, so that a crash before the first delivery leaves positions with their proof, and since when
+        # deliveries count.
+        self._commit(consumer)
+        if failure is not None:
+            raise failure
+
+    def _recheck(self, consumer: Consumer) -> None:
+        """Compare partitions in doubt, which are being read, where they may be committed. Raises DependencyDown."""
+        for place in sorted(self._doubted):
+            with self._lock:
+                at = self._progress.positions().get(place)
+                offset = None if at is None else self._offset(place, at)
+            if offset is not None and isinstance(found := check(self._name, offset, self._look), Refused):
+                self._stop(consumer, place, found)
+        if self._doubted:
+            # Also what librdkafka does not read any more, after an error, begins again.
+            self._doubted = set()
+            self._assign(consumer)
+
+    def _assign(self, consumer: Consumer) -> None:
+        """Read on from what may be committed: records that are in flight are old news when they come again."""
+        with self._lock:
+            at = {place: position.next_offset for place, position in self._progress.positions().items()}
+            at |= {place: max(0, committed.offset) for place, committed in self._unchecked.items()}
+        consumer.assign([TopicPartition(*place, offset) for place, offset in at.items()])
+
+    def _stop(self, consumer: Consumer, place: Place, refused: Refused) -> None:
+        """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart.
+
+        Raises DependencyDown while a position cannot be stored that would be believed once the log has grown.
+        """
+        if refused.keep is not None and not self._commits.send(consumer, [refused.keep]):
+            raise DependencyDown(f"the refused position of {place[0]} {place[1]} is not committed")
+        consumer.pause([TopicPartition(*place)])
+        with self._lock:
+            self._progress.drop(place)
+            if place[0] == LEADS:
+                self._leads.pop(place[1], None)
+            self._unchecked.pop(place, None)
+            self._stopped[place] = refused.reason
+        log.error("partition stopped", topic=place[0], partition=place[1], reason=refused.reason)
+
+    def _offset(self, place: Place, position: LogPosition) -> TopicPartition:
+        """Return how a position is committed now. Under the lock."""
+        leads = self._leads.get(place[1]) if place[0] == LEADS else None
+        metadata = to_metadata(position) if leads is None else leads.metadata(position)
+        return TopicPartition(*place, position.next_offset, metadata)
+
+    def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        """Begin no further attempt, and let those under way get on record: then the next owner repeats none."""
+        with self._lock:
+            self._ending = True
+        until = time.monotonic() + HAND_OVER_WITHIN_S
+        while self._busy() and time.monotonic() < until:
+            time.sleep(0.02)
+        self._commit(consumer)
+        self._lost(consumer, _)
+
+    def _lost(self, _: Consumer, __: list[TopicPartition]) -> None:
+        with self._lock:
+            self._progress.revoked()
+            self._ending = False
+            self._leads, self._unchecked, self._stopped = {}, {}, {}
+        self._changed([])
+
+    def _commit(self, consumer: Consumer) -> None:
+        """Commit how far each partition is done."""
+        with self._lock:
+            positions = self._progress.positions()
+            next_offsets = {place: at.next_offset for place, at in positions.items()}
+            offsets = self._commits.due(next_offsets, lambda place: self._offset(place, positions[place]))
+        if offsets:
+            self._commits.send(consumer, offsets)
+
+    def _poll(self, room: Room) -> list[Message]:
+        self._look_again(self._consumer)
+        self._pause_or_resume(room)
+        first = self._consumer.poll(POLL_S)
+        if first is None:
+            return []
+        more = min(BATCH_MAX, room.leads or BATCH_MAX, room.replays or BATCH_MAX) - 1
+        assignments = self._assignments
+        messages = [first, *self._consumer.consume(more, 0)] if more else [first]
+        self._proving.arrived({(m.topic() or "", m.partition() or 0) for m in messages if m.error() is None})
+        for message in messages:
+            if (error := message.error()) is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+                # The offset is not in the log; librdkafka reads no further until it is told where.
+                self._doubted.add((message.topic() or "", message.partition() or 0))
+        if self._assignments == assignments:
+            return messages
+        # The partitions came back in the middle of it. What the assignment before read is further on than this one
+        # begins: taken for its own, it would have all before it passed over as old news.
+        self._assign(self._consumer)
+        return []
+
+    def _pause_or_resume(self, room: Room) -> None:
+        """Pause what cannot be worked on; a partition whose window was full goes on when half of it is done."""
+        no_room = {LEADS: room.leads <= 0, WEBHOOK_REPLAYS: room.replays <= 0}
+        with self._lock:
+            places = self._progress.positions()
+            self._full = {
+                place
+                for place in places
+                if self._progress.open(place) >= (WINDOW_MAX // 2 if place in self._full else WINDOW_MAX)
+            }
+            wanted = {place for place in places if room.paused or no_room.get(place[0], False)} | self._full
+            wanted |= self._doubted & places.keys()
+        for changed, change in (
+            (wanted - self._paused, self._consumer.pause),
+            ((self._paused & set(places)) - wanted, self._consumer.resume),
+        ):
+            if changed:
+                change([TopicPartition(*place) for place in changed])
+        self._paused = wanted

@@ -1,0 +1,60 @@
+"""Committed positions of a sink's group, compared with the log before a record is read from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+from nigredo.kafka.positions.log_position import (
+    REPAIR,
+    LogNow,
+    LogPosition,
+    compare,
+    from_metadata,
+    kept,
+    proven,
+    refusal,
+    to_metadata,
+)
+
+Look: TypeAlias = Callable[[str, int, int], LogNow]
+"""Returns a partition of a topic as the log has it now, with the first record from an offset on. Raises
+DependencyDown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A position that the log bears out, with its proof, the sink's own fields of the commit, and the log's end."""
+
+    position: LogPosition
+    fields: Mapping[str, str]
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A position that the log does not bear out: going on from it would skip leads, or send them again."""
+
+    reason: str
+    keep: TopicPartition | None = None
+    """To be committed in its place, so that it stays refused although the log grows."""
+
+
+def check(group: str, committed: TopicPartition, look: Look) -> Admitted | Refused:
+    """Compare a committed offset, with its metadata, with the log. Raises DependencyDown when Kafka does not answer."""
+    topic, partition = committed.topic, committed.partition
+    if committed.offset == OFFSET_INVALID:
+        return Refused(f"{group} has no offset for {topic} partition {partition}; repair it with: {REPAIR}")
+    position, fields = from_metadata(committed.offset, committed.metadata)
+    now = look(topic, partition, position.asks_at)
+    finding = compare(position, now)
+    if not finding.believed:
+        keep = kept(position, now)
+        offset = (
+            None if keep is None else TopicPartition(topic, partition, keep.next_offset, to_metadata(keep, **fields))
+        )
+        return Refused(refusal(group, topic, partition, position, now, finding), offset)
+    return Admitted(proven(position, now), fields, now.end)

@@ -1,0 +1,135 @@
+"""An endpoint's topics and start offsets: made once, before its group has members, and remembered.
+
+A group without an offset must never guess: from the end would lose leads, from the beginning would send all of them
+again. So the control topic remembers which partitions of the leads were begun, and a group that lost an offset stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from nigredo.avro.codec import Codec, Undecodable
+from nigredo.clock import utc_now
+from nigredo.control.state import ENDPOINT
+from nigredo.endpoints.endpoint import COMPONENT, NOW, Endpoint
+from nigredo.errors import StartRefused
+from nigredo.kafka.consumer_groups import commit_offsets
+from nigredo.kafka.positions.log_position import REPAIR
+from nigredo.kafka.publisher import Publisher, producer_config
+from nigredo.kafka.topic_admin import ensure_topics
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability.logs import get_logger
+from nigredo.plural import counted
+from nigredo.process import ready_codec
+from nigredo.settings import Settings
+from schemas.events import ControlEntry
+from schemas.topics import CONTROL, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REPLAYS, retry_topics
+
+log = get_logger()
+
+FIRST = ("since", "starts")
+"""In the remembered entry: when an endpoint began that began with what came then, and at which offsets."""
+READ_DEADLINE_S = 30.0
+DELIVERY_TIMEOUT_S = 10.0
+
+
+async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
+    """Make the endpoint's retry topics, and commit a start offset for every partition that has none.
+
+    Leads begin where the endpoint says, what refers to leads at its beginning: what is settled is not in it any more.
+    Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka is away.
+    """
+    retries = retry_topics(endpoint.name)
+    await asyncio.to_thread(ensure_topics, settings, retries)
+    await _begin_leads(settings, endpoint)
+    await asyncio.to_thread(_begin_references, settings, endpoint.function(settings), [*retries, WEBHOOK_REPLAYS])
+
+
+async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
+    codec = await ready_codec(settings, [CONTROL])
+    reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
+    partitions = await asyncio.to_thread(reader.partitions, LEADS)
+    committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
+    entry = await asyncio.to_thread(_entry, reader, codec, key)
+    begun = set() if entry is None else {int(p) for p in entry.value["partitions"].split(",")}
+    lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
+    if lost:
+        raise StartRefused(f"group {group} lost its offsets of {LEADS}, partitions {lost}; repair it with: {REPAIR}")
+    new = [partition for partition in partitions if partition not in begun]
+    if not new:
+        return
+    # Partitions that were added later hold nothing that was there when the endpoint was begun.
+    end = 1 if endpoint.start == NOW and not begun else 0
+    starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[end] for p in new if committed[p] is None}
+    if starts:
+        await asyncio.to_thread(commit_offsets, settings, group, LEADS, starts)
+    if begun or endpoint.start != NOW:
+        first = {} if entry is None else {name: entry.value[name] for name in FIRST if name in entry.value}
+    else:
+        first = {"since": utc_now().isoformat(), "starts": ",".join(f"{p}:{at}" for p, at in starts.items())}
+    await _remember(settings, codec, endpoint, partitions, first)
+
+
+def first_offsets(entry: ControlEntry) -> tuple[datetime, dict[int, int]] | None:
+    """Return when an endpoint began and at which offsets, for one that began with what came then; else None.
+
+    None too for one that an earlier release began, which did not remember it.
+    """
+    try:
+        at = datetime.fromisoformat(entry.value["since"])
+        places = [place.partition(":") for place in entry.value["starts"].split(",") if place]
+        return at, {int(partition): int(offset) for partition, _, offset in places}
+    except (KeyError, ValueError):
+        return None
+
+
+def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
+    """Blocks. Raises StartRefused when a topic cannot hold what belongs to a lead in the lead's partition."""
+    reader = LogReader(settings, COMPONENT)
+    leads = reader.partitions(LEADS)
+    found = {topic: reader.partitions(topic) for topic in (*topics, DELIVERIES, WEBHOOK_DEAD)}
+    for topic, partitions in found.items():
+        if len(partitions) < len(leads):
+            raise StartRefused(
+                f"{topic} has {counted(len(partitions), 'partition')} and {LEADS} {len(leads)}: add what is missing"
+            )
+    for topic in topics:
+        partitions = found[topic]
+        committed = reader.committed(group, topic, partitions)
+        starts = {p: reader.watermarks(topic, p)[0] for p in partitions if committed[p] is None}
+        if starts:
+            commit_offsets(settings, group, topic, starts)
+
+
+def _entry(reader: LogReader, codec: Codec, key: str) -> ControlEntry | None:
+    """Return what the control topic remembers of an endpoint."""
+    found: ControlEntry | None = None
+    partitions = reader.partitions(CONTROL)
+    for message in reader.read_to_end(CONTROL, partitions, deadline_s=READ_DEADLINE_S):
+        if message.key() != key.encode():
+            continue
+        value = message.value()
+        try:
+            entry = None if value is None else codec.decode(CONTROL, value)
+        except Undecodable as error:
+            # The last entry that can be read stands.
+            log.error("a control entry cannot be read", key=key, offset=message.offset(), error=str(error))
+            continue
+        found = entry if isinstance(entry, ControlEntry) else None
+    return found
+
+
+async def _remember(
+    settings: Settings, codec: Codec, endpoint: Endpoint, partitions: list[int], first: Mapping[str, str]
+) -> None:
+    name = endpoint.function(settings)
+    value = {"partitions": ",".join(map(str, partitions)), **first}
+    entry = ControlEntry(ENDPOINT, endpoint.name, value, set_by=name, set_at=utc_now(), expires_at=None)
+    config = producer_config(settings, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
+    publisher = Publisher(config, in_flight_max=1)
+    try:
+        await publisher.publish(CONTROL, key=f"{ENDPOINT}:{endpoint.name}".encode(), value=codec.encode(CONTROL, entry))
+    finally:
+        await publisher.close()

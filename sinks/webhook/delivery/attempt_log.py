@@ -1,0 +1,238 @@
+"""Every attempt on record: written to Kafka before its lead counts as done, and read to know what was delivered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+from confluent_kafka import Message
+
+from nigredo.avro.codec import Codec, Undecodable
+from nigredo.backoff import Backoff
+from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import COMPONENT, Endpoint
+from nigredo.endpoints.receiver_url import shown_url
+from nigredo.errors import DependencyDown
+from nigredo.kafka.publisher import Publisher
+from nigredo.kafka.topic_reader import LogReader
+from nigredo.observability import metrics
+from nigredo.observability.logs import get_logger
+from nigredo.settings import Settings
+from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead, WebhookRetry
+from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
+from sinks.webhook.consumer.offsets import Place
+from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, delay_for
+from sinks.webhook.instrumentation import count_attempt
+from sinks.webhook.transport.client import Attempt
+
+log = get_logger()
+T = TypeVar("T")
+
+LOAD_DEADLINE_S = 60.0
+LOADS_MAX = 4
+"""Partitions whose past is read at once."""
+NEWEST_MAX = 10_000
+"""Of a partition so many attempts, of all endpoints, are read to know whether other leads failed before a restart."""
+REREAD_MAX = 10_000
+"""Of a partition so many references above the committed offset may have been settled: the window, and what was done
+since the last commit."""
+
+Settled = dict[tuple[Place, bytes], int]
+"""Where the end of a reference stands, by the reference's place and key."""
+
+
+@dataclass(slots=True, eq=False)
+class Case:
+    """One lead on its way to the receiver: where the lead stands, and what was tried so far."""
+
+    lead_partition: int
+    lead_offset: int
+    first_attempt_at: datetime
+    number: int = 0
+    """Attempts made."""
+    replay: bool = False
+    """Whether somebody asked for it, so that it is sent although it was delivered before."""
+    withdrawn: bool = False
+    """Whether the person was erased meanwhile, so that nothing more is sent."""
+
+
+class AttemptLog:
+    """What one endpoint writes about its leads: attempts, later attempts, dead ones. Nothing here gives up."""
+
+    def __init__(self, settings: Settings, endpoint: Endpoint, codec: Codec, publisher: Publisher) -> None:
+        self._endpoint = endpoint
+        self._reader = LogReader(settings, COMPONENT)
+        self._codec = codec
+        self._publisher = publisher
+        # Not the pool that everybody shares: the log may be slow, and there the registry is asked too.
+        self._threads = ThreadPoolExecutor(LOADS_MAX, thread_name_prefix="past")
+        self._shown_url = shown_url(endpoint.url)
+
+    async def put_on_record(self, lead: Lead, case: Case, attempt: Attempt, *, dead: bool) -> None:
+        """Log an attempt and return once Kafka has it: what is not on record may be sent again."""
+        told = DeliveryAttempt(
+            id=uuid4(),
+            lead_id=lead.id,
+            endpoint=self._endpoint.name,
+            webhook_url=self._shown_url,
+            attempt=case.number,
+            sent_at=attempt.sent_at,
+            duration_ms=attempt.duration_ms,
+            outcome="dead" if dead else DELIVERED if attempt.outcome == DELIVERED else "retry",
+            status_code=attempt.status_code,
+            error_message=attempt.error_message,
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
+            replay=case.replay,
+            answer_excerpt=attempt.answer_excerpt,
+        )
+        count_attempt(told.endpoint, lead, attempt, replay=case.replay)
+        await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
+        # After the record: it must not depend on the log.
+        log.info(
+            "delivery.attempted",
+            lead_id=str(lead.id),
+            endpoint=told.endpoint,
+            webhook_url=told.webhook_url,
+            attempt=told.attempt,
+            success=told.outcome == DELIVERED,
+            status_code=told.status_code,
+            error_message=told.error_message,
+            duration_ms=told.duration_ms,
+            replay=told.replay,
+            partition=case.lead_partition,
+            offset=case.lead_offset,
+        )
+
+    async def bury(self, lead: Lead, case: Case, attempt: Attempt) -> None:
+        """Put a lead that gets no further attempt among the dead ones."""
+        dead = WebhookDead(
+            lead_id=lead.id,
+            endpoint=self._endpoint.name,
+            attempts=case.number,
+            reason="refused" if attempt.outcome == REFUSED else "gave_up",
+            status_code=attempt.status_code,
+            error_message=attempt.error_message,
+            died_at=utc_now(),
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
+        )
+        metrics.WEBHOOK_DEAD_LEADS.of(dead.endpoint, dead.reason).inc()
+        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead, partition=case.lead_partition)
+
+    async def revive(self, lead: Lead, case: Case) -> None:
+        """Take a lead that was sent again, and delivered, out of the dead ones, whether or not it is among them."""
+        await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), None, partition=case.lead_partition)
+
+    async def put_off(self, lead: Lead, case: Case, wait_s: float) -> Place:
+        """Let a lead wait in a retry topic for its next attempt; return where."""
+        topic = retry_topic(self._endpoint.name, delay_for(wait_s))
+        later = WebhookRetry(
+            lead_id=lead.id,
+            endpoint=self._endpoint.name,
+            attempts=case.number,
+            # Kept in milliseconds, and never earlier than asked.
+            not_before=utc_now() + timedelta(seconds=wait_s, milliseconds=1),
+            first_attempt_at=case.first_attempt_at,
+            lead_partition=case.lead_partition,
+            lead_offset=case.lead_offset,
+            replay=case.replay,
+        )
+        await self._publish(topic, _key(lead.id), later, partition=case.lead_partition)
+        return topic, case.lead_partition
+
+    async def settle(self, place: Place, key: bytes) -> None:
+        """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
+        await self._publish(place[0], key, None, partition=place[1])
+
+    async def delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
+        """Return which leads of a partition were delivered since then, and when, oldest first.
+
+        Raises DependencyDown.
+        """
+        return await self._in_thread(self._delivered_since, partition, since)
+
+    async def failing(self) -> set[UUID] | None:
+        """Return which leads failed since the endpoint last took one, by the newest attempts of all partitions.
+
+        None when none of them is the endpoint's although there are older ones. Raises DependencyDown.
+        """
+        return await self._in_thread(self._failing)
+
+    async def settled_after(self, positions: Mapping[Place, int]) -> Settled:
+        """Return which of the next references of these places are settled further on. Raises DependencyDown."""
+        return await self._in_thread(self._settled_after, positions)
+
+    def close(self) -> None:
+        """Begin no further read."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def _delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
+        delivered: dict[UUID, datetime] = {}
+        for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
+            attempt = self._own(message)
+            if attempt is not None and attempt.outcome == DELIVERED:
+                delivered[attempt.lead_id] = attempt.sent_at
+        return delivered
+
+    def _failing(self) -> set[UUID] | None:
+        taken_at, failed, all_read = datetime.min.replace(tzinfo=UTC), dict[UUID, datetime](), True
+        for partition in self._reader.partitions(DELIVERIES):
+            start, end = self._reader.watermarks(DELIVERIES, partition)
+            all_read = all_read and end - start <= NEWEST_MAX
+            for message in self._reader.between(DELIVERIES, partition, max(start, end - NEWEST_MAX), end):
+                attempt = self._own(message)
+                if attempt is None:
+                    continue
+                if attempt.outcome == DELIVERED:
+                    taken_at = max(taken_at, attempt.sent_at)
+                else:
+                    failed[attempt.lead_id] = attempt.sent_at
+        failing = {lead_id for lead_id, at in failed.items() if at > taken_at}
+        return failing if failed or taken_at.year > 1 or all_read else None
+
+    def _own(self, message: Message) -> DeliveryAttempt | None:
+        try:
+            attempt = self._codec.decode(DELIVERIES, message.value() or b"")
+        except Undecodable:
+            return None  # Not ours to judge: at worst a lead is delivered twice.
+        if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self._endpoint.name:
+            return attempt
+        return None
+
+    def _settled_after(self, positions: Mapping[Place, int]) -> Settled:
+        settled: Settled = {}
+        standing: dict[Place, set[bytes]] = {place: set() for place in positions}
+        for topic in sorted({place[0] for place in positions}):
+            offsets = {place[1]: offset for place, offset in positions.items() if place[0] == topic}
+            for message in self._reader.read_to_end(topic, list(offsets), deadline_s=LOAD_DEADLINE_S, offsets=offsets):
+                key, seen = message.key() or b"", standing[topic, message.partition() or 0]
+                if message.value() is None:
+                    if key in seen:
+                        settled[(topic, message.partition() or 0), key] = message.offset() or 0
+                elif len(seen) < REREAD_MAX:
+                    seen.add(key)
+        return settled
+
+    async def _publish(self, topic: str, key: bytes, event: Event | None, *, partition: int | None = None) -> None:
+        """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""
+        value, backoff = None if event is None else self._codec.encode(topic, event), Backoff(longest_s=5.0)
+        while True:
+            try:
+                await self._publisher.publish(topic, key=key, value=value, partition=partition)
+                return
+            except DependencyDown as error:
+                log.warning("an attempt is not on record yet", topic=topic, error=str(error))
+            await asyncio.sleep(backoff.next_wait_s())
+
+
+def _key(lead_id: UUID) -> bytes:
+    return str(lead_id).encode()

@@ -1,0 +1,162 @@
+"""One lead's attempts, from the first that is made here until the lead is delivered, dead, put off or withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
+
+from nigredo.clock import utc_now
+from nigredo.errors import DependencyDown
+from nigredo.kafka.record import Record
+from nigredo.observability.logs import get_logger
+from schemas.events import Lead
+from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.offsets import Place, Ticket
+from sinks.webhook.delivery.attempt_log import Case
+from sinks.webhook.delivery.retry_policy import IN_PLACE_LONGEST_S, REFUSED, Next, Standing, after
+from sinks.webhook.tools import Tools
+from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.request import traceparent_of
+
+log = get_logger()
+
+RESTING_MAX = 2000
+"""Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
+
+Settle = Callable[[Place | None], Awaitable[None]]
+"""Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
+
+
+class Sending:
+    """What one membership has under way, or resting. Belongs to the event loop."""
+
+    def __init__(self, tools: Tools, group: Group, reached: Callable[[UUID, int], Awaitable[None]]) -> None:
+        """reached: told of a lead, and its partition, that needs no further attempt."""
+        self.resting = 0
+        """Leads that wait in place."""
+        self._tools = tools
+        self._group = group
+        self._reached = reached
+        self._stopping = asyncio.Event()
+        self._last_taken_at: datetime | None = None
+        self._in_hand: dict[UUID, set[Case]] = {}
+
+    def stop(self) -> None:
+        """Begin no further attempt."""
+        self._stopping.set()
+        self._tools.gate.clear()
+
+    def ours(self, ticket: Ticket) -> bool:
+        """Say whether a record is still to be handled here."""
+        return not self._stopping.is_set() and self._group.holds(ticket)
+
+    def withdraw(self, lead_id: UUID) -> None:
+        """Make no further attempt at a lead."""
+        for case in self._in_hand.get(lead_id, ()):
+            case.withdrawn = True
+        self._tools.gate.clear()
+
+    async def see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+        """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
+
+        Returns False when the assignment ended first.
+        """
+        cases = self._in_hand.setdefault(lead.id, set())
+        cases.add(case)
+        try:
+            return await self._attempt(lead, record, ticket, case, settle)
+        finally:
+            cases.discard(case)
+            if not cases:
+                self._in_hand.pop(lead.id, None)
+
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+        tools, trace = self._tools, traceparent_of(record.headers)
+
+        def wanted() -> bool:
+            return not case.withdrawn and self.ours(ticket)
+
+        while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
+            # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
+            try:
+                case.number += 1
+                timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
+                attempt = await tools.deliverer.attempt(
+                    lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
+                )
+                tools.gate.told(lead.id, attempt)
+                following = after(
+                    attempt.outcome,
+                    tools.settings().webhook_retry_schedule,
+                    number=case.number,
+                    failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
+                    endpoint=await self._standing(lead.id, case, attempt),
+                    retry_after_s=attempt.retry_after_s,
+                )
+                await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
+                if await self._ended(lead, case, attempt, following, settle):
+                    return True
+            finally:
+                tools.gate.leave(behind=case.replay)
+            await self.rest(following.retry_in_s, ticket)
+        if case.withdrawn:
+            await settle(None)
+        return case.withdrawn
+
+    async def _ended(self, lead: Lead, case: Case, attempt: Attempt, following: Next, settle: Settle) -> bool:
+        """Write what follows from an attempt; False when the next one is made here, after a rest."""
+        put_off: Place | None = None
+        if following.done:
+            self._last_taken_at = utc_now()
+            if case.replay:
+                await self._tools.attempts.revive(lead, case)
+        elif following.dead:
+            await self._tools.attempts.bury(lead, case, attempt)
+        elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
+            put_off = await self._tools.attempts.put_off(lead, case, following.retry_in_s)
+        else:
+            return False
+        await settle(put_off)
+        if put_off is None:
+            await self._reached(lead.id, case.lead_partition)
+        return True
+
+    async def _standing(self, lead_id: UUID, case: Case, attempt: Attempt) -> Standing:
+        breaker = self._tools.gate.breaker
+        others_fail = breaker.others_fail(lead_id)
+        if attempt.outcome == REFUSED and breaker.closed and not others_fail and not breaker.informed:
+            others_fail = not await self._fails_alone(lead_id)
+        took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
+        return Standing(breaker.closed, others_fail, took_others)
+
+    async def _fails_alone(self, lead_id: UUID) -> bool:
+        """Say whether no other lead fails, by the attempts on record; False when they cannot be read.
+
+        A process that has just begun has seen too little: in a run of refusals each restart would give up a lead.
+        """
+        breaker = self._tools.gate.breaker
+        try:
+            failing = await self._tools.attempts.failing()
+        except DependencyDown as error:
+            log.warning("attempts on record cannot be read", error=str(error))
+            return False
+        if failing is None:
+            return False
+        if not breaker.informed:  # Else the receiver took a lead meanwhile.
+            breaker.recall(failing)
+        return not breaker.others_fail(lead_id)
+
+    async def rest(self, seconds: float, ticket: Ticket) -> None:
+        """Wait before the next try, but no longer than the assignment holds."""
+        until = time.monotonic() + seconds
+        self.resting += 1
+        try:
+            while self.ours(ticket) and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), min(left, 0.5))
+        finally:
+            self.resting -= 1

@@ -1,0 +1,54 @@
+"""What an attempt at delivery adds to the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from confluent_kafka import Consumer, TopicPartition
+
+from nigredo.clock import utc_now
+from nigredo.observability import metrics
+from nigredo.observability.instrument import OTHER
+from schemas.events import Lead
+from schemas.topics import LEADS
+from sinks.webhook.delivery.retry_policy import DELIVERED
+from sinks.webhook.transport.client import Attempt
+
+
+def count_attempt(endpoint: str, lead: Lead, attempt: Attempt, *, replay: bool) -> None:
+    """Count an attempt that is over; of a lead that was taken also how long that took since its form was.
+
+    How long ago the form of a replayed lead was taken says nothing about how long deliveries take.
+    """
+    metrics.WEBHOOK_ATTEMPT.of().observe(attempt.duration_ms / 1000)
+    if attempt.outcome == DELIVERED:
+        metrics.WEBHOOK_SUCCESS.of(endpoint).inc()
+        if replay:
+            return
+        metrics.END_TO_END.of("delivered").observe((utc_now() - lead.taken_at).total_seconds())
+    else:
+        metrics.WEBHOOK_FAILURE.of(endpoint, reason_of(attempt)).inc()
+
+
+def tell_open(consumer: Consumer, following: Mapping[int, int], endpoint: str, oldest: datetime | None) -> None:
+    """Tell what is left to do: by partition, by what the last fetch saw of its end, and since when.
+
+    following: the first offset of each assigned partition that is not done. oldest: since when the oldest is in hand.
+    """
+    metrics.CONSUMER_LAG.keep([(LEADS, str(partition)) for partition in following])
+    for partition, offset in following.items():
+        marks = consumer.get_watermark_offsets(TopicPartition(LEADS, partition), cached=True)
+        if marks is not None and marks[1] >= 0:
+            metrics.CONSUMER_LAG.of(LEADS, str(partition)).set(max(0, marks[1] - offset))
+    age_s = 0.0 if oldest is None else (utc_now() - oldest).total_seconds()
+    metrics.WEBHOOK_OLDEST_UNDELIVERED_AGE.of(endpoint).set(age_s)
+
+
+def reason_of(attempt: Attempt) -> str:
+    """Say how an attempt failed: `timeout`, `connect` (not reached, or cut off), `4xx`, `5xx`, or `other`."""
+    if attempt.status_code is not None:
+        told = f"{attempt.status_code // 100}xx"
+        return told if told in ("4xx", "5xx") else OTHER
+    text = attempt.error_message or ""
+    return "timeout" if text.startswith(("Connection timeout", "ETIMEDOUT")) else "connect"

@@ -1,0 +1,176 @@
+"""One attempt: the request, its deadline, the guard at the connection, and what the answer is."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from nigredo.clock import utc_now
+from nigredo.endpoints.receiver_url import secrets_of
+from nigredo.networks import Network
+from schemas.events import Lead
+from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, REFUSED, RETRY
+from sinks.webhook.transport.connection import ANSWERING, CONNECTING, CURRENT, RESOLVING, Exchange, make_session
+from sinks.webhook.transport.failure import ADDRESS_REFUSED, describe
+from sinks.webhook.transport.request import body_of, headers_of
+from sinks.webhook.transport.response_excerpt import READ_FOR_EXCERPT_BYTES, excerpt_of
+
+ANSWER_MAX_BYTES = 64 * 1024
+RETRY_AFTER_MAX_S = 24 * 3600.0
+RETRYABLE = frozenset({408, 425, 429})
+UNTIL_DEADLINE = {
+    RESOLVING: "the receiver's name was not resolved",
+    CONNECTING: "no connection",
+    ANSWERING: "no whole answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one attempt. `retry_after_s` is what the receiver asked for."""
+
+    outcome: str
+    sent_at: datetime
+    duration_ms: int
+    status_code: int | None
+    error_message: str | None
+    retry_after_s: float = 0.0
+    answer_excerpt: str | None = None
+
+
+class Answer:
+    """What is kept of an answer, as far as it came."""
+
+    def __init__(self) -> None:
+        self.retry_after_s = 0.0
+        self.beginning = b""
+        self.charset: str | None = None
+
+    async def read(self, response: httpx.Response, now: datetime) -> None:
+        """Read the answer to its end, so that the connection can be used again; a long one is cut off instead."""
+        # Once through all of them: to ask for one by its name costs as much.
+        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers.raw}
+        self.retry_after_s = _retry_after_s(headers.get(b"retry-after"), now)
+        self.charset = response.charset_encoding if b"content-type" in headers else None
+        # Nothing is unpacked: a few bytes may become gigabytes. A person cannot read it as it is.
+        readable, size = headers.get(b"content-encoding", "identity").strip().lower() == "identity", 0
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if readable and len(self.beginning) <= READ_FOR_EXCERPT_BYTES:
+                self.beginning += chunk
+            if size > ANSWER_MAX_BYTES:
+                break
+
+
+class Deliverer:
+    """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`.
+
+    Certificates are verified, redirects not followed, and neither a proxy nor a netrc of the environment is asked:
+    what is signed goes where it was sent.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections_max: int,
+        allowed: Sequence[Network] = (),
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """allowed: networks that the receiver may be in although they are not public.
+
+        ssl_context: None for the usual authorities.
+        """
+        self._url = httpx.URL(url)
+        self._secrets = secrets_of(url)
+        self._connections_max = connections_max
+        # Without httpx's client: what that does for cookies, redirects and authentication is what is not wanted here,
+        # and took a third of the time.
+        self._transport = AiohttpTransport(verify=ssl_context or True, trust_env=False)
+        self._transport.client = make_session(self._transport.ssl_context, allowed, connections_max)
+
+    async def attempt(
+        self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
+    ) -> Attempt:
+        """Send a lead once, within one total deadline; never raises but when it is cancelled."""
+        sent_at, body = utc_now(), body_of(lead)
+        headers = headers_of(lead, body, number, sent_at, keys, traceparent)
+        attempt, answer = await self.send(body, headers, sent_at, timeout_s=timeout_s)
+        excerpt = excerpt_of(answer.beginning, lead, charset=answer.charset, secrets=self._secrets)
+        return replace(attempt, answer_excerpt=excerpt)
+
+    async def send(
+        self, body: bytes, headers: Mapping[str, str], sent_at: datetime, *, timeout_s: float
+    ) -> tuple[Attempt, Answer]:
+        """Send a signed body once; return what came of it, and how the answer begins. Raises as `attempt` does."""
+        began = time.perf_counter()
+        answer, failed, exchange = Answer(), None, Exchange()
+        try:
+            # Around everything: a receiver that drips bytes passes every smaller timeout.
+            async with asyncio.timeout(timeout_s):
+                for _ in range(self._connections_max + 1):
+                    CURRENT.set(exchange := Exchange())
+                    try:
+                        await self._exchange(body, headers, sent_at, answer)
+                        break
+                    except Exception:
+                        # The receiver had closed that connection. The webhook-id makes it safe to send the request
+                        # again, and it is no failure of the receiver's.
+                        if not exchange.was_stale:
+                            raise
+        except TimeoutError:
+            failed = f"Connection timeout: {UNTIL_DEADLINE[exchange.stage]} within {timeout_s:g} s"
+        except Exception as failure:
+            # A receiver may answer anything; not all of it is an error that the client has a name for.
+            failed = describe(failure)
+        status = exchange.status
+        outcome = BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
+        error = None if outcome == DELIVERED else failed if status is None else f"HTTP {status}"
+        if failed is not None and status is not None and outcome != DELIVERED:
+            # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
+            outcome, status, error = RETRY, None, f"{failed} (after HTTP {status})"
+        duration_ms = round((time.perf_counter() - began) * 1000)
+        return Attempt(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
+
+    async def _exchange(self, body: bytes, headers: Mapping[str, str], now: datetime, answer: Answer) -> None:
+        """Send the request and read the answer as far as it comes."""
+        request = httpx.Request("POST", self._url, headers=httpx.Headers(headers, "ascii"), content=body)
+        response = await self._transport.handle_async_request(request)
+        try:
+            await answer.read(response, now)
+        finally:
+            await response.aclose()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+
+def _outcome(status: int | None) -> str:
+    if status is not None and 200 <= status < 300:
+        return DELIVERED
+    # Redirects too: following one would send a person's data where nobody agreed to.
+    return REFUSED if status is not None and 300 <= status < 500 and status not in RETRYABLE else RETRY
+
+
+def _retry_after_s(header: str | None, now: datetime) -> float:
+    """Return what `Retry-After` asks for in seconds, whether it is written as seconds or as a date; at most a day."""
+    if header is None:
+        return 0.0
+    try:
+        asked_s = float(header)
+    except ValueError:
+        try:
+            at = email.utils.parsedate_to_datetime(header)
+        except (ValueError, OverflowError):
+            return 0.0
+        asked_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    return min(max(0.0, asked_s), RETRY_AFTER_MAX_S) if asked_s == asked_s else 0.0

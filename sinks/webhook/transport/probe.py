@@ -1,0 +1,42 @@
+"""A test request to a receiver, by the code of real deliveries, that is no lead and leaves no trace in any number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import uuid4
+
+from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import Endpoint
+from nigredo.endpoints.secrets import active, read_secrets
+from nigredo.settings import Settings
+from sinks.webhook.transport.client import Attempt, Deliverer
+from sinks.webhook.transport.request import signed
+
+PROBE_HEADER = "x-nigredo-probe"
+TEST_LEAD: Mapping[str, str] = {"id": "test-id", "name": "Test", "email": "test@example.com", "message": "Test"}
+"""The operations runbook's."""
+
+
+def probe_body(now: datetime, *, empty_lead: bool) -> bytes:
+    """Return the runbook's test body, of now: a receiver may refuse an old time as somebody else's repetition."""
+    lead = {} if empty_lead else dict(TEST_LEAD)
+    document = {"event_type": "lead.created", "timestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "lead": lead}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+async def probe(settings: Settings, endpoint: Endpoint, *, empty_lead: bool) -> Attempt:
+    """Send one and return what came of it. Raises ConfigurationError when there is nothing to sign with."""
+    now = utc_now()
+    keys = active(read_secrets(endpoint.secret_file), now)
+    body = probe_body(now, empty_lead=empty_lead)
+    # Never the same twice: what a receiver once took under an id, it need not look at again.
+    headers = signed(f"test-{uuid4()}", body, now, keys) | {PROBE_HEADER: "1"}
+    deliverer = Deliverer(endpoint.url, connections_max=1, allowed=settings.webhook_allowed_networks)
+    try:
+        timeout_s = endpoint.timeout_s or settings.webhook_timeout_s
+        attempt, _ = await deliverer.send(body, headers, now, timeout_s=timeout_s)
+        return attempt
+    finally:
+        await deliverer.close()
