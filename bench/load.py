@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, Producer
 from bench.lab import Lab, LabError
 from bench.measure import Figures
 from nigredo.avro.codec import Codec
-from nigredo.avro.encoded_window import encoded
+from nigredo.avro.encoded_window import encode_window
 from nigredo.clock import utc_now
 from nigredo.kafka.publisher import producer_config
 from schemas.events import (
@@ -99,7 +99,7 @@ def windows(codec: Codec, count: int) -> Iterator[Record]:
     for number in range(count):
         network = f"{11 + number // 16_777_216}.{number // 65_536 % 256}.{number // 256 % 256}.{number % 256}"
         counted = tuple(Acceptance(uuid4(), now) for _ in range(3))
-        yield network.encode(), encoded(codec, RateLimitState(network, 10, 3600, counted, 0, now, 0))
+        yield network.encode(), encode_window(codec, RateLimitState(network, 10, 3600, counted, 0, now, 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ import falcon
 import falcon.asgi
 
 from ingest.forms.decoding import read_fields, refuse_encoded
-from ingest.forms.validation import SHOWN, FieldProblem, Form, FormRefused, form_of, typed_of
+from ingest.forms.validation import SHOWN, FieldProblem, Form, InvalidForm, form_of, typed_of
 from ingest.pages.html import FORMS, SCRIPT, SCRIPT_PATH, THANKS, Page
-from ingest.reads.lead_queries import Reads
+from ingest.reads.lead_queries import LeadQueries
 from ingest.routes.health import HealthRoute, LiveRoute
-from ingest.routes.leads import LeadRoute, Recent, answer_page, authorize
+from ingest.routes.leads import LeadRoute, RecentKeyedIds, answer_page, authorize
 from ingest.routes.openapi import DOCUMENT
 from ingest.submissions.deduplication import KEY_HEADER
-from ingest.submissions.service import Intake
+from ingest.submissions.service import SubmissionService
 from ingest.web import instrumentation as counting
 from ingest.web.access_log import AccessLog
 from ingest.web.answers import (
@@ -35,14 +35,14 @@ from ingest.web.answers import (
     is_known,
     language_for,
     prefers_html,
+    set_rate_limit_headers,
     source_of,
-    tell_allowance,
     user_agent,
 )
 from ingest.web.forwarding import ForwardingNotice
-from ingest.web.lazy_body import Application, Arriving, BodyCutOff, BodyTooLong, read_body
+from ingest.web.lazy_body import Application, BodyCutOff, BodyTooLong, LazyBodyMiddleware, read_body
 from ingest.web.security_headers import ALWAYS, POLICY, page_policy
-from ingest.web.shared_timeout import Deadline
+from ingest.web.shared_timeout import SharedTimeout
 from nigredo.control.api_keys import LEADS_READ
 from nigredo.networks import as_text, client_address
 from nigredo.observability import metrics
@@ -68,34 +68,36 @@ CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
 CORS_MAX_AGE_S = 600
 
 
-class Leads:
+class LeadsResource:
     """`/api/leads`: POST takes a form, GET reads what was stored."""
 
-    def __init__(self, settings: Settings, intake: Intake, reads: Reads, recent: Recent) -> None:
+    def __init__(
+        self, settings: Settings, intake: SubmissionService, reads: LeadQueries, recent: RecentKeyedIds
+    ) -> None:
         self._settings = settings
-        self._intake = intake
+        self._submissions = intake
         self._reads = reads
         self._recent = recent
-        self._deadline = Deadline(BODY_DEADLINE_S)
+        self._deadline = SharedTimeout(BODY_DEADLINE_S)
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Answer with a page of leads, newest first."""
         if "authorization" not in request.headers_lower and prefers_html(request):
             _refuse_form(request.params)
-        authorize(request, self._intake, LEADS_READ)
+        authorize(request, self._submissions, LEADS_READ)
         await answer_page(request, response, self._reads)
 
     on_head = on_get
 
     async def on_post(self, request: Request, response: Response) -> None:
         """Take a form: 202 once Kafka has it, or 303 for a browser."""
-        settings = self._intake.control.settings
+        settings = self._submissions.control.settings
         headers, for_person = request.headers_lower, prefers_html(request)
         if settings.maintenance_mode:
             request.context.maintenance = True
             if for_person:
                 # What was written comes back with the page.
-                with suppress(FormRefused):
+                with suppress(InvalidForm):
                     request.context.fields = read_fields(request.content_type, await self._body(request))
             raise falcon.HTTPServiceUnavailable(
                 description=settings.maintenance_text, retry_after=MAINTENANCE_RETRY_AFTER_S
@@ -108,7 +110,7 @@ class Leads:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
         key = headers.get(KEY_HEADER.lower())
-        taken = await self._intake.take(
+        taken = await self._submissions.submit(
             form,
             request.context.address,
             agent,
@@ -121,7 +123,7 @@ class Leads:
         if key is not None:
             self._recent.add(taken.lead_id)
         lead_id = request.context.lead_id = str(taken.lead_id)
-        tell_allowance(response, taken.allowance)
+        set_rate_limit_headers(response, taken.allowance)
         if for_person:
             response.status = falcon.HTTP_303
             location = response.location = next_of(form, settings) or thanks_for(request)
@@ -137,7 +139,7 @@ class Leads:
         try:
             if (request.content_length or 0) > most:
                 raise BodyTooLong
-            return await self._deadline.of(read_body(request.scope, most))
+            return await self._deadline.wait_for(read_body(request.scope, most))
         except BodyTooLong:
             raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.") from None
         except TimeoutError:
@@ -150,9 +152,9 @@ class Leads:
 class PageRoute:
     """A page, in the language the client asks for; a cache asks each time whether it still holds."""
 
-    def __init__(self, pages: Mapping[tuple[str, bool], Page], intake: Intake) -> None:
+    def __init__(self, pages: Mapping[tuple[str, bool], Page], intake: SubmissionService) -> None:
         self._pages = pages
-        self._intake = intake
+        self._submissions = intake
 
     async def on_get(self, request: Request, response: Response) -> None:
         """Send the page, or 304 to who has it."""
@@ -161,7 +163,7 @@ class PageRoute:
         response.set_header("Cache-Control", "no-cache")
         response.set_header("ETag", f'"{page.etag}"')
         # With a 304 too: a cache replaces the headers that it keeps by those of the newest answer.
-        response.set_header(POLICY, page_policy(self._intake.control.settings.cors_allowed_origins))
+        response.set_header(POLICY, page_policy(self._submissions.control.settings.cors_allowed_origins))
         if is_known(request, page.etag):
             response.status = falcon.HTTP_304
             return
@@ -194,26 +196,26 @@ class ScriptRoute:
     on_head = on_get
 
 
-class Lifecycle:
+class RequestMiddleware:
     """Opens and closes with the worker what it needs, and writes one line a request."""
 
-    def __init__(self, settings: Settings, intake: Intake, pool: Pool) -> None:
+    def __init__(self, settings: Settings, intake: SubmissionService, pool: Pool) -> None:
         self._trusted_proxies = settings.trusted_proxies
         self._forwarding = ForwardingNotice(settings.trusted_proxies)
-        self._intake = intake
+        self._submissions = intake
         self._pool = pool
         self._access_log = AccessLog()
         self._functions = {component: settings.function(component) for component in (CREATE, LIST, GET)}
 
     async def process_startup(self, *_: Any) -> None:
         """Begin to connect."""
-        asyncio.get_running_loop().add_signal_handler(LEAVING_SIGNAL, self._intake.leave)
-        await self._intake.open()
+        asyncio.get_running_loop().add_signal_handler(LEAVING_SIGNAL, self._submissions.leave)
+        await self._submissions.open()
         await self._pool.open()
 
     async def process_shutdown(self, *_: Any) -> None:
         """Finish what was begun."""
-        await self._intake.close()
+        await self._submissions.close()
         await self._pool.close(timeout=POOL_CLOSE_S)
 
     async def process_request(self, request: Request, response: Response) -> None:
@@ -233,7 +235,7 @@ class Lifecycle:
         self._forwarding.look(peer, headers, request.context.began)
         address = client_address(peer, headers.get("x-forwarded-for"), headers.get("forwarded"), self._trusted_proxies)
         request.context.address, request.context.ip_address = address, as_text(address)
-        if self._intake.control.blocked.cover(address) and not request.path.startswith("/health"):
+        if self._submissions.control.blocked.cover(address) and not request.path.startswith("/health"):
             metrics.IP_BLOCK_REJECTIONS.of().inc()
             log.info("blocked address", request_id=request.context.request_id, ip_address=request.context.ip_address)
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
@@ -248,7 +250,7 @@ class Lifecycle:
         if not origin or not request.path.startswith("/api/"):
             return
         response.append_header("Vary", "Origin")
-        if origin.lower() not in self._intake.control.settings.cors_allowed_origins:
+        if origin.lower() not in self._submissions.control.settings.cors_allowed_origins:
             return
         response.set_header("Access-Control-Allow-Origin", origin)
         response.set_header("Access-Control-Expose-Headers", CORS_EXPOSED)
@@ -261,7 +263,7 @@ class Lifecycle:
         """Write the canonical line and count the request; health probes are not news."""
         self._answer_cors(request, response)
         if response.content_type == falcon.MEDIA_HTML:
-            response.set_header(POLICY, page_policy(self._intake.control.settings.cors_allowed_origins))
+            response.set_header(POLICY, page_policy(self._submissions.control.settings.cors_allowed_origins))
         if request.path.startswith("/health"):
             return
         status = response.status_code
@@ -286,7 +288,7 @@ def _refuse_form(fields: Mapping[str, Any]) -> None:
     Its `method="post"` is missing. Raises FormRefused.
     """
     if not fields.keys().isdisjoint(SHOWN):
-        raise FormRefused(422, FieldProblem(METHOD, "must be post"), typed=typed_of(fields))
+        raise InvalidForm(422, FieldProblem(METHOD, "must be post"), typed=typed_of(fields))
 
 
 def next_of(form: Form, settings: Settings) -> str | None:
@@ -308,15 +310,15 @@ def thanks_for(request: Request) -> str:
     return f"/thanks?lang={language}" if chosen else "/thanks"
 
 
-def make_app(settings: Settings, intake: Intake) -> falcon.asgi.App[Any, Any]:
+def make_app(settings: Settings, intake: SubmissionService) -> falcon.asgi.App[Any, Any]:
     """Return the application. The intake is opened and closed with it."""
-    pool, recent = make_pool(settings, "create-lead"), Recent()
-    reads = Reads(pool)
-    app = falcon.asgi.App(middleware=[Lifecycle(settings, intake, pool)])
+    pool, recent = make_pool(settings, "create-lead"), RecentKeyedIds()
+    reads = LeadQueries(pool)
+    app = falcon.asgi.App(middleware=[RequestMiddleware(settings, intake, pool)])
     # A form whose address was written with a slash at its end is somebody's message all the same.
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app)
-    app.add_route("/api/leads", Leads(settings, intake, reads, recent))
+    app.add_route("/api/leads", LeadsResource(settings, intake, reads, recent))
     one = LeadRoute(intake, reads, recent)
     app.add_route("/api/leads/{lead_id}", one)
     app.add_route("/api/leads/{lead_id}/trail", one, suffix="trail")
@@ -340,4 +342,4 @@ def create() -> Application:
     # takes an eighth of the time and doubles the 99th percentile.
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    return Arriving(make_app(settings, Intake(settings, Health(settings.function("create-lead")))))
+    return LazyBodyMiddleware(make_app(settings, SubmissionService(settings, Health(settings.function("create-lead")))))

@@ -18,7 +18,7 @@ from granian.log import LogLevels
 
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
 from ingest.submissions.deduplication import read_secret
-from ingest.worker_metrics import Exposition, parent_folder, shared_folder
+from ingest.worker_metrics import MultiprocessExposition, parent_folder, shared_folder
 from nigredo.observability.health import health_server
 from nigredo.observability.logs import get_logger
 from nigredo.process import run_process
@@ -80,7 +80,7 @@ def _serve(settings: Settings) -> None:
             folder = ends.enter_context(shared_folder(parent_folder(settings.state_dir)))
             # The library reads its one setting from the environment alone, in the workers.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-            if server := health_server(None, settings, Exposition(folder)):
+            if server := health_server(None, settings, MultiprocessExposition(folder)):
                 server.start()
                 ends.callback(server.stop)
         Server(

@@ -74,7 +74,7 @@ def _remove_left(parent: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-class Exposition:
+class MultiprocessExposition:
     """Adds up the workers' numbers. Call it in the server's first process."""
 
     def __init__(self, folder: Path) -> None:

@@ -25,8 +25,8 @@ def truncate_to_ms(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-# Under load many records share a millisecond, and the cache of `nigredo.avro.encoders.time` finds the same object faster
-# than an equal one.
+# Under load many records share a millisecond, and the cache of `nigredo.avro.encoders.time` finds the same object
+# faster than an equal one.
 @lru_cache(maxsize=1024)
 def from_ms(timestamp_ms: int) -> datetime:
     """Return the time of a Kafka timestamp (milliseconds since the epoch)."""

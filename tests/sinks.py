@@ -26,14 +26,14 @@ from confluent_kafka.admin import AdminClient
 
 from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.endpoints.endpoint import Endpoint, read_endpoints
 from nigredo.endpoints.secrets import Secret, write_secrets
 from nigredo.errors import NigredoError
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.kafka.publisher import Publisher
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
 from schemas.events import Contact, DeliveryAttempt, Event, Lead
@@ -270,7 +270,7 @@ class Sink:
 
     def records(self, topic: str) -> list[Message]:
         """Return what a topic holds."""
-        reader = LogReader(self.settings, "test")
+        reader = TopicReader(self.settings, "test")
         return list(reader.read_to_end(topic, reader.partitions(topic), deadline_s=READ_DEADLINE_S))
 
     def standing(self, topic: str) -> dict[tuple[bytes, int], Event]:
@@ -294,12 +294,12 @@ class Sink:
 
     def committed(self, topic: str = LEADS) -> dict[int, int]:
         """Return its group's offsets."""
-        reader = LogReader(self.settings, "test")
+        reader = TopicReader(self.settings, "test")
         found = reader.committed(self.group, topic, reader.partitions(topic))
         return {partition: offset or 0 for partition, offset in found.items()}
 
     def ends(self, topic: str = LEADS) -> dict[int, int]:
-        reader = LogReader(self.settings, "test")
+        reader = TopicReader(self.settings, "test")
         return {partition: reader.watermarks(topic, partition)[1] for partition in reader.partitions(topic)}
 
     def members(self) -> int:
@@ -341,7 +341,7 @@ def sink(stack: Stack, folder: Path, *, more: str = "", start: str = "now", **en
 def _forget(found: Sink) -> None:
     admin = AdminClient(found.stack.client_config())
     with suppress(NigredoError):
-        Changes(found.stack.settings(), "test").remove("endpoint", found.name)
+        ControlAdmin(found.stack.settings(), "test").remove("endpoint", found.name)
     for future in admin.delete_topics(list(retry_topics(found.name))).values():
         with suppress(Exception):
             future.result(10)

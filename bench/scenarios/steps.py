@@ -84,7 +84,7 @@ def _encoders(submission: Submission) -> tuple[Callable[[], object], Callable[[]
         fastavro.schemaless_writer(out, schema, which)
         return out.getvalue()
 
-    return lambda: encoded_submission.encoded(codec, submission), bare
+    return lambda: encoded_submission.encode_submission(codec, submission), bare
 
 
 def _decoders(submission: Submission) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -16,7 +16,7 @@ from falcon.uri import decode, parse_query_string
 
 from ingest.forms.charsets import codec_for, field_of, guess_of, text_of
 from ingest.forms.multipart import Malformed, UnknownTransferEncoding, parameters_of, parts_of
-from ingest.forms.validation import FieldProblem, Form, FormRefused, form_of, shown, typed_of
+from ingest.forms.validation import FieldProblem, Form, InvalidForm, form_of, shown, typed_of
 
 PAIRS_MAX = 500
 NESTED_MAX = 600
@@ -45,7 +45,7 @@ def refuse_encoded(coding: str | None) -> None:
     Other values, such as the name of a charset, are a mistake that says nothing of the body.
     """
     if coding and not CODINGS.isdisjoint(one.strip().lower() for one in coding.split(",")):
-        raise FormRefused(415, FieldProblem("Content-Encoding", "must not be there: bodies are taken as they are"))
+        raise InvalidForm(415, FieldProblem("Content-Encoding", "must not be there: bodies are taken as they are"))
 
 
 def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
@@ -61,14 +61,14 @@ def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
     if kind not in (JSON, URLENCODED, MULTIPART):
         raise _unsupported()
     if not body.strip():
-        raise FormRefused(400, FieldProblem("body", "is empty"))
+        raise InvalidForm(400, FieldProblem("body", "is empty"))
     if kind == JSON:
         return _json_fields(body, codec)
     return _urlencoded_fields(body, codec) if kind == URLENCODED else _multipart_fields(content_type or "", body, codec)
 
 
-def _unsupported(typed: Mapping[str, str] | None = None) -> FormRefused:
-    return FormRefused(415, FieldProblem("Content-Type", f"must be {JSON}, {URLENCODED} or {MULTIPART}"), typed=typed)
+def _unsupported(typed: Mapping[str, str] | None = None) -> InvalidForm:
+    return InvalidForm(415, FieldProblem("Content-Type", f"must be {JSON}, {URLENCODED} or {MULTIPART}"), typed=typed)
 
 
 def _undeclared_fields(kind: str, body: bytes, codec: str | None) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ def _plain_fields(body: bytes, codec: str | None) -> Mapping[str, str] | None:
 def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
     text = text_of(body, codec)
     if text is None:
-        raise FormRefused(400, FieldProblem("body", "is not UTF-8"))
+        raise InvalidForm(400, FieldProblem("body", "is not UTF-8"))
     try:
         # Numbers stay as they are written, since a float would round them: as bytes, which nothing else in JSON is, and
         # which cost no more than numbers do. A byte order mark is no part of the text.
@@ -108,9 +108,9 @@ def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
     except RecursionError:
         raise _nested() from None
     except ValueError:
-        raise FormRefused(400, FieldProblem("body", "is not JSON")) from None
+        raise InvalidForm(400, FieldProblem("body", "is not JSON")) from None
     if not isinstance(fields, dict):
-        raise FormRefused(422, FieldProblem("body", "must be a JSON object"))
+        raise InvalidForm(422, FieldProblem("body", "must be a JSON object"))
     if len(fields) > PAIRS_MAX:
         raise _too_many()
     if text.count("[") + text.count("{") > NESTED_MAX and _depth_of(fields) > NESTED_MAX:
@@ -128,12 +128,12 @@ def _depth_of(fields: Mapping[str, Any]) -> int:
     return depth
 
 
-def _nested() -> FormRefused:
-    return FormRefused(400, FieldProblem("body", "is nested too deeply"))
+def _nested() -> InvalidForm:
+    return InvalidForm(400, FieldProblem("body", "is nested too deeply"))
 
 
-def _too_many() -> FormRefused:
-    return FormRefused(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
+def _too_many() -> InvalidForm:
+    return InvalidForm(422, FieldProblem("body", f"has more than {PAIRS_MAX} values"))
 
 
 def _no_constant(name: str) -> None:
@@ -176,10 +176,10 @@ def _multipart_fields(content_type: str, body: bytes, codec: str | None) -> Mapp
             if len(raw) + len(problems) > PAIRS_MAX:
                 raise _too_many()
     except Malformed:
-        raise FormRefused(400, FieldProblem("body", "is not multipart form data")) from None
+        raise InvalidForm(400, FieldProblem("body", "is not multipart form data")) from None
     except UnknownTransferEncoding as error:
         detail = "has a Content-Transfer-Encoding that does not exist"
-        raise FormRefused(400, FieldProblem(_readable(error.name), detail)) from None
+        raise InvalidForm(400, FieldProblem(_readable(error.name), detail)) from None
     return _texts(raw, codec, problems)
 
 
@@ -209,5 +209,5 @@ def _texts(
     problems = [*unreadable, *files]
     if problems:
         # What was typed comes back: to be looked over, or to be sent without the file.
-        raise FormRefused(400 if unreadable else 422, *problems, typed=typed_of(fields))
+        raise InvalidForm(400 if unreadable else 422, *problems, typed=typed_of(fields))
     return fields

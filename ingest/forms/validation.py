@@ -66,7 +66,7 @@ class FieldProblem:
     detail: str
 
 
-class FormRefused(Exception):
+class InvalidForm(Exception):
     """The body is no acceptable form. `status` is the HTTP status: 400, 415 or 422."""
 
     def __init__(self, status: int, *problems: FieldProblem, typed: Mapping[str, str] | None = None) -> None:
@@ -139,7 +139,7 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     if address is not None and email is None:
         problems.append(FieldProblem("email", "is not an e-mail address"))
     if problems or name is None or email is None or message is None:
-        raise FormRefused(422, *problems, typed=typed_of(fields))
+        raise InvalidForm(422, *problems, typed=typed_of(fields))
     form_id, source = (_label(fields, field, cut) for field in _LABELS)
     return Form(
         Contact(name, email, message, _extra(fields, cut)),

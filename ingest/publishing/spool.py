@@ -190,14 +190,14 @@ class Spool:
         """Let go of entries that Kafka has: they are overwritten on disk."""
         await self._change("DELETE FROM spool WHERE number = ? AND NOT refused", numbers, frees=True)
 
-    async def set_aside(self, number: int) -> None:
+    async def quarantine(self, number: int) -> None:
         """Keep an entry that Kafka can never take out of the way; for a while a person may look at it in the file."""
         now = "(julianday('now') - 2440587.5) * 86400.0"
         statement = f"UPDATE spool SET refused = 1, at = {now} WHERE number = ? AND NOT refused"  # noqa: S608 - constants
         changed = await self._change(statement, [number], frees=False)
         self.refused += changed
 
-    async def forget_refused(self) -> None:
+    async def delete_expired_refusals(self) -> None:
         """Let go of what was set aside and is past its time; as the clean-up of refused submissions does."""
         if self.refused:
             gone, freed = await asyncio.get_running_loop().run_in_executor(self._thread, self._forget_refused)

@@ -11,7 +11,7 @@ import asyncio
 from nigredo.avro.codec import MAGIC, PREFIX
 from nigredo.avro.pins import Pins, files, fits
 from nigredo.kafka.pinned_schemas import read_pins
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 from schemas.topics import SUBMISSIONS, spec_of
@@ -23,7 +23,7 @@ class SpooledIds:
     """The pins that spooled submissions are held against. Belongs to the event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._reader = LogReader(settings, "create-lead")
+        self._reader = TopicReader(settings, "create-lead")
         # Any of them may have spooled it: a spool outlives a release.
         self._texts = files()[spec_of(SUBMISSIONS).schema][::-1]
         self._pins = Pins()

@@ -17,7 +17,7 @@ from typing import Any
 from ingest.publishing.spool import BATCH_MAX, Entry, Spool, Spooled
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, NigredoError, RecordRefused
-from nigredo.kafka.publisher import Overloaded, Position, Publisher
+from nigredo.kafka.publisher import AckedPosition, Overloaded, Publisher
 from nigredo.observability.logs import get_logger
 from schemas.topics import SUBMISSIONS
 
@@ -33,7 +33,7 @@ RECORD_MAX_BYTES = 1_000_000
 LARGE_BYTES = RECORD_MAX_BYTES // 2
 """Whose value is smaller needs no exact look: key and headers are some hundred bytes."""
 
-Kept = Position | None
+Acknowledgement = AckedPosition | None
 """Where Kafka has a record; None when the spool has it."""
 
 
@@ -42,20 +42,20 @@ class _Sent:
     """A record that is on its way to Kafka."""
 
     entry: Entry
-    answer: asyncio.Future[Kept]
+    answer: asyncio.Future[Acknowledgement]
     due: float
     spooled: asyncio.Future[int] | None = None
     """Its number in the spool, where it waits too."""
 
 
-class Outlet:
+class SpoolingPublisher:
     """Keeps submissions, in Kafka or in the spool. Belongs to an event loop; `run` drains the spool meanwhile."""
 
     def __init__(
         self,
         publisher: Publisher,
         spool: Spool | None,
-        drained: Callable[[Entry, Position], None] = lambda *_: None,
+        drained: Callable[[Entry, AckedPosition], None] = lambda *_: None,
         refit: Callable[[], Awaitable[Callable[[bytes], bytes]]] | None = None,
     ) -> None:
         """drained: told where Kafka has what was answered before.
@@ -70,17 +70,17 @@ class Outlet:
         self._value: Callable[[bytes], bytes] = bytes
         self._loop = asyncio.get_running_loop()
         # In the order of sending, so that the first is due first.
-        self._sent: dict[asyncio.Future[Position], _Sent] = {}
+        self._sent: dict[asyncio.Future[AckedPosition], _Sent] = {}
         self._late: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._behind = spool is not None and not spool.empty
         self._alive = False
         """Whether Kafka acknowledged the last that was heard of it."""
-        self._held: list[tuple[Entry, asyncio.Future[Kept]]] | None = None
+        self._held: list[tuple[Entry, asyncio.Future[Acknowledgement]]] | None = None
         """What comes in while the rest of the spool is given to the producer: some milliseconds."""
 
-    def send(self, entry: Entry) -> asyncio.Future[Kept]:
+    def send(self, entry: Entry) -> asyncio.Future[Acknowledgement]:
         """Return a future that resolves once the record is durable.
 
         It fails with DependencyDown when neither Kafka nor the spool took it in time (Kafka may have it all the same)
@@ -90,14 +90,14 @@ class Outlet:
             raise RecordRefused("too_large", "the record is larger than the topic takes")
         if self._spool is None:
             return self._publish(entry)  # type: ignore[return-value] # a future that is only awaited
-        answer: asyncio.Future[Kept] = self._loop.create_future()
+        answer: asyncio.Future[Acknowledgement] = self._loop.create_future()
         if self._held is not None:
             self._held.append((entry, answer))
         else:
             self._dispatch(entry, answer)
         return answer
 
-    def _dispatch(self, entry: Entry, answer: asyncio.Future[Kept]) -> None:
+    def _dispatch(self, entry: Entry, answer: asyncio.Future[Acknowledgement]) -> None:
         if self._behind:
             self._put(entry, answer)
             return
@@ -114,10 +114,10 @@ class Outlet:
         if self._look is None:
             self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue)
 
-    def _publish(self, entry: Entry) -> asyncio.Future[Position]:
+    def _publish(self, entry: Entry) -> asyncio.Future[AckedPosition]:
         return self._publisher.publish(SUBMISSIONS, key=entry.key, value=entry.value, headers=entry.headers)
 
-    def _put(self, entry: Entry, answer: asyncio.Future[Kept]) -> asyncio.Future[int] | None:
+    def _put(self, entry: Entry, answer: asyncio.Future[Acknowledgement]) -> asyncio.Future[int] | None:
         """Spool a record; its answer follows."""
         if self._spool is None:
             return None
@@ -152,7 +152,7 @@ class Outlet:
                 sent.spooled = self._put(sent.entry, sent.answer)
         self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue) if self._sent else None
 
-    def _acknowledged(self, future: asyncio.Future[Position]) -> None:
+    def _acknowledged(self, future: asyncio.Future[AckedPosition]) -> None:
         sent = self._sent.pop(future)
         error = None if future.cancelled() else future.exception()
         self._alive = error is None
@@ -170,7 +170,7 @@ class Outlet:
         else:
             sent.answer.set_exception(error)
 
-    async def _unspool(self, sent: _Sent, spooled: asyncio.Future[int], position: Position) -> None:
+    async def _unspool(self, sent: _Sent, spooled: asyncio.Future[int], position: AckedPosition) -> None:
         """Kafka took what was spooled meanwhile: out of the spool with it."""
         try:
             number = await spooled
@@ -218,7 +218,7 @@ class Outlet:
         while waiting := {future for future, sent in self._sent.items() if sent.spooled is not None} | self._late:
             await _some(waiting, spool)
 
-    async def _next(self, spool: Spool) -> Sequence[tuple[Spooled, asyncio.Future[Position]]]:
+    async def _next(self, spool: Spool) -> Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]:
         """Give the next entries to the producer; the last of them only together with what comes in meanwhile.
 
         Else those who send one after another would put one more behind each that is taken out, for ever.
@@ -226,7 +226,7 @@ class Outlet:
         if not self._alive or spool.records > BATCH_MAX:
             return self._publish_all(await spool.first())
         self._held = []
-        sent: Sequence[tuple[Spooled, asyncio.Future[Position]]] = ()
+        sent: Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]] = ()
         try:
             await spool.written()
             sent = self._publish_all(await spool.first())
@@ -237,9 +237,9 @@ class Outlet:
             for entry, answer in held:
                 self._dispatch(entry, answer)
 
-    def _publish_all(self, entries: Sequence[Spooled]) -> Sequence[tuple[Spooled, asyncio.Future[Position]]]:
+    def _publish_all(self, entries: Sequence[Spooled]) -> Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]:
         """Publish entries, up to the first that the producer has no room for."""
-        sent: list[tuple[Spooled, asyncio.Future[Position]]] = []
+        sent: list[tuple[Spooled, asyncio.Future[AckedPosition]]] = []
         for spooled in entries:
             try:
                 entry = spooled.entry
@@ -247,17 +247,17 @@ class Outlet:
             except Overloaded:
                 break
             except NigredoError as error:
-                refused: asyncio.Future[Position] = self._loop.create_future()
+                refused: asyncio.Future[AckedPosition] = self._loop.create_future()
                 refused.set_exception(error)
                 sent.append((spooled, refused))
         return sent
 
-    async def _keep_all(self, spool: Spool, sent: Sequence[tuple[Spooled, asyncio.Future[Position]]]) -> None:
+    async def _keep_all(self, spool: Spool, sent: Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]) -> None:
         """Take entries out of the spool as far as Kafka has them all. Raises DependencyDown at the first it has not."""
         if not sent:
             # The producer has no room, or a row is being written.
             await asyncio.sleep(LOOK_EVERY_S / 10)
-        waiting: set[asyncio.Future[Position]] = {future for _, future in sent}
+        waiting: set[asyncio.Future[AckedPosition]] = {future for _, future in sent}
         while waiting:
             waiting = await _some(waiting, spool)
         kept: list[int] = []
@@ -281,7 +281,7 @@ class Outlet:
     async def _set_aside(self, spool: Spool, spooled: Spooled) -> None:
         lead_id = dict(spooled.entry.headers).get("ce_id", b"").decode()
         log.error("Kafka refuses a spooled submission: it is set aside", lead_id=lead_id, number=spooled.number)
-        await spool.set_aside(spooled.number)
+        await spool.quarantine(spooled.number)
 
     async def close(self) -> None:
         """Spool what is still on its way, so that the process may end; call after `run` was cancelled."""
@@ -302,7 +302,7 @@ class Outlet:
 async def _forget_refused(spool: Spool) -> None:
     """Let go of what Kafka refused and is past its time; if the disk cannot, forms have nothing to do with that."""
     try:
-        await spool.forget_refused()
+        await spool.delete_expired_refusals()
     except Exception as error:
         log.warning("what Kafka refused is still in the spool, past its time", reason=type(error).__name__)
 

@@ -38,7 +38,7 @@ FROM nigredo.webhook_logs WHERE lead_id = %(id)s ORDER BY sent_at, attempt LIMIT
 Row = Mapping[str, Any]
 
 
-class ReadsDown(DependencyDown):
+class DatabaseDown(DependencyDown):
     """The database does not answer; forms are taken all the same."""
 
 
@@ -46,7 +46,7 @@ class BadCursor(ValueError):
     """This is no cursor that a page of leads came with."""
 
 
-class Reads:
+class LeadQueries:
     """Reads leads. The pool must be open; every call raises ReadsDown when the database does not answer."""
 
     def __init__(self, pool: Pool) -> None:
@@ -97,10 +97,10 @@ class Reads:
                 return found
         except TimeoutError as error:
             count_failure(self._pool, error)
-            raise ReadsDown("Connection timeout: the database does not answer") from error
+            raise DatabaseDown("Connection timeout: the database does not answer") from error
         except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed) as error:
             count_failure(self._pool, error)
-            raise ReadsDown(describe(error, self._pool)) from error
+            raise DatabaseDown(describe(error, self._pool)) from error
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from secrets import token_hex
 import falcon
 import falcon.asgi
 
-from ingest.submissions.service import Intake
+from ingest.submissions.service import SubmissionService
 from nigredo.observability.logs import OUTPUT
 from nigredo.settings import Settings
 
@@ -18,16 +18,16 @@ Response = falcon.asgi.Response
 class HealthRoute:
     """`/health`, `/health/ready`: whether forms can be taken now."""
 
-    def __init__(self, settings: Settings, intake: Intake) -> None:
+    def __init__(self, settings: Settings, intake: SubmissionService) -> None:
         self._function = settings.function("create-lead")
         self._workers = settings.ingest_workers
-        self._intake = intake
+        self._submissions = intake
         # Tells the workers apart that answer at one address.
         self._worker = token_hex(4)
 
     async def on_get(self, _: Request, response: Response) -> None:
         """Answer 200 when ready, else 503 with what is missing."""
-        reason = await self._intake.check()
+        reason = await self._submissions.check()
         response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
         status = "ok" if reason is None else "waiting"
         document: dict[str, object] = {
@@ -35,9 +35,9 @@ class HealthRoute:
             "function": self._function,
             "waiting_for": reason,
             "log_lines_dropped": OUTPUT.dropped,
-            "control": {"worker": self._worker, "workers": self._workers, "applied": self._intake.control_applied},
+            "control": {"worker": self._worker, "workers": self._workers, "applied": self._submissions.control_applied},
         }
-        if (spool := self._intake.spool) is not None:
+        if (spool := self._submissions.spool) is not None:
             document["spool"] = {
                 "records": spool.records,
                 "bytes": spool.bytes,

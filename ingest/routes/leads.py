@@ -13,13 +13,13 @@ from uuid import UUID
 import falcon
 import falcon.asgi
 
-from ingest.forms.validation import LABEL_MAX, FieldProblem, FormRefused, label
-from ingest.reads.lead_queries import LIMIT_MAX, BadCursor, Reads, ReadsDown, lead_id_of
-from ingest.submissions.lead_ids import given_within
-from ingest.submissions.service import Intake
+from ingest.forms.validation import LABEL_MAX, FieldProblem, InvalidForm, label
+from ingest.reads.lead_queries import LIMIT_MAX, BadCursor, DatabaseDown, LeadQueries, lead_id_of
+from ingest.submissions.lead_ids import issued_within
+from ingest.submissions.service import SubmissionService
 from ingest.web.answers import is_known
 from nigredo.clock import utc_now
-from nigredo.control.api_keys import LEADS_READ, known
+from nigredo.control.api_keys import LEADS_READ, verify
 from nigredo.observability import metrics
 
 Request = falcon.asgi.Request
@@ -35,7 +35,7 @@ NOT_YET_MAX = 10_000
 CHALLENGE = ('Bearer realm="nigredo"',)
 
 
-class Recent:
+class RecentKeyedIds:
     """The ids of the last half minute that tell no time themselves, as keyed forms have them. Bounded."""
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class Recent:
         return isinstance(lead_id, UUID) and time.monotonic() - self._taken.get(lead_id, -NOT_YET_S) < NOT_YET_S
 
 
-def authorize(request: Request, intake: Intake, scope: str) -> None:
+def authorize(request: Request, intake: SubmissionService, scope: str) -> None:
     """Let a request through whose key is known and has the scope. Raises falcon's 401 or 403."""
     if not intake.control_known:
-        raise ReadsDown("the API keys are not read yet")
+        raise DatabaseDown("the API keys are not read yet")
     scheme, _, text = (request.get_header("Authorization") or "").partition(" ")
-    key = known(text.strip(), intake.control.api_keys) if scheme.lower() == "bearer" else None
+    key = verify(text.strip(), intake.control.api_keys) if scheme.lower() == "bearer" else None
     if key is None:
         metrics.AUTH_FAILURES.of().inc()
         raise falcon.HTTPUnauthorized(description="Send an API key: Authorization: Bearer ngd_…", challenges=CHALLENGE)
@@ -79,7 +79,7 @@ def answer_cached(request: Request, response: Response, document: Any) -> None:
     response.data = content
 
 
-async def answer_page(request: Request, response: Response, reads: Reads) -> None:
+async def answer_page(request: Request, response: Response, reads: LeadQueries) -> None:
     """Answer with a page of leads, newest first."""
     problems = [
         FieldProblem(name, "is not a parameter")
@@ -97,7 +97,7 @@ async def answer_page(request: Request, response: Response, reads: Reads) -> Non
     problems += [FieldProblem(name, "is too long") for name, text in labels.items() if len(text) > LABEL_MAX]
     limit = _limit(chosen["limit"], problems)
     if problems:
-        raise FormRefused(422, *problems)
+        raise InvalidForm(422, *problems)
     if any(label(text) is None for text in labels.values()):
         # No lead has such a label, and the database could not even be asked for one with a NUL in it.
         answer_cached(request, response, {"items": [], "next_cursor": None})
@@ -107,7 +107,7 @@ async def answer_page(request: Request, response: Response, reads: Reads) -> Non
             limit=limit, cursor=chosen["cursor"], status=chosen["status"], source=chosen["source"]
         )
     except BadCursor:
-        raise FormRefused(422, FieldProblem("cursor", "is not one that a page came with")) from None
+        raise InvalidForm(422, FieldProblem("cursor", "is not one that a page came with")) from None
     answer_cached(request, response, {"items": items, "next_cursor": more})
 
 
@@ -124,14 +124,14 @@ def _limit(text: str | None, problems: list[FieldProblem]) -> int:
 class LeadRoute:
     """`GET /api/leads/{id}`, and with `trail` what became of it."""
 
-    def __init__(self, intake: Intake, reads: Reads, recent: Recent) -> None:
-        self._intake = intake
+    def __init__(self, intake: SubmissionService, reads: LeadQueries, recent: RecentKeyedIds) -> None:
+        self._submissions = intake
         self._reads = reads
         self._recent = recent
 
     async def on_get(self, request: Request, response: Response, lead_id: str) -> None:
         """Answer with the lead; 404 for what is none, and when it is only not stored yet, with when to ask again."""
-        authorize(request, self._intake, LEADS_READ)
+        authorize(request, self._submissions, LEADS_READ)
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.lead(found))
 
@@ -139,7 +139,7 @@ class LeadRoute:
 
     async def on_get_trail(self, request: Request, response: Response, lead_id: str) -> None:
         """Answer with every stage the submission went through, with places and times."""
-        authorize(request, self._intake, LEADS_READ)
+        authorize(request, self._submissions, LEADS_READ)
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.trail(found))
 
@@ -152,7 +152,7 @@ class LeadRoute:
         # Whoever took it: other processes and nodes have nothing but the id.
         within = timedelta(seconds=NOT_YET_S)
         if lead_id is not None and (
-            lead_id in self._recent or given_within(lead_id, within, utc_now(), skew=CLOCK_SKEW)
+            lead_id in self._recent or issued_within(lead_id, within, utc_now(), skew=CLOCK_SKEW)
         ):
             raise falcon.HTTPNotFound(description="Not stored yet, if it was taken.", headers={"Retry-After": "1"})
         raise falcon.HTTPNotFound(description="There is no such lead.")

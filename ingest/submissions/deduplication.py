@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from ingest.forms.validation import FieldProblem, Form, FormRefused
-from ingest.publishing.spooling_publisher import Kept
+from ingest.forms.validation import FieldProblem, Form, InvalidForm
+from ingest.publishing.spooling_publisher import Acknowledgement
 from nigredo.errors import ConfigurationError
 
 KEY_HEADER = "Idempotency-Key"
@@ -32,7 +32,7 @@ class First:
     """A form that was taken, or is about to be."""
 
     lead_id: UUID
-    acknowledged: asyncio.Future[Kept]
+    acknowledged: asyncio.Future[Acknowledgement]
     at: float
     repeats: int = 0
 
@@ -42,7 +42,7 @@ class First:
         return self.repeats <= REPEATS_KEPT
 
 
-class Repeats:
+class Deduplication:
     """Gives lead ids to keyed forms, and remembers for a while what was sent. Bounded; belongs to one event loop."""
 
     def __init__(self, secret: bytes) -> None:
@@ -57,11 +57,11 @@ class Repeats:
         Raises FormRefused for a key that cannot be one, and for one that this node saw with another form.
         """
         if not 0 < len(key) <= KEY_MAX or not key.isascii() or not key.isprintable():
-            raise FormRefused(400, FieldProblem(KEY_HEADER, f"must be 1 to {KEY_MAX} printable ASCII characters"))
+            raise InvalidForm(400, FieldProblem(KEY_HEADER, f"must be 1 to {KEY_MAX} printable ASCII characters"))
         now, known, content = time.monotonic(), self._hash(network, key), self._content(form)
         before, since = self._bodies.get(known, (content, now))
         if before != content and now - since < REMEMBERED_S:
-            raise FormRefused(422, FieldProblem(KEY_HEADER, "was used for another form"))
+            raise InvalidForm(422, FieldProblem(KEY_HEADER, "was used for another form"))
         self._bodies[known] = (content, now)
         self._bodies.move_to_end(known)
         while len(self._bodies) > REMEMBERED_MAX or now - next(iter(self._bodies.values()))[1] > REMEMBERED_S:
@@ -76,7 +76,7 @@ class Repeats:
             return None
         return found
 
-    def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Kept]) -> None:
+    def sent(self, network: str, form: Form, lead_id: UUID, acknowledged: asyncio.Future[Acknowledgement]) -> None:
         """Remember a form for the seconds in which it may be sent again by mistake."""
         now = time.monotonic()
         self._recent[self._place(network, form)] = First(lead_id, acknowledged, now)
@@ -108,5 +108,5 @@ def read_secret(file: Path) -> bytes:
     return secret
 
 
-def _failed(future: asyncio.Future[Kept]) -> bool:
+def _failed(future: asyncio.Future[Acknowledgement]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)

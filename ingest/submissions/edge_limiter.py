@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from ingest.submissions.local_acceptances import TakenHere
+from ingest.submissions.local_acceptances import LocalAcceptances
 from nigredo.avro.codec import Codec, Undecodable
-from nigredo.avro.encoded_window import decoded, rank_of
+from nigredo.avro.encoded_window import decode_window, rank_of
 from nigredo.kafka.materialized_view import Row
 from nigredo.observability.logs import get_logger
-from nigredo.rate_limit.latest_windows import KnownWindows
+from nigredo.rate_limit.latest_windows import LatestWindows
 from nigredo.rate_limit.window import Verdict, judge
 from schemas.events import RateLimitState, RefusalCount, Submission
 
@@ -40,15 +40,15 @@ class _Refused:
     untold_since: datetime | None = None
 
 
-class Edge:
+class EdgeLimiter:
     """What a node knows of every client network's window. A `TopicView` fills it from its thread, the loop asks it."""
 
     def __init__(self, codec: Codec, *, window_s: int, networks_max: int) -> None:
         self._codec = codec
         self._window = timedelta(seconds=window_s)
         self._networks_max = networks_max
-        self._states = self._coming = KnownWindows(codec)
-        self._taken = TakenHere(self._window, networks_max)
+        self._states = self._coming = LatestWindows(codec)
+        self._taken = LocalAcceptances(self._window, networks_max)
         # An `OrderedDict`, for the reason in `TakenHere`.
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
@@ -56,7 +56,7 @@ class Edge:
 
     def begin(self) -> None:
         """Start afresh; what was known stands meanwhile."""
-        self._coming = KnownWindows(self._codec)
+        self._coming = LatestWindows(self._codec)
 
     def apply(self, rows: Sequence[Row]) -> None:
         """Take the limiter's states. A schema that is not known yet is learnt here: the loop must not wait for it."""
@@ -73,7 +73,7 @@ class Edge:
         def over(value: bytes) -> bool:
             return len(states) > self._networks_max or rank_of(self._codec, value).updated_at_ms < oldest_ms
 
-        states.let_go(over, LET_GO_AT_ONCE + len(rows))
+        states.evict(over, LET_GO_AT_ONCE + len(rows))
 
     def loaded(self) -> None:
         """Make what came since `begin` hold."""
@@ -116,15 +116,15 @@ class Edge:
         """Remember that a submission is on its way; `keep` it when it is durable, or `undo` it when it failed."""
         self._taken.add(submission.client_network.encode(), submission.id, at)
 
-    def keep(self, key: bytes, lead_id: UUID, offset: int | None) -> None:
+    def confirm(self, key: bytes, lead_id: UUID, offset: int | None) -> None:
         """Take note that Kafka has a submission, and where, or the spool: with its offset the limiter knows of it."""
         self._taken.keep(key, lead_id, offset)
 
-    def undo(self, submission: Submission) -> None:
+    def release(self, submission: Submission) -> None:
         """Forget a submission that Kafka did not acknowledge."""
         self._taken.forget(submission.client_network.encode(), submission.id)
 
-    def refused(self, submission: Submission, at: datetime) -> bool:
+    def record_refusal(self, submission: Submission, at: datetime) -> bool:
         """Count a refusal; return whether its contents are still to be kept.
 
         Each kind of refusal has its own bound: programs that fill in the honeypot must not use up what is kept of
@@ -146,7 +146,7 @@ class Edge:
         known.untold_since = known.untold_since or at
         return False
 
-    def untold(self, at: datetime) -> list[RefusalCount]:
+    def drain_refusal_counts(self, at: datetime) -> list[RefusalCount]:
         """Return, once, the refusals that only their number tells of."""
         found = []
         for key, known in list(self._refused.items()):
@@ -164,6 +164,6 @@ class Edge:
         if found is None:
             return None
         try:
-            return decoded(self._codec, found)
+            return decode_window(self._codec, found)
         except Undecodable:
             return None

@@ -16,7 +16,7 @@ _RANDOM = 0x0FFF_3FFF_FFFF_FFFF_FFFF
 _VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
 
 
-def dated_ids() -> Iterator[UUID]:
+def uuid7s() -> Iterator[UUID]:
     """Yield UUIDs of version 7 (RFC 9562): the milliseconds of the wall clock, then 74 random bits.
 
     Every process can tell from one whether its lead may be on its way, and a table's index grows at one end. The random
@@ -29,7 +29,7 @@ def dated_ids() -> Iterator[UUID]:
             yield UUID(int=(time.time_ns() // 1_000_000 << 80) | (random & _RANDOM) | _VERSION_AND_VARIANT)
 
 
-def given_within(lead_id: UUID, past: timedelta, now: datetime, *, skew: timedelta) -> bool:
+def issued_within(lead_id: UUID, past: timedelta, now: datetime, *, skew: timedelta) -> bool:
     """Say whether an id says that it was given no longer ago than this; never of one that tells no time.
 
     skew: by how much the clock of the node that gave it may be ahead.

@@ -23,7 +23,7 @@ _AT = Struct(">q")
 _AT_PLACE = 16
 
 
-class TakenHere:
+class LocalAcceptances:
     """The submissions that this node accepted, by the key of their network. Belongs to the event loop."""
 
     def __init__(self, window: timedelta, networks_max: int) -> None:

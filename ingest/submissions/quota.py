@@ -11,7 +11,7 @@ from schemas.immutable import immutable
 
 
 @immutable
-class Allowance:
+class Quota:
     """What the limit leaves a client network: how many more within the window, and when the next one comes free."""
 
     limit: int
@@ -21,7 +21,7 @@ class Allowance:
     """Seconds until the oldest counted submission counts no more; 0 when none counts."""
 
     @classmethod
-    def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Allowance:
+    def of(cls, verdict: Verdict, submission: Submission, at: datetime) -> Quota:
         """Return what a verdict leaves."""
         limit, window_s, counted = submission.limit, submission.window_s, verdict.state.accepted
         if verdict.outcome == SPAM and not submission.exempt:

@@ -14,20 +14,26 @@ from uuid import UUID
 from ingest.forms.validation import Form
 from ingest.publishing.spool import Entry, Spool
 from ingest.publishing.spooled_ids import SpooledIds
-from ingest.publishing.spooling_publisher import Kept, Outlet
-from ingest.submissions.deduplication import Repeats, read_secret
-from ingest.submissions.edge_limiter import Edge
-from ingest.submissions.lead_ids import dated_ids
-from ingest.submissions.quota import Allowance
+from ingest.publishing.spooling_publisher import Acknowledgement, SpoolingPublisher
+from ingest.submissions.deduplication import Deduplication, read_secret
+from ingest.submissions.edge_limiter import EdgeLimiter
+from ingest.submissions.lead_ids import uuid7s
+from ingest.submissions.quota import Quota
 from nigredo.avro.codec import Codec
-from nigredo.avro.encoded_submission import encoded
+from nigredo.avro.encoded_submission import encode_submission
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
-from nigredo.control.state import Control, ControlKeeper
+from nigredo.control.state import Control, ControlView
 from nigredo.errors import DependencyDown, NigredoError
 from nigredo.kafka.cloudevents import REQUEST_ID, cloud_event
-from nigredo.kafka.materialized_view import TopicView
-from nigredo.kafka.publisher import FOR_EVER_S, SWEEP_EVERY_S, Position, Publisher, producer_config
+from nigredo.kafka.materialized_view import MaterializedView
+from nigredo.kafka.publisher import (
+    HOLD_INPUT_DELIVERY_TIMEOUT_S,
+    SWEEP_EVERY_S,
+    AckedPosition,
+    Publisher,
+    producer_config,
+)
 from nigredo.networks import Address, as_text, client_network, within
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
@@ -52,11 +58,11 @@ MEASURE_EVERY_S = 1.0
 
 
 @immutable
-class Taken:
+class Accepted:
     """A form that Kafka has, or the spool."""
 
     lead_id: UUID
-    allowance: Allowance
+    allowance: Quota
     outcome: str
     """What the limiter will most likely say of it; one that is never accepted looks to its sender as if it were."""
 
@@ -64,7 +70,7 @@ class Taken:
 class RateLimited(NigredoError):
     """The client's network has had its submissions of this window."""
 
-    def __init__(self, allowance: Allowance, retry_after_s: int) -> None:
+    def __init__(self, allowance: Quota, retry_after_s: int) -> None:
         super().__init__("rate limit exceeded")
         self.allowance = allowance
         self.retry_after_s = retry_after_s
@@ -78,7 +84,7 @@ class NotAcknowledged(DependencyDown):
         self.lead_id = lead_id
 
 
-class Intake:
+class SubmissionService:
     """Publishes submissions. One a process; opened and closed with the server."""
 
     def __init__(self, settings: Settings, health: Health, clock: Clock = utc_now) -> None:
@@ -87,14 +93,14 @@ class Intake:
         self._clock = clock
         self._function = settings.function("create-lead")
         self._codec: Codec | None = None
-        self._edge: Edge | None = None
-        self._control: ControlKeeper | None = None
-        self._repeats = Repeats(read_secret(settings.idempotency_secret_file))
-        self._ids = dated_ids()
-        self._views: list[TopicView] = []
+        self._edge: EdgeLimiter | None = None
+        self._control: ControlView | None = None
+        self._repeats = Deduplication(read_secret(settings.idempotency_secret_file))
+        self._ids = uuid7s()
+        self._views: list[MaterializedView] = []
         self._spooled_ids = SpooledIds(settings)
         self._publisher: Publisher | None = None
-        self._outlet: Outlet | None = None
+        self._spooling: SpoolingPublisher | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._last_ack = 0.0
         self._probing: asyncio.Task[str | None] | None = None
@@ -132,14 +138,14 @@ class Intake:
             self.spool = spool
         # With a spool the producer does not give up: what nobody waits for any more is in the spool too. Without one
         # it gives up before the request does (`Settings` refuses anything else): who is told of a failure is told true.
-        tries_s = FOR_EVER_S if self.spool is not None else settings.ingest_ack_timeout_s
+        tries_s = HOLD_INPUT_DELIVERY_TIMEOUT_S if self.spool is not None else settings.ingest_ack_timeout_s
         config = producer_config(settings, self._function, delivery_timeout_s=tries_s)
         answer_within_s = None if self.spool is not None else settings.ingest_answer_within_s - SWEEP_EVERY_S
         self._publisher = Publisher(
             config, in_flight_max=settings.ingest_in_flight_max, answer_within_s=answer_within_s
         )
-        self._outlet = Outlet(self._publisher, self.spool, self._drained, self._refit)
-        work = (self._open(), self._tell_refusals(), self._measure(), self._outlet.run())
+        self._spooling = SpoolingPublisher(self._publisher, self.spool, self._drained, self._refit)
+        work = (self._open(), self._tell_refusals(), self._measure(), self._spooling.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _open(self) -> None:
@@ -156,13 +162,13 @@ class Intake:
                 self._health.waiting(type(error).__name__)
                 log.error("not ready", error=type(error).__name__)
             await asyncio.sleep(backoff.next_wait_s())
-        self._control = ControlKeeper(self._settings, codec)
-        self._edge = Edge(
+        self._control = ControlView(self._settings, codec)
+        self._edge = EdgeLimiter(
             codec, window_s=self._settings.rate_limit_window_s, networks_max=self._settings.edge_networks_max
         )
         self._views = [
-            TopicView(self._settings, "create-lead", CONTROL, self._control),
-            TopicView(self._settings, "create-lead", RATE_LIMITS, self._edge),
+            MaterializedView(self._settings, "create-lead", CONTROL, self._control),
+            MaterializedView(self._settings, "create-lead", RATE_LIMITS, self._edge),
         ]
         for view in self._views:
             view.open()
@@ -174,7 +180,7 @@ class Intake:
         log.info("forms are taken", networks=self._edge.networks)
         await self.check()
 
-    async def take(
+    async def submit(
         self,
         form: Form,
         address: Address,
@@ -183,7 +189,7 @@ class Intake:
         key: str | None = None,
         by_hand: bool = False,
         request_id: str = "",
-    ) -> Taken:
+    ) -> Accepted:
         """Put a form on the log and return its lead id once Kafka acknowledged it, or the spool has it.
 
         key: the client's `Idempotency-Key`. by_hand: whether a person sent it, whose same form within seconds is a
@@ -217,24 +223,28 @@ class Intake:
         )
         if by_hand and key is None and (first := repeats.first(network, form)) is not None:
             submission = replace(submission, edge_verdict=DUPLICATE, spam_sign=None)
-            allowance = Allowance.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
+            allowance = Quota.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
             if first.keeps_repeat():
                 self._keep(submission, request_id)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
-            return Taken(first.lead_id, allowance, DUPLICATE)
+            return Accepted(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)
-        allowance = Allowance.of(verdict, submission, submission.taken_at)
+        allowance = Quota.of(verdict, submission, submission.taken_at)
         if verdict.outcome == RATE_LIMITED:
             self._refuse(edge, submission, request_id)
             retry_at = verdict.retry_at or submission.taken_at
             retry_after_s = max(1, ceil((retry_at - submission.taken_at).total_seconds()))
             raise RateLimited(allowance, retry_after_s)
-        if verdict.outcome == SPAM and not submission.exempt and not edge.refused(submission, submission.taken_at):
+        if (
+            verdict.outcome == SPAM
+            and not submission.exempt
+            and not edge.record_refusal(submission, submission.taken_at)
+        ):
             # So much of it came from there that only the number is kept. A 202 would say that the log has it.
             raise RateLimited(replace(allowance, remaining=0), max(1, allowance.reset_s))
         if verdict.outcome == REPEATED and edge.has(submission):
             # The limiter would only read past it, as often as somebody likes to send it.
-            return Taken(submission.id, allowance, verdict.outcome)
+            return Accepted(submission.id, allowance, verdict.outcome)
         counts = verdict.outcome == ACCEPTED and not submission.exempt
         if counts:
             edge.accepted(submission, submission.taken_at)
@@ -250,11 +260,11 @@ class Intake:
             position = await self._acknowledged(submission.id, kept)
         except BaseException:
             if counts:
-                edge.undo(submission)
+                edge.release(submission)
             raise
         if counts:
-            edge.keep(network.encode(), submission.id, None if position is None else position.offset)
-        return Taken(submission.id, allowance, verdict.outcome)
+            edge.confirm(network.encode(), submission.id, None if position is None else position.offset)
+        return Accepted(submission.id, allowance, verdict.outcome)
 
     async def _until_loaded(self) -> None:
         """Wait a moment for the start to be over: another worker may have said that this node is ready."""
@@ -264,7 +274,7 @@ class Intake:
         except TimeoutError:
             raise DependencyDown("not ready yet") from None
 
-    async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Kept]) -> Kept:
+    async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Acknowledgement]) -> Acknowledgement:
         try:
             position = await kept
         except DependencyDown as error:
@@ -273,25 +283,25 @@ class Intake:
             self._last_ack = time.monotonic()
         return position
 
-    def _publish(self, submission: Submission, request_id: str) -> asyncio.Future[Kept]:
+    def _publish(self, submission: Submission, request_id: str) -> asyncio.Future[Acknowledgement]:
         if self._codec is None:
             raise DependencyDown("not ready yet")
-        value = encoded(self._codec, submission)
+        value = encode_submission(self._codec, submission)
         headers = cloud_event("lead.submitted", submission.id, self._function, submission.taken_at)
         headers.append((REQUEST_ID, request_id.encode()))
         return self._send(Entry(submission.client_network.encode(), value, headers))
 
-    def _publish_count(self, count: RefusalCount, at: datetime) -> asyncio.Future[Kept]:
+    def _publish_count(self, count: RefusalCount, at: datetime) -> asyncio.Future[Acknowledgement]:
         if self._codec is None:
             raise DependencyDown("not ready yet")
         value = self._codec.encode(SUBMISSIONS, count)
         headers = cloud_event("lead.refused", next(self._ids), self._function, at)
         return self._send(Entry(count.client_network.encode(), value, headers))
 
-    def _send(self, entry: Entry) -> asyncio.Future[Kept]:
-        if self._outlet is None:
+    def _send(self, entry: Entry) -> asyncio.Future[Acknowledgement]:
+        if self._spooling is None:
             raise DependencyDown("not ready yet")
-        return self._outlet.send(entry)
+        return self._spooling.send(entry)
 
     async def _refit(self) -> Callable[[bytes], bytes]:
         """Take the schema ids of the cluster that came back, for what is spooled and for what comes after it."""
@@ -300,15 +310,15 @@ class Intake:
             self._codec.renumber(SUBMISSIONS, schema_id)
         return self._spooled_ids.value
 
-    def _drained(self, entry: Entry, position: Position) -> None:
+    def _drained(self, entry: Entry, position: AckedPosition) -> None:
         self._last_ack = time.monotonic()
         if self._edge is not None:
             event_id = UUID(dict(entry.headers)["ce_id"].decode())
-            self._edge.keep(entry.key, event_id, position.offset)
+            self._edge.confirm(entry.key, event_id, position.offset)
 
-    def _refuse(self, edge: Edge, submission: Submission, request_id: str) -> None:
+    def _refuse(self, edge: EdgeLimiter, submission: Submission, request_id: str) -> None:
         """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
-        if edge.refused(submission, submission.taken_at):
+        if edge.record_refusal(submission, submission.taken_at):
             self._keep(replace(submission, edge_verdict=RATE_LIMITED), request_id)
 
     def _keep(self, refused: Submission, request_id: str) -> None:
@@ -326,7 +336,7 @@ class Intake:
             if self._edge is None:
                 continue
             now = self._clock()
-            for count in self._edge.untold(now):
+            for count in self._edge.drain_refusal_counts(now):
                 try:
                     await self._publish_count(count, now)
                 except Exception as error:
@@ -382,8 +392,8 @@ class Intake:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for view in self._views:
             await asyncio.to_thread(view.close)
-        if self._outlet is not None:
-            await self._outlet.close()
+        if self._spooling is not None:
+            await self._spooling.close()
         if self._publisher is not None:
             # With a spool, what is not acknowledged by now is in there.
             wait_s = 0.0 if self.spool is not None else self._settings.ingest_answer_within_s
@@ -392,6 +402,6 @@ class Intake:
                 log.error("submissions were not acknowledged at the end", records=left)
 
 
-def _refusal_kept(future: asyncio.Future[Kept]) -> None:
+def _refusal_kept(future: asyncio.Future[Acknowledgement]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         log.warning("a refused submission is not kept", error=str(error))

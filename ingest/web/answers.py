@@ -11,11 +11,11 @@ import falcon
 import falcon.asgi
 from falcon import mediatypes
 
-from ingest.forms.validation import FormRefused, label, typed_of
+from ingest.forms.validation import InvalidForm, label, typed_of
 from ingest.pages.html import LANGUAGES, TEXTS, form_page, language_of
 from ingest.pages.problems import PROBLEM_JSON, Problem
-from ingest.reads.lead_queries import ReadsDown
-from ingest.submissions.quota import Allowance
+from ingest.reads.lead_queries import DatabaseDown
+from ingest.submissions.quota import Quota
 from ingest.submissions.service import NotAcknowledged, RateLimited
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.observability.logs import get_logger
@@ -37,7 +37,7 @@ KINDS = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
-def tell_allowance(response: Response, allowance: Allowance) -> None:
+def set_rate_limit_headers(response: Response, allowance: Quota) -> None:
     """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
     response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
     response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
@@ -127,7 +127,7 @@ def _sent_from(request: Request) -> str | None:
     return referer if referer.startswith(("http://", "https://")) and referer.isprintable() else None
 
 
-async def _form_refused(request: Request, response: Response, error: FormRefused, _: Any) -> None:
+async def _form_refused(request: Request, response: Response, error: InvalidForm, _: Any) -> None:
     if error.typed is not None and prefers_html(request):
         # The form again, with what was typed: nobody writes a message twice.
         language, chosen = language_for(request)
@@ -152,7 +152,7 @@ async def _rate_limited(request: Request, response: Response, error: RateLimited
         ip_address=request.context.ip_address,
         user_agent=user_agent(request),
     )
-    tell_allowance(response, error.allowance)
+    set_rate_limit_headers(response, error.allowance)
     response.set_header("Retry-After", str(error.retry_after_s))
     minutes = -(-error.retry_after_s // 60)
     detail = f"You have sent us several messages already. Please try again in {minutes} min."
@@ -167,7 +167,7 @@ async def _dependency_down(request: Request, response: Response, error: Dependen
     answer_problem(request, response, Problem(503, detail, _request_id(request), lead_id=lead_id))
 
 
-async def _reads_down(request: Request, response: Response, error: ReadsDown, _: Any) -> None:
+async def _reads_down(request: Request, response: Response, error: DatabaseDown, _: Any) -> None:
     log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
     response.set_header("Retry-After", str(RETRY_AFTER_S))
     detail = "Leads cannot be read just now; forms are taken all the same."
@@ -196,8 +196,8 @@ def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
     """Let every error that a route raises become an answer."""
     app.add_error_handler(Exception, _unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
-    app.add_error_handler(FormRefused, _form_refused)
+    app.add_error_handler(InvalidForm, _form_refused)
     app.add_error_handler(RateLimited, _rate_limited)
     app.add_error_handler(DependencyDown, _dependency_down)
-    app.add_error_handler(ReadsDown, _reads_down)
+    app.add_error_handler(DatabaseDown, _reads_down)
     app.add_error_handler(RecordRefused, _record_refused)

@@ -22,7 +22,7 @@ class BodyCutOff(Exception):
     """The client went away before its body was whole."""
 
 
-class Arriving:
+class LazyBodyMiddleware:
     """An ASGI application that hands requests on as soon as their head is there.
 
     Falcon waits for the first piece of a body before it looks at a request: for ever when none comes, and before a

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 LOOK_EVERY_S = 0.25
 
 
-class Deadline:
+class SharedTimeout:
     """Lets each wait take so long, and a look's interval more at most. Belongs to the event loop it is used in."""
 
     def __init__(self, within_s: float) -> None:
@@ -21,7 +21,7 @@ class Deadline:
         self._looking = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def of(self, wait: Awaitable[Result]) -> Result:
+    async def wait_for(self, wait: Awaitable[Result]) -> Result:
         """Return what the present task waits for. Raises TimeoutError when it takes too long."""
         # Python 3.11 asks the system each time whether this still is the process that the loop runs in.
         loop = self._loop = self._loop or asyncio.get_running_loop()

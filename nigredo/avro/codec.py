@@ -43,8 +43,7 @@ class Codec:
     """Encodes with the schema this release knows, decodes whatever any release wrote.
 
     `prepare` the topics that are written; reading needs no preparation. A schema id that was not met yet costs a
-    look-up, which blocks: on an event loop ask `knows` first, and if it does not, decode in a thread. Safe to use from
-    several threads.
+    look-up, which blocks: on an event loop ask `is_cached` first, and decode in a thread if it is not. Thread-safe.
     """
 
     def __init__(self, schemas: Schemas) -> None:
@@ -109,11 +108,11 @@ class Codec:
             # fastavro raises whatever the broken bytes lead to, from EOFError to struct.error; its text may quote them.
             raise Undecodable(f"does not fit schema {schema_id}: {type(error).__name__}") from None
 
-    def knows(self, value: bytes) -> bool:
+    def is_cached(self, value: bytes) -> bool:
         """Say whether `decode` can tell what these bytes are without a look-up."""
         return len(value) < PREFIX.size or value[0] != MAGIC or PREFIX.unpack_from(value)[1] in self._writers
 
-    def written_as_ours(self, topic: str, value: bytes) -> bool:
+    def has_current_schema(self, topic: str, value: bytes) -> bool:
         """Say whether a value has the very layout that this release writes. False until one like it was decoded."""
         if len(value) < PREFIX.size:
             return False

@@ -14,7 +14,7 @@ ID_LENGTH = b"\x48"
 """An id has 36 letters."""
 
 
-def encoded(codec: Codec, submission: Submission) -> bytes:
+def encode_submission(codec: Codec, submission: Submission) -> bytes:
     """Return what `Codec.encode` would, in a third of its time; a test holds the two together."""
     contact, network = submission.contact, text(submission.client_network)
     return b"".join(

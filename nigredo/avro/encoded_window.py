@@ -28,7 +28,7 @@ class Rank(NamedTuple):
     updated_at_ms: int
 
 
-def encoded(codec: Codec, state: RateLimitState) -> bytes:
+def encode_window(codec: Codec, state: RateLimitState) -> bytes:
     """Return what `Codec.encode` would; a test holds the two together, whatever the schema becomes."""
     return b"".join(
         (
@@ -55,13 +55,13 @@ def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
 
 def rank_of(codec: Codec, value: bytes) -> Rank:
     """Return how far an encoded window read. Raises Undecodable, RegistryUnavailable."""
-    if len(value) >= SHORTEST and codec.written_as_ours(RATE_LIMITS, value) and (rank := _last_fields(value)):
+    if len(value) >= SHORTEST and codec.has_current_schema(RATE_LIMITS, value) and (rank := _last_fields(value)):
         return rank
-    state = decoded(codec, value)
+    state = decode_window(codec, value)
     return Rank(state.input_offset, round(state.updated_at.timestamp() * 1000))
 
 
-def decoded(codec: Codec, value: bytes) -> RateLimitState:
+def decode_window(codec: Codec, value: bytes) -> RateLimitState:
     """Return the window in a value. Raises Undecodable, RegistryUnavailable."""
     state = codec.decode(RATE_LIMITS, value)
     if not isinstance(state, RateLimitState):

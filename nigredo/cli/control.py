@@ -16,7 +16,7 @@ from nigredo.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nigredo.control.admin import Change, Changes
+    from nigredo.control.admin import Change, ControlAdmin
     from nigredo.networks import Network
     from schemas.events import ControlEntry
 
@@ -40,11 +40,11 @@ class Duration(click.ParamType):
 lasts = click.option("--for", "lasts", type=Duration(), help="How long it holds, such as 24h  [default: until undone]")
 
 
-def changes_of(context: Context) -> Changes:
+def changes_of(context: Context) -> ControlAdmin:
     """Return what reads and changes the control topic where the command speaks to."""
-    from nigredo.control.admin import Changes
+    from nigredo.control.admin import ControlAdmin
 
-    return Changes(context.settings(PART, role="nigredo_app"), context.actor)
+    return ControlAdmin(context.settings(PART, role="nigredo_app"), context.actor)
 
 
 def until_of(lasts: timedelta | None) -> datetime | None:
@@ -142,7 +142,7 @@ def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelt
 
 def put_settings(
     context: Context,
-    changes: Changes,
+    changes: ControlAdmin,
     wanted: Mapping[str, str],
     until: datetime | None,
     *,

@@ -14,7 +14,7 @@ from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay import ReplayService
     from nigredo.operations.replay_plan import References
     from schemas.events import WebhookDead
 
@@ -44,12 +44,12 @@ def list_(context: Context, endpoint: str | None) -> None:
 
 
 def _nothing(context: Context) -> str:
-    from nigredo.kafka.topic_reader import LogReader
+    from nigredo.kafka.topic_reader import TopicReader
     from nigredo.operations.webhook_topics import WebhookTopics
     from schemas.topics import DEAD_LETTERS
 
     settings = context.settings(PART, role="nigredo_app")
-    parked = len(WebhookTopics(settings, LogReader(settings, PART)).standing(DEAD_LETTERS))
+    parked = len(WebhookTopics(settings, TopicReader(settings, PART)).standing(DEAD_LETTERS))
     return "nothing is dead" + (
         f"; {counted(parked, 'record is', 'records are')} parked: see `nigredo dead-letters list`" if parked else ""
     )
@@ -106,7 +106,7 @@ def redrive(
         context.result(document, "nothing to send: none is dead, or all are delivered or wait for their attempt")
         return
     context.confirm(f"Send {counted(len(wanted), 'dead lead')} to {endpoint} again?", yes=yes)
-    redelivery.ask(_references(wanted), "dead leads")
+    redelivery.request(_references(wanted), "dead leads")
     if no_wait:
         context.result(document, f"asked the sink to send {counted(len(wanted), 'lead')} again", changed=True)
         return
@@ -132,10 +132,10 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
     return list(groups.values())
 
 
-def _redelivery(context: Context, endpoint: str = "fibonacci") -> Redelivery:
-    from nigredo.operations.replay import Redelivery
+def _redelivery(context: Context, endpoint: str = "fibonacci") -> ReplayService:
+    from nigredo.operations.replay import ReplayService
 
-    return Redelivery(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
+    return ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
 
 
 def _document(dead: WebhookDead) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nigredo.cli.output import Context, with_context
 from nigredo.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nigredo.control.admin import Changes
+    from nigredo.control.admin import ControlAdmin
     from schemas.events import ControlEntry
 
 
@@ -117,13 +117,13 @@ def revoke_key(context: Context, key_id: str) -> None:
     tell_changed(context, changes, {"id": key_id, "revoked": True}, f"{key_id} is known no more")
 
 
-def _standing_keys(changes: Changes) -> dict[str, ControlEntry]:
+def _standing_keys(changes: ControlAdmin) -> dict[str, ControlEntry]:
     from nigredo.control.state import API_KEY
 
     return {entry.name: entry for entry in changes.held(API_KEY)}
 
 
-def _standing_key(changes: Changes, key_id: str) -> ControlEntry:
+def _standing_key(changes: ControlAdmin, key_id: str) -> ControlEntry:
     found = _standing_keys(changes).get(key_id)
     if found is None:
         raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")

@@ -12,7 +12,7 @@ import click
 from nigredo.cli.output import Context, complain
 
 if TYPE_CHECKING:
-    from nigredo.control.admin import Changes
+    from nigredo.control.admin import ControlAdmin
 
 OBEYED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.1
@@ -70,7 +70,7 @@ def until_obeyed(
         time.sleep(LOOK_EVERY_S)
 
 
-def tell_changed(context: Context, changes: Changes, document: dict[str, Any], lines: str | list[str]) -> None:
+def tell_changed(context: Context, changes: ControlAdmin, document: dict[str, Any], lines: str | list[str]) -> None:
     """Print the result of a change once ingest obeys it, or with a line on stderr that this is not confirmed.
 
     Ends with exit code 1 when ingest answers and does not obey in time.
@@ -80,12 +80,12 @@ def tell_changed(context: Context, changes: Changes, document: dict[str, Any], l
     _end_unless(found)
 
 
-def end_unless_obeyed(context: Context, changes: Changes) -> None:
+def end_unless_obeyed(context: Context, changes: ControlAdmin) -> None:
     """Wait until ingest obeys, after a result that must not be lost; ends as `tell_changed` does."""
     _end_unless(_asked(context, changes))
 
 
-def _asked(context: Context, changes: Changes) -> Obeyed:
+def _asked(context: Context, changes: ControlAdmin) -> Obeyed:
     home, url = context.target.home, context.target.environment.get("NIGREDO_URL")
     if home is not None:
         url = home.url("ingest")

@@ -17,7 +17,7 @@ from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.operations.replay import Plan, Range, Redelivery, Settling
+    from nigredo.operations.replay import Plan, Range, ReplayProgress, ReplayService
 
 PART = "replay"
 LINE_EVERY_S = 5.0
@@ -58,11 +58,11 @@ class Place(click.ParamType):
 def known_endpoint(context: Context, endpoint: str) -> None:
     """Raise ConfigurationError for a receiver that there is not and never was: a list of nothing would be no answer."""
     from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay import ReplayService
 
     settings = context.settings(PART, role="nigredo_app")
     if endpoint not in examine_endpoints(settings)[0]:
-        Redelivery(settings, endpoint, context.actor).topics.live_offsets(endpoint)
+        ReplayService(settings, endpoint, context.actor).topics.live_offsets(endpoint)
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask")
@@ -101,13 +101,13 @@ def replay(
     What was delivered is left out unless asked for; what waits for an attempt is left alone. Safe to interrupt and to
     repeat.
     """
-    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay import ReplayService
     from nigredo.operations.replay_plan import Rule
 
     asked = _range(since, begin, end, places, leads)
     if failed_only and include_delivered:
         raise click.UsageError("--failed-only never sends a delivered lead, --include-delivered asks for it: one")
-    redelivery = Redelivery(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
+    redelivery = ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
     rule = Rule(include_delivered=include_delivered, failed_only=failed_only)
     plan = redelivery.plan(asked, rule)
     document = _document(plan, asked, endpoint)
@@ -208,13 +208,13 @@ def _described(plan: Plan, asked: Range) -> list[str]:
     return lines
 
 
-def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *, wait: bool) -> dict[str, Any]:
+def _send(context: Context, redelivery: ReplayService, plan: Plan, asked: Range, *, wait: bool) -> dict[str, Any]:
     """Write the references and, if asked, wait until the sink has settled them all."""
     from nigredo.clock import utc_now
 
     total, began = plan.counts.to_send, utc_now()
     with _progress(context, "asking the sink", total) as shown:
-        redelivery.ask(plan.references, asked.describe(), shown)
+        redelivery.request(plan.references, asked.describe(), shown)
     if not wait:
         return {"written": total}
     wait_until_settled(context, redelivery.watch(plan.references), total)
@@ -222,7 +222,7 @@ def _send(context: Context, redelivery: Redelivery, plan: Plan, asked: Range, *,
     return {"written": total, "sent": total, "delivered": len(delivered)}
 
 
-def wait_until_settled(context: Context, watched: Settling, total: int) -> None:
+def wait_until_settled(context: Context, watched: ReplayProgress, total: int) -> None:
     """Show how many of the leads are sent until all are. Raises DependencyDown when nothing moves for ten minutes."""
     left, moved_at = total, time.monotonic()
     try:

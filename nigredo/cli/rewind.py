@@ -15,7 +15,7 @@ from nigredo.errors import ConfigurationError
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
-    from nigredo.operations.rewind import Offsets, Step, To
+    from nigredo.operations.rewind import Offsets, PartitionRewind, RewindTarget
     from nigredo.settings import Settings
 
 PART = "rewind"
@@ -93,8 +93,8 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
     raise ConfigurationError(f"there is no group {group}; there is {persister} and {sender}, with -ENDPOINT for others")
 
 
-def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> To:
-    from nigredo.operations.rewind import To
+def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> RewindTarget:
+    from nigredo.operations.rewind import RewindTarget
     from schemas.topics import LEADS
 
     offsets: dict[tuple[str, int], int] = {}
@@ -108,10 +108,10 @@ def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persist
         if place in offsets:
             raise ConfigurationError(f"{text}: this partition is named twice")
         offsets[place] = int(found[3])
-    return To(at=at, offsets=offsets or None, earliest=earliest)
+    return RewindTarget(at=at, offsets=offsets or None, earliest=earliest)
 
 
-def _described(steps: list[Step]) -> list[str]:
+def _described(steps: list[PartitionRewind]) -> list[str]:
     lines = []
     for step in steps:
         where = f"{step.topic} partition {step.partition}"

@@ -37,11 +37,11 @@ def status(context: Context, endpoint: str) -> None:
     """
     from nigredo.clock import utc_now
     from nigredo.endpoints.endpoint import named
-    from nigredo.operations.endpoint_status import look
+    from nigredo.operations.endpoint_status import read_status
 
     settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
     enabled = named(settings, endpoint).enabled and _current(context, settings).webhook_enabled
-    found = look(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
+    found = read_status(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
     if found.sender.paused is None:
         context.tell_whose_settings()
     problems = found.problems(now)
@@ -83,10 +83,10 @@ def status(context: Context, endpoint: str) -> None:
 
 def _current(context: Context, settings: Settings) -> Settings:
     """Return the settings as they hold now, live changes included."""
-    from nigredo.control.admin import Changes
+    from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import control_of
 
-    return control_of(settings, Changes(settings, context.actor).held()).settings
+    return control_of(settings, ControlAdmin(settings, context.actor).held()).settings
 
 
 @webhook.command()
@@ -181,12 +181,12 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
     from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
     from nigredo.operations.delivery_queries import undelivered as found
     from nigredo.operations.recovery.beyond import beyond, gaps
-    from nigredo.operations.replay import Redelivery
+    from nigredo.operations.replay import ReplayService
     from schemas.topics import DELIVERIES, LEADS
 
     settings = context.settings(PART, role="nigredo_app")
     # What is to come is asked first: a lead that is delivered meanwhile is then not in the rows any more.
-    redelivery = Redelivery(settings, endpoint, PART)
+    redelivery = ReplayService(settings, endpoint, PART)
     prospects = redelivery.prospects()
     in_log = beyond(settings, redelivery.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
     rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint))
@@ -206,12 +206,12 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
 
 def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
     """Return where an endpoint began that began with what came then, if that was remembered."""
-    from nigredo.control.admin import Changes
+    from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import ENDPOINT
     from nigredo.operations.delivery_queries import Begun
     from sinks.webhook.consumer.start_offsets import first_offsets
 
-    entries = Changes(settings, context.actor).held(ENDPOINT)
+    entries = ControlAdmin(settings, context.actor).held(ENDPOINT)
     entry = next((entry for entry in entries if entry.name == endpoint), None)
     found = None if entry is None else first_offsets(entry)
     return None if found is None else Begun(*found)

@@ -12,7 +12,7 @@ from nigredo.clock import utc_now
 from nigredo.control.state import FALLS_BACK, beneath, covering, decode_entry, held_at, key_of
 from nigredo.errors import DependencyDown
 from nigredo.kafka.publisher import Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.events import AuditEntry, ControlEntry
@@ -25,7 +25,7 @@ DELIVERY_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoredEntry:
     """An entry, and the partition it was found in."""
 
     entry: ControlEntry
@@ -43,7 +43,7 @@ class Change:
     """A setting or a block with an end gives way to the permanent one again."""
 
 
-class Changes:
+class ControlAdmin:
     """Reads and changes what stands in `nigredo.control`. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, actor: str) -> None:
@@ -55,9 +55,9 @@ class Changes:
         self.written: dict[int, int] = {}
         """The last offset of these changes in each partition of the topic: a process that has applied it obeys."""
 
-    def standing(self) -> Mapping[bytes, Standing]:
+    def entries(self) -> Mapping[bytes, StoredEntry]:
         """Return what stands now, by key; what has expired too."""
-        codec, reader = self._ready_codec(), LogReader(self._settings, "control")
+        codec, reader = self._ready_codec(), TopicReader(self._settings, "control")
         values: dict[bytes, list[tuple[bytes, int]]] = {}
         for message in reader.read_to_end(CONTROL, reader.partitions(CONTROL), deadline_s=READ_DEADLINE_S):
             key, value = message.key(), message.value()
@@ -67,18 +67,18 @@ class Changes:
                 values.pop(key, None)
             else:
                 values.setdefault(key, []).append((value, message.partition() or 0))
-        found: dict[bytes, Standing] = {}
+        found: dict[bytes, StoredEntry] = {}
         for key, newest_last in values.items():
             # The last one that can be read stands; one that was replaced or removed since is no news.
             for value, partition in reversed(newest_last):
                 if (entry := decode_entry(codec, key, value)) is not None:
-                    found[key] = Standing(entry, partition)
+                    found[key] = StoredEntry(entry, partition)
                     break
         return found
 
     def held(self, kind: str | None = None) -> list[ControlEntry]:
         """Return the entries that hold now, of all kinds or one, oldest first."""
-        standing = (stands.entry for stands in self.standing().values())
+        standing = (stands.entry for stands in self.entries().values())
         held = held_at(utc_now(), (entry for entry in standing if kind in (None, entry.kind)))
         return sorted(held, key=lambda entry: entry.set_at)
 
@@ -90,7 +90,7 @@ class Changes:
 
     def remove(self, kind: str, name: str) -> bool:
         """Remove an entry; return whether there was one."""
-        if key_of(kind, name) not in self.standing():
+        if key_of(kind, name) not in self.entries():
             return False
         self.apply([Change(kind, name, None)])
         return True
@@ -100,7 +100,7 @@ class Changes:
 
         Raises DependencyDown, which names those that Kafka has, when it does not take them all: repeating is safe.
         """
-        codec, standing, now = self._ready_codec(), self.standing(), utc_now()
+        codec, standing, now = self._ready_codec(), self.entries(), utc_now()
         permanent: list[ControlEntry | None] = []
         records: list[tuple[Change, int | None, bytes | None, bytes]] = []
         for change in changes:
@@ -128,7 +128,7 @@ class Changes:
 
     async def _publish(self, records: Sequence[tuple[Change, int | None, bytes | None, bytes]]) -> None:
         config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
-        publisher, reader = Publisher(config, in_flight_max=2 * len(records)), LogReader(self._settings, "control")
+        publisher, reader = Publisher(config, in_flight_max=2 * len(records)), TopicReader(self._settings, "control")
 
         async def publish(change: Change, partition: int | None, value: bytes | None, audit: bytes) -> None:
             key = key_of(change.kind, change.name)

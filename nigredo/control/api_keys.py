@@ -31,10 +31,10 @@ class ApiKey:
 def create(name: str, scopes: frozenset[str]) -> tuple[str, ApiKey]:
     """Return a new key's text, which is shown once, and what is kept of it."""
     text = f"{PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
-    return text, kept(text, name, scopes)
+    return text, stored_form(text, name, scopes)
 
 
-def kept(text: str, name: str, scopes: frozenset[str]) -> ApiKey:
+def stored_form(text: str, name: str, scopes: frozenset[str]) -> ApiKey:
     """Return what is kept of a key's text. Raises ValueError when it is none."""
     found = _KEY.fullmatch(text)
     if found is None:
@@ -52,7 +52,7 @@ def from_value(key_id: str, value: Mapping[str, str]) -> ApiKey:
     return ApiKey(key_id, value["name"], value["sha256"], frozenset(value["scopes"].split()))
 
 
-def known(text: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
+def verify(text: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
     """Return the key that a text is, if it is one of these."""
     found = _KEY.fullmatch(text)
     if found is None or (key := keys.get(found[1])) is None:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from nigredo.avro.codec import Codec
-from nigredo.control.state import ControlKeeper
-from nigredo.kafka.materialized_view import Row, TopicView
+from nigredo.control.state import ControlView
+from nigredo.kafka.materialized_view import MaterializedView, Row
 from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
@@ -25,7 +25,7 @@ KNOWN_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.2
 
 
-class _Keeper(ControlKeeper):
+class _Keeper(ControlView):
     """A `ControlKeeper` that tells, once, when a group is asked to leave."""
 
     def __init__(self, settings: Settings, codec: Codec, group: str) -> None:
@@ -44,13 +44,13 @@ class _Keeper(ControlKeeper):
             tell()
 
 
-class Leave:
+class GroupDrain:
     """What one process knows about being asked to leave its group, from `open` to `close`."""
 
     def __init__(self, settings: Settings, component: str) -> None:
         codec = Codec(PinnedSchemas(settings))
         self._keeper = _Keeper(settings, codec, settings.function(component))
-        self._view = TopicView(settings, component, CONTROL, self._keeper)
+        self._view = MaterializedView(settings, component, CONTROL, self._keeper)
 
     def open(self) -> None:
         """Begin to listen."""

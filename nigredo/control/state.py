@@ -41,7 +41,7 @@ _PERMANENT = "permanent."
 _BITS = {4: 32, 6: 128}
 
 
-class Networks:
+class NetworkSet:
     """Networks to look an address up in; a look-up costs as many steps as there are lengths of prefix, not networks."""
 
     def __init__(self, networks: Iterable[Network] = ()) -> None:
@@ -65,14 +65,14 @@ class Control:
     """What holds at present. Replaced as a whole, never changed."""
 
     settings: Settings
-    blocked: Networks = field(default_factory=Networks)
+    blocked: NetworkSet = field(default_factory=NetworkSet)
     api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
     """By their ids."""
     leaving: frozenset[str] = frozenset()
     """Consumer groups whose members stay away while their offsets are set."""
 
 
-class ControlKeeper:
+class ControlView:
     """Keeps `current` true for a `TopicView` of `nigredo.control`; read it from any thread."""
 
     def __init__(self, settings: Settings, codec: Codec, clock: Clock = utc_now) -> None:
@@ -171,7 +171,7 @@ def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
                 leaving.add(entry.name)
         except (ConfigurationError, KeyError, ValueError) as error:
             log.error("a control entry is not understood", kind=entry.kind, error=type(error).__name__)
-    return Control(settings, Networks(blocked), keys, frozenset(leaving))
+    return Control(settings, NetworkSet(blocked), keys, frozenset(leaving))
 
 
 def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:

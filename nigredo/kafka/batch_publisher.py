@@ -17,7 +17,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import BY_KEY, Headers, Overloaded, Silence, answers, as_ours, fail_left, give_up
+from nigredo.kafka.publisher import BY_KEY, Headers, Overloaded, Silence, answers, as_product_error, fail_left, give_up
 from nigredo.observability.logs import get_logger
 
 log = get_logger()
@@ -51,10 +51,10 @@ class _Batch:
     def failed(self, error: KafkaError | None, _: Message) -> None:
         """Keep the first failure; called by librdkafka in the flushing thread, for records that failed alone."""
         if error is not None and self.error is None:
-            self.error = as_ours(error)
+            self.error = as_product_error(error)
 
 
-class BulkPublisher:
+class BatchPublisher:
     """An idempotent producer whose every batch answers with one future on the event loop.
 
     Belongs to the event loop it was made in; `publish_all` is called there. Always `await close()`.
@@ -103,7 +103,7 @@ class BulkPublisher:
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
-            raise as_ours(error.args[0]) from error
+            raise as_product_error(error.args[0]) from error
         if empty:
             batch.future.set_result(None)
         return batch.future

@@ -9,7 +9,7 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import client_config, told
+from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
@@ -62,7 +62,7 @@ def _described(settings: Settings, group: str) -> ConsumerGroupDescription:
         asked = admin.describe_consumer_groups([group], request_timeout=CALL_TIMEOUT_S)
         found: ConsumerGroupDescription = asked[group].result(CALL_TIMEOUT_S + 2)
     except KafkaException as error:
-        raise DependencyDown(f"group {group} cannot be described: {told(error.args[0])}") from error
+        raise DependencyDown(f"group {group} cannot be described: {describe_error(error.args[0])}") from error
     except TimeoutError as error:
         raise DependencyDown(f"group {group} cannot be described: Kafka does not answer") from error
     return found
@@ -77,7 +77,7 @@ def ensure_answer(admin: AdminClient) -> None:
     try:
         admin.list_topics(timeout=ANSWER_TIMEOUT_S)
     except KafkaException as error:
-        raise DependencyDown(told(error.args[0])) from error
+        raise DependencyDown(describe_error(error.args[0])) from error
 
 
 def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
@@ -97,13 +97,13 @@ def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicParti
         except UnicodeDecodeError:
             continue  # Here too, though seldom: the next copy has another end.
         except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error
         for at in found:
             if at.error is not None:
                 # Not to be taken for a partition without an offset: some begin such a one anew.
-                raise DependencyDown(told(at.error))
+                raise DependencyDown(describe_error(at.error))
         by_place = {(at.topic, at.partition): at for at in found}
         return [by_place[at.topic, at.partition] for at in asked]
     raise DependencyDown(f"the metadata of {group} cannot be read")
@@ -131,8 +131,8 @@ def commit_offsets(
         answers = admin.alter_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
         for answer in answers[group].result(CALL_TIMEOUT_S + 2).topic_partitions:
             if answer.error is not None:
-                raise DependencyDown(f"offsets of {group} cannot be set: {told(answer.error)}")
+                raise DependencyDown(f"offsets of {group} cannot be set: {describe_error(answer.error)}")
     except KafkaException as error:
-        raise DependencyDown(f"offsets of {group} cannot be set: {told(error.args[0])}") from error
+        raise DependencyDown(f"offsets of {group} cannot be set: {describe_error(error.args[0])}") from error
     except TimeoutError as error:
         raise DependencyDown(f"offsets of {group} cannot be set: Kafka does not answer") from error

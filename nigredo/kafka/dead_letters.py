@@ -13,7 +13,7 @@ from nigredo.errors import RecordRefused
 from nigredo.kafka.materialized_view import Row
 from nigredo.kafka.parking import Before, before
 from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.instrument import OTHER
 from nigredo.plural import counted
@@ -82,7 +82,7 @@ async def park(publisher: Publishes, codec: Codec, function: str, record: Record
     metrics.RECORDS_PARKED.of(reason).inc()
 
 
-def parked_before(reader: LogReader, function: str, topic: str) -> Before:
+def parked_before(reader: TopicReader, function: str, topic: str) -> Before:
     """Return which of the last records of a topic, before its group's positions, a function parked.
 
     Blocks. Raises DependencyDown.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from confluent_kafka import Consumer, KafkaException
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import told
+from nigredo.kafka.publisher import describe_error
 
 
 class KeptConsumer:
@@ -34,7 +34,7 @@ class KeptConsumer:
             yield consumer
         except KafkaException as error:
             consumer.close()
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         except BaseException:
             consumer.close()
             raise

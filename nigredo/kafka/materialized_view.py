@@ -18,8 +18,8 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Arrivals, Trail
-from nigredo.kafka.publisher import client_config, told
-from nigredo.kafka.topic_reader import READ_AHEAD, Loading, LogReader, mark_of
+from nigredo.kafka.publisher import client_config, describe_error
+from nigredo.kafka.topic_reader import READ_AHEAD, LoadProgress, TopicReader, mark_of
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     timestamp_ms: int
 
 
-class Keeper(Protocol):
+class ViewState(Protocol):
     """Keeps what a topic says. What it raises makes the view load the topic again after a while, from `begin` on."""
 
     def begin(self) -> None:
@@ -58,10 +58,10 @@ class Keeper(Protocol):
         """Take over what came since `begin`: it is all that the topic held when it was begun."""
 
 
-class TopicView:
+class MaterializedView:
     """Reads all of one topic for a keeper, from `open` to `close`."""
 
-    def __init__(self, settings: Settings, component: str, topic: str, keeper: Keeper) -> None:
+    def __init__(self, settings: Settings, component: str, topic: str, keeper: ViewState) -> None:
         self._topic = topic
         self._keeper = keeper
         self._config = client_config(settings, settings.function(component)) | {
@@ -72,7 +72,7 @@ class TopicView:
             "auto.offset.reset": "error",
             **READ_AHEAD,
         }
-        self._reader = LogReader(settings, component)
+        self._reader = TopicReader(settings, component)
         self._proof = LogProof(settings, component)
         self._loaded = threading.Event()
         self._stopping = threading.Event()
@@ -104,7 +104,7 @@ class TopicView:
             try:
                 self._read()
             except (DependencyDown, KafkaException) as error:
-                reason = str(error) if isinstance(error, DependencyDown) else told(error.args[0])
+                reason = str(error) if isinstance(error, DependencyDown) else describe_error(error.args[0])
                 log.warning("a topic is loaded again", topic=self._topic, reason=reason)
             except Exception as error:
                 # Nobody else would notice that what it keeps no longer changes.
@@ -117,7 +117,9 @@ class TopicView:
         try:
             partitions, topic_id = self._partitions(consumer), self._topic_id()
             marks = self._begin(consumer, partitions)
-            loading = Loading(self._topic, {partition: end for partition, (low, end) in marks.items() if low < end})
+            loading = LoadProgress(
+                self._topic, {partition: end for partition, (low, end) in marks.items() if low < end}
+            )
             followed = _Followed(self._topic, topic_id, {partition: end for partition, (_, end) in marks.items()})
             while not loading.over(consumer):
                 loading.took(self._hand_over(consumer, followed))
@@ -183,7 +185,7 @@ class TopicView:
         for message in messages:
             if (error := message.error()) is not None:
                 # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
-                raise DependencyDown(told(error))
+                raise DependencyDown(describe_error(error))
         return len(messages)
 
 

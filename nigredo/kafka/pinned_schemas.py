@@ -17,7 +17,7 @@ from nigredo.avro.registry_client import open_registry
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.kafka.publisher import Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 from schemas.topics import SCHEMAS
 
@@ -35,7 +35,7 @@ class PinnedSchemas:
     """What `Codec` encodes and decodes by. Safe to use from several threads; every call may block."""
 
     def __init__(self, settings: Settings, component: str = "schemas") -> None:
-        self._reader = LogReader(settings, component)
+        self._reader = TopicReader(settings, component)
         self._registry = open_registry(settings)
         self._pins = Pins()
         self._unknown: dict[int, float] = {}
@@ -83,7 +83,7 @@ class PinnedSchemas:
         raise SchemaUnknown("neither pinned nor known to the registry")
 
 
-def read_pins(reader: LogReader) -> Pins:
+def read_pins(reader: TopicReader) -> Pins:
     """Return the pins of the cluster as they stand. Raises DependencyDown, also for pins that contradict each other."""
     pins = Pins()
     reader.partitions(SCHEMAS)  # Told apart from a partition that is empty.

@@ -35,7 +35,7 @@ SILENT_FOR_S = 10.0
 SILENT_LOOK_EVERY_S = 3.0
 SILENT_LOOKS = 4
 """Answers of Kafka in a row, without an acknowledgement meanwhile, after which a producer is replaced."""
-FOR_EVER_S = 3600.0
+HOLD_INPUT_DELIVERY_TIMEOUT_S = 3600.0
 """Delivery timeout of a process that holds its input back until Kafka takes the output."""
 
 
@@ -43,7 +43,7 @@ class Overloaded(DependencyDown):
     """As many records as allowed already wait for their acknowledgement: slow down."""
 
 
-class Position(NamedTuple):
+class AckedPosition(NamedTuple):
     """Where the broker put a record; the offset is unknown when it only says that it had the record before."""
 
     topic: str
@@ -144,7 +144,7 @@ class Publisher:
         self._producer = Producer(self._config)
         self._answer_within_s = answer_within_s
         # In the order of publishing, with the time by which each is answered.
-        self._pending: dict[asyncio.Future[Position], float] = {}
+        self._pending: dict[asyncio.Future[AckedPosition], float] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         self._poll_soon = False
@@ -160,7 +160,7 @@ class Publisher:
         value: bytes | None,
         headers: Headers = (),
         partition: int | None = None,
-    ) -> asyncio.Future[Position]:
+    ) -> asyncio.Future[AckedPosition]:
         """Hand a record to Kafka; the future resolves to its position once all in-sync replicas have it.
 
         The future fails with DependencyDown when the delivery timeout passed first (the record may still have been
@@ -169,7 +169,7 @@ class Publisher:
         """
         if self._closed or len(self._pending) >= self._in_flight_max:
             raise Overloaded("too many records wait for Kafka's acknowledgement")
-        future: asyncio.Future[Position] = self._loop.create_future()
+        future: asyncio.Future[AckedPosition] = self._loop.create_future()
         try:
             self._producer.produce(
                 topic,
@@ -182,11 +182,11 @@ class Publisher:
         except BufferError as error:
             raise Overloaded("the producer's queue is full") from error
         except KafkaException as error:
-            raise as_ours(error.args[0]) from error
+            raise as_product_error(error.args[0]) from error
         self._await(future)
         return future
 
-    def _await(self, future: asyncio.Future[Position]) -> None:
+    def _await(self, future: asyncio.Future[AckedPosition]) -> None:
         self._silence.waits(self._loop.time())
         self._pending[future] = self._loop.time() + (self._answer_within_s or 0.0)
         if not self._poll_soon:
@@ -205,7 +205,7 @@ class Publisher:
         try:
             found = self._producer.list_topics(topic, timeout=timeout_s).topics.get(topic)
         except KafkaException as error:
-            raise as_ours(error.args[0]) from error
+            raise as_product_error(error.args[0]) from error
         if found is None or found.error is not None:
             raise DependencyDown(f"there is no topic {topic} yet")
 
@@ -234,18 +234,18 @@ class Publisher:
                 future.set_exception(DependencyDown("Kafka did not acknowledge in time"))
         self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue) if self._pending else None
 
-    def _delivered(self, future: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, future: asyncio.Future[AckedPosition], error: KafkaError | None, message: Message) -> None:
         """Answer one record; called by librdkafka out of `_poll`."""
         if error is not None:
-            outcome = as_ours(error)
+            outcome = as_product_error(error)
             if isinstance(outcome, RecordRefused):
                 self._silence.ends()
             self._resolve(future, outcome)
         else:
             self._silence.ends()
-            self._resolve(future, Position(message.topic() or "", message.partition() or 0, message.offset()))
+            self._resolve(future, AckedPosition(message.topic() or "", message.partition() or 0, message.offset()))
 
-    def _resolve(self, future: asyncio.Future[Position], outcome: Position | Exception) -> None:
+    def _resolve(self, future: asyncio.Future[AckedPosition], outcome: AckedPosition | Exception) -> None:
         self._pending.pop(future, None)
         if future.done():
             return
@@ -317,13 +317,13 @@ def give_up(producer: Producer) -> None:
         producer.flush(1.0)
 
 
-def told(error: KafkaError) -> str:
+def describe_error(error: KafkaError) -> str:
     """Return an error in the words of the product; Kafka's own name of it where it is more than that nobody answers."""
     return "Kafka does not answer" if error.code() in NOBODY_ANSWERS else f"Kafka: {error.name()}"
 
 
-def as_ours(error: KafkaError) -> Exception:
+def as_product_error(error: KafkaError) -> Exception:
     """Classify a client error by what its caller must do."""
     if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD):
         return RecordRefused("too_large" if error.code() != KafkaError.INVALID_RECORD else "invalid", error.name())
-    return DependencyDown(told(error))
+    return DependencyDown(describe_error(error))

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (
 )
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import client_config, told
+from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.plural import counted
 from nigredo.settings import Settings
 from schemas.topics import SCHEMA_PINS, TOPICS, TopicSpec
@@ -55,7 +55,7 @@ def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = EVERYWHER
         _until_served(admin, specs, [spec.name for spec in missing])
         return created + _correct(admin, {name: spec for name, spec in specs.items() if name in present})
     except KafkaException as error:
-        raise DependencyDown(told(error.args[0])) from error
+        raise DependencyDown(describe_error(error.args[0])) from error
     except TimeoutError as error:
         raise DependencyDown("Kafka does not answer") from error
 
@@ -96,7 +96,7 @@ def add_partitions(settings: Settings, wanted: Mapping[str, int]) -> None:
             done.result(CALL_TIMEOUT_S + 2)
         _until_served(admin, wanted, list(wanted), wanted)
     except KafkaException as error:
-        raise DependencyDown(told(error.args[0])) from error
+        raise DependencyDown(describe_error(error.args[0])) from error
     except TimeoutError as error:
         raise DependencyDown("Kafka does not answer") from error
 

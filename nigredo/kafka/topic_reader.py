@@ -28,7 +28,7 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import committed_offsets
 from nigredo.kafka.kept_consumer import KeptConsumer
 from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, from_metadata
-from nigredo.kafka.publisher import client_config, told
+from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 
@@ -49,7 +49,7 @@ ASKING_KEPT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PartitionLag:
     """Where a group stands in one partition: what it committed, if it ever did, and where the log starts and ends."""
 
     topic: str
@@ -59,7 +59,7 @@ class Standing:
     end: int
 
 
-class Loading:
+class LoadProgress:
     """How far a consumer has come in reading partitions to the ends that were recorded first."""
 
     def __init__(self, topic: str, ends: Mapping[int, int]) -> None:
@@ -110,7 +110,7 @@ class EndNotReached(DependencyDown):
     """There is more to read than the time allows, though Kafka answers."""
 
 
-class LogReader:
+class TopicReader:
     """Plain reads of one cluster. No two calls share a client at a time, so it may be used from several threads."""
 
     def __init__(self, settings: Settings, component: str) -> None:
@@ -150,7 +150,7 @@ class LogReader:
                 asked = [TopicPartition(topic, p, int(since.timestamp() * 1000)) for p in open_partitions]
                 found = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
                 if (error := next((at.error for at in found if at.error is not None), None)) is not None:
-                    raise DependencyDown(told(error))
+                    raise DependencyDown(describe_error(error))
                 # A partition without a record that young is told as its end, where no position would ever show.
                 starts = [at for at in found if at.offset >= 0]
                 open_partitions = {at.partition for at in starts}
@@ -158,7 +158,7 @@ class LogReader:
             return
         with self._reading() as consumer:
             consumer.assign(starts)
-            loading = Loading(topic, {p: end for p, (_, end) in marks.items() if p in open_partitions})
+            loading = LoadProgress(topic, {p: end for p, (_, end) in marks.items() if p in open_partitions})
             deadline = time.monotonic() + deadline_s
             while not loading.over(consumer):
                 messages = _arrived(consumer)
@@ -229,7 +229,7 @@ class LogReader:
                         raise
         except KafkaException as error:
             self._kept_admin = None
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         except TimeoutError as error:
             self._kept_admin = None
             raise DependencyDown("Kafka does not answer") from error
@@ -267,7 +267,7 @@ class LogReader:
             asked = [TopicPartition(topic, partition, int(at.timestamp() * 1000))]
             (found,) = consumer.offsets_for_times(asked, timeout=CALL_TIMEOUT_S)
             if found.error is not None:
-                raise DependencyDown(told(found.error))
+                raise DependencyDown(describe_error(found.error))
             return int(found.offset) if found.offset >= 0 else end
 
     def topics(self) -> list[str]:
@@ -315,7 +315,7 @@ class LogReader:
             for at in self._committed(group, [TopicPartition(topic, number) for number in partitions])
         }
 
-    def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[Standing]:
+    def standing(self, group: str, partitions: Mapping[str, Sequence[int]]) -> list[PartitionLag]:
         """Return where a group stands in partitions of topics, in the order given. Raises DependencyDown."""
         asked = [TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers]
         if not asked:
@@ -325,7 +325,7 @@ class LogReader:
             found = []
             for at in committed:
                 start, end = self._watermarks(consumer, at.topic, at.partition)
-                found.append(Standing(at.topic, at.partition, _offset(at), start, end))
+                found.append(PartitionLag(at.topic, at.partition, _offset(at), start, end))
             return found
 
     def _committed(self, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
@@ -352,7 +352,7 @@ class LogReader:
         try:
             yield consumer
         except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         finally:
             consumer.close()
 

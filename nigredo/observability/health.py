@@ -31,7 +31,7 @@ class Health:
         self._held: dict[str, str] = {}
         self._details: Callable[[], Mapping[str, Any]] = dict
 
-    def tell_also(self, details: Callable[[], Mapping[str, Any]]) -> None:
+    def add_details(self, details: Callable[[], Mapping[str, Any]]) -> None:
         """Let the health document say what this returns too; called from the listener's thread."""
         self._details = details
 

@@ -63,11 +63,11 @@ def configure_logging(function: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
-    handler.addFilter(Seldom())
+    handler.addFilter(RateLimitedFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
-class Seldom(logging.Filter):
+class RateLimitedFilter(logging.Filter):
     """Lets each text of a library through once in a while: some write several a second while Kafka is away.
 
     Our own lines do not come this way. The next one that comes through says how many were left out.

@@ -21,8 +21,8 @@ from nigredo.errors import NigredoError
 from nigredo.kafka.dead_letters import LEFT_OUT, READ_DEADLINE_S, Origin
 from nigredo.kafka.publisher import Publisher, producer_config
 from nigredo.kafka.record import Record, record_of
-from nigredo.kafka.topic_reader import LogReader
-from nigredo.operations.replay import Redelivery
+from nigredo.kafka.topic_reader import TopicReader
+from nigredo.operations.replay import ReplayService
 from nigredo.operations.replay_plan import FIRST_ENDPOINT, References
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
@@ -65,7 +65,7 @@ class DeadLetters:
         self._settings = settings
         self._actor = actor
         self._store = store
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
 
     @cached_property
     def _codec(self) -> Codec:
@@ -199,7 +199,7 @@ class DeadLetters:
     def _send(self, endpoint: str, record: Record) -> None:
         references = References(record.partition)
         references.add(UUID((record.key or b"").decode()).bytes, record.offset)
-        Redelivery(self._settings, endpoint or FIRST_ENDPOINT, self._actor).ask([references], "dead letters")
+        ReplayService(self._settings, endpoint or FIRST_ENDPOINT, self._actor).request([references], "dead letters")
 
     def _refuse_erased(self, record: Record) -> None:
         """Raise NotRetried when the lead was erased after its record: nothing may bring the person back."""

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from nigredo.errors import DependencyDown
-from nigredo.operations.recovery.beyond import Beyond
+from nigredo.operations.recovery.beyond import UnloggedLeads
 from nigredo.postgres.pool import describe
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt
@@ -102,7 +102,7 @@ class _Id:
 
 
 def undelivered(
-    settings: Settings, endpoint: str, since: datetime, limit: int, beyond: Beyond, begun: Begun | None
+    settings: Settings, endpoint: str, since: datetime, limit: int, beyond: UnloggedLeads, begun: Begun | None
 ) -> Sequence[Undelivered]:
     """Return the leads without a delivered attempt at an endpoint, oldest first, by the tables and what is beyond them.
 

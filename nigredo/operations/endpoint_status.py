@@ -14,7 +14,7 @@ import httpx
 from nigredo.clock import from_ms
 from nigredo.kafka.consumer_groups import sender_group, unread
 from nigredo.kafka.dead_letters import Origin
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.recovery.plan import Stored, disagreement
 from nigredo.operations.replay_plan import from_key
 from nigredo.operations.webhook_topics import WebhookTopics
@@ -104,14 +104,16 @@ class EndpointHealth:
         return found
 
 
-def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, listener: str | None) -> EndpointHealth:
+def read_status(
+    settings: Settings, endpoint: str, now: datetime, *, enabled: bool, listener: str | None
+) -> EndpointHealth:
     """Return how delivery to an endpoint goes.
 
     enabled: whether it is, by settings and switches; a sender that is ready knows better.
     listener: address of the sender's health listener, where that is known. Raises ConfigurationError for an endpoint
     that was never begun, DependencyDown.
     """
-    reader = LogReader(settings, COMPONENT)
+    reader = TopicReader(settings, COMPONENT)
     topics = WebhookTopics(settings, reader)
     lag, waiting, oldest = 0, 0, []
     live = topics.live_offsets(endpoint)
@@ -146,7 +148,7 @@ def look(settings: Settings, endpoint: str, now: datetime, *, enabled: bool, lis
     )
 
 
-def _not_judged(settings: Settings, reader: LogReader) -> str | None:
+def _not_judged(settings: Settings, reader: TopicReader) -> str | None:
     """Return why the limiter does not go on in some partition, as its positions and the log tell."""
     group = settings.function("rate-limiter")
     for number, position in reader.positions(group, SUBMISSIONS, reader.partitions(SUBMISSIONS)).items():
@@ -164,7 +166,7 @@ def _parked(settings: Settings, topics: WebhookTopics, endpoint: str) -> int:
     return sum(origin is not None and origin.function in functions for origin in origins)
 
 
-def _outcomes(reader: LogReader, topics: WebhookTopics, endpoint: str, since: datetime) -> Iterator[str]:
+def _outcomes(reader: TopicReader, topics: WebhookTopics, endpoint: str, since: datetime) -> Iterator[str]:
     for partition in reader.partitions(DELIVERIES):
         start = reader.offset_at(DELIVERIES, partition, since)
         _, end = reader.watermarks(DELIVERIES, partition)

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import LEAVE
 from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import members
@@ -41,7 +41,7 @@ def drained(
     that raises DependencyDown when too little of that time is left to set offsets. Raises DependencyDown when another
     command drains the group, and when the members do not leave, or do not come back; they come back in any case.
     """
-    changes = Changes(settings, actor)
+    changes = ControlAdmin(settings, actor)
     if held := next((entry for entry in changes.held(LEAVE) if entry.name == group), None):
         # Whichever ended first would let the members come back under the other one.
         ends = "it is removed" if held.expires_at is None else f"{held.expires_at:%H:%M:%S} UTC"

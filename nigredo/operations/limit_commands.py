@@ -15,8 +15,8 @@ from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from nigredo.kafka.cloudevents import cloud_event
-from nigredo.kafka.publisher import Position, Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.publisher import AckedPosition, Publisher, producer_config
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.events import AuditEntry, LimitReset, RateLimitState, RejectionRelease
@@ -34,7 +34,7 @@ class LimiterCommands:
     def __init__(self, settings: Settings, actor: str) -> None:
         """actor: who gives them, for the audit."""
         self.actor = actor
-        self.reader = LogReader(settings, "control")
+        self.reader = TopicReader(settings, "control")
         self._settings = settings
         self._name = settings.function("control")
         self._codec: Codec | None = None
@@ -68,14 +68,14 @@ class LimiterCommands:
                 found[network] = state
         return found
 
-    def reset(self, networks: Sequence[str]) -> list[Position]:
+    def reset(self, networks: Sequence[str]) -> list[AckedPosition]:
         """Ask for client networks to be freed; done when Kafka has it, and its audit."""
         resets = [LimitReset(network, self.actor, utc_now()) for network in networks]
         return self._publish(
             [(reset, AuditEntry(self.actor, "limit.reset", reset.client_network, {}, utc_now())) for reset in resets]
         )
 
-    def release(self, releases: Sequence[RejectionRelease]) -> list[Position]:
+    def release(self, releases: Sequence[RejectionRelease]) -> list[AckedPosition]:
         """Ask for refused submissions to be put through; done when Kafka has it, and its audit."""
         return self._publish(
             [
@@ -84,12 +84,12 @@ class LimiterCommands:
             ]
         )
 
-    def _publish(self, commands: Sequence[tuple[LimitReset | RejectionRelease, AuditEntry]]) -> list[Position]:
+    def _publish(self, commands: Sequence[tuple[LimitReset | RejectionRelease, AuditEntry]]) -> list[AckedPosition]:
         codec = self.codec
 
-        async def publish() -> list[Position]:
+        async def publish() -> list[AckedPosition]:
             config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
-            publisher, positions = Publisher(config, in_flight_max=2 * AT_ONCE), list[Position]()
+            publisher, positions = Publisher(config, in_flight_max=2 * AT_ONCE), list[AckedPosition]()
             try:
                 for some in (commands[start : start + AT_ONCE] for start in range(0, len(commands), AT_ONCE)):
                     sent, told = [], []
@@ -111,7 +111,7 @@ class LimiterCommands:
         # What Kafka has stands below it, wherever that is.
         return self.reader.watermarks(SUBMISSIONS, partition)[1]
 
-    def wait_handled(self, positions: Sequence[Position], *, deadline_s: float) -> None:
+    def wait_handled(self, positions: Sequence[AckedPosition], *, deadline_s: float) -> None:
         """Wait until the limiter has committed past these records: by then what it made of them is in Kafka.
 
         Raises DependencyDown past the deadline; the commands hold all the same, as soon as the limiter comes to them.

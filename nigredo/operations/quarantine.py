@@ -15,7 +15,7 @@ from schemas.topics import LEADS, REJECTIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class QuarantinedSubmission:
     """A refused submission and its place in `nigredo.rejections`."""
 
     rejection: Rejection
@@ -29,7 +29,9 @@ class Quarantine:
     def __init__(self, commands: LimiterCommands) -> None:
         self._commands = commands
 
-    def kept(self, *, ids: Collection[UUID] | None = None, since: datetime | None = None) -> Mapping[UUID, Kept]:
+    def kept(
+        self, *, ids: Collection[UUID] | None = None, since: datetime | None = None
+    ) -> Mapping[UUID, QuarantinedSubmission]:
         """Return what is in quarantine, by id: all of it, or these ids, or what was refused since."""
         reader, wanted = self._commands.reader, None if ids is None else {str(each).encode() for each in ids}
         newest: dict[bytes, tuple[bytes, int, int]] = {}
@@ -46,7 +48,7 @@ class Quarantine:
         for value, partition, offset in newest.values():
             rejection = self._decoded(value)
             if rejection is not None:
-                found[rejection.id] = Kept(rejection, partition, offset)
+                found[rejection.id] = QuarantinedSubmission(rejection, partition, offset)
         return found
 
     def _decoded(self, value: bytes) -> Rejection | None:
@@ -56,7 +58,7 @@ class Quarantine:
             return None
         return event if isinstance(event, Rejection) else None
 
-    def release(self, kept: Collection[Kept], *, deadline_s: float) -> Mapping[UUID, tuple[int, int]]:
+    def release(self, kept: Collection[QuarantinedSubmission], *, deadline_s: float) -> Mapping[UUID, tuple[int, int]]:
         """Put these submissions through; return where in `nigredo.leads` each lead that came of it is.
 
         One that is not in the answer was put through by somebody else meanwhile, or was not at all: `kept` tells.

@@ -15,10 +15,20 @@ from uuid import UUID
 from nigredo.avro.codec import Codec
 from nigredo.clock import from_ms, utc_now
 from nigredo.errors import ConfigurationError
-from nigredo.kafka.materialized_view import Row, TopicView
+from nigredo.kafka.materialized_view import MaterializedView, Row
 from nigredo.kafka.publisher import Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
-from nigredo.operations.replay_plan import Counts, LeadSeen, References, Rule, Tried, asked_for, from_key, key_of, sift
+from nigredo.kafka.topic_reader import TopicReader
+from nigredo.operations.replay_plan import (
+    AttemptSeen,
+    Counts,
+    LeadSeen,
+    References,
+    Rule,
+    asked_for,
+    from_key,
+    key_of,
+    select,
+)
 from nigredo.operations.webhook_topics import WebhookTopics
 from nigredo.plural import counted
 from nigredo.settings import Settings
@@ -51,7 +61,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Prospects:
+class NextSteps:
     """What comes next for a lead that an endpoint does not have."""
 
     committed: Mapping[int, int]
@@ -74,7 +84,7 @@ class Plan:
     references: tuple[References, ...]
 
 
-class Redelivery:
+class ReplayService:
     """Sends again to one endpoint. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, endpoint: str, actor: str) -> None:
@@ -83,7 +93,7 @@ class Redelivery:
         self._settings = settings
         self._actor = actor
         self._name = settings.function(COMPONENT)
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self.topics = WebhookTopics(settings, self._reader)
 
     # --- a plan -------------------------------------------------------------------------------------------------------
@@ -106,7 +116,9 @@ class Redelivery:
                 continue
             scan = _Scan(self._reader, asked, partition, start, ends[partition], limits[partition])
             leads, erased = asked_for(scan.leads())
-            told, references = sift(partition, leads, erased, self._tried(partition, leads, scan.oldest), waiting, rule)
+            told, references = select(
+                partition, leads, erased, self._tried(partition, leads, scan.oldest), waiting, rule
+            )
             counts, not_reached = counts + told, not_reached + scan.not_reached
             found.append(references)
         return Plan(counts, not_reached, tuple(found))
@@ -119,9 +131,9 @@ class Redelivery:
             return self._reader.offset_at(LEADS, partition, asked.since)
         return 0
 
-    def _tried(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[Tried]:
+    def _tried(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[AttemptSeen]:
         for attempt in self._attempts(partition, leads, oldest):
-            yield Tried(attempt.lead_id.bytes, attempt.outcome == "delivered")
+            yield AttemptSeen(attempt.lead_id.bytes, attempt.outcome == "delivered")
 
     def _attempts(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[DeliveryAttempt]:
         """Yield the attempts at these leads. They are in the partition of their lead."""
@@ -137,16 +149,16 @@ class Redelivery:
             if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self.endpoint:
                 yield attempt
 
-    def prospects(self) -> Prospects:
+    def prospects(self) -> NextSteps:
         """Return what comes next for leads that were not delivered. Raises ConfigurationError as `plan` does."""
         committed = self.topics.live_offsets(self.endpoint)
         waiting = self.topics.waiting(self.endpoint)
         dead = {dead.lead_id.bytes for dead in self.topics.dead() if dead.endpoint == self.endpoint}
-        return Prospects(committed, waiting, dead)
+        return NextSteps(committed, waiting, dead)
 
     # --- asking the sink ----------------------------------------------------------------------------------------------
 
-    def ask(self, groups: Iterable[References], why: str, progress: Callable[[int], None] = lambda _: None) -> None:
+    def request(self, groups: Iterable[References], why: str, progress: Callable[[int], None] = lambda _: None) -> None:
         """Write the references; returns when Kafka has all of them. Safe to interrupt: what is written is sent.
 
         progress: called with how many were written so far. Raises DependencyDown.
@@ -182,10 +194,10 @@ class Redelivery:
         finally:
             await publisher.close()
 
-    def watch(self, groups: Iterable[References]) -> Settling:
+    def watch(self, groups: Iterable[References]) -> ReplayProgress:
         """Return what knows how many of the references still stand; open it, close it."""
         keys = {key_of(lead_id, self.endpoint) for references in groups for lead_id, _ in references}
-        return Settling(self._settings, keys)
+        return ReplayProgress(self._settings, keys)
 
     def sent_again(self, groups: Iterable[References], since: datetime) -> set[bytes]:
         """Return which of these leads (16 bytes each) the sink delivered since then because it was asked to.
@@ -212,7 +224,7 @@ class Redelivery:
 class _Scan:
     """Reads one partition of the leads from the range's beginning to its end, and notes what the plan needs beside."""
 
-    def __init__(self, reader: LogReader, asked: Range, partition: int, start: int, end: int, limit: int) -> None:
+    def __init__(self, reader: TopicReader, asked: Range, partition: int, start: int, end: int, limit: int) -> None:
         self.oldest: datetime | None = None
         """The time of the oldest lead asked for: its first attempt came after it."""
         self.not_reached = 0
@@ -244,7 +256,7 @@ class _Scan:
         return (since is None or at >= since) and (until is None or at < until)
 
 
-class Settling:
+class ReplayProgress:
     """How many references still stand, from `open` to `close`. Keeps their keys: about 150 bytes each."""
 
     def __init__(self, settings: Settings, keys: Collection[bytes]) -> None:
@@ -252,7 +264,7 @@ class Settling:
         self._standing: set[bytes] = set()
         self._left = len(self._keys)
         self._loaded = False
-        self._view = TopicView(settings, COMPONENT, WEBHOOK_REPLAYS, self)
+        self._view = MaterializedView(settings, COMPONENT, WEBHOOK_REPLAYS, self)
 
     def open(self) -> None:
         """Begin to watch."""

@@ -26,7 +26,7 @@ class LeadSeen(NamedTuple):
     """A tombstone: whatever was asked for, this lead is out."""
 
 
-class Tried(NamedTuple):
+class AttemptSeen(NamedTuple):
     """One attempt at the endpoint, from `nigredo.deliveries`."""
 
     id: bytes
@@ -99,11 +99,11 @@ def asked_for(leads: Iterable[LeadSeen]) -> tuple[dict[bytes, int], int]:
     return found, len(erased)
 
 
-def sift(
+def select(
     partition: int,
     found: Mapping[bytes, int],
     erased: int,
-    tried: Iterable[Tried],
+    tried: Iterable[AttemptSeen],
     waiting: Container[bytes],
     rule: Rule,
 ) -> tuple[Counts, References]:

@@ -16,7 +16,7 @@ import psycopg
 from nigredo.clock import from_ms
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.kafka.consumer_groups import commit_offsets
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.group_drain import drained
 from nigredo.postgres.pool import describe
 from nigredo.settings import Settings
@@ -35,7 +35,7 @@ WHERE topic_id = %s AND partition = %s
 
 
 @dataclass(frozen=True, slots=True)
-class To:
+class RewindTarget:
     """Where to go back to: exactly one of a time, offsets by topic and partition, or the earliest there is."""
 
     at: datetime | None = None
@@ -44,7 +44,7 @@ class To:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PartitionRewind:
     """What a rewind does to one partition."""
 
     topic: str
@@ -85,7 +85,7 @@ class KafkaOffsets:
     def __init__(self, settings: Settings, group: str) -> None:
         self._settings = settings
         self._group = group
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
         """Return the committed offsets. Raises DependencyDown."""
@@ -111,7 +111,7 @@ class DatabaseOffsets:
     def __init__(self, settings: Settings, topics: Collection[str] = STORED) -> None:
         self._settings = settings
         self._topics = list(topics)
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
         """Return what is stored. Raises DependencyDown."""
@@ -159,10 +159,10 @@ class Rewind:
         self._settings = settings
         self._group = group
         self._offsets = offsets
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self._actor = actor
 
-    def plan(self, to: To) -> list[Step]:
+    def plan(self, to: RewindTarget) -> list[PartitionRewind]:
         """Return what each partition does. Raises ConfigurationError for a place that there is not."""
         standing = self._offsets.standing()
         if not standing:
@@ -177,7 +177,7 @@ class Rewind:
                 )
         return [self._step(topic, partition, at, to) for (topic, partition), at in sorted(standing.items())]
 
-    def _step(self, topic: str, partition: int, stands_at: int, to: To) -> Step:
+    def _step(self, topic: str, partition: int, stands_at: int, to: RewindTarget) -> PartitionRewind:
         low, end = self._reader.watermarks(topic, partition)
         if to.earliest:
             wanted = 0
@@ -190,7 +190,7 @@ class Rewind:
         target, gone = goes_to(wanted, stands_at, low)
         # A topic that was made anew, or restored, may end before the place where the group stands.
         again = self._reader.between(topic, partition, target, min(stands_at, end))
-        return Step(topic, partition, stands_at, target, sum(1 for _ in again), gone)
+        return PartitionRewind(topic, partition, stands_at, target, sum(1 for _ in again), gone)
 
     def _begins_before(self, topic: str, partition: int, low: int, at: datetime) -> bool:
         """Say whether the first record that is left is not younger than `at`, so that nothing after it is missing."""
@@ -198,7 +198,7 @@ class Rewind:
             return from_ms(max(0, message.timestamp()[1])) <= at
         return False
 
-    def do(self, steps: Sequence[Step], tell: Callable[[str], None]) -> None:
+    def do(self, steps: Sequence[PartitionRewind], tell: Callable[[str], None]) -> None:
         """Set the offsets back. Raises DependencyDown; the members come back in any case."""
         wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to != step.stands_at}
         note = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())

@@ -24,7 +24,7 @@ from nigredo.avro.registry_client import open_registry
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.kafka.pinned_schemas import read_pins, write_pins
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.plural import counted
 from nigredo.settings import Settings
@@ -108,9 +108,9 @@ def patiently(call: Callable[[], Answer], *, deadline_s: float = 60.0) -> Answer
 class SchemaIds:
     """Pins, registry and schema files of one installation side by side. Blocks. Every call may raise DependencyDown."""
 
-    def __init__(self, settings: Settings, registry: Registry | None = None, reader: LogReader | None = None) -> None:
+    def __init__(self, settings: Settings, registry: Registry | None = None, reader: TopicReader | None = None) -> None:
         self._settings = settings
-        self._reader = reader or LogReader(settings, COMPONENT)
+        self._reader = reader or TopicReader(settings, COMPONENT)
         self._registry = registry or open_registry(settings)
         self._cache = settings.state_dir / "schemas"
         """Where a release before this one kept what its registry said."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.errors import ConfigurationError
 from nigredo.kafka.consumer_groups import sender_group
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.replay_plan import from_key
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
@@ -23,7 +23,7 @@ REGISTRY_WITHIN_S = 10.0
 class WebhookTopics:
     """Reads them as they stand. Every call may raise DependencyDown."""
 
-    def __init__(self, settings: Settings, reader: LogReader) -> None:
+    def __init__(self, settings: Settings, reader: TopicReader) -> None:
         self._settings = settings
         self._reader = reader
 

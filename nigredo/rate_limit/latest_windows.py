@@ -17,7 +17,7 @@ OF_NO_RECORD = -1
 """Input offset of a window that `nigredo recover` rewrote: it counts, and proves nothing of the log."""
 
 
-class KnownWindows:
+class LatestWindows:
     """The window of each network that read furthest, in the order of their last change.
 
     Keys are the records' own. One thread changes them; others may `get` meanwhile.
@@ -68,7 +68,7 @@ class KnownWindows:
         """Return a network's window and let go of it."""
         return self._values.pop(key, None)
 
-    def let_go(self, over: Callable[[bytes], bool], at_once: int | None = None) -> int:
+    def evict(self, over: Callable[[bytes], bool], at_once: int | None = None) -> int:
         """Let go of windows for as long as the oldest one is over, of no more than `at_once`; return how many went."""
         gone = 0
         while self._values and gone != at_once:

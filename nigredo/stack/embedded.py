@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from nigredo.components import PROCESSES
-from nigredo.control.admin import Changes
-from nigredo.control.api_keys import SCOPES, as_value, kept
+from nigredo.control.admin import ControlAdmin
+from nigredo.control.api_keys import SCOPES, as_value, stored_form
 from nigredo.control.state import API_KEY
 from nigredo.endpoints.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
 from nigredo.endpoints.secrets import read_secrets
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.kafka import topic_admin as topics
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.operations.schema_ids import SchemaIds, conflict, ensure_schemas
 from nigredo.postgres.migrate import migrate
@@ -190,14 +190,14 @@ def _ensure_api_key(settings: Settings, home: Home, tell: Tell) -> None:
 
     A cluster that lost its data has another id, and knows nothing of what Kafka alone keeps.
     """
-    known, cluster = home.dir / "secrets" / "api-key.known", LogReader(settings, "stack").cluster_id()
+    known, cluster = home.dir / "secrets" / "api-key.known", TopicReader(settings, "stack").cluster_id()
     before = known.read_text(encoding="utf-8").strip() if known.exists() else None
     if before == cluster:
         return
     # An earlier release wrote no id: of the cluster that there was.
     if before != "":
-        key = kept(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
-        Changes(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
+        key = stored_form(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
+        ControlAdmin(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
     unfinished = known.with_suffix(".unfinished")
     unfinished.touch(mode=0o600)
     unfinished.write_text(cluster, encoding="utf-8")

@@ -21,11 +21,11 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import LogPosition, PositionRefused
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Trail
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
-from processors.engine.handler import Handler
+from processors.engine.handler import BatchHandler
 from schemas.topics import TOPICS
 
 log = get_logger()
@@ -44,10 +44,10 @@ class Assignment:
     def __init__(
         self,
         app: faust.App,
-        reader: LogReader,
+        reader: TopicReader,
         proof: LogProof,
         health: Health,
-        handler: Handler,
+        handler: BatchHandler,
         commit: Callable[[Mapping[TP, LogPosition]], Awaitable[None]],
         commit_soon: Callable[[Mapping[TP, LogPosition]], None],
     ) -> None:
@@ -105,7 +105,7 @@ class Assignment:
             self._go_on(tp)
         self._handler.revoked()
 
-    def begin_afresh(self, partitions: Iterable[TP], epoch: int) -> None:
+    def restart(self, partitions: Iterable[TP], epoch: int) -> None:
         """Begin partitions again, and seek them, as long as they are still ours."""
         if epoch == self.epoch:
             for tp in partitions:
@@ -219,14 +219,14 @@ class Assignment:
 
     # --- the next record ---------------------------------------------------------------------------------------------
 
-    def follows(self, tp: TP, offset: int, epoch: int) -> bool:
+    def is_next(self, tp: TP, offset: int, epoch: int) -> bool:
         """Take a record that is the next one of its partition; most are, and need no more than this."""
         if self._next.get(tp) == offset and epoch == self.epoch:
             self._next[tp] = offset + 1
             return True
         return False
 
-    async def expected(self, tp: TP, offset: int, epoch: int) -> bool:
+    async def accept_or_seek(self, tp: TP, offset: int, epoch: int) -> bool:
         """Say whether this is the record to handle next in its partition; if one is missing, seek back to it."""
         while tp not in self._next:
             if epoch != self.epoch or tp in self._stopped or tp not in self._app.consumer.assignment():
@@ -240,7 +240,7 @@ class Assignment:
             self.doubted.set()
             return False
         if offset == expected:
-            return self.follows(tp, offset, epoch)
+            return self.is_next(tp, offset, epoch)
         if self._sought.get(tp, (None, 0.0))[0] == expected and time.monotonic() - self._sought[tp][1] < SOUGHT_FOR_S:
             return False  # Left over from before the seek, which is under way.
         # In a compacted topic a gap may be right; only the log itself can tell.

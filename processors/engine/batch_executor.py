@@ -15,7 +15,7 @@ from nigredo.kafka.record import Record
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from processors.engine.assignment import name_of, place
-from processors.engine.handler import Decoded, Handler, Stale
+from processors.engine.handler import AssignmentLost, BatchHandler, Decoded
 
 log = get_logger()
 
@@ -25,16 +25,16 @@ DECODING, WORKING = "decoding", "working"
 """Stages of the work, each with a run of its own: records that can be read may all be refused by the database."""
 
 
-class Attempts:
+class BatchExecutor:
     """Brings batches through a handler. `works` is called whenever one went through."""
 
-    def __init__(self, handler: Handler, health: Health, parking: Parking, works: Callable[[], None]) -> None:
+    def __init__(self, handler: BatchHandler, health: Health, parking: Parking, works: Callable[[], None]) -> None:
         self._handler = handler
         self._health = health
         self._parking = parking
         self._works = works
 
-    async def do(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> None:
+    async def execute(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> None:
         """Return once every record is handled or parked. Raises Stale when they are somebody else's by now."""
         try:
             await self._until_done(await self._decode(records, still_ours), still_ours)
@@ -63,7 +63,7 @@ class Attempts:
                 backoff = backoff or Backoff(longest_s=5.0)
                 await asyncio.sleep(backoff.next_wait_s())
                 if not still_ours():
-                    raise Stale
+                    raise AssignmentLost
         self._passed(DECODING, [each for each, _ in decoded[counted:]])
         return decoded
 
@@ -75,13 +75,13 @@ class Attempts:
         backoff, failures = Backoff(longest_s=10.0), 0
         while records:
             if not still_ours():
-                raise Stale
+                raise AssignmentLost
             try:
                 await self._handler.work(records, still_ours)
                 self._passed(WORKING, [record for record, _ in records])
                 self._works()
                 return
-            except Stale:
+            except AssignmentLost:
                 raise
             except DependencyDown as error:
                 self._health.waiting(str(error))
@@ -127,7 +127,7 @@ class Attempts:
             except DependencyDown as down:
                 self._health.waiting(str(down))
             await asyncio.sleep(backoff.next_wait_s())
-        raise Stale
+        raise AssignmentLost
 
 
 def _refusal(error: Exception) -> RecordRefused:

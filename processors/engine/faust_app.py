@@ -13,7 +13,7 @@ import faust
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 
-from nigredo.control.drain import Leave
+from nigredo.control.drain import GroupDrain
 from nigredo.errors import NigredoError
 from nigredo.kafka.positions.log_position import LogPosition, to_metadata
 from nigredo.kafka.security import sasl_password, ssl_context
@@ -150,7 +150,7 @@ async def commit_positions(app: faust.App, positions: Mapping[TP, LogPosition]) 
     return done
 
 
-def run_app(app: App, settings: Settings, health: Health, leave: Leave | None = None) -> None:
+def run_app(app: App, settings: Settings, health: Health, leave: GroupDrain | None = None) -> None:
     """Run the app until a signal ends it. Raises NigredoError when it ended because something failed.
 
     leave: with it the app ends when its group is asked to leave, and the process begins anew, under the same id, when

@@ -13,7 +13,7 @@ from nigredo.kafka.record import Record
 from schemas.events import Event
 
 
-class Stale(Exception):
+class AssignmentLost(Exception):
     """The assignment this batch belongs to is over; somebody else may own its partitions by now."""
 
 
@@ -21,7 +21,7 @@ Decoded = tuple[Record, Event | None]
 """A record and its event; None for a tombstone."""
 
 
-class Handler(Protocol):
+class BatchHandler(Protocol):
     """The work of one processor."""
 
     async def open(self) -> None:
@@ -65,7 +65,7 @@ async def decode(codec: Codec, record: Record) -> Event | None:
     if record.value is None:
         return None
     try:
-        if codec.knows(record.value):
+        if codec.is_cached(record.value):
             return codec.decode(record.topic, record.value)
         return await asyncio.to_thread(codec.decode, record.topic, record.value)
     except Undecodable as error:

@@ -14,7 +14,7 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Place
-from nigredo.kafka.positions.log_watch import LogWatch, Look
+from nigredo.kafka.positions.log_watch import LogWatch, PartitionObservation
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
@@ -109,7 +109,7 @@ class Probe:
             trail.confirmed(tp, positions)
         return None
 
-    def _tell_lacking(self, look: Look) -> None:
+    def _tell_lacking(self, look: PartitionObservation) -> None:
         """Tell of partitions that no member has; for a moment, around an assignment, that is nothing."""
         lacking: list[Place] = list(look.unassigned)
         self._lacking_looks = self._lacking_looks + 1 if lacking else 0

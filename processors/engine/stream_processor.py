@@ -24,13 +24,13 @@ from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
 from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from processors.engine.assignment import Assignment, name_of
-from processors.engine.batch_executor import Attempts
+from processors.engine.batch_executor import BatchExecutor
 from processors.engine.faust_app import commit_positions
-from processors.engine.handler import Handler, Stale
+from processors.engine.handler import AssignmentLost, BatchHandler
 from processors.engine.instrumentation import count_batch
 from processors.engine.probe import Probe
 
@@ -48,18 +48,18 @@ VOID_WITHIN_S = 60.0
 """How long a batch may take to find that it is void: longer than any statement of the database."""
 
 
-class InOrder:
+class StreamProcessor:
     """Connects a handler to a Faust app. Make it before the app starts; it registers all it needs."""
 
     def __init__(
         self,
         app: faust.App,
-        reader: LogReader,
+        reader: TopicReader,
         watch: LogWatch,
         proof: LogProof,
         health: Health,
         topics: Sequence[str],
-        handler: Handler,
+        handler: BatchHandler,
         parking: Parking,
         *,
         batch_max: int = BATCH_MAX,
@@ -69,7 +69,7 @@ class InOrder:
         self._proof = proof
         self.assignment = Assignment(app, reader, proof, health, handler, self._commit_now, self._begun)
         self.probe = Probe(app, self.assignment, watch, proof, health, self._distrust)
-        self._attempts = Attempts(handler, health, parking, self.assignment.tell_ready)
+        self._attempts = BatchExecutor(handler, health, parking, self.assignment.tell_ready)
         self._parking = parking
         self._batch_max = batch_max
         self._idle = asyncio.Event()
@@ -148,7 +148,7 @@ class InOrder:
                     await self._finish(batch, epoch, read_s)
             except BaseException:
                 # Cancelled: Faust may start the agent again in this very assignment, on the record after these.
-                self.assignment.begin_afresh({message.tp for message in messages}, epoch)
+                self.assignment.restart({message.tp for message in messages}, epoch)
                 raise
 
     async def _take_arrived(self, messages: list[Any], queue: Any, epoch: int) -> None:
@@ -169,13 +169,13 @@ class InOrder:
 
     async def _next(self, message: Any, epoch: int) -> bool:
         tp, offset = message.tp, message.offset
-        return self.assignment.follows(tp, offset, epoch) or await self.assignment.expected(tp, offset, epoch)
+        return self.assignment.is_next(tp, offset, epoch) or await self.assignment.accept_or_seek(tp, offset, epoch)
 
     async def _finish(self, batch: Sequence[Record], epoch: int, read_s: float) -> None:
         """Do the work of what was collected, then note it for the commit. A batch of an older assignment is dropped."""
         self._idle.clear()
         try:
-            await self._attempts.do(batch, lambda: epoch == self.assignment.epoch)
+            await self._attempts.execute(batch, lambda: epoch == self.assignment.epoch)
             count_batch([record.topic for record in batch])
             last = {TP(record.topic, record.partition): record for record in batch}
             done = {tp: record.position(self.assignment.topic_id(tp)) for tp, record in last.items()}
@@ -184,7 +184,7 @@ class InOrder:
             await self._commit_soon()
             self._failures.reset()
             self.assignment.tell_ready()
-        except Stale:
+        except AssignmentLost:
             log.info("a batch was dropped", records=len(batch))
             self._begin_afresh(batch, epoch)
         except Exception as error:
@@ -198,7 +198,7 @@ class InOrder:
             self._idle.set()
 
     def _begin_afresh(self, batch: Sequence[Record], epoch: int) -> None:
-        self.assignment.begin_afresh({TP(record.topic, record.partition) for record in batch}, epoch)
+        self.assignment.restart({TP(record.topic, record.partition) for record in batch}, epoch)
 
     # --- commits -------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import Protocol, Self
 from faust.types import TP
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
@@ -40,7 +40,7 @@ EXIT_CODE = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """What was seen at one moment, `at` in seconds of a clock that never goes back."""
 
     at: float
@@ -61,7 +61,7 @@ class Worker(Protocol):
         """For how long partitions were in no member's hands, in seconds."""
 
 
-def stuck_for_s(looks: Sequence[Look], now: float, *, gap_max_s: float) -> float:
+def stuck_for_s(looks: Sequence[Observation], now: float, *, gap_max_s: float) -> float:
     """Return for how long, up to `now`, a worker got nothing done although it could have.
 
     looks: oldest first. Of a time between two of them no more than `gap_max_s` counts: in a longer one this process,
@@ -121,13 +121,13 @@ class Watchdog:
         self._patience_s = settings.watchdog_s
         self._every_s = settings.watchdog_s / LOOKS
         self._group = settings.function(component)
-        self._reader = LogReader(settings, component)
+        self._reader = TopicReader(settings, component)
         self._restarts = Restarts(settings, component)
         self._health = health
         self._topics = topics
         self._worker = worker
         self._check = check
-        self._looks: deque[Look] = deque(maxlen=2 * LOOKS)
+        self._looks: deque[Observation] = deque(maxlen=2 * LOOKS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -154,7 +154,7 @@ class Watchdog:
                 # The thread that finds what is stuck must not be the one that ends unseen.
                 log.error("the watchdog met an error", error=type(error).__name__)
 
-    def _look(self) -> Look:
+    def _look(self) -> Observation:
         positions, reasons = self._worker.positions, self._health.reasons_given
         at = time.monotonic()
         try:
@@ -170,9 +170,9 @@ class Watchdog:
             progress = (tuple(one.committed for one in standing), tuple(sorted((positions or {}).items())), reasons)
             if behind and self._looks and self._looks[-1].progress == progress:
                 self._check()
-            return Look(at, behind, progress)
+            return Observation(at, behind, progress)
         except DependencyDown:
-            return Look(at, could_work=False)
+            return Observation(at, could_work=False)
 
     def _end(self, stuck_s: float) -> None:
         log.error("the worker makes no progress and is ended", stuck_for_s=round(stuck_s, 1), group=self._group)

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from functools import partial
 
 from nigredo.avro.codec import Codec
-from nigredo.control.drain import Leave
+from nigredo.control.drain import GroupDrain
 from nigredo.kafka.dead_letters import WaitingDeadLetters, parked_before
-from nigredo.kafka.materialized_view import TopicView
+from nigredo.kafka.materialized_view import MaterializedView
 from nigredo.kafka.parking import Bounds, Parking
 from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.health import Health
 from nigredo.postgres.pool import ping
 from nigredo.process import run_process
 from nigredo.settings import Settings
 from processors.engine.faust_app import make_app, run_app
-from processors.engine.stream_processor import InOrder
+from processors.engine.stream_processor import StreamProcessor
 from processors.engine.watchdog import Watchdog
 from processors.persistence.persister import COMPONENT, Persister
 from schemas.topics import DEAD_LETTERS, STORED
@@ -35,23 +35,23 @@ def _serve(settings: Settings) -> None:
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
     watch = LogWatch(settings, COMPONENT, STORED)
-    reader = LogReader(settings, COMPONENT)
+    reader = TopicReader(settings, COMPONENT)
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
     proof = LogProof(settings, COMPONENT)
-    in_order = InOrder(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
+    in_order = StreamProcessor(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
     with (
         _dead_letters_told(settings, health),
         Watchdog(settings, COMPONENT, health, STORED, in_order, check=lambda: ping(settings)),
     ):
-        run_app(app, settings, health, Leave(settings, COMPONENT))
+        run_app(app, settings, health, GroupDrain(settings, COMPONENT))
 
 
 @contextmanager
 def _dead_letters_told(settings: Settings, health: Health) -> Iterator[None]:
     """Tell how many dead letters wait, of every function: also while the database is away."""
     waiting = WaitingDeadLetters(Codec(PinnedSchemas(settings)))
-    health.tell_also(waiting.document)
-    view = TopicView(settings, COMPONENT, DEAD_LETTERS, waiting)
+    health.add_details(waiting.document)
+    view = MaterializedView(settings, COMPONENT, DEAD_LETTERS, waiting)
     view.open()
     try:
         yield

@@ -11,24 +11,24 @@ from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import park
 from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
-from nigredo.kafka.publisher import FOR_EVER_S, Publisher, producer_config
+from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, Publisher, producer_config
 from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from nigredo.postgres.pool import Pool, make_pool
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
-from processors.engine.handler import Decoded, Stale, decode
+from processors.engine.handler import AssignmentLost, Decoded, decode
 from processors.persistence.maintenance.clocks import earlier_now
-from processors.persistence.maintenance.jobs import Chores
-from processors.persistence.maintenance.reset_outbox import ResetRelay
-from processors.persistence.maintenance.row_retention import CleanUp
-from processors.persistence.maintenance.topic_retention import Expiry
+from processors.persistence.maintenance.jobs import Jobs
+from processors.persistence.maintenance.reset_outbox import ResetOutbox
+from processors.persistence.maintenance.row_retention import RowRetention
+from processors.persistence.maintenance.topic_retention import TopicRetention
 from processors.persistence.reachable import Reachable
 from processors.persistence.rows import rows_of
-from processors.persistence.store import Progress, Store
+from processors.persistence.store import OffsetStep, Store
 from schemas.events import Event, Lead
 from schemas.topics import AUDIT, DEAD_LETTERS, LEADS, SUBMISSIONS
 
@@ -49,28 +49,30 @@ class Persister:
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
         self._reachable = Reachable(health)
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self._stored: dict[tuple[str, int], int] = {}
         self._topic_ids: dict[str, str] = {}
         self._codec: Codec
         self._publisher: Publisher
         self._pool: Pool
         self._store: Store
-        self._resets: ResetRelay
-        self._chores: Chores
+        self._resets: ResetOutbox
+        self._chores: Jobs
 
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
         settings = self._settings
         self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT], deadline_s=REGISTRY_DEADLINE_S)
-        config = producer_config(settings, settings.function(COMPONENT), delivery_timeout_s=FOR_EVER_S)
+        config = producer_config(
+            settings, settings.function(COMPONENT), delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S
+        )
         self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
         self._pool = make_pool(settings, COMPONENT, size_max=POOL_MAX)
         await self._pool.open()
         self._store = Store(self._pool)
-        self._resets = ResetRelay(settings, self._pool, self._codec, self._reachable)
+        self._resets = ResetOutbox(settings, self._pool, self._codec, self._reachable)
         now = partial(earlier_now, self._pool, utc_now)
-        self._chores = Chores(self._resets, CleanUp(self._pool), Expiry(settings, COMPONENT, now))
+        self._chores = Jobs(self._resets, RowRetention(self._pool), TopicRetention(settings, COMPONENT, now))
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
         """Return where the database says that the partition goes on, as far as the log bears it out.
@@ -89,7 +91,7 @@ class Persister:
         start = self._start(topic, partition, stored, now)
         if start != stored:
             stood_at = start.next_offset if stored is None else stored.next_offset
-            if not await self._store.begin(Progress(topic, partition, stood_at, start)):
+            if not await self._store.begin(OffsetStep(topic, partition, stood_at, start)):
                 raise DependencyDown(f"the database moved {topic} partition {partition} on meanwhile")
         self._topic_ids[topic] = topic_id
         self._stored[topic, partition] = start.next_offset
@@ -117,7 +119,7 @@ class Persister:
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
         """Store a position that the log contradicts in the place of a later one. Raises DependencyDown."""
-        await self._store.put_back(Progress(topic, partition, position.next_offset, position))
+        await self._store.put_back(OffsetStep(topic, partition, position.next_offset, position))
 
     def revoked(self) -> None:
         """Forget where the partitions stand: somebody else may move them on."""
@@ -131,13 +133,13 @@ class Persister:
         """Store a batch in one transaction. Raises Stale when the database does not stand where it began."""
         last = {(record.topic, record.partition): record for record, _ in records}
         progress = [
-            Progress(topic, partition, self._stored[topic, partition], record.position(self._topic_ids[topic]))
+            OffsetStep(topic, partition, self._stored[topic, partition], record.position(self._topic_ids[topic]))
             for (topic, partition), record in last.items()
         ]
         await self._store.write(rows_of(records), progress)
         self._reachable.answered()
         if not still_ours():
-            raise Stale
+            raise AssignmentLost
         self._stored.update({place: record.next_offset for place, record in last.items()})
         now = utc_now()
         taken_at = [event.taken_at for _, event in records if isinstance(event, Lead)]

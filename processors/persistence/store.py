@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.kafka.positions.log_position import LogPosition, Mark
 from nigredo.postgres.pool import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
-from processors.engine.handler import Stale
+from processors.engine.handler import AssignmentLost
 from processors.persistence.rows import Row, Rows
 
 DEADLINE_S = STATEMENT_TIMEOUT_S + 5.0
@@ -33,7 +33,7 @@ TRANSACTION_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class OffsetStep:
     """How far a batch moves one partition."""
 
     topic: str
@@ -83,13 +83,13 @@ class Store:
         mark = None if last is None or last >= next_offset else Mark(last, timestamp_ms, key_crc32)
         return LogPosition(next_offset, topic_id, mark)
 
-    async def begin(self, progress: Progress) -> bool:
+    async def begin(self, progress: OffsetStep) -> bool:
         """Store where a partition begins; False when its row is not as it stood. Raises DependencyDown."""
         async with self._connection() as connection:
             cursor = await connection.execute(self._sql["begin_position"], progress.values)
             return await cursor.fetchone() is not None
 
-    async def put_back(self, progress: Progress) -> None:
+    async def put_back(self, progress: OffsetStep) -> None:
         """Store a position in the place of a later one. Raises DependencyDown."""
         async with self._connection() as connection:
             await connection.execute(self._sql["put_back"], progress.values)
@@ -106,7 +106,7 @@ class Store:
             count_failure(self._pool, error)
             raise DependencyDown(describe(error, self._pool)) from error
 
-    async def write(self, rows: Rows, progress: Sequence[Progress]) -> None:
+    async def write(self, rows: Rows, progress: Sequence[OffsetStep]) -> None:
         """Store a batch, all of it or nothing.
 
         Raises Stale when a partition does not stand where the batch began, RecordRefused when the database can never
@@ -136,10 +136,10 @@ class Store:
                 count_failure(self._pool, error)
                 raise DependencyDown(describe(error, self._pool)) from error
 
-    async def _move(self, connection: psycopg.AsyncConnection[Any], step: Progress) -> None:
+    async def _move(self, connection: psycopg.AsyncConnection[Any], step: OffsetStep) -> None:
         cursor = await connection.execute(self._sql["move_offset"], step.values)
         if await cursor.fetchone() is None:
-            raise Stale(f"{step.topic} partition {step.partition} does not stand at {step.stood_at}")
+            raise AssignmentLost(f"{step.topic} partition {step.partition} does not stand at {step.stood_at}")
 
     async def _write(self, connection: psycopg.AsyncConnection[Any], rows: Rows) -> None:
         writes: list[tuple[str, Sequence[Row]]] = [

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nigredo.avro.codec import Codec
-from nigredo.avro.encoded_window import encoded
+from nigredo.avro.encoded_window import encode_window
 from nigredo.clock import utc_now
 from nigredo.errors import RecordRefused
-from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.kafka.dead_letters import park
@@ -30,9 +30,9 @@ from nigredo.kafka.positions.log_position import (
     proven,
     refusal,
 )
-from nigredo.kafka.publisher import FOR_EVER_S, producer_config
+from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, producer_config
 from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
@@ -50,9 +50,9 @@ from nigredo.rate_limit.window import (
     reset,
 )
 from nigredo.settings import Settings
-from processors.engine.handler import Decoded, Stale, decode
+from processors.engine.handler import AssignmentLost, Decoded, decode
 from processors.rate_limit.release import find_quarantined
-from processors.rate_limit.window_store import FAR_OFF_MS, Windows
+from processors.rate_limit.window_store import FAR_OFF_MS, WindowStore
 from schemas.events import (
     Event,
     Lead,
@@ -85,12 +85,12 @@ class Limiter:
         self._settings = settings
         self._function = settings.function(COMPONENT)
         self._health = health
-        self._reader = LogReader(settings, COMPONENT)
-        self._windows: dict[int, Windows] = {}
+        self._reader = TopicReader(settings, COMPONENT)
+        self._windows: dict[int, WindowStore] = {}
         self._assignments = 0
         self._clock_went_back_to_ms: dict[int, int] = {}
         self._codec: Codec
-        self._publisher: BulkPublisher
+        self._publisher: BatchPublisher
 
     async def open(self) -> None:
         """Connect. Raises DependencyDown."""
@@ -98,8 +98,8 @@ class Limiter:
         self._codec = await ready_codec(
             settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS], deadline_s=REGISTRY_DEADLINE_S
         )
-        config = producer_config(settings, self._function, delivery_timeout_s=FOR_EVER_S)
-        self._publisher = BulkPublisher(config, in_flight_max=IN_FLIGHT_MAX)
+        config = producer_config(settings, self._function, delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S)
+        self._publisher = BatchPublisher(config, in_flight_max=IN_FLIGHT_MAX)
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
         """Load the windows of a partition; of several states of a network the one that read furthest is true.
@@ -107,7 +107,7 @@ class Limiter:
         They are not followed on: from here on nobody else writes them, and whoever does all the same is out of date.
         """
         self._windows.pop(partition, None)
-        windows = Windows(self._codec)
+        windows = WindowStore(self._codec)
         position = await asyncio.to_thread(self._checked, partition, committed)
         await asyncio.to_thread(self._load, windows, partition, position)
         if (read := windows.furthest) is not None:
@@ -141,12 +141,12 @@ class Limiter:
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
         """Nothing to store: the group's offset is the authority."""
 
-    def _load(self, windows: Windows, partition: int, position: LogPosition) -> None:
+    def _load(self, windows: WindowStore, partition: int, position: LogPosition) -> None:
         assignment = self._assignments
 
         def told(records: int) -> None:
             if assignment != self._assignments:
-                raise Stale  # Nobody waits for this thread any more.
+                raise AssignmentLost  # Nobody waits for this thread any more.
             self._health.waiting(f"the windows of partition {partition}: {counted(records, 'record')} read")
 
         following = self._reader.now(SUBMISSIONS, partition, position.next_offset, deadline_s=LOAD_DEADLINE_S).found
@@ -178,7 +178,7 @@ class Limiter:
         )
         if not still_ours():
             # The windows may be gone by now, with the partition.
-            raise Stale
+            raise AssignmentLost
         released = []
         judged: list[tuple[Event, Lead | Rejection | None]] = []
         for record, event in records:
@@ -222,7 +222,7 @@ class Limiter:
             before_ms = self._clock_went_back_to_ms.get(record.partition, FAR_OFF_MS)
             self._clock_went_back_to_ms[record.partition] = min(before_ms, at_ms)
             log.warning("the broker's clock was set back, so that windows are loaded again", partition=record.partition)
-            raise Stale(f"windows of partition {record.partition} that count again were forgotten")
+            raise AssignmentLost(f"windows of partition {record.partition} that count again were forgotten")
         return found
 
     def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
@@ -250,7 +250,7 @@ class Limiter:
 
     def _outgoing_state(self, partition: int, state: RateLimitState) -> Outgoing:
         # By the number of the input's partition: the next owner of that partition looks for it there.
-        key, value = state.client_network.encode(), encoded(self._codec, state)
+        key, value = state.client_network.encode(), encode_window(self._codec, state)
         return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
     async def _deliver(self, records: Iterable[Outgoing], still_ours: Callable[[], bool]) -> None:
@@ -260,13 +260,13 @@ class Limiter:
             await asyncio.wait({sent}, timeout=ACK_PATIENCE_S)
             if not still_ours():
                 sent.add_done_callback(lambda late: late.cancelled() or late.exception())  # Nobody waits for it.
-                raise Stale
+                raise AssignmentLost
             if not sent.done():
                 self._health.waiting("Kafka's acknowledgement")
                 log.warning("Kafka has not acknowledged yet")
         sent.result()
         if not still_ours():
-            raise Stale
+            raise AssignmentLost
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Put a record that can never be judged aside. Raises DependencyDown."""
@@ -322,7 +322,7 @@ def check_offsets(settings: Settings) -> None:
     A partition that was never judged is begun at its start. One that was, and lost its offset, has none afterwards
     either: any guess would judge records twice or never, so its owner stops it.
     """
-    reader, group = LogReader(settings, COMPONENT), settings.function(COMPONENT)
+    reader, group = TopicReader(settings, COMPONENT), settings.function(COMPONENT)
     partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
     committed = reader.committed(group, SUBMISSIONS, partitions)
     if any(offset is not None for offset in committed.values()):
@@ -337,7 +337,7 @@ def check_offsets(settings: Settings) -> None:
         commit_offsets(settings, group, SUBMISSIONS, starts)
 
 
-def grown(reader: LogReader, group: str, partition: int) -> str | None:
+def grown(reader: TopicReader, group: str, partition: int) -> str | None:
     """Say why a partition cannot be judged since partitions were added to the topic; None when it can.
 
     The networks' keys have moved, and their windows have not. Raises DependencyDown.

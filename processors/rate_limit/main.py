@@ -6,18 +6,18 @@ import time
 from functools import partial
 
 from nigredo.backoff import Backoff
-from nigredo.control.drain import Leave
+from nigredo.control.drain import GroupDrain
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import parked_before
 from nigredo.kafka.parking import Bounds, Parking
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.health import Health
 from nigredo.process import run_process
 from nigredo.settings import Settings
 from processors.engine.faust_app import make_app, run_app
-from processors.engine.stream_processor import InOrder
+from processors.engine.stream_processor import StreamProcessor
 from processors.engine.watchdog import Watchdog
 from processors.rate_limit.limiter import COMPONENT, Limiter, check_offsets
 from schemas.topics import SUBMISSIONS
@@ -36,13 +36,13 @@ def _serve(settings: Settings) -> None:
     _until_checked(settings)
     health = Health(settings.function(COMPONENT))
     app = make_app(settings, COMPONENT)
-    reader, handler = LogReader(settings, COMPONENT), Limiter(settings, health)
+    reader, handler = TopicReader(settings, COMPONENT), Limiter(settings, health)
     watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
     proof = LogProof(settings, COMPONENT)
-    in_order = InOrder(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
+    in_order = StreamProcessor(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
     with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
-        run_app(app, settings, health, Leave(settings, COMPONENT))
+        run_app(app, settings, health, GroupDrain(settings, COMPONENT))
 
 
 def _until_checked(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.errors import RecordRefused
-from nigredo.kafka.topic_reader import EndNotReached, LogReader
+from nigredo.kafka.topic_reader import EndNotReached, TopicReader
 from nigredo.observability.logs import get_logger
 from schemas.events import Lead, Rejection, RejectionRelease
 from schemas.topics import REJECTIONS
@@ -58,7 +58,7 @@ class Quarantined:
 
 
 async def find_quarantined(
-    reader: LogReader, codec: Codec, releases: Sequence[RejectionRelease]
+    reader: TopicReader, codec: Codec, releases: Sequence[RejectionRelease]
 ) -> dict[UUID, Quarantined]:
     """Return which of these releases' submissions are still refused: take each out of the answer when it is released.
 
@@ -78,7 +78,7 @@ async def find_quarantined(
     return found
 
 
-def _read(reader: LogReader, codec: Codec, releases: Sequence[RejectionRelease]) -> dict[UUID, Quarantined]:
+def _read(reader: TopicReader, codec: Codec, releases: Sequence[RejectionRelease]) -> dict[UUID, Quarantined]:
     wanted: dict[int, dict[bytes, RejectionRelease]] = defaultdict(dict)
     first: dict[int, int] = {}
     for release in releases:

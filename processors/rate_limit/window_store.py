@@ -10,10 +10,10 @@ from itertools import islice
 from confluent_kafka import Message
 
 from nigredo.avro.codec import Codec, Undecodable
-from nigredo.avro.encoded_window import decoded, rank_of
+from nigredo.avro.encoded_window import decode_window, rank_of
 from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import Mark
-from nigredo.rate_limit.latest_windows import KnownWindows
+from nigredo.rate_limit.latest_windows import LatestWindows
 from nigredo.rate_limit.window import forgettable
 from schemas.events import RateLimitState
 from schemas.topics import RATE_LIMITS
@@ -26,7 +26,7 @@ FAR_OFF_MS = 2**62
 TOLD_EVERY = 10_000
 
 
-class Windows:
+class WindowStore:
     """Windows in the order of their last change: those that were loaded, as they came, then those that changed since.
 
     What was loaded stays encoded until a record asks for it.
@@ -34,7 +34,7 @@ class Windows:
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._loaded = KnownWindows(codec)
+        self._loaded = LatestWindows(codec)
         # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
         self._changed: OrderedDict[str, RateLimitState] = OrderedDict()
         self.furthest: Mark | None = None
@@ -88,7 +88,7 @@ class Windows:
             rank = rank_of(self._codec, value)
             return until_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS and rank.input_offset < committed
 
-        self._forgot(until_ms, self._loaded.let_go(over))
+        self._forgot(until_ms, self._loaded.evict(over))
 
     def _forgot(self, until_ms: int, gone: int) -> None:
         if gone:
@@ -99,7 +99,7 @@ class Windows:
         found = self._changed.get(network)
         if found is None and (value := self._loaded.get(network.encode())) is not None:
             try:
-                found = self._changed[network] = decoded(self._codec, value)
+                found = self._changed[network] = decode_window(self._codec, value)
             except Undecodable as error:
                 # Broken between its beginning and its end, which alone were read so far.
                 raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read: {error}") from error
@@ -124,12 +124,12 @@ class Windows:
 
         def over(value: bytes) -> bool:
             try:
-                return forgettable(decoded(self._codec, value), until)
+                return forgettable(decode_window(self._codec, value), until)
             except Undecodable:
                 age_ms = until.timestamp() * 1000 - rank_of(self._codec, value).updated_at_ms
                 return age_ms >= WINDOW_LONGEST_MS
 
-        let_go = self._loaded.let_go(over, at_once)
+        let_go = self._loaded.evict(over, at_once)
         gone = []
         for network, state in islice(self._changed.items(), at_once - let_go):
             if not forgettable(state, until):

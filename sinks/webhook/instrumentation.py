@@ -13,10 +13,10 @@ from nigredo.observability.instrument import OTHER
 from schemas.events import Lead
 from schemas.topics import LEADS
 from sinks.webhook.delivery.retry_policy import DELIVERED
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 
-def count_attempt(endpoint: str, lead: Lead, attempt: Attempt, *, replay: bool) -> None:
+def count_attempt(endpoint: str, lead: Lead, attempt: AttemptResult, *, replay: bool) -> None:
     """Count an attempt that is over; of a lead that was taken also how long that took since its form was.
 
     How long ago the form of a replayed lead was taken says nothing about how long deliveries take.
@@ -45,7 +45,7 @@ def tell_open(consumer: Consumer, following: Mapping[int, int], endpoint: str, o
     metrics.WEBHOOK_OLDEST_UNDELIVERED_AGE.of(endpoint).set(age_s)
 
 
-def reason_of(attempt: Attempt) -> str:
+def reason_of(attempt: AttemptResult) -> str:
     """Say how an attempt failed: `timeout`, `connect` (not reached, or cut off), `4xx`, `5xx`, or `other`."""
     if attempt.status_code is not None:
         told = f"{attempt.status_code // 100}xx"

@@ -17,10 +17,10 @@ from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from nigredo.plural import counted
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.offsets import Place, Ticket
 from sinks.webhook.consumer.partitions import Room
-from sinks.webhook.dispatch.record_handler import Handling
+from sinks.webhook.dispatch.record_handler import RecordHandler
 from sinks.webhook.tools import Tools
 
 log = get_logger()
@@ -40,7 +40,7 @@ STOP_GRACE_S = 7.0
 LEAD, RETRY, PUT_OFF, REPLAY = "lead", "retry", "put off", "replay"
 
 
-class Session:
+class ConsumeLoop:
     """`run` it once."""
 
     def __init__(self, tools: Tools, name: str, health: Health, partitions: int, trail: Trail) -> None:
@@ -50,16 +50,16 @@ class Session:
         self._partitions = partitions
         self._loop = asyncio.get_running_loop()
         topics = [LEADS, *retry_topics(tools.endpoint.name), WEBHOOK_REPLAYS]
-        gate = tools.gate
-        self._group = Group(
+        admission = tools.admission
+        self._group = GroupConsumer(
             tools.settings(),
             name,
             topics,
             changed=self._changed_in_thread,
-            busy=lambda: gate.under_way > 0,
+            busy=lambda: admission.under_way > 0,
             trail=trail,
         )
-        self._handling = Handling(tools, self._group, name)
+        self._handler = RecordHandler(tools, self._group, name)
         self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in (LEAD, RETRY, PUT_OFF, REPLAY)}
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
@@ -73,7 +73,7 @@ class Session:
             "partitions": self._group.assigned,
             "partitions_stopped": sorted(self._group.stopped.values()),
             "in_hand": sum(map(len, self._running.values())),
-            "retries_waiting": self._handling.retries_waiting,
+            "retries_waiting": self._handler.retries_waiting,
             "oldest_in_hand_s": 0.0 if oldest is None else round((utc_now() - oldest).total_seconds(), 1),
         }
 
@@ -95,15 +95,15 @@ class Session:
                     last_commit = time.monotonic()
                     await self._group.commit()
                     await self._tell()
-                self._tools.gate.trust(self._group.ours_until)
+                self._tools.admission.trust(self._group.ours_until)
         finally:
             await self._end(noting)
 
     async def _tell(self) -> None:
         self._report_health()
         endpoint = self._tools.endpoint.name
-        metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.gate.breaker.closed)
-        metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handling.retries_waiting + self._handling.resting)
+        metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.admission.breaker.closed)
+        metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handler.retries_waiting + self._handler.resting)
         await self._group.tell(endpoint)
 
     def _useless(self) -> bool:
@@ -125,11 +125,11 @@ class Session:
 
     @property
     def _leads_in_hand(self) -> int:
-        return len(self._running[LEAD]) - self._handling.resting
+        return len(self._running[LEAD]) - self._handler.resting
 
     async def _for_room(self) -> None:
         """With the hand full, wait until half of it is done, for a while: then it is polled only to stay a member."""
-        if self._leads_in_hand < LEADS_MAX or self._tools.gate.paused:
+        if self._leads_in_hand < LEADS_MAX or self._tools.admission.paused:
             return
         self._room_made.clear()
         try:
@@ -138,13 +138,13 @@ class Session:
             return
 
     def _room(self) -> Room:
-        replays = len(self._running[REPLAY]) + len(self._handling.replays) + self._notes.qsize()
+        replays = len(self._running[REPLAY]) + len(self._handler.replays) + self._notes.qsize()
         # Not record by record: pausing throws away what was fetched ahead, and one at a time leads would come so too.
         self._replays_full = replays >= (REPLAYS_AHEAD_MAX // 2 if self._replays_full else REPLAYS_AHEAD_MAX)
         return Room(
             leads=max(0, LEADS_MAX - self._leads_in_hand),
             replays=0 if self._replays_full else REPLAYS_AHEAD_MAX - replays,
-            paused=self._tools.gate.paused,
+            paused=self._tools.admission.paused,
         )
 
     # --- records ------------------------------------------------------------------------------------------------------
@@ -154,26 +154,26 @@ class Session:
         if taken is None:
             return
         if taken[0].topic == LEADS:
-            self._start(LEAD, self._handling.lead(*taken))
+            self._start(LEAD, self._handler.lead(*taken))
         else:
             self._notes.put_nowait(taken)
 
     async def _note(self) -> None:
         """One after the other, since a tombstone must not pass by what it takes out."""
         while True:
-            await self._handling.note(*await self._notes.get())
+            await self._handler.note(*await self._notes.get())
             await asyncio.sleep(0)  # Hundreds come at a time, and a lead must not wait for all of them.
 
     def _start_due(self) -> None:
         now = utc_now()
         for kind, waiting, most in (
-            (RETRY, self._handling.retries, RETRIES_MAX),
-            (PUT_OFF, self._handling.put_off, REPLAYS_MAX),
-            (REPLAY, self._handling.replays, REPLAYS_MAX),
+            (RETRY, self._handler.retries, RETRIES_MAX),
+            (PUT_OFF, self._handler.put_off, REPLAYS_MAX),
+            (REPLAY, self._handler.replays, REPLAYS_MAX),
         ):
             if (running := len(self._running[kind])) <= most // 2:
                 for waits in waiting.due(now, most - running):
-                    self._start(kind, self._handling.reference(waits))
+                    self._start(kind, self._handler.reference(waits))
 
     def _start(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -193,11 +193,11 @@ class Session:
 
     def _changed(self, assigned: Sequence[Place]) -> None:
         """Forget what the assignment before had waiting, and take this member's share of the endpoint's rate."""
-        self._handling.forget()
+        self._handler.forget()
         mine = sum(topic == LEADS for topic, _ in assigned)
         self._assigned = len(assigned)
         if mine:
-            self._tools.gate.limit(self._tools.endpoint.rate_per_s * mine / max(mine, self._partitions))
+            self._tools.admission.limit(self._tools.endpoint.rate_per_s * mine / max(mine, self._partitions))
         self._report_health()
 
     def _report_health(self) -> None:
@@ -214,7 +214,7 @@ class Session:
 
     async def _end(self, noting: asyncio.Task[None]) -> None:
         """Let what is on its way arrive, commit it, leave the group."""
-        self._handling.stop()
+        self._handler.stop()
         noting.cancel()
         running = set().union(*self._running.values())
         if running:

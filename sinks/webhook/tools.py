@@ -10,10 +10,10 @@ from nigredo.endpoints.endpoint import Endpoint
 from nigredo.kafka.parking import Parking
 from nigredo.kafka.publisher import Publisher
 from nigredo.settings import Settings
-from sinks.webhook.consumer.lead_lookup import LeadReader
-from sinks.webhook.delivery.admission import Gate
+from sinks.webhook.consumer.lead_lookup import LeadLookup
+from sinks.webhook.delivery.admission import AdmissionControl
 from sinks.webhook.delivery.attempt_log import AttemptLog
-from sinks.webhook.transport.client import Deliverer
+from sinks.webhook.transport.client import WebhookClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Tools:
     codec: Codec
     publisher: Publisher
     attempts: AttemptLog
-    deliverer: Deliverer
-    gate: Gate
-    leads: LeadReader
+    client: WebhookClient
+    admission: AdmissionControl
+    leads: LeadLookup
     parking: Parking
     settings: Callable[[], Settings]
     """What holds at present."""

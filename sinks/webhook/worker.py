@@ -12,31 +12,31 @@ from typing import Any
 from nigredo.avro.codec import Codec
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
-from nigredo.control.state import Control, ControlKeeper
+from nigredo.control.state import Control, ControlView
 from nigredo.endpoints.endpoint import COMPONENT, Endpoint
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import parked_before
-from nigredo.kafka.materialized_view import TopicView
+from nigredo.kafka.materialized_view import MaterializedView
 from nigredo.kafka.parking import Bounds, Parking
 from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.kafka.positions.log_trail import Trail
-from nigredo.kafka.publisher import FOR_EVER_S, Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, Publisher, producer_config
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.topics import CONTROL, DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD, retry_topics
-from sinks.webhook.consumer.lead_lookup import LeadReader
-from sinks.webhook.consumer.start_offsets import ensure_begun
-from sinks.webhook.delivery.admission import Gate
+from sinks.webhook.consumer.lead_lookup import LeadLookup
+from sinks.webhook.consumer.start_offsets import ensure_start_offsets
+from sinks.webhook.delivery.admission import AdmissionControl
 from sinks.webhook.delivery.attempt_log import AttemptLog
 from sinks.webhook.delivery.breaker import Breaker
 from sinks.webhook.delivery.token_bucket import TokenBucket
-from sinks.webhook.loop import Session
+from sinks.webhook.loop import ConsumeLoop
 from sinks.webhook.tools import Tools
-from sinks.webhook.transport.client import Deliverer
+from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.secret_file import SecretFile
 
 log = get_logger()
@@ -58,11 +58,13 @@ class Worker:
         self._name = endpoint.function(settings)
         self._secrets = SecretFile(endpoint.secret_file)
         codec = Codec(PinnedSchemas(settings))
-        self._keeper = ControlKeeper(settings, codec)
-        self._gate = Gate(endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, since_boot_s()), Breaker())
-        self._session: Session | None = None
+        self._keeper = ControlView(settings, codec)
+        self._admission = AdmissionControl(
+            endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, since_boot_s()), Breaker()
+        )
+        self._session: ConsumeLoop | None = None
         metrics.know_endpoint(endpoint.name)
-        health.tell_also(self._describe)
+        health.add_details(self._describe)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop`.
@@ -71,26 +73,26 @@ class Worker:
         """
         settings, endpoint = self._settings, self._endpoint
         codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
-        view = TopicView(settings, COMPONENT, CONTROL, self._keeper)
+        view = MaterializedView(settings, COMPONENT, CONTROL, self._keeper)
         view.open()
-        config = producer_config(settings, self._name, delivery_timeout_s=FOR_EVER_S)
+        config = producer_config(settings, self._name, delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S)
         publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
-        deliverer = Deliverer(
+        client = WebhookClient(
             endpoint.url, connections_max=endpoint.in_flight_max, allowed=settings.webhook_allowed_networks
         )
-        leads, attempts = LeadReader(settings, self._name), AttemptLog(settings, endpoint, codec, publisher)
+        leads, attempts = LeadLookup(settings, self._name), AttemptLog(settings, endpoint, codec, publisher)
         tools = Tools(
             endpoint=endpoint,
             codec=codec,
             publisher=publisher,
             attempts=attempts,
-            deliverer=deliverer,
-            gate=self._gate,
+            client=client,
+            admission=self._admission,
             leads=leads,
             parking=Parking(
                 Bounds.of(settings),
                 self._health,
-                partial(parked_before, LogReader(settings, COMPONENT), self._name),
+                partial(parked_before, TopicReader(settings, COMPONENT), self._name),
             ),
             settings=lambda: self._keeper.current.settings,
             keys=self._secrets.keys,
@@ -104,20 +106,20 @@ class Worker:
                     trail = Trail()  # An operator decided where to go on.
                 elif await self._begun(stop):
                     await asyncio.to_thread(codec.prepare, retry_topics(endpoint.name))
-                    partitions = await asyncio.to_thread(LogReader(settings, COMPONENT).partitions, LEADS)
-                    self._session = Session(tools, self._name, self._health, len(partitions), trail)
+                    partitions = await asyncio.to_thread(TopicReader(settings, COMPONENT).partitions, LEADS)
+                    self._session = ConsumeLoop(tools, self._name, self._health, len(partitions), trail)
                     await self._session.run(lambda: self._ended(stop))
         finally:
             await asyncio.to_thread(view.close)
             await publisher.close()
-            await deliverer.close()
+            await client.close()
             await leads.close()
             attempts.close()
 
     def _ended(self, stop: asyncio.Event) -> bool:
         """Obey the switches; say whether the group is to be left."""
         current = self._keeper.current
-        self._gate.pause(not (self._endpoint.enabled and current.settings.webhook_enabled))
+        self._admission.pause(not (self._endpoint.enabled and current.settings.webhook_enabled))
         return stop.is_set() or self._away(current)
 
     def _away(self, current: Control) -> bool:
@@ -130,7 +132,7 @@ class Worker:
         while self._away(self._keeper.current) and not stop.is_set():
             await _wait(stop, AWAY_LOOK_S)
 
-    async def _until_known(self, view: TopicView, stop: asyncio.Event) -> None:
+    async def _until_known(self, view: MaterializedView, stop: asyncio.Event) -> None:
         """Wait for the switches: nothing may be sent before it is known whether it is paused."""
         deadline = time.monotonic() + START_DEADLINE_S
         while not view.loaded and not stop.is_set():
@@ -144,7 +146,7 @@ class Worker:
         backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + START_DEADLINE_S
         while not stop.is_set():
             try:
-                await ensure_begun(self._settings, self._endpoint)
+                await ensure_start_offsets(self._settings, self._endpoint)
                 return True
             except DependencyDown as error:
                 self._health.waiting(str(error))
@@ -159,10 +161,10 @@ class Worker:
             "endpoint": self._endpoint.name,
             # What kill -9 may have sent a second time: docs/WEBHOOKS.md.
             "repeats_after_kill_max": self._endpoint.in_flight_max,
-            "breaker": "closed" if self._gate.breaker.closed else "open",
-            "paused": self._gate.paused,
-            "may_send": self._gate.may_send,
-            "in_flight": self._gate.under_way,
+            "breaker": "closed" if self._admission.breaker.closed else "open",
+            "paused": self._admission.paused,
+            "may_send": self._admission.may_send,
+            "in_flight": self._admission.under_way,
         }
         return document | (dict(self._session.describe()) if self._session is not None else {})
 

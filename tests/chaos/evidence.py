@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from nigredo.avro.codec import Codec
 from nigredo.kafka.pinned_schemas import PinnedSchemas
 from nigredo.kafka.record import record_of
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack
 from schemas.events import DeliveryAttempt, Event, Lead, Rejection
 from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS, SUBMISSIONS, WEBHOOK_DEAD
@@ -86,7 +86,7 @@ def collect(stack: Stack, answers: Answers) -> Evidence:
     """Read it all."""
     settings = stack.settings()
     codec = Codec(PinnedSchemas(settings))
-    log = _Log(LogReader(settings, "chaos"), codec)
+    log = _Log(TopicReader(settings, "chaos"), codec)
     found = Evidence(answers, submissions=list(log.read(SUBMISSIONS)), lag=Offsets(stack).lag())
     for placed in log.read(LEADS, REJECTIONS, DELIVERIES):
         match placed.event:
@@ -108,7 +108,7 @@ def collect(stack: Stack, answers: Answers) -> Evidence:
 
 
 class _Log:
-    def __init__(self, reader: LogReader, codec: Codec) -> None:
+    def __init__(self, reader: TopicReader, codec: Codec) -> None:
         self._reader = reader
         self._codec = codec
 
@@ -130,7 +130,7 @@ class Offsets:
         self._stack = stack
         self._groups = {settings.function(name): topics for name, topics in READERS.items()}
         self._config: dict[str, Any] = stack.client_config()
-        self._reader = LogReader(settings, "chaos")
+        self._reader = TopicReader(settings, "chaos")
 
     def lag(self) -> dict[str, int]:
         """Return how many records each group has not committed, and how many the database has not stored."""

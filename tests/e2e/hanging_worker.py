@@ -21,13 +21,13 @@ from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
 from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.health import Health
 from nigredo.observability.logs import configure_logging
 from nigredo.settings import Settings
 from processors.engine.faust_app import make_app, run_app
 from processors.engine.handler import Decoded
-from processors.engine.stream_processor import InOrder
+from processors.engine.stream_processor import StreamProcessor
 from processors.engine.watchdog import Watchdog
 from schemas.events import Event
 
@@ -87,10 +87,10 @@ def main() -> None:
     Backoff.next_wait_s = lambda self: 0.5  # type: ignore[method-assign]
     health = Health(settings.function(component))
     app = make_app(settings, component)
-    reader, watch = LogReader(settings, component), LogWatch(settings, component, [topic])
+    reader, watch = TopicReader(settings, component), LogWatch(settings, component, [topic])
     parking = Parking(Bounds.of(settings), health, lambda _: Before())
     handler = Hanging(folder, how, reader.topic_ids([topic])[topic])
-    in_order = InOrder(app, reader, watch, LogProof(settings, component), health, [topic], handler, parking)
+    in_order = StreamProcessor(app, reader, watch, LogProof(settings, component), health, [topic], handler, parking)
     with Watchdog(settings, component, health, [topic], in_order):
         run_app(app, settings, health)
 

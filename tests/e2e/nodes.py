@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from nigredo.avro.codec import Undecodable
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_client, eventually, free_port_base
 from schemas.events import Submission
 from schemas.topics import SUBMISSIONS
@@ -184,7 +184,7 @@ class Load:
 
 def submitted(stack: Stack) -> dict[str, list[UUID]]:
     """Return the ids in the topic of submissions by the client's address, in the order of the log."""
-    codec, reader = codec_of(stack), LogReader(stack.settings(), "test")
+    codec, reader = codec_of(stack), TopicReader(stack.settings(), "test")
     found: dict[str, list[UUID]] = defaultdict(list)
     messages = reader.read_to_end(SUBMISSIONS, reader.partitions(SUBMISSIONS), deadline_s=60)
     # Partitions are read side by side; within one, and so within a network, the order is the log's.

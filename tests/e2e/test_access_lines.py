@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import httpx
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_ipv4_client, eventually
 from schemas.topics import SUBMISSIONS
 from tests.e2e.nodes import Node, another_node
@@ -61,7 +61,7 @@ def lines_of(log_file: Path, answers: list[httpx.Response]) -> list[dict[str, An
 
 def request_ids(stack: Stack) -> dict[str, str]:
     """Return the header `request_id` of every submission in the topic, by lead id."""
-    reader, found = LogReader(stack.settings(), "test"), {}
+    reader, found = TopicReader(stack.settings(), "test"), {}
     for message in reader.read_to_end(SUBMISSIONS, reader.partitions(SUBMISSIONS), deadline_s=60):
         headers = {name: value.decode() for name, value in message.headers() or [] if isinstance(value, bytes)}
         if "request_id" in headers:

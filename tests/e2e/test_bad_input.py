@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_client
 from schemas.topics import SUBMISSIONS
 
@@ -97,7 +97,7 @@ def test_a_body_of_2_mb_is_refused(stack: Stack, announced: bool) -> None:
 
 
 def test_nothing_of_all_that_reaches_a_topic(stack: Stack) -> None:
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
 
     def ends() -> list[tuple[int, int]]:
         return [reader.watermarks(SUBMISSIONS, partition) for partition in reader.partitions(SUBMISSIONS)]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_ipv4_client, eventually, run_nigredo
 from schemas.events import Lead, Submission
 from schemas.topics import CONTROL, LEADS, SUBMISSIONS
@@ -134,7 +134,7 @@ def test_a_restarted_node_remembers_and_another_learns(stack: Stack) -> None:
 
 
 def test_a_form_sent_again_under_its_key_is_one_lead_also_from_where_no_limit_holds(stack: Stack) -> None:
-    codec, reader, key = codec_of(stack), LogReader(stack.settings(), "test"), str(uuid4())
+    codec, reader, key = codec_of(stack), TopicReader(stack.settings(), "test"), str(uuid4())
     network = any_ipv4_client().rpartition(".")[0]
 
     def unlimited() -> bool:

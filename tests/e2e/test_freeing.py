@@ -17,7 +17,7 @@ import pytest
 
 from nigredo import cli
 from nigredo.cli import ratelimit
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.stack.home import postgres_bin
 from nigredo.testing import Stack, any_client, any_ipv4_client, eventually
 from schemas.events import AuditEntry, LimitReset
@@ -258,7 +258,7 @@ def test_a_simulation_says_what_then_happens_and_sends_nothing(stack: Stack) -> 
     address = any_ipv4_client()
     assert [post(stack.url, address) for _ in range(7)] == [202] * 7
     eventually(lambda: counted(stack, address) == [(7,)], within_s=60, what="seven counted ones")
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     ends = {p: reader.watermarks(SUBMISSIONS, p) for p in reader.partitions(SUBMISSIONS)}
 
     told = json.loads(nigredo(stack, "ratelimit", "simulate", address, "5", "--json"))

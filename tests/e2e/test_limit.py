@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from nigredo.avro.codec import PREFIX, Codec
 from nigredo.clock import utc_now
 from nigredo.kafka.pinned_schemas import PinnedSchemas
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.networks import client_network, parse_hop
 from nigredo.testing import Stack, any_client, eventually
 from schemas.events import Contact, Rejection, Submission
@@ -112,7 +112,7 @@ def test_a_record_that_is_no_event_is_parked_and_the_stream_goes_on(stack: Stack
     publish(stack, [event])
 
     eventually(lambda: stack.rows(VERDICTS, client), within_s=60, what="the good record's verdict")
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     parked = list(reader.read_to_end("nigredo.dead-letters", [0, 1, 2, 3], deadline_s=20))
     assert any(b"no event" in (message.value() or b"") for message in parked)
     assert any(b"not Avro" in (message.value() or b"") for message in parked)
@@ -130,7 +130,7 @@ def a_json_schema(stack: Stack) -> int:
 
 
 def rejections(stack: Stack) -> dict[UUID, Rejection]:
-    codec, reader = codec_of(stack), LogReader(stack.settings(), "test")
+    codec, reader = codec_of(stack), TopicReader(stack.settings(), "test")
     messages = reader.read_to_end(REJECTIONS, reader.partitions(REJECTIONS), deadline_s=20)
     # A tombstone is a release.
     events = [codec.decode(REJECTIONS, value) for message in messages if (value := message.value()) is not None]

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.kafka.record import record_of
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_client, eventually
 from schemas.events import Lead, Rejection, Submission
 from schemas.topics import LEADS, REJECTIONS, SUBMISSIONS
@@ -45,7 +45,7 @@ def second_worker(stack: Stack, name: str = "rate-limiter") -> Iterator[subproce
 
 
 def decoded(stack: Stack, codec: Codec, topic: str) -> Iterator[tuple[object, int, int, datetime]]:
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     for message in reader.read_to_end(topic, reader.partitions(topic), deadline_s=30):
         record = record_of(message)
         try:
@@ -82,7 +82,7 @@ def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: s
         assert producer.flush(20) == 0
 
     third = len(sent) // 3
-    group = LogReader(stack.settings(), "test")
+    group = TopicReader(stack.settings(), "test")
     with second_worker(stack) as worker:
         publish(sent[:third])
         eventually(lambda: second_has_partitions(stack), within_s=60, what="the second worker's share")
@@ -118,7 +118,7 @@ def second_has_partitions(stack: Stack) -> bool:
     return len(members) == 2 and all(member.assignment.topic_partitions for member in members)
 
 
-def lag(stack: Stack, reader: LogReader) -> int:
+def lag(stack: Stack, reader: TopicReader) -> int:
     partitions = reader.partitions(SUBMISSIONS)
     committed = reader.committed("nigredo-rate-limiter-dev", SUBMISSIONS, partitions)
     return sum(reader.watermarks(SUBMISSIONS, p)[1] - (committed[p] or 0) for p in partitions)

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.limit_commands import LimiterCommands
 from nigredo.operations.quarantine import Quarantine
 from nigredo.testing import Stack, any_client, eventually
@@ -47,7 +47,7 @@ def test_kills_among_resets_and_releases_change_no_verdict(stack: Stack) -> None
     clients = [any_client() for _ in range(NETWORKS)]
     networks = {submission(client).client_network for client in clients}
     producer = Producer(stack.producer_config(delivery_timeout_s=20))
-    reader, quarantine = LogReader(stack.settings(), "test"), Quarantine(LimiterCommands(stack.settings(), "test"))
+    reader, quarantine = TopicReader(stack.settings(), "test"), Quarantine(LimiterCommands(stack.settings(), "test"))
 
     def send(clients: list[str]) -> None:
         for client in clients:

@@ -20,8 +20,8 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, any_client, eventually, running_stack
 from tests.e2e.nodes import FORM, Load, an_address, another_node, frozen, submitted
@@ -256,12 +256,12 @@ def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_go
     admin.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])[topic].result(10)
     batches = {name: [f"{name} {number}".encode() for number in range(300)] for name in ("before", "given up", "after")}
 
-    def publish(publisher: BulkPublisher, name: str) -> asyncio.Future[None]:
+    def publish(publisher: BatchPublisher, name: str) -> asyncio.Future[None]:
         return publisher.publish_all(Outgoing(topic, value, value) for value in batches[name])
 
     async def scenario() -> None:
         hasty, patient = (
-            BulkPublisher(own.producer_config(delivery_timeout_s=seconds), in_flight_max=10) for seconds in (3, 300)
+            BatchPublisher(own.producer_config(delivery_timeout_s=seconds), in_flight_max=10) for seconds in (3, 300)
         )
         await asyncio.wait_for(publish(hasty, "before"), 30)
         assert (await asyncio.to_thread(own.nigredo, "stop", "kafka")).code == 0
@@ -280,7 +280,7 @@ def test_a_batch_in_an_outage_has_failed_unless_kafka_has_it_and_the_next_one_go
     asyncio.run(scenario())
 
     read = Counter(
-        m.value() for m in LogReader(own.settings(role="admin"), "test").read_to_end(topic, range(4), deadline_s=30)
+        m.value() for m in TopicReader(own.settings(role="admin"), "test").read_to_end(topic, range(4), deadline_s=30)
     )
     assert {read[value] for value in batches["before"]} == {1}
     assert {read[value] for value in batches["after"]} == {2}

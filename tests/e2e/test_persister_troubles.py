@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
 from schemas.topics import LEADS
 from tests.e2e.test_limit_across_workers import second_worker
@@ -88,6 +88,6 @@ def offsets(stack: Stack) -> dict[int, int]:
 
 
 def committed(stack: Stack) -> dict[int, int | None]:
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     found = reader.committed("nigredo-persister-dev", LEADS, reader.partitions(LEADS))
     return {partition: offset for partition, offset in found.items() if partition in offsets(stack)}

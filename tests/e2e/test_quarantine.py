@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Producer
 
 from nigredo.clock import utc_now
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.limit_commands import LimiterCommands
 from nigredo.operations.quarantine import Quarantine
 from nigredo.testing import Stack, any_client, eventually
@@ -88,7 +88,7 @@ def deliveries(stack: Stack, lead_id: UUID) -> int:
 
 
 def tombstones(stack: Stack, lead_id: UUID) -> list[int]:
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     messages = reader.read_to_end(REJECTIONS, reader.partitions(REJECTIONS), deadline_s=20)
     return [m.partition() or 0 for m in messages if m.key() == str(lead_id).encode() and m.value() is None]
 

@@ -20,7 +20,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
 from schemas.topics import LEADS
 
@@ -48,7 +48,7 @@ def delivered(stack: Stack, count: int) -> list[str]:
 def settled(stack: Stack) -> None:
     """Wait until live delivery has committed everything: a replay never goes past that."""
     settings = stack.settings(NIGREDO_ENV="dev")
-    reader, group = LogReader(settings, "test"), settings.function("webhook-sender")
+    reader, group = TopicReader(settings, "test"), settings.function("webhook-sender")
 
     def has() -> bool:
         partitions = reader.partitions(LEADS)
@@ -212,7 +212,7 @@ def test_a_replay_that_was_interrupted_goes_on_by_itself_and_may_be_repeated(sta
 def test_an_erased_lead_is_not_sent_whoever_asks_for_it(stack: Stack) -> None:
     begin = a_moment()
     kept, erased = delivered(stack, 2)
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     found = [
         m for m in reader.read_to_end(LEADS, reader.partitions(LEADS), deadline_s=30) if m.key() == erased.encode()
     ]
@@ -229,7 +229,7 @@ def test_an_erased_lead_is_not_sent_whoever_asks_for_it(stack: Stack) -> None:
 
 
 def leads_from(stack: Stack, offsets: dict[int, int]) -> list[str]:
-    reader, found = LogReader(stack.settings(), "test"), []
+    reader, found = TopicReader(stack.settings(), "test"), []
     for partition, offset in offsets.items():
         _, end = reader.watermarks(LEADS, partition)
         messages = list(reader.between(LEADS, partition, offset, end))
@@ -255,7 +255,7 @@ def test_the_command_sets_the_sinks_group_back_and_exactly_the_leads_from_there_
 @pytest.mark.embedded
 def test_kafkas_own_tools_do_the_same_to_a_stopped_sink(stack: Stack) -> None:
     delivered(stack, 8)
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     group = stack.settings(NIGREDO_ENV="dev").function("webhook-sender")
     ends = {partition: reader.watermarks(LEADS, partition)[1] for partition in reader.partitions(LEADS)}
     back = {partition: max(0, end - 2) for partition, end in ends.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nigredo.clock import utc_now
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import LEAVE
 from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import members
@@ -73,7 +73,7 @@ def test_members_come_back_by_themselves_when_whoever_sent_them_away_is_gone(sta
     restarts = stack.status()["parts"][part]["restarts"]
 
     def send_away(for_s: float) -> None:
-        Changes(settings, "test").put(LEAVE, group, {}, expires_at=utc_now() + timedelta(seconds=for_s))
+        ControlAdmin(settings, "test").put(LEAVE, group, {}, expires_at=utc_now() + timedelta(seconds=for_s))
 
     send_away(120)
     eventually(lambda: are(0), within_s=60, what="a group without members")
@@ -82,7 +82,7 @@ def test_members_come_back_by_themselves_when_whoever_sent_them_away_is_gone(sta
     eventually(lambda: are(1), within_s=60, what="the member again")
     eventually(lambda: stack.status()["parts"][part]["ready"], within_s=60, what="its readiness")
     assert stack.status()["parts"][part]["restarts"] == restarts
-    Changes(settings, "test").remove(LEAVE, group)
+    ControlAdmin(settings, "test").remove(LEAVE, group)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from nigredo.kafka.pinned_schemas import read_pins
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, eventually, running_stack
 from schemas.topics import DEAD_LETTERS, LEADS
@@ -48,7 +48,7 @@ def test_a_registry_that_was_emptied_gets_its_ids_back_and_readers_outside_find_
     change_registry(own, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     taken_and_handled(own)
     assert not read_outside(own, before)
-    pins = list(read_pins(LogReader(own.settings(), "test")))
+    pins = list(read_pins(TopicReader(own.settings(), "test")))
 
     told = own.nigredo("topics", "ensure")
 
@@ -156,7 +156,7 @@ def taken_and_handled(stack: Stack) -> set[str]:
         return ids <= {request["headers"]["webhook-id"] for request in stack.received()}
 
     eventually(delivered, within_s=90, every_s=0.2, what="a webhook of each lead")
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     assert list(reader.read_to_end(DEAD_LETTERS, reader.partitions(DEAD_LETTERS), deadline_s=30)) == []
     return ids
 
@@ -181,7 +181,7 @@ def register(stack: Stack, subject: str, schema: object) -> None:
 
 def id_of(stack: Stack, topic: str) -> int:
     """Return the id under which a topic is written."""
-    pins = read_pins(LogReader(stack.settings(), "test"))
+    pins = read_pins(TopicReader(stack.settings(), "test"))
     return max(pin.id for pin in pins if pin.subject == f"{topic}-value")
 
 
@@ -189,7 +189,7 @@ def read_outside(stack: Stack, leads: set[str]) -> bool:
     """Say whether Confluent's own deserializer reads these leads, by what the registry says."""
     client = SchemaRegistryClient({"url": stack.registry_url, "timeout": 10, "max.retries": 1} | stack.registry_proof)
     deserializer = AvroDeserializer(client, conf={"subject.name.strategy": topic_subject_name_strategy})
-    reader, found = LogReader(stack.settings(), "test"), set()
+    reader, found = TopicReader(stack.settings(), "test"), set()
     for message in reader.read_to_end(LEADS, reader.partitions(LEADS), deadline_s=30):
         if (message.key() or b"").decode() in leads:
             try:

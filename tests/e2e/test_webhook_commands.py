@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
 from schemas.topics import DELIVERIES
 
@@ -119,7 +119,7 @@ def test_a_table_that_is_behind_hides_no_lead_and_is_said(stack: Stack) -> None:
 
 def attempts_at(stack: Stack, lead: str) -> bool:
     """Say whether the log knows of an attempt at a lead."""
-    reader = LogReader(stack.settings(), "test")
+    reader = TopicReader(stack.settings(), "test")
     read = reader.read_to_end(DELIVERIES, reader.partitions(DELIVERIES), deadline_s=30)
     return any((message.key() or b"").startswith(lead.encode()) for message in read)
 

@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from nigredo.clock import utc_now
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.testing import Stack, eventually
 from schemas.events import WebhookReplay
@@ -28,9 +28,11 @@ def mine(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sin
 
 
 @contextmanager
-def standing(stack: Stack, kind: str, name: str, value: Mapping[str, str], *, for_s: float = 120) -> Iterator[Changes]:
+def standing(
+    stack: Stack, kind: str, name: str, value: Mapping[str, str], *, for_s: float = 120
+) -> Iterator[ControlAdmin]:
     """Let an entry of the control topic stand for a while."""
-    changes = Changes(stack.settings(), "test")
+    changes = ControlAdmin(stack.settings(), "test")
     changes.put(kind, name, value, expires_at=utc_now() + timedelta(seconds=for_s))
     try:
         yield changes
@@ -65,7 +67,7 @@ def test_the_command_pauses_and_resumes_and_the_audit_says_so(stack: Stack, mine
         resumed = stack.nigredo("webhook", "resume")
     assert resumed.code == 0
     eventually(lambda: mine.health().get("paused") is False, within_s=60, what="the end of the pause")
-    Changes(stack.settings(), "test").remove("setting", "WEBHOOK_ENABLED")
+    ControlAdmin(stack.settings(), "test").remove("setting", "WEBHOOK_ENABLED")
     actions = [entry for message in mine.records("nigredo.audit") if (entry := message.key()) is not None]
     assert b"setting:WEBHOOK_ENABLED" in actions
 

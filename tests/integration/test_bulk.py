@@ -14,9 +14,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.kafka import batch_publisher as bulk
-from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.publisher import Overloaded, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack
 from tests.integration.test_kafka_clients import nobody, without_a_broker
@@ -34,21 +34,21 @@ def topic(stack: Stack) -> str:
     return name
 
 
-def publisher_of(settings: Settings, *, timeout_s: float = 60, in_flight_max: int = 10) -> BulkPublisher:
-    return BulkPublisher(producer_config(settings, "test", delivery_timeout_s=timeout_s), in_flight_max=in_flight_max)
+def publisher_of(settings: Settings, *, timeout_s: float = 60, in_flight_max: int = 10) -> BatchPublisher:
+    return BatchPublisher(producer_config(settings, "test", delivery_timeout_s=timeout_s), in_flight_max=in_flight_max)
 
 
 def records(topic: str, *values: bytes, partition: int = 0) -> list[Outgoing]:
     return [Outgoing(topic, b"k", value, partition=partition) for value in values]
 
 
-async def published(publisher: BulkPublisher, batch: list[Outgoing], *, within_s: float = 30) -> None:
+async def published(publisher: BatchPublisher, batch: list[Outgoing], *, within_s: float = 30) -> None:
     await asyncio.wait_for(publisher.publish_all(batch), within_s)
 
 
 def read(stack: Stack, topic: str) -> list[bytes | None]:
     return [
-        m.value() for m in LogReader(stack.settings(role="admin"), "test").read_to_end(topic, [0, 1], deadline_s=20)
+        m.value() for m in TopicReader(stack.settings(role="admin"), "test").read_to_end(topic, [0, 1], deadline_s=20)
     ]
 
 
@@ -170,7 +170,7 @@ def test_after_a_fatal_error_a_new_producer_goes_on(stack: Stack, topic: str) ->
 
     async def scenario() -> None:
         config = stack.producer_config(delivery_timeout_s=60)
-        publisher = BulkPublisher(config | {"enable.gapless.guarantee": True}, in_flight_max=10)
+        publisher = BatchPublisher(config | {"enable.gapless.guarantee": True}, in_flight_max=10)
         await published(publisher, records(topic, b"before"))
         with pytest.raises((DependencyDown, RecordRefused)):
             await published(publisher, records(topic, b"v", b"x" * (SMALL + 1), b"w"))
@@ -178,7 +178,7 @@ def test_after_a_fatal_error_a_new_producer_goes_on(stack: Stack, topic: str) ->
             await eventually_published(publisher, records(topic, value))
         await publisher.close()
 
-    async def eventually_published(publisher: BulkPublisher, batch: list[Outgoing]) -> None:
+    async def eventually_published(publisher: BatchPublisher, batch: list[Outgoing]) -> None:
         """As a processor does it: until the old producer is replaced, it may refuse."""
         async with asyncio.timeout(30):
             while True:

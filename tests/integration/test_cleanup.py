@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, any_ipv4_client, eventually
-from processors.persistence.maintenance.row_retention import BATCH_MAX, CleanUp
+from processors.persistence.maintenance.row_retention import BATCH_MAX, RowRetention
 from tests.e2e.test_freeing import A_ROW, psql, resets
 
 SUBMISSION = b"""
@@ -26,7 +26,7 @@ def clean_up(stack: Stack) -> float:
         pool = make_pool(stack.settings(), "test", size_max=1)
         await pool.open()
         try:
-            return await CleanUp(pool).run()
+            return await RowRetention(pool).run()
         finally:
             await pool.close()
 

@@ -14,8 +14,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown, NigredoError, RecordRefused
-from nigredo.kafka.publisher import Overloaded, Position, Publisher, producer_config
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.publisher import AckedPosition, Overloaded, Publisher, producer_config
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 from nigredo.testing import Stack, eventually
 
@@ -44,14 +44,14 @@ def without_a_broker() -> Settings:
 
 
 def test_an_acknowledgement_says_where_the_record_stands(stack: Stack, topic: str) -> None:
-    async def scenario() -> list[Position]:
+    async def scenario() -> list[AckedPosition]:
         publisher = publisher_of(stack.settings(role="admin"))
         sent = [publisher.publish(topic, key=b"k", value=b"%d" % n, partition=1) for n in range(3)]
         positions = await asyncio.wait_for(asyncio.gather(*sent), 10)
         assert await publisher.close() == 0
         return positions
 
-    assert asyncio.run(scenario()) == [Position(topic, 1, offset) for offset in range(3)]
+    assert asyncio.run(scenario()) == [AckedPosition(topic, 1, offset) for offset in range(3)]
 
 
 def test_without_a_broker_the_answer_is_an_error_within_the_deadline() -> None:
@@ -145,7 +145,7 @@ def test_a_record_too_large_for_the_broker_is_refused_for_good(stack: Stack, top
 def test_a_key_goes_where_javas_producers_put_it(stack: Stack, topic: str) -> None:
     """Murmur2 of `21`, as Kafka's own test of its default partitioner has it: -973932308, so partition 0 of 2."""
 
-    async def scenario() -> Position:
+    async def scenario() -> AckedPosition:
         publisher = publisher_of(stack.settings(role="admin"))
         position = await publisher.publish(topic, key=b"21", value=b"v")
         await publisher.close()
@@ -162,7 +162,7 @@ def test_reading_to_the_end_ends_there_also_when_the_last_records_are_gone(stack
     for n in range(3):
         producer.produce(topic, value=b"%d" % n, partition=0)
     producer.commit_transaction(10)
-    reader = LogReader(stack.settings(role="admin"), "test")
+    reader = TopicReader(stack.settings(role="admin"), "test")
     eventually(lambda: reader.watermarks(topic, 0) == (0, 4), within_s=60, what="the transaction's marker")
 
     read = list(reader.read_to_end(topic, [0, 1], deadline_s=20))
@@ -178,7 +178,7 @@ def test_reading_since_a_time_leaves_out_what_is_older(stack: Stack, topic: str)
     for age, value in ((timedelta(hours=2), b"old"), (timedelta(minutes=1), b"new")):
         producer.produce(topic, value=value, partition=0, timestamp=int((now - age).timestamp() * 1000))
     assert producer.flush(10) == 0
-    reader = LogReader(stack.settings(role="admin"), "test")
+    reader = TopicReader(stack.settings(role="admin"), "test")
 
     assert [m.value() for m in reader.read_to_end(topic, [0, 1], deadline_s=20, since=now - timedelta(hours=1))] == [
         b"new"
@@ -191,4 +191,4 @@ def test_a_reader_without_a_broker_says_so(stack: Stack) -> None:
     object.__setattr__(settings, "kafka_bootstrap_servers", nobody())
 
     with pytest.raises(DependencyDown):
-        LogReader(settings, "test").watermarks("t", 0)
+        TopicReader(settings, "test").watermarks("t", 0)

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import LogPosition, Mark
 from nigredo.kafka.positions.log_proof import NEAR_MAX, LogProof
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
 
 RECORDS = 3 * NEAR_MAX
@@ -34,8 +34,8 @@ def topic(stack: Stack) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def reader(stack: Stack) -> LogReader:
-    return LogReader(stack.settings(role="admin"), "test")
+def reader(stack: Stack) -> TopicReader:
+    return TopicReader(stack.settings(role="admin"), "test")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def proof(stack: Stack) -> LogProof:
     return LogProof(stack.settings(role="admin"), "test")
 
 
-def kept(reader: LogReader, topic: str, *offsets: int) -> list[LogPosition]:
+def kept(reader: TopicReader, topic: str, *offsets: int) -> list[LogPosition]:
     """Positions that the log bears out."""
     found = [reader.now(topic, 0, offset, deadline_s=CALL_S) for offset in offsets]
     return [LogPosition(offset + 1, now.topic_id, now.found) for offset, now in zip(offsets, found, strict=True)]
@@ -56,7 +56,7 @@ def other(position: LogPosition) -> LogPosition:
 
 
 def test_positions_near_and_far_are_borne_out_by_one_client_again_and_again(
-    topic: str, reader: LogReader, proof: LogProof
+    topic: str, reader: TopicReader, proof: LogProof
 ) -> None:
     positions = {(topic, 0): kept(reader, topic, 0, 1, 20, RECORDS - 1), (topic, 1): [LogPosition(0)]}
 
@@ -67,7 +67,7 @@ def test_positions_near_and_far_are_borne_out_by_one_client_again_and_again(
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
 def test_the_first_position_whose_record_is_another_one_is_found_wherever_it_stands(
-    topic: str, reader: LogReader, proof: LogProof, wrong: int
+    topic: str, reader: TopicReader, proof: LogProof, wrong: int
 ) -> None:
     positions = kept(reader, topic, 0, 1, 20, RECORDS - 1)
     positions[wrong:] = map(other, positions[wrong:])
@@ -76,7 +76,7 @@ def test_the_first_position_whose_record_is_another_one_is_found_wherever_it_sta
 
 
 def test_a_position_past_the_end_and_one_of_another_topic_are_found(
-    topic: str, reader: LogReader, proof: LogProof
+    topic: str, reader: TopicReader, proof: LogProof
 ) -> None:
     (last,) = kept(reader, topic, RECORDS - 1)
     at_end = LogPosition(RECORDS + 1, last.topic_id, Mark.of(RECORDS, 1, b"k"))
@@ -90,7 +90,7 @@ def test_a_position_past_the_end_and_one_of_another_topic_are_found(
 
 
 def test_records_that_retention_deleted_after_they_were_read_disprove_nothing(
-    stack: Stack, reader: LogReader, proof: LogProof, topic: str
+    stack: Stack, reader: TopicReader, proof: LogProof, topic: str
 ) -> None:
     positions = kept(reader, topic, 5, RECORDS - 1)
     admin, at = AdminClient(stack.client_config()), TopicPartition(topic, 0, RECORDS)

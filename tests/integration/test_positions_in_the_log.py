@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, compare, from_metadata, proven
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.rewind import DatabaseOffsets
 from nigredo.testing import Stack, eventually
 from sinks.webhook.consumer.positions import Admitted, Refused, check
@@ -26,7 +26,7 @@ class Topic:
         self.name = f"test-{uuid4()}"
         self._config = stack.client_config()
         self._admin = AdminClient(self._config)
-        self.reader = LogReader(stack.settings(role="admin"), "test")
+        self.reader = TopicReader(stack.settings(role="admin"), "test")
         self.make()
 
     def make(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-from ingest.reads.lead_queries import Reads
+from ingest.reads.lead_queries import LeadQueries
 from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually
 
@@ -29,7 +29,7 @@ def test_a_trail_is_of_one_moment_whatever_is_stored_meanwhile(stack: Stack) -> 
         pool = make_pool(stack.settings(), "reading", size_max=1)
         await pool.open()
         try:
-            return await Reads(pool).trail(lead_id)
+            return await LeadQueries(pool).trail(lead_id)
         finally:
             await pool.close()
 

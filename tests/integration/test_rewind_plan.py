@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.clock import from_ms
 from nigredo.errors import ConfigurationError, DependencyDown
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.recovery.survey import Survey
-from nigredo.operations.rewind import DatabaseOffsets, Rewind, Step, To
+from nigredo.operations.rewind import DatabaseOffsets, PartitionRewind, Rewind, RewindTarget
 from nigredo.testing import Stack
 from schemas.topics import AUDIT, LEADS, STORED
 
@@ -53,7 +53,7 @@ def topic(stack: Stack) -> Iterator[str]:
     admin.delete_topics([name])[name].result(30)
 
 
-def planned(stack: Stack, topic: str, to: To, stands_at: int = STANDS_AT) -> Step:
+def planned(stack: Stack, topic: str, to: RewindTarget, stands_at: int = STANDS_AT) -> PartitionRewind:
     (step,) = Rewind(stack.settings(role="admin"), f"group-{topic}", Kept(topic, stands_at), "test").plan(to)
     return step
 
@@ -63,13 +63,13 @@ def at_record(number: int) -> datetime:
 
 
 def test_the_earliest_is_what_is_left_and_the_hole_before_it_is_told(stack: Stack, topic: str) -> None:
-    step = planned(stack, topic, To(earliest=True))
+    step = planned(stack, topic, RewindTarget(earliest=True))
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED)
 
 
 def test_a_time_from_which_records_are_missing_tells_the_hole(stack: Stack, topic: str) -> None:
-    step = planned(stack, topic, To(at=at_record(2)))
+    step = planned(stack, topic, RewindTarget(at=at_record(2)))
 
     assert (step.goes_to, step.records) == (DELETED, STANDS_AT - DELETED)
     assert step.gone > 0
@@ -77,38 +77,38 @@ def test_a_time_from_which_records_are_missing_tells_the_hole(stack: Stack, topi
 
 def test_a_time_of_which_everything_is_left_has_no_hole(stack: Stack, topic: str) -> None:
     for number in (DELETED, 6):
-        step = planned(stack, topic, To(at=at_record(number)))
+        step = planned(stack, topic, RewindTarget(at=at_record(number)))
         assert (step.goes_to, step.records, step.gone) == (number, STANDS_AT - number, 0)
 
 
 def test_a_time_in_the_future_moves_nothing(stack: Stack, topic: str) -> None:
-    step = planned(stack, topic, To(at=at_record(10_000)))
+    step = planned(stack, topic, RewindTarget(at=at_record(10_000)))
 
     assert (step.goes_to, step.records, step.gone) == (STANDS_AT, 0, 0)
 
 
 def test_an_offset_that_is_gone_is_told_and_one_ahead_is_refused(stack: Stack, topic: str) -> None:
-    step = planned(stack, topic, To(offsets={(topic, 0): 1}))
+    step = planned(stack, topic, RewindTarget(offsets={(topic, 0): 1}))
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED - 1)
     with pytest.raises(ConfigurationError, match="only goes back"):
-        planned(stack, topic, To(offsets={(topic, 0): STANDS_AT + 1}))
+        planned(stack, topic, RewindTarget(offsets={(topic, 0): STANDS_AT + 1}))
 
 
 def test_a_group_whose_place_is_gone_may_go_on_to_the_first_record_left_and_no_further(
     stack: Stack, topic: str
 ) -> None:
-    step = planned(stack, topic, To(offsets={(topic, 0): DELETED}), stands_at=1)
+    step = planned(stack, topic, RewindTarget(offsets={(topic, 0): DELETED}), stands_at=1)
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, 0, DELETED - 1)
     with pytest.raises(ConfigurationError, match="only goes back"):
-        planned(stack, topic, To(offsets={(topic, 0): DELETED + 1}), stands_at=1)
+        planned(stack, topic, RewindTarget(offsets={(topic, 0): DELETED + 1}), stands_at=1)
 
 
 def test_a_group_that_stands_past_the_end_of_a_topic_made_anew_goes_back_to_what_there_is(
     stack: Stack, topic: str
 ) -> None:
-    step = planned(stack, topic, To(offsets={(topic, 0): DELETED}), stands_at=500)
+    step = planned(stack, topic, RewindTarget(offsets={(topic, 0): DELETED}), stands_at=500)
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, 10 - DELETED, 0)
 
@@ -133,14 +133,14 @@ def test_a_topic_that_was_deleted_for_good_keeps_no_other_from_being_set_back(st
 )
 def test_a_row_that_no_persister_wrote_is_left_alone(stack: Stack, topic: str, partition: int) -> None:
     settings = stack.settings(role="admin")
-    topic_id = LogReader(settings, "test").topic_ids([topic])[topic] if topic in (AUDIT, LEADS) else str(uuid4())
+    topic_id = TopicReader(settings, "test").topic_ids([topic])[topic] if topic in (AUDIT, LEADS) else str(uuid4())
     row = (
         "INSERT INTO nigredo.stream_offsets (topic, topic_id, partition, next_offset) VALUES (%s, %s, %s, 7) "
         "RETURNING 1"
     )
     stack.rows(row, topic, topic_id, partition)
     try:
-        steps = Rewind(settings, "persister", DatabaseOffsets(settings), "test").plan(To(earliest=True))
+        steps = Rewind(settings, "persister", DatabaseOffsets(settings), "test").plan(RewindTarget(earliest=True))
 
         assert {step.topic for step in steps} == set(STORED)
         assert (topic, partition) not in {(step.topic, step.partition) for step in steps}

@@ -21,9 +21,9 @@ from nigredo.kafka.record import Record
 from nigredo.postgres import pool as db
 from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually
-from processors.engine.handler import Decoded, Stale
+from processors.engine.handler import AssignmentLost, Decoded
 from processors.persistence.rows import Rows, rows_of
-from processors.persistence.store import Progress, Store
+from processors.persistence.store import OffsetStep, Store
 from schemas.events import Contact, DeliveryAttempt, Lead, RateLimitState, Rejection
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS
 
@@ -62,9 +62,9 @@ class Writer:
         step = self.step(stood_at, stood_at + len(records))
         run(self._stack, lambda store: store.write(rows_of(records), [step]))
 
-    def step(self, stood_at: int, next_offset: int) -> Progress:
+    def step(self, stood_at: int, next_offset: int) -> OffsetStep:
         last = Mark.of(next_offset - 1, 1_796_013_316_402, b"key") if next_offset else None
-        return Progress("test", 0, stood_at, LogPosition(next_offset, self.topic_id, last))
+        return OffsetStep("test", 0, stood_at, LogPosition(next_offset, self.topic_id, last))
 
     def position(self) -> Any:
         return run(self._stack, lambda store: store.position(self.topic_id, 0))
@@ -143,7 +143,7 @@ def test_a_writer_that_does_not_stand_where_the_database_does_writes_nothing(sta
     late = a_lead()
 
     for elsewhere in (0, 5):
-        with pytest.raises(Stale):
+        with pytest.raises(AssignmentLost):
             writer.write_from(elsewhere, [at(LEADS, late)])
 
     assert stack.rows("SELECT 1 FROM nigredo.leads WHERE id = %s", late.id) == []
@@ -165,7 +165,7 @@ def test_an_emptied_database_is_written_to_only_once_the_partition_has_begun_aga
     stack.rows("DELETE FROM nigredo.stream_offsets WHERE topic_id = %s RETURNING 1", writer.topic_id)
     lead = a_lead()
 
-    with pytest.raises(Stale):
+    with pytest.raises(AssignmentLost):
         writer.write(at(LEADS, lead))
 
     assert writer.position() is None
@@ -259,7 +259,7 @@ class Counting(Store):
 
     begun = 0
 
-    async def _move(self, connection: Any, step: Progress) -> None:
+    async def _move(self, connection: Any, step: OffsetStep) -> None:
         Counting.begun += 1
         await super()._move(connection, step)
 
@@ -293,7 +293,7 @@ def test_a_deadlock_with_somebody_elses_transaction_is_tried_again(stack: Stack,
     raise AssertionError("the deadlock never hit our transaction")
 
 
-def written(rows: Rows, step: Progress, store: Store) -> Coroutine[Any, Any, None]:
+def written(rows: Rows, step: OffsetStep, store: Store) -> Coroutine[Any, Any, None]:
     return store.write(rows, [step])
 
 

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from nigredo.kafka import materialized_view as view_module
-from nigredo.kafka.materialized_view import Row, TopicView
+from nigredo.kafka.materialized_view import MaterializedView, Row
 from nigredo.kafka.positions.log_position import LogNow, Mark
 from nigredo.kafka.positions.log_proof import Comparison
 from nigredo.testing import Stack, eventually
@@ -73,7 +73,7 @@ def test_a_topic_that_was_made_again_is_loaded_again_although_it_is_longer_than_
 ) -> None:
     rows = Rows()
     put(stack, topic, "old")
-    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
+    view = MaterializedView(stack.settings(role="admin"), "test", topic, rows)
     view.open()
     with closing(view):
         eventually(lambda: rows.now == {b"old": b"x"}, within_s=60, what="the first records")
@@ -87,7 +87,7 @@ def test_a_topic_that_was_made_again_is_loaded_again_although_it_is_longer_than_
 
 def test_partitions_that_were_added_are_read(stack: Stack, topic: str) -> None:
     rows = Rows()
-    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
+    view = MaterializedView(stack.settings(role="admin"), "test", topic, rows)
     view.open()
     with closing(view):
         eventually(lambda: rows.loads, within_s=60, what="the empty topic")
@@ -107,7 +107,7 @@ def test_a_log_that_holds_another_record_where_one_was_read_is_loaded_again_with
 ) -> None:
     rows, other = Rows(), Mark.of(1, 1, b"another")
     put(stack, topic, "one", "two")
-    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
+    view = MaterializedView(stack.settings(role="admin"), "test", topic, rows)
     view.open()
     with closing(view):
         eventually(lambda: rows.loads == 1, within_s=60, what="the records")
@@ -127,7 +127,7 @@ def test_a_topic_of_which_no_record_arrives_any_more_is_loaded_again_by_a_new_cl
     rows = Rows()
     put(stack, topic, "one", "two")
     monkeypatch.setattr(view_module, "COMPARED_EVERY_S", 0.1)
-    view = TopicView(stack.settings(role="admin"), "test", topic, rows)
+    view = MaterializedView(stack.settings(role="admin"), "test", topic, rows)
     monkeypatch.setattr(view._proof, "compare", lambda kept: Comparison({}, dict.fromkeys(kept, 3)))
     view.open()
     with closing(view):

@@ -16,9 +16,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
-from processors.persistence.maintenance.topic_retention import EXPIRING, Expiry
+from processors.persistence.maintenance.topic_retention import EXPIRING, TopicRetention
 from schemas.topics import DEAD_LETTERS, RATE_LIMITS, REJECTIONS, TOPICS, WEBHOOK_DEAD
 
 CLEANED_WITHIN_S = 120.0
@@ -49,7 +49,7 @@ def write(stack: Stack, topic: str, partition: int, *records: tuple[str, str, ti
 
 def left(stack: Stack, topic: str, partition: int) -> list[bytes | None]:
     """Return the values that can still be read."""
-    reader = LogReader(stack.settings(role="admin"), "test")
+    reader = TopicReader(stack.settings(role="admin"), "test")
     return [message.value() for message in reader.read_to_end(topic, [partition], deadline_s=30)]
 
 
@@ -78,7 +78,9 @@ def test_what_is_past_its_time_leaves_also_where_compaction_merged_it_with_what_
     async def now() -> datetime:
         return datetime.now(UTC)
 
-    expiry = Expiry(stack.settings(role="admin"), "test", now, {topic: replace(TOPICS[RATE_LIMITS], name=topic)})
+    expiry = TopicRetention(
+        stack.settings(role="admin"), "test", now, {topic: replace(TOPICS[RATE_LIMITS], name=topic)}
+    )
     for _ in range(2):  # Safe to repeat, and where nothing is left to do.
         assert asyncio.run(expiry.run()) > 0
         assert left(stack, topic, BUSY) == young

@@ -12,11 +12,11 @@ from faust.types import TP
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.kafka.parking import Before, Bounds, Parking
 from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
-from nigredo.kafka.positions.log_watch import Look
+from nigredo.kafka.positions.log_watch import PartitionObservation
 from nigredo.kafka.record import Record
 from nigredo.observability.health import Health
-from processors.engine.handler import Decoded, Stale
-from processors.engine.stream_processor import InOrder
+from processors.engine.handler import AssignmentLost, Decoded
+from processors.engine.stream_processor import StreamProcessor
 from schemas.events import Event
 
 TOPIC = "nigredo.submissions"
@@ -127,10 +127,10 @@ class FakeLog:
         mark = None if found is None else Mark.of(found, TIMESTAMP_MS, self.key(found), self.epoch)
         return LogNow(self.topic_id, self.start, self.end, mark)
 
-    def look(self) -> Look:
+    def look(self) -> PartitionObservation:
         if self.away:
             raise DependencyDown("Kafka does not answer")
-        return Look(self.missing, self.unassigned)
+        return PartitionObservation(self.missing, self.unassigned)
 
     def disproved(self, positions: Mapping[TP, Sequence[LogPosition]]) -> dict[TP, LogPosition]:
         found = {}
@@ -212,7 +212,7 @@ class Recorder:
         if self.before_work is not None:
             await self.before_work()
         if not still_ours():
-            raise Stale
+            raise AssignmentLost
         if self.trouble:
             raise self.trouble.pop(0)
         if any(record.offset in self.poison for record, _ in records):
@@ -246,7 +246,7 @@ class Rig:
         app, log = cast(Any, self.app), cast(Any, self.log)
         self.before = Before()
         parking = Parking(bounds, self.health, lambda _: self.before)
-        self.in_order = InOrder(app, log, log, log, self.health, [topic], self.handler, parking)
+        self.in_order = StreamProcessor(app, log, log, log, self.health, [topic], self.handler, parking)
 
     def deliver(self, *offsets: int, partition: int = 0) -> None:
         for offset in offsets:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nigredo.control.admin import Changes
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.control.admin import ControlAdmin
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 from nigredo.stack.embedded import OTHER_CLUSTER, _ensure_api_key
 from nigredo.stack.home import Home
@@ -15,7 +15,7 @@ from nigredo.stack.home import Home
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.setattr(LogReader, "cluster_id", lambda _: (tmp_path / "cluster").read_text())
+    monkeypatch.setattr(TopicReader, "cluster_id", lambda _: (tmp_path / "cluster").read_text())
     made = Home.open(tmp_path, 21_000)
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "api-key").write_text("nig_0123456789abcdef0123456789abcdef0123456789abcdef")
@@ -27,8 +27,8 @@ def started(home: Home, cluster: str, monkeypatch: pytest.MonkeyPatch) -> tuple[
     put: list[str] = []
     told: list[str] = []
     (home.dir / "cluster").write_text(cluster)
-    monkeypatch.setattr(Changes, "put", lambda _, kind, *__, **___: put.append(kind))
-    monkeypatch.setattr("nigredo.stack.embedded.kept", lambda *_: type("Key", (), {"id": "k"}))
+    monkeypatch.setattr(ControlAdmin, "put", lambda _, kind, *__, **___: put.append(kind))
+    monkeypatch.setattr("nigredo.stack.embedded.stored_form", lambda *_: type("Key", (), {"id": "k"}))
     monkeypatch.setattr("nigredo.stack.embedded.as_value", lambda _: {})
     _ensure_api_key(Settings.from_environment({}), home, told.append)
     return len(put), told

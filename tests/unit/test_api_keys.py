@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.control.api_keys import LEADS_READ, as_value, create, from_value, known
+from nigredo.control.api_keys import LEADS_READ, as_value, create, from_value, verify
 
 
 def test_a_key_is_known_by_its_text_alone_and_survives_being_kept() -> None:
@@ -13,8 +13,8 @@ def test_a_key_is_known_by_its_text_alone_and_survives_being_kept() -> None:
     kept = from_value(key.id, as_value(key))
 
     assert kept == key
-    assert known(text, {key.id: kept}) == key
-    assert known(text, {}) is None
+    assert verify(text, {key.id: kept}) == key
+    assert verify(text, {}) is None
     secret = text.split("_", 2)[2]
     assert secret not in str(as_value(key))
 
@@ -24,11 +24,11 @@ def test_one_character_off_is_another_key(place: int, character: str) -> None:
     text, key = create("analytics", frozenset([LEADS_READ]))
     changed = text[:place] + character + text[place + 1 :]
 
-    assert (known(changed, {key.id: key}) is None) == (changed != text)
+    assert (verify(changed, {key.id: key}) is None) == (changed != text)
 
 
 @given(st.text(max_size=80))
 def test_no_text_breaks_the_look_up(text: str) -> None:
     _, key = create("analytics", frozenset([LEADS_READ]))
 
-    assert known(text, {key.id: key}) is None
+    assert verify(text, {key.id: key}) is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ingest.forms.charsets import CODECS
 from ingest.forms.decoding import JSON, MULTIPART, URLENCODED, parse_form, read_fields
 from ingest.forms.multipart import Malformed, parameters_of, parts_of
-from ingest.forms.validation import EXTRA_VALUE_MAX, FormRefused, form_of, typed_of
+from ingest.forms.validation import EXTRA_VALUE_MAX, InvalidForm, form_of, typed_of
 
 KIND = f"{MULTIPART}; boundary=b"
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
@@ -85,7 +85,7 @@ def test_text_in_an_encoding_that_nothing_names_comes_back_as_windows_1252_to_be
     if kind == KIND:
         body = multipart(part(b"message", b"Ol\xe1 &#128512;"), part(b"S\xe3o", b"x")).replace(b"Ana", b"Jos\xe9")
 
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse_form(kind, body)
 
     assert refused.value.status == 400
@@ -105,7 +105,7 @@ def test_no_bytes_break_an_encoding(raw: bytes, charset: str) -> None:
     )
     try:
         parse_form(URLENCODED, body).contact.name.encode()
-    except FormRefused as refused:
+    except InvalidForm as refused:
         assert refused.problems
 
 
@@ -139,7 +139,7 @@ def test_a_part_that_is_encoded_is_decoded(coding: bytes, value: bytes) -> None:
 
 
 def test_another_encoding_of_a_part_is_refused_by_its_field() -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse_form(KIND, multipart(part(b"message", b"x", b"Content-Transfer-Encoding: uuencode")))
 
     assert [(refused.value.status, problem.field) for problem in refused.value.problems] == [(400, "message")]
@@ -197,7 +197,7 @@ def test_no_body_of_the_longest_length_holds_the_loop_for_long(filler: bytes, ki
     body = bodies.get(kind, b"name=" + filled.replace(b" ", b"\r\n"))
     began = time.process_time()
 
-    with suppress(FormRefused):
+    with suppress(InvalidForm):
         read_fields(kind, body)
 
     # Some ten milliseconds; what grows with the square of the length takes far longer on any machine.
@@ -208,7 +208,7 @@ def test_no_body_of_the_longest_length_holds_the_loop_for_long(filler: bytes, ki
 def test_a_json_object_that_a_script_sent_as_a_string_is_taken(kind: str | None) -> None:
     """`sendBeacon` and `fetch` call a string plain text, and a beacon cannot see that it was refused."""
     assert parse_form(kind, json.dumps(GOOD).encode()).contact.name == "Ana"
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse_form(kind, b'{"name": ')
     assert refused.value.status == 400
 
@@ -223,7 +223,7 @@ def test_json_is_read_to_a_depth_that_nothing_fails_at_later(start: str, end: st
         fields = read_fields(JSON, body)
         assert typed_of(fields)["x"][:EXTRA_VALUE_MAX] == form_of(fields).contact.extra["x"]
         return
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         read_fields(JSON, body)
     assert (refused.value.status, refused.value.problems[0].detail) == (400, "is nested too deeply")
 
@@ -242,7 +242,7 @@ def test_json_may_begin_with_a_byte_order_mark() -> None:
 def test_a_plain_text_form_is_refused_with_what_it_most_likely_holds() -> None:
     body = "name=Ana\r\nemail=ana@example.com\r\nmessage=Olá,\r\n\r\na + b = c\r\n_gotcha=\r\n_next=https://e.com/\r\n"
 
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         read_fields("text/plain", body.encode())
 
     assert refused.value.status == 415
@@ -256,7 +256,7 @@ def test_a_plain_text_form_is_refused_with_what_it_most_likely_holds() -> None:
 
 @pytest.mark.parametrize(("kind", "body"), [("text/plain", b"hello"), ("", b"name=Ana"), ("text/xml", b"name=Ana")])
 def test_what_is_no_form_holds_nothing_that_was_typed(kind: str, body: bytes) -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         read_fields(kind, body)
 
     assert (refused.value.status, refused.value.typed) == (415, None)

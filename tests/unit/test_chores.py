@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from nigredo.errors import DependencyDown
-from processors.persistence.maintenance.jobs import Chores
+from processors.persistence.maintenance.jobs import Jobs
 
 
 class Chore:
@@ -43,7 +43,7 @@ def test_no_trouble_ends_a_chore_nor_holds_another_up() -> None:
     async def scenario() -> tuple[Chore, Chore]:
         troubled = Chore(DependencyDown("away"), KeyError("a bug"), 0.0, DependencyDown("away again"))
         other = Chore(0.0, 0.0)
-        chores = Chores(troubled, other)
+        chores = Jobs(troubled, other)
         await until_run(other, 3)
         await until_run(troubled, 5)
         await chores.close()
@@ -58,7 +58,7 @@ def test_no_trouble_ends_a_chore_nor_holds_another_up() -> None:
 def test_a_chore_waits_as_long_as_it_says() -> None:
     async def scenario() -> Chore:
         chore = Chore(3600.0)
-        chores = Chores(chore)
+        chores = Jobs(chore)
         await until_run(chore, 1)
         await asyncio.sleep(0.1)
         await chores.close()

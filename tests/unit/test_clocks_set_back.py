@@ -20,7 +20,7 @@ from nigredo.kafka.record import Record
 from nigredo.observability.health import Health
 from nigredo.rate_limit.window import ACCEPTED, judge
 from nigredo.settings import Settings
-from processors.engine.handler import Stale
+from processors.engine.handler import AssignmentLost
 from processors.rate_limit.limiter import Limiter
 from schemas.events import RateLimitState, Submission
 from schemas.topics import LEADS, RATE_LIMITS, SUBMISSIONS
@@ -109,7 +109,7 @@ async def judged(records: list[Record], events: list[Submission], batches: list[
             try:
                 await limiter.work(batch, lambda: True)
                 break
-            except Stale:
+            except AssignmentLost:
                 position = await limiter.begin(SUBMISSIONS, 0, position)
         else:
             raise AssertionError("windows are loaded again and again")

@@ -14,8 +14,8 @@ from nigredo.avro.codec import Codec
 from nigredo.control.state import (
     IP_BLOCK,
     SETTING,
-    ControlKeeper,
-    Networks,
+    ControlView,
+    NetworkSet,
     beneath,
     covering,
     held_at,
@@ -61,8 +61,8 @@ class At:
         return self.now
 
 
-def keeper(clock: At | None = None, **environment: str) -> ControlKeeper:
-    keeper = ControlKeeper(Settings.from_environment(environment), CODEC, clock or At())
+def keeper(clock: At | None = None, **environment: str) -> ControlView:
+    keeper = ControlView(Settings.from_environment(environment), CODEC, clock or At())
     keeper.begin()
     keeper.loaded()
     return keeper
@@ -164,11 +164,11 @@ networks = st.lists(st.ip_addresses().flatmap(lambda a: st.integers(0, a.max_pre
 def test_an_address_is_covered_when_one_of_the_networks_holds_it(given_: list[str], address: Any) -> None:
     known = [ip_network(text, strict=False) for text in given_]
 
-    assert Networks(known).cover(address) == any(unmapped(address) in network for network in known)
+    assert NetworkSet(known).cover(address) == any(unmapped(address) in network for network in known)
 
 
 def test_a_mapped_address_is_the_ipv4_address() -> None:
-    blocked = Networks([ip_network("192.0.2.1/32")])
+    blocked = NetworkSet([ip_network("192.0.2.1/32")])
 
     assert blocked.cover(ip_address("::ffff:192.0.2.1"))
     assert not blocked.cover(ip_address("::ffff:192.0.2.2"))

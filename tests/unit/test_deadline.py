@@ -7,30 +7,30 @@ import time
 
 import pytest
 
-from ingest.web.shared_timeout import LOOK_EVERY_S, Deadline
+from ingest.web.shared_timeout import LOOK_EVERY_S, SharedTimeout
 
 
 def test_what_comes_in_time_is_returned_however_many_wait() -> None:
     async def scenario() -> list[float]:
-        deadline = Deadline(5)
-        return await asyncio.gather(*(deadline.of(asyncio.sleep(0.01 * n, n)) for n in range(20)))
+        deadline = SharedTimeout(5)
+        return await asyncio.gather(*(deadline.wait_for(asyncio.sleep(0.01 * n, n)) for n in range(20)))
 
     assert asyncio.run(scenario()) == list(range(20))
 
 
 def test_what_takes_too_long_is_cut_and_others_are_not() -> None:
     async def scenario() -> tuple[str, float]:
-        deadline, never = Deadline(0.2), asyncio.Event()
+        deadline, never = SharedTimeout(0.2), asyncio.Event()
 
         async def stalled() -> None:
             with pytest.raises(TimeoutError):
-                await deadline.of(never.wait())
+                await deadline.wait_for(never.wait())
             # Its task goes on as if nothing had been: the next wait is not cancelled.
             await asyncio.sleep(0)
 
         async def later() -> str:
             await asyncio.sleep(0.15)
-            return await deadline.of(asyncio.sleep(0.15, "whole"))
+            return await deadline.wait_for(asyncio.sleep(0.15, "whole"))
 
         began = time.monotonic()
         _, _, whole = await asyncio.gather(stalled(), stalled(), later())
@@ -44,8 +44,8 @@ def test_what_takes_too_long_is_cut_and_others_are_not() -> None:
 
 def test_a_task_that_somebody_else_cancels_ends_as_cancelled() -> None:
     async def scenario() -> None:
-        deadline = Deadline(30)
-        task = asyncio.create_task(deadline.of(asyncio.Event().wait()))
+        deadline = SharedTimeout(30)
+        task = asyncio.create_task(deadline.wait_for(asyncio.Event().wait()))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -56,10 +56,10 @@ def test_a_task_that_somebody_else_cancels_ends_as_cancelled() -> None:
 
 def test_a_task_can_wait_again_and_again() -> None:
     async def scenario() -> int:
-        deadline, cut = Deadline(0.05), 0
+        deadline, cut = SharedTimeout(0.05), 0
         for _ in range(2):
             try:
-                await deadline.of(asyncio.Event().wait())
+                await deadline.wait_for(asyncio.Event().wait())
             except TimeoutError:
                 cut += 1
         return cut

@@ -13,7 +13,7 @@ import pytest
 
 from schemas.events import Contact, Lead
 from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, REFUSED, RETRY
-from sinks.webhook.transport.client import ANSWER_MAX_BYTES, Attempt, Deliverer, _retry_after_s
+from sinks.webhook.transport.client import ANSWER_MAX_BYTES, AttemptResult, WebhookClient, _retry_after_s
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(
@@ -25,10 +25,10 @@ LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def attempt(answer: Answer, *, timeout_s: float = 60.0) -> Attempt:
+def attempt(answer: Answer, *, timeout_s: float = 60.0) -> AttemptResult:
     """Make one attempt against a receiver that answers with these bytes."""
 
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await reader.readuntil(b"}}")
@@ -38,7 +38,7 @@ def attempt(answer: Answer, *, timeout_s: float = 60.0) -> Attempt:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
+        deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
         try:
             return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=timeout_s)
         finally:
@@ -148,8 +148,8 @@ def test_a_connection_that_breaks_is_tried_again() -> None:
 
 
 def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> None:
-    async def scenario() -> Attempt:
-        deliverer = Deliverer("http://127.0.0.1:1/hook", connections_max=1, allowed=LOOPBACK)
+    async def scenario() -> AttemptResult:
+        deliverer = WebhookClient("http://127.0.0.1:1/hook", connections_max=1, allowed=LOOPBACK)
         try:
             return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=60)
         finally:
@@ -171,9 +171,9 @@ def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
     """Literals too, and names however they resolve: the address is judged when it is connected to."""
     connected = []
 
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         server = await asyncio.start_server(lambda *_: connected.append(True), ["127.0.0.1"], 0)
-        deliverer = Deliverer(url.format(port=server.sockets[0].getsockname()[1]), connections_max=1)
+        deliverer = WebhookClient(url.format(port=server.sockets[0].getsockname()[1]), connections_max=1)
         try:
             return await deliverer.attempt(LEAD, 1, KEYS, timeout_s=60)
         finally:
@@ -191,7 +191,7 @@ def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
 def test_the_connection_is_used_again() -> None:
     connections = []
 
-    async def scenario() -> list[Attempt]:
+    async def scenario() -> list[AttemptResult]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             connections.append(True)
             for _ in range(3):
@@ -202,7 +202,7 @@ def test_the_connection_is_used_again() -> None:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
+        deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
         try:
             return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=60) for number in (1, 2, 3)]
         finally:
@@ -230,7 +230,7 @@ def test_the_record_s_trace_and_the_number_of_the_attempt_go_with_the_request() 
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
+        deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK)
         try:
             await deliverer.attempt(LEAD, 3, KEYS, timeout_s=60, traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
         finally:

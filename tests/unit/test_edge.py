@@ -10,7 +10,7 @@ from uuid import uuid4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.submissions.edge_limiter import TOLD_IN_FULL, Edge
+from ingest.submissions.edge_limiter import TOLD_IN_FULL, EdgeLimiter
 from nigredo.avro.codec import Codec
 from nigredo.kafka.materialized_view import Row
 from nigredo.rate_limit.window import ACCEPTED, RATE_LIMITED, REPEATED, judge
@@ -45,8 +45,8 @@ def now() -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-def edge(networks_max: int = 1000) -> Edge:
-    return Edge(CODEC, window_s=WINDOW_S, networks_max=networks_max)
+def edge(networks_max: int = 1000) -> EdgeLimiter:
+    return EdgeLimiter(CODEC, window_s=WINDOW_S, networks_max=networks_max)
 
 
 def submission(network: str = "192.0.2.1", **changes: Any) -> Submission:
@@ -67,9 +67,9 @@ def state(accepted: int, *, offset: int, network: str = "192.0.2.1") -> RateLimi
     return RateLimitState(network, LIMIT, WINDOW_S, times, 0, at, offset)
 
 
-def take(node: Edge, one: Submission, offset: int) -> None:
+def take(node: EdgeLimiter, one: Submission, offset: int) -> None:
     node.accepted(one, one.taken_at)
-    node.keep(one.client_network.encode(), one.id, offset)
+    node.confirm(one.client_network.encode(), one.id, offset)
 
 
 def test_what_this_node_took_counts_at_once() -> None:
@@ -100,7 +100,7 @@ def test_what_the_limiter_judged_before_its_offset_is_told_here_is_not_counted_t
     """So it is with all that comes out of a spool, for as long as the rest of it is on its way."""
     node, one = edge(), submission()
     node.accepted(one, one.taken_at)
-    node.keep(one.client_network.encode(), one.id, None)
+    node.confirm(one.client_network.encode(), one.id, None)
     node.apply([row(judge(None, one, at=one.taken_at, offset=7).state)])
 
     assert [kept.id for kept in node.judge(submission(), now()).state.accepted][:-1] == [one.id]
@@ -119,7 +119,7 @@ def test_an_id_that_the_limiter_refused_and_that_is_sent_again_counts_once() -> 
 
     node.accepted(again, again.taken_at)
     assert not node.has(again), "the one that was kept was refused, and the new one is on its way"
-    node.keep(again.client_network.encode(), again.id, 20)
+    node.confirm(again.client_network.encode(), again.id, 20)
 
     assert node.has(again)
     assert len(node.judge(submission(), again.taken_at).state.accepted) == 2
@@ -138,7 +138,7 @@ def test_what_kafka_did_not_take_counts_no_more() -> None:
     for _ in range(LIMIT):
         one = submission()
         node.accepted(one, one.taken_at)
-        node.undo(one)
+        node.release(one)
 
     assert node.judge(submission(), now()).outcome == ACCEPTED
     assert node.networks == 0
@@ -204,23 +204,23 @@ def test_memory_is_bounded_and_what_is_over_is_let_go() -> None:
 
 def test_past_a_bound_refusals_are_only_counted_and_each_number_is_told_once() -> None:
     node = edge()
-    kept = [node.refused(submission(), now()) for _ in range(TOLD_IN_FULL * LIMIT + 4)]
+    kept = [node.record_refusal(submission(), now()) for _ in range(TOLD_IN_FULL * LIMIT + 4)]
 
     assert kept == [True] * TOLD_IN_FULL * LIMIT + [False] * 4
-    assert [(told.client_network, told.count) for told in node.untold(now())] == [("192.0.2.1", 4)]
-    assert node.untold(now()) == []
+    assert [(told.client_network, told.count) for told in node.drain_refusal_counts(now())] == [("192.0.2.1", 4)]
+    assert node.drain_refusal_counts(now()) == []
 
 
 def test_what_programs_send_uses_up_nothing_of_what_is_kept_of_people() -> None:
     node = edge()
     honeypot, hasty = (replace(submission(), edge_verdict="spam", spam_sign=sign) for sign in ("honeypot", "too_fast"))
     for _ in range(TOLD_IN_FULL * LIMIT + 1):
-        node.refused(honeypot, now())
+        node.record_refusal(honeypot, now())
 
-    assert not node.refused(honeypot, now())
-    assert node.refused(hasty, now())
-    assert node.refused(submission(), now())
-    assert [(told.client_network, told.count) for told in node.untold(now())] == [("192.0.2.1", 2)]
+    assert not node.record_refusal(honeypot, now())
+    assert node.record_refusal(hasty, now())
+    assert node.record_refusal(submission(), now())
+    assert [(told.client_network, told.count) for told in node.drain_refusal_counts(now())] == [("192.0.2.1", 2)]
 
 
 @settings(deadline=None)
@@ -259,7 +259,7 @@ def test_what_is_sent_again_is_known_once_it_was_kept_and_not_before() -> None:
     assert node.judge(one, one.taken_at).outcome == REPEATED
     assert not node.has(one)
 
-    node.keep(one.client_network.encode(), one.id, None)
+    node.confirm(one.client_network.encode(), one.id, None)
     assert node.has(one)
     assert not node.has(submission())
 

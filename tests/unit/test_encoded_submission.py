@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.avro.codec import Codec
-from nigredo.avro.encoded_submission import encoded
+from nigredo.avro.encoded_submission import encode_submission
 from schemas.events import Contact, Submission
 from schemas.topics import SUBMISSIONS, load_schema
 
@@ -47,7 +47,7 @@ def test_a_submission_is_encoded_as_its_schema_says(submission: Submission) -> N
     codec = Codec(OneSchema())
     codec.prepare([SUBMISSIONS])
 
-    value = encoded(codec, submission)
+    value = encode_submission(codec, submission)
 
     assert value == codec.encode(SUBMISSIONS, submission)
     assert codec.decode(SUBMISSIONS, value) == submission

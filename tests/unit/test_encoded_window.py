@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.avro.codec import PREFIX, Codec, Undecodable
-from nigredo.avro.encoded_window import decoded, encoded, rank_of
+from nigredo.avro.encoded_window import decode_window, encode_window, rank_of
 from nigredo.avro.registry import SchemaUnknown
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import NEWEST_VERSION, RATE_LIMITS, load_schema
@@ -61,7 +61,7 @@ states = st.builds(
 def test_a_window_is_encoded_as_its_schema_says(state: RateLimitState) -> None:
     codec = a_codec()
 
-    assert encoded(codec, state) == codec.encode(RATE_LIMITS, state)
+    assert encode_window(codec, state) == codec.encode(RATE_LIMITS, state)
 
 
 @given(states)
@@ -70,11 +70,11 @@ def test_the_rank_read_from_the_end_is_the_one_that_decoding_tells(state: RateLi
     value = codec.encode(RATE_LIMITS, state)
 
     by_decoding = rank_of(codec, value)
-    assert codec.written_as_ours(RATE_LIMITS, value)
+    assert codec.has_current_schema(RATE_LIMITS, value)
     by_its_end = rank_of(codec, value)
 
     assert by_its_end == by_decoding == (state.input_offset, (state.updated_at - EPOCH) // timedelta(milliseconds=1))
-    assert decoded(codec, value) == state
+    assert decode_window(codec, value) == state
 
 
 @given(states)
@@ -90,8 +90,8 @@ def test_a_window_of_the_release_before_ranks_the_same_and_knows_nothing_of_who_
 
     for _ in range(2):  # The second time its schema is known.
         assert rank_of(codec, value) == rank_of(codec, codec.encode(RATE_LIMITS, state))
-        assert not codec.written_as_ours(RATE_LIMITS, value)
-    assert decoded(codec, value) == older
+        assert not codec.has_current_schema(RATE_LIMITS, value)
+    assert decode_window(codec, value) == older
 
 
 @given(states)
@@ -99,7 +99,7 @@ def test_a_window_that_was_cut_off_is_told_as_such_wherever_it_was_cut(state: Ra
     codec = a_codec()
     value = codec.encode(RATE_LIMITS, state)
     rank_of(codec, value)
-    assert codec.written_as_ours(RATE_LIMITS, value)
+    assert codec.has_current_schema(RATE_LIMITS, value)
 
     for end in range(len(value)):
         with pytest.raises(Undecodable):
@@ -109,7 +109,7 @@ def test_a_window_that_was_cut_off_is_told_as_such_wherever_it_was_cut(state: Ra
 @pytest.mark.parametrize("value", [b"", b"\x00", b"\x01\x00\x00\x00\x07abc", b"\x00\x00\x00\x00\x07"])
 def test_what_is_no_window_is_told_as_such(value: bytes) -> None:
     codec = a_codec()
-    assert not codec.written_as_ours(RATE_LIMITS, value)
+    assert not codec.has_current_schema(RATE_LIMITS, value)
     with pytest.raises(Undecodable):
         rank_of(codec, value)
 

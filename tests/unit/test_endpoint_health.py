@@ -57,13 +57,13 @@ def test_each_trouble_is_named(state: EndpointHealth, said: str) -> None:
 
 def test_a_sender_is_asked_for_its_own_endpoint_and_another_ones_word_says_nothing() -> None:
     port, health = free_port_base(), Health("sender")
-    health.tell_also(lambda: {"endpoint": "crm", "breaker": "open"})
+    health.add_details(lambda: {"endpoint": "crm", "breaker": "open"})
     server = HealthServer(health, "127.0.0.1", port)
     server.start()
     try:
         assert ask_sender(f"http://127.0.0.1:{port}", "crm") == Sender(False, "start", "open")
         assert ask_sender(f"http://127.0.0.1:{port}", "erp") == Sender(True, None, None)
-        health.tell_also(lambda: {"endpoint": "crm", "breaker": "closed", "paused": True})
+        health.add_details(lambda: {"endpoint": "crm", "breaker": "closed", "paused": True})
         assert ask_sender(f"http://127.0.0.1:{port}", "crm") == Sender(False, "start", "closed", paused=True)
     finally:
         server.stop()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ingest.worker_metrics import Exposition, parent_folder, shared_folder
+from ingest.worker_metrics import MultiprocessExposition, parent_folder, shared_folder
 from tests.unit.test_metrics import Told, read, value
 
 WORKER = """
@@ -45,11 +45,11 @@ def worker(folder: Path, number: int) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=10)
 
 
-def told(exposition: Exposition) -> Told:
+def told(exposition: MultiprocessExposition) -> Told:
     return read(exposition().decode())
 
 
-def counts(exposition: Exposition) -> tuple[float | None, ...]:
+def counts(exposition: MultiprocessExposition) -> tuple[float | None, ...]:
     """Return a counter, a histogram's count, a gauge that adds up, and one of which the greatest is told."""
     found = told(exposition)
     return (
@@ -62,7 +62,7 @@ def counts(exposition: Exposition) -> tuple[float | None, ...]:
 
 def test_what_ended_workers_counted_stays_and_what_they_held_goes(tmp_path: Path) -> None:
     with shared_folder(tmp_path / "metrics") as folder:
-        exposition = Exposition(folder)
+        exposition = MultiprocessExposition(folder)
         with worker(folder, 2):
             for number in (30, 400):
                 with worker(folder, number):
@@ -95,7 +95,7 @@ def test_each_server_has_a_folder_of_its_own_and_only_what_a_killed_one_left_is_
 
 def test_the_time_of_the_processor_never_goes_back(tmp_path: Path) -> None:
     with shared_folder(tmp_path) as folder:
-        exposition = Exposition(folder)
+        exposition = MultiprocessExposition(folder)
         with worker(folder, 1):
             before = value(told(exposition), "process_cpu_seconds_total")
         after = value(told(exposition), "process_cpu_seconds_total")

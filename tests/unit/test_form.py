@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ingest.forms.decoding import JSON, MULTIPART, URLENCODED, parse_form, read_fields
-from ingest.forms.validation import CUT, DROPPED, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, Form, FormRefused
+from ingest.forms.validation import CUT, DROPPED, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, Form, InvalidForm
 from ingest.web.addresses import normal_email
 
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
@@ -83,7 +83,7 @@ def test_a_file_is_refused_by_its_field_and_an_empty_choice_is_none(name: str, c
 
     try:
         form = parse_form(request.headers["Content-Type"], body)
-    except FormRefused as refused:
+    except InvalidForm as refused:
         assert not taken
         assert [(refused.status, problem.field) for problem in refused.problems] == [(422, "cv")]
         assert refused.typed == GOOD
@@ -94,7 +94,7 @@ def test_a_file_is_refused_by_its_field_and_an_empty_choice_is_none(name: str, c
 
 @given(st.binary(max_size=300))
 def test_any_bytes_called_multipart_are_a_form_or_refused(body: bytes) -> None:
-    with pytest.raises(FormRefused):
+    with pytest.raises(InvalidForm):
         parse_form(f"{MULTIPART}; boundary=x", b"--x\r\n" + body)
 
 
@@ -124,7 +124,7 @@ def test_what_a_form_says_about_itself_is_understood_and_not_kept(fields: dict[s
 def test_any_bytes_are_a_form_or_refused_by_name(body: bytes, content_type: str | None) -> None:
     try:
         form = parse_form(content_type, body)
-    except FormRefused as refused:
+    except InvalidForm as refused:
         assert refused.problems
         assert 400 <= refused.status < 500
     else:
@@ -138,7 +138,7 @@ def test_a_body_as_browsers_write_it_holds_what_a_look_at_each_field_finds(body:
     def read(body: bytes) -> object:
         try:
             return read_fields(URLENCODED, body)
-        except FormRefused as error:
+        except InvalidForm as error:
             return error.status, error.problems
 
     assert read(body) == read(b"\n&" + body)
@@ -148,7 +148,7 @@ def test_a_body_as_browsers_write_it_holds_what_a_look_at_each_field_finds(body:
 def test_any_values_are_a_form_or_refused_by_name(fields: dict[str, object]) -> None:
     try:
         form = parse_form(JSON, json.dumps(GOOD | fields).encode())
-    except FormRefused as refused:
+    except InvalidForm as refused:
         names = {problem.field for problem in refused.problems}
         assert names <= {*GOOD, *fields, "body"}
     else:
@@ -157,14 +157,14 @@ def test_any_values_are_a_form_or_refused_by_name(fields: dict[str, object]) -> 
 
 
 def test_every_problem_is_told_at_once() -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse({"name": "", "email": "nobody"})
 
     assert [problem.field for problem in refused.value.problems] == ["name", "message", "email"]
 
 
 def test_no_problem_repeats_what_was_typed() -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse({"name": "Zenobia\n", "email": "zenobia.q at example", "message": "wish\0"})
 
     told = str(refused.value) + "".join(problem.detail for problem in refused.value.problems)
@@ -190,7 +190,7 @@ def test_what_breaks_a_line_unseen_is_a_space_in_a_name_and_a_line_break_in_a_me
 
 @pytest.mark.parametrize("field", ["name", "email"])
 def test_a_line_break_is_refused_where_no_browser_sends_one(field: str) -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse(GOOD | {field: GOOD[field] + "\r\nBcc: x"})
 
     assert [problem.detail for problem in refused.value.problems] == ["has a line break"]
@@ -201,7 +201,7 @@ def test_half_of_an_emoji_that_a_script_cut_is_replaced_by_a_sign() -> None:
 
 
 def test_what_comes_back_to_be_mended_holds_nothing_unseen() -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse({"name": "Ana\x0b", "email": "nowhere", "message": "a\x03b\x0bc", "x": "\x00y"})
 
     assert refused.value.typed == {"name": "Ana\n", "email": "nowhere", "message": "ab\nc", "x": "y"}
@@ -239,7 +239,7 @@ def test_a_checkbox_group_is_one_field() -> None:
     ],
 )
 def test_a_body_of_very_many_values_is_refused_before_it_costs_anything(kind: str, body: bytes) -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse_form(kind, body)
 
     assert refused.value.typed is None
@@ -319,13 +319,13 @@ def test_very_deep_nesting_is_refused_and_breaks_nothing() -> None:
         body = b'{"name":"Ana","email":"ana@example.com","message":"Oi","x":' + b"[" * depth + b"]" * depth + b"}"
         try:
             parse_form(JSON, body)
-        except FormRefused as refused:
+        except InvalidForm as refused:
             assert refused.status == 400
 
 
 @pytest.mark.parametrize("value", [12, 1.5, True, ["Ana"], [["Ana"]], {"first": "Ana"}, [], ["Ana", 1]])
 def test_what_a_person_writes_is_text_in_json_too(value: object) -> None:
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse(GOOD | {"name": value})
 
     assert [(problem.field, problem.detail) for problem in refused.value.problems] == [("name", "must be text")]
@@ -368,7 +368,7 @@ def test_an_address_is_read_as_its_writer_meant_it(written: str, meant: str | No
 def test_a_refused_form_tells_all_that_it_held_but_the_marks_of_programs() -> None:
     body = b"name=Ana&email=nowhere&company=Ltda&topic=a&topic=b&_next=https://example.com/&_gotcha=x&_seconds=9"
 
-    with pytest.raises(FormRefused) as refused:
+    with pytest.raises(InvalidForm) as refused:
         parse_form(URLENCODED, body)
 
     assert refused.value.typed == {

@@ -62,7 +62,7 @@ def test_what_breaks_an_answer_leaves_one_line_without_its_text(capsys: pytest.C
     def broken() -> dict[str, str]:
         raise ValueError("ana@example.com")
 
-    health.tell_also(broken)
+    health.add_details(broken)
     with listening(port, health, b"", told):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/health")

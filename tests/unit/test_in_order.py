@@ -13,7 +13,7 @@ from faust.types import TP
 from nigredo.backoff import Backoff
 from nigredo.kafka.positions.log_position import LogPosition, PositionRefused
 from processors.engine import stream_processor as in_order
-from processors.engine.handler import Stale
+from processors.engine.handler import AssignmentLost
 from tests.unit.playing_faust import TOPIC, Rig, handled, until
 
 
@@ -211,7 +211,7 @@ def test_after_a_rebalance_the_stream_goes_on_where_the_handler_says() -> None:
 def test_work_that_finds_somebody_else_at_it_begins_the_partition_afresh() -> None:
     async def scenario() -> Rig:
         rig = Rig()
-        rig.handler.trouble = [Stale()]
+        rig.handler.trouble = [AssignmentLost()]
         rig.deliver(0)
         await rig.drain()
         await until(lambda: bool(rig.app.seeks))

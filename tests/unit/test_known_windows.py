@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.avro.encoded_window import encoded, rank_of
-from nigredo.rate_limit.latest_windows import OF_NO_RECORD, KnownWindows
+from nigredo.avro.encoded_window import encode_window, rank_of
+from nigredo.rate_limit.latest_windows import OF_NO_RECORD, LatestWindows
 from schemas.events import RateLimitState
 from tests.unit.test_encoded_window import a_codec
 
@@ -17,11 +17,11 @@ CODEC = a_codec()
 
 
 def value(key: str, offset: int) -> bytes:
-    return encoded(CODEC, RateLimitState(key, 10, 3600, (), 0, NOON + timedelta(seconds=offset), offset))
+    return encode_window(CODEC, RateLimitState(key, 10, 3600, (), 0, NOON + timedelta(seconds=offset), offset))
 
 
-def taken(records: list[tuple[str, int | None]]) -> KnownWindows:
-    known = KnownWindows(CODEC)
+def taken(records: list[tuple[str, int | None]]) -> LatestWindows:
+    known = LatestWindows(CODEC)
     for key, offset in records:
         known.take(key.encode(), None if offset is None else value(key, offset))
     return known
@@ -53,7 +53,7 @@ def test_the_furthest_of_each_network_is_known_and_the_last_to_change_comes_firs
 def test_the_oldest_go_as_long_as_they_are_over_and_no_more_than_told(over: int, at_once: int | None) -> None:
     known = taken([(key, offset) for offset, key in enumerate("abcde")])
 
-    let_go = known.let_go(lambda found: rank_of(CODEC, found).input_offset < over, at_once)
+    let_go = known.evict(lambda found: rank_of(CODEC, found).input_offset < over, at_once)
 
     gone = min(over, 5, 5 if at_once is None else at_once)
     assert let_go == gone

@@ -10,9 +10,9 @@ import pytest
 from nigredo.kafka.positions.log_position import LogNow, LogPosition
 from nigredo.observability.health import Health
 from nigredo.settings import Settings
-from processors.engine.handler import Stale
+from processors.engine.handler import AssignmentLost
 from processors.rate_limit.limiter import Limiter
-from processors.rate_limit.window_store import TOLD_EVERY, Windows
+from processors.rate_limit.window_store import TOLD_EVERY, WindowStore
 from tests.unit.test_windows import CODEC, Told, told, window
 
 REVOKED_AFTER = 100
@@ -43,7 +43,7 @@ def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
     inside = cast(Any, limiter)
     inside._reader = log
 
-    with pytest.raises(Stale):
-        inside._load(Windows(CODEC), 0, LogPosition(0))
+    with pytest.raises(AssignmentLost):
+        inside._load(WindowStore(CODEC), 0, LogPosition(0))
 
     assert log.read <= REVOKED_AFTER + TOLD_EVERY

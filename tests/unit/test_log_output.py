@@ -20,7 +20,7 @@ import falcon.testing
 import pytest
 import structlog
 
-from ingest.submissions.quota import Allowance
+from ingest.submissions.quota import Quota
 from ingest.submissions.service import RateLimited
 from ingest.web.access_log import AccessLog
 from ingest.web.answers import add_error_handlers
@@ -155,7 +155,7 @@ def broken_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogOutput]:
 @pytest.mark.parametrize(
     ("raised", "status"),
     [
-        (lambda: RateLimited(Allowance(10, 3600, 0, 60), 60), 429),
+        (lambda: RateLimited(Quota(10, 3600, 0, 60), 60), 429),
         (lambda: DependencyDown("Kafka"), 503),
         (lambda: falcon.HTTPForbidden(), 403),
         (lambda: KeyError("x"), 500),

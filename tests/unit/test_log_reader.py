@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from nigredo.kafka.kept_consumer import KeptConsumer
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.settings import Settings
 
 
@@ -31,7 +31,7 @@ class Growing:
 def test_a_record_that_is_appended_meanwhile_is_not_taken_for_an_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = LogReader(Settings.from_environment({"NIGREDO_STATE_DIR": str(tmp_path)}), "test")
+    reader = TopicReader(Settings.from_environment({"NIGREDO_STATE_DIR": str(tmp_path)}), "test")
 
     monkeypatch.setattr(reader, "_asking", KeptConsumer(cast("Any", Growing)))
 

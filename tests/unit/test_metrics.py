@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.app import make_app
-from ingest.submissions.service import Intake
+from ingest.submissions.service import SubmissionService
 from ingest.web import instrumentation as counting
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
@@ -32,7 +32,7 @@ from nigredo.observability.labels import ENDPOINTS_MAX, ROUTES
 from nigredo.postgres.pool import Pool, count_failure
 from nigredo.settings import Settings
 from sinks.webhook.instrumentation import reason_of
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 Told = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -150,7 +150,7 @@ def test_every_route_of_ingest_has_its_label(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x" * 32)
     settings = Settings.from_environment({"IDEMPOTENCY_SECRET_FILE": str(secret)})
-    app = make_app(settings, Intake(settings, Health("test")))
+    app = make_app(settings, SubmissionService(settings, Health("test")))
 
     routes = {route.path for route in falcon.inspect.inspect_routes(app)}
 
@@ -262,4 +262,4 @@ def test_only_what_went_wrong_with_a_connection_is_a_connection_error(error: Exc
     ],
 )
 def test_a_failed_attempt_has_one_of_five_reasons(status: int | None, message: str, reason: str) -> None:
-    assert reason_of(Attempt("retry", datetime.now(UTC), 12, status, message)) == reason
+    assert reason_of(AttemptResult("retry", datetime.now(UTC), 12, status, message)) == reason

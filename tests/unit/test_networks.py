@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.control.state import Networks
+from nigredo.control.state import NetworkSet
 from nigredo.networks import client_address, client_network, parse_hop, parse_network, unmapped, within
 from nigredo.settings import Settings
 
@@ -144,4 +144,4 @@ def test_a_mapped_network_covers_what_the_plain_one_does(address: IPv4Address, l
     mapped = parse_network(f"::ffff:{address}/{96 + length}", strict=False)
 
     assert mapped == ip_network((address, length), strict=False)
-    assert Networks([mapped]).cover(address)
+    assert NetworkSet([mapped]).cover(address)

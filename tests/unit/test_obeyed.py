@@ -13,7 +13,7 @@ from nigredo.cli import obeyed
 from nigredo.cli.obeyed import LATE, NotRunning, Obeyed, tell_changed, until_obeyed
 from nigredo.cli.output import Context
 from nigredo.cli.target import Target
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.settings import Settings
 
 URL = "http://ingest"
@@ -98,7 +98,7 @@ def test_the_result_is_printed_in_any_case_and_the_doubt_on_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, named: bool, found: Obeyed | None, code: int
 ) -> None:
     monkeypatch.setattr(obeyed, "until_obeyed", lambda *_: found)
-    changes = Changes(Settings.from_environment({}), "ana")
+    changes = ControlAdmin(Settings.from_environment({}), "ana")
     changes.written = dict(WRITTEN)
 
     try:

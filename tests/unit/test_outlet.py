@@ -12,9 +12,9 @@ import pytest
 
 from ingest.publishing import spooling_publisher as module
 from ingest.publishing.spool import Entry, Spool, SpoolFull
-from ingest.publishing.spooling_publisher import Outlet
+from ingest.publishing.spooling_publisher import SpoolingPublisher
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka.publisher import Overloaded, Position
+from nigredo.kafka.publisher import AckedPosition, Overloaded
 
 DEADLINE_S = 20
 
@@ -27,12 +27,12 @@ class PlayedKafka:
         self.overloaded = False
         self.refuses: set[bytes] = set()
         self.log: list[bytes] = []
-        self.waiting: list[tuple[bytes, asyncio.Future[Position]]] = []
+        self.waiting: list[tuple[bytes, asyncio.Future[AckedPosition]]] = []
 
-    def publish(self, _: str, *, key: bytes, value: bytes, headers: Any) -> asyncio.Future[Position]:
+    def publish(self, _: str, *, key: bytes, value: bytes, headers: Any) -> asyncio.Future[AckedPosition]:
         if self.overloaded:
             raise Overloaded("too many")
-        future: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[AckedPosition] = asyncio.get_running_loop().create_future()
         self.waiting.append((value, future))
         if not self.away:
             asyncio.get_running_loop().call_soon(self.deliver)
@@ -45,7 +45,7 @@ class PlayedKafka:
                 future.set_exception(RecordRefused("too_large", "MSG_SIZE_TOO_LARGE"))
             else:
                 self.log.append(value)
-                future.set_result(Position("t", 0, len(self.log) - 1))
+                future.set_result(AckedPosition("t", 0, len(self.log) - 1))
 
     def come_back(self) -> None:
         self.away = False
@@ -68,14 +68,14 @@ async def eventually(look: Callable[[], bool]) -> None:
 
 
 def play(
-    tmp_path: Path, story: Callable[[PlayedKafka, Outlet, Spool], Awaitable[None]], max_bytes: int = 10**6
+    tmp_path: Path, story: Callable[[PlayedKafka, SpoolingPublisher, Spool], Awaitable[None]], max_bytes: int = 10**6
 ) -> None:
     """Run a story with a running outlet."""
 
     async def run() -> None:
         kafka, spool = PlayedKafka(), Spool(tmp_path, max_bytes)
         await spool.open()
-        outlet = Outlet(kafka, spool)  # type: ignore[arg-type] # what of a publisher it uses
+        outlet = SpoolingPublisher(kafka, spool)  # type: ignore[arg-type] # what of a publisher it uses
         draining = asyncio.create_task(outlet.run())
         try:
             await asyncio.wait_for(story(kafka, outlet, spool), DEADLINE_S)
@@ -93,7 +93,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_with_a_kafka_that_is_well_nothing_touches_the_disk(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kept = await asyncio.gather(*(outlet.send(entry(n)) for n in range(5)))
         assert [position.offset for position in kept if position] == [0, 1, 2, 3, 4]
         assert spool._last == 0
@@ -102,7 +102,7 @@ def test_with_a_kafka_that_is_well_nothing_touches_the_disk(tmp_path: Path) -> N
 
 
 def test_an_outage_keeps_the_order_and_sends_each_once(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         await outlet.send(entry(0))
         kafka.away = True
         # The first ones wait for Kafka and go to the spool together; what follows does not wait at all.
@@ -124,7 +124,7 @@ def test_an_outage_keeps_the_order_and_sends_each_once(tmp_path: Path) -> None:
 
 
 def test_new_ones_go_behind_what_waits_until_all_of_it_is_sent(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.away = True
         await outlet.send(entry(0))
         kafka.come_back()
@@ -139,7 +139,7 @@ def test_new_ones_go_behind_what_waits_until_all_of_it_is_sent(tmp_path: Path) -
 
 
 def test_what_a_producer_gave_up_is_sent_again(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.away = True
         waiting = [outlet.send(entry(n)) for n in (0, 1)]
         kafka.fail_all(DependencyDown("Kafka: _MSG_TIMED_OUT"))
@@ -155,7 +155,7 @@ def test_what_a_producer_gave_up_is_sent_again(tmp_path: Path) -> None:
 
 
 def test_a_producer_that_is_full_means_the_spool(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.overloaded = True
         assert await outlet.send(entry(0)) is None
         kafka.overloaded = False
@@ -166,7 +166,7 @@ def test_a_producer_that_is_full_means_the_spool(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_refuses_at_once(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.away = True
         assert await outlet.send(entry(0)) is None
         with pytest.raises(SpoolFull):
@@ -179,7 +179,7 @@ def test_a_full_spool_refuses_at_once(tmp_path: Path) -> None:
 
 
 def test_what_kafka_refuses_for_good_is_told_or_set_aside(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.refuses = {b"0", b"2"}
         with pytest.raises(RecordRefused):
             await outlet.send(entry(0))
@@ -199,7 +199,7 @@ def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
     monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
     monkeypatch.setattr("ingest.publishing.spool.REFUSED_KEPT_S", 2.0)
 
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.refuses, kafka.overloaded = {b"0"}, True
         await outlet.send(entry(0))
         kafka.overloaded = False
@@ -216,12 +216,12 @@ def test_a_disk_that_cannot_let_go_of_that_is_nothing_to_forms_that_kafka_takes(
     monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
     asked = []
 
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         async def fails() -> None:
             asked.append(1)
             raise sqlite3.OperationalError("disk I/O error")
 
-        monkeypatch.setattr(spool, "forget_refused", fails)
+        monkeypatch.setattr(spool, "delete_expired_refusals", fails)
         await eventually(lambda: len(asked) > 1)
         kept = await asyncio.gather(*(outlet.send(entry(n)) for n in range(3)))
         assert [position.offset for position in kept if position] == [0, 1, 2]
@@ -230,7 +230,7 @@ def test_a_disk_that_cannot_let_go_of_that_is_nothing_to_forms_that_kafka_takes(
 
 
 def test_what_is_larger_than_the_topic_takes_is_refused_before_it_is_spooled(tmp_path: Path) -> None:
-    async def story(kafka: PlayedKafka, outlet: Outlet, spool: Spool) -> None:
+    async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         kafka.away = True
         with pytest.raises(RecordRefused):
             await outlet.send(Entry(b"k", b"x" * 1_000_001, []))
@@ -243,7 +243,7 @@ def test_what_is_on_its_way_at_the_end_is_in_the_spool(tmp_path: Path) -> None:
     async def run() -> None:
         kafka, spool = PlayedKafka(), Spool(tmp_path, 10**6)
         await spool.open()
-        outlet = Outlet(kafka, spool)  # type: ignore[arg-type]
+        outlet = SpoolingPublisher(kafka, spool)  # type: ignore[arg-type]
         kafka.away = True
         answer = outlet.send(entry(0))
         await outlet.close()
@@ -272,7 +272,7 @@ def test_what_waited_in_the_spool_is_made_fit_for_the_kafka_that_came_and_waits_
         await first.close()
         kafka, spool = PlayedKafka(), Spool(tmp_path, 10**6)
         await spool.open()
-        outlet = Outlet(kafka, spool, refit=refit)  # type: ignore[arg-type]
+        outlet = SpoolingPublisher(kafka, spool, refit=refit)  # type: ignore[arg-type]
         draining = asyncio.create_task(outlet.run())
         try:
             await eventually(lambda: spool.empty)

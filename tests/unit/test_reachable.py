@@ -13,7 +13,7 @@ from nigredo.errors import DependencyDown
 from nigredo.observability.health import Health
 from nigredo.settings import Settings
 from processors.persistence.maintenance import reset_outbox as resets
-from processors.persistence.maintenance.reset_outbox import ResetRelay
+from processors.persistence.maintenance.reset_outbox import ResetOutbox
 from processors.persistence.reachable import UNREADY_AFTER_S, Reachable
 
 AWAY = "ECONNREFUSED: the database refuses connections"
@@ -95,7 +95,7 @@ def test_the_relay_blames_the_database_for_its_own_silence_alone(monkeypatch: py
         raise DependencyDown("Kafka does not answer")
 
     async def scenario() -> None:
-        relay = ResetRelay(Settings.from_environment({}), None, None, reachable)  # type: ignore[arg-type] # neither is asked
+        relay = ResetOutbox(Settings.from_environment({}), None, None, reachable)  # type: ignore[arg-type] # neither is asked
         monkeypatch.setattr(relay, "_publish", publish)
         for _ in range(2):
             with pytest.raises(DependencyDown):

@@ -21,7 +21,7 @@ import uvloop
 
 from schemas.events import Contact, Lead
 from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, RETRY
-from sinks.webhook.transport.client import Attempt, Deliverer
+from sinks.webhook.transport.client import AttemptResult, WebhookClient
 from sinks.webhook.transport.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -74,16 +74,16 @@ def saying(*packets: bytes, then: str = "close") -> Play:
     return play
 
 
-async def attempts(play: Play, number: int = 1, timeout_s: float = DEADLINE_S) -> list[Attempt]:
+async def attempts(play: Play, number: int = 1, timeout_s: float = DEADLINE_S) -> list[AttemptResult]:
     async with receiver(play) as port:
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
+        deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
         try:
             return [await deliverer.attempt(LEAD, each + 1, KEYS, timeout_s=timeout_s) for each in range(number)]
         finally:
             await deliverer.close()
 
 
-def attempt(play: Play, timeout_s: float = DEADLINE_S) -> Attempt:
+def attempt(play: Play, timeout_s: float = DEADLINE_S) -> AttemptResult:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(attempts(play, timeout_s=timeout_s))[0]
 
@@ -208,7 +208,7 @@ def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadl
             writer.write(interim * 10_000)
             await writer.drain()
 
-    async def scenario() -> tuple[Attempt, float]:
+    async def scenario() -> tuple[AttemptResult, float]:
         longest_s, ended = 0.0, asyncio.Event()
 
         async def measure() -> None:
@@ -305,9 +305,11 @@ def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart:
         writer.write(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
 
-    async def scenario() -> list[Attempt]:
+    async def scenario() -> list[AttemptResult]:
         async with receiver(play) as port:
-            deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=1, allowed=LOOPBACK, ssl_context=TLS)
+            deliverer = WebhookClient(
+                f"http://127.0.0.1:{port}/hook", connections_max=1, allowed=LOOPBACK, ssl_context=TLS
+            )
             try:
                 first = await deliverer.attempt(LEAD, 1, KEYS, timeout_s=DEADLINE_S)
                 if apart:
@@ -381,8 +383,8 @@ def standard_library(protocol: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
 def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
-    async def scenario(port: int) -> list[Attempt]:
-        deliverer = Deliverer(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
+    async def scenario(port: int) -> list[AttemptResult]:
+        deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
         try:
             return [await deliverer.attempt(LEAD, number, KEYS, timeout_s=DEADLINE_S) for number in range(1, 5)]
         finally:
@@ -402,14 +404,14 @@ def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
         await response.write(b"ok")
         return response
 
-    async def scenario() -> list[Attempt]:
+    async def scenario() -> list[AttemptResult]:
         app = aiohttp.web.Application()
         app.router.add_post("/hook", taken)
         runner = aiohttp.web.AppRunner(app, keepalive_timeout=keep_alive)
         await runner.setup()
         site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        deliverer = Deliverer(
+        deliverer = WebhookClient(
             f"http://127.0.0.1:{runner.addresses[0][1]}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS
         )
         try:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from nigredo.avro.encoded_window import decoded, encoded
+from nigredo.avro.encoded_window import decode_window, encode_window
 from nigredo.clock import utc_now
 from nigredo.control.state import LEAVE
 from nigredo.errors import DependencyDown
@@ -79,7 +79,7 @@ class Topics:
         if topic == RATE_LIMITS:
             for number in partitions:
                 for state in self._windows[number] if number not in offsets else ():
-                    yield Told(state.client_network.encode(), encoded(CODEC, state), number=number)
+                    yield Told(state.client_network.encode(), encode_window(CODEC, state), number=number)
 
     def watermarks(self, _: str, partition: int) -> tuple[int, int]:
         return 0, len(self._submissions) if partition == 0 else 0
@@ -129,7 +129,7 @@ def moved(windows: Mapping[int, Sequence[RateLimitState]]) -> dict[tuple[int, st
     inside = cast(Any, recovery)
     inside._reader, inside._survey = topics, surveyed(topics)
     return {
-        (cast(int, record.partition), (record.key or b"").decode()): decoded(CODEC, record.value or b"")
+        (cast(int, record.partition), (record.key or b"").decode()): decode_window(CODEC, record.value or b"")
         for record in inside._moved()
     }
 
@@ -168,7 +168,7 @@ def test_a_group_that_another_command_drains_is_left_to_it(monkeypatch: pytest.M
     until, changed = utc_now() + HOUR, list[str]()
     entry = ControlEntry(LEAVE, "group", {}, "another", utc_now(), until)
     fake = SimpleNamespace(held=lambda _: [entry], put=lambda *_, **__: changed.append("put"), remove=changed.append)
-    monkeypatch.setattr(group_drain, "Changes", lambda *_: fake)
+    monkeypatch.setattr(group_drain, "ControlAdmin", lambda *_: fake)
 
     with (
         pytest.raises(DependencyDown, match="another command keeps group without members"),

@@ -22,9 +22,9 @@ from nigredo.kafka.topic_reader import EndNotReached
 from nigredo.observability.health import Health
 from nigredo.rate_limit.window import judge
 from nigredo.settings import Settings
-from processors.engine.handler import Stale
+from processors.engine.handler import AssignmentLost
 from processors.rate_limit.limiter import Limiter
-from processors.rate_limit.window_store import Windows
+from processors.rate_limit.window_store import WindowStore
 from schemas.events import (
     Contact,
     Lead,
@@ -100,12 +100,12 @@ def limiter_on(kafka: Kafka) -> Limiter:
     limiter = Limiter(Settings.from_environment({}), Health("test"))
     inside = cast(Any, limiter)
     inside._codec, inside._publisher, inside._reader = CODEC, kafka, kafka
-    inside._windows[PARTITION] = Windows(CODEC)
+    inside._windows[PARTITION] = WindowStore(CODEC)
     return limiter
 
 
-def windows(limiter: Limiter) -> Windows:
-    found: Windows = cast(Any, limiter)._windows[PARTITION]
+def windows(limiter: Limiter) -> WindowStore:
+    found: WindowStore = cast(Any, limiter)._windows[PARTITION]
     return found
 
 
@@ -272,7 +272,7 @@ def test_a_worker_that_lost_the_partition_while_it_looked_writes_nothing() -> No
     command = quarantined(kafka, rejection())
     before = list(kafka.log)
 
-    with pytest.raises(Stale):
+    with pytest.raises(AssignmentLost):
         work(limiter_on(kafka), command, still_ours=False)
 
     assert kafka.log == before
@@ -297,5 +297,5 @@ def test_the_windows_of_partitions_that_were_given_away_leave_memory() -> None:
     gc.collect()
 
     assert kept() is None
-    with pytest.raises(Stale):
+    with pytest.raises(AssignmentLost):
         work(limiter, submission(), still_ours=False)

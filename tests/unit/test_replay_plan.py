@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.operations.replay_plan import (
+    AttemptSeen,
     Counts,
     LeadSeen,
     References,
     Rule,
-    Tried,
     asked_for,
     from_key,
     key_of,
-    sift,
+    select,
 )
 
 # Few ids, so that leads meet their tombstones, their doubles and their attempts.
@@ -26,19 +26,19 @@ ids = st.sampled_from(IDS)
 logs = st.lists(st.tuples(ids, st.booleans(), st.sampled_from([True, False, False])), max_size=30).map(
     lambda rows: [LeadSeen(i, offset * 3, asked and not gone, gone) for offset, (i, asked, gone) in enumerate(rows)]
 )
-attempts = st.lists(st.builds(Tried, ids, st.booleans()), max_size=20)
+attempts = st.lists(st.builds(AttemptSeen, ids, st.booleans()), max_size=20)
 rules = st.sampled_from([Rule(), Rule(include_delivered=True), Rule(failed_only=True)])
 
 
 def planned(
-    log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Rule
+    log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule
 ) -> tuple[Counts, list[tuple[UUID, int]]]:
     found, erased = asked_for(log)
-    counts, references = sift(0, found, erased, tried, waiting, rule)
+    counts, references = select(0, found, erased, tried, waiting, rule)
     return counts, list(references)
 
 
-def naive(log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Rule) -> dict[UUID, int]:
+def naive(log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule) -> dict[UUID, int]:
     """Say it again, one lead at a time and without a thought for speed: newest offset by lead."""
     sent = {}
     for lead_id in IDS:
@@ -58,7 +58,7 @@ def naive(log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Ru
 
 @given(logs, attempts, st.sets(ids), rules)
 def test_what_is_sent_is_what_a_person_would_work_out_lead_by_lead(
-    log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Rule
+    log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule
 ) -> None:
     counts, references = planned(log, tried, waiting, rule)
 
@@ -69,7 +69,7 @@ def test_what_is_sent_is_what_a_person_would_work_out_lead_by_lead(
 
 @given(logs, attempts, st.sets(ids), rules)
 def test_every_lead_asked_for_is_accounted_for_once(
-    log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Rule
+    log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule
 ) -> None:
     counts, _ = planned(log, tried, waiting, rule)
 
@@ -80,7 +80,7 @@ def test_every_lead_asked_for_is_accounted_for_once(
 
 @given(logs, attempts, st.sets(ids), rules)
 def test_the_same_replay_again_sends_nothing(
-    log: list[LeadSeen], tried: list[Tried], waiting: set[bytes], rule: Rule
+    log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule
 ) -> None:
     _, references = planned(log, tried, waiting, rule)
     asked = {lead_id.bytes for lead_id, _ in references}
@@ -88,12 +88,12 @@ def test_the_same_replay_again_sends_nothing(
     # While they wait, and, unless delivered leads are wanted, once they are delivered.
     assert planned(log, tried, waiting | asked, rule)[1] == []
     if not rule.include_delivered:
-        assert planned(log, tried + [Tried(lead_id, True) for lead_id in asked], waiting, rule)[1] == []
+        assert planned(log, tried + [AttemptSeen(lead_id, True) for lead_id in asked], waiting, rule)[1] == []
 
 
 @given(logs, attempts, st.sets(ids))
 def test_failed_only_never_sends_a_delivered_lead_nor_one_that_was_not_tried(
-    log: list[LeadSeen], tried: list[Tried], waiting: set[bytes]
+    log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes]
 ) -> None:
     _, references = planned(log, tried, waiting, Rule(failed_only=True))
 

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from nigredo.errors import DependencyDown
 from nigredo.kafka import batch_publisher as bulk
 from nigredo.kafka import publisher as kafka
-from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.publisher import SILENT_FOR_S, SILENT_LOOK_EVERY_S, SILENT_LOOKS, Publisher, Silence
 
 DEADLINE_S = 30.0
@@ -81,7 +81,7 @@ def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     async def published(within_s: float) -> None:
         if request.param == "in bulk":
-            many = BulkPublisher({}, in_flight_max=1)
+            many = BatchPublisher({}, in_flight_max=1)
             waits: asyncio.Future[Any] = many.publish_all([Outgoing("topic", b"k", b"v")])
         else:
             one = Publisher({}, in_flight_max=1)

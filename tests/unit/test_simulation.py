@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from nigredo.control.state import Control, Networks
+from nigredo.control.state import Control, NetworkSet
 from nigredo.operations.limit_simulation import simulated
 from nigredo.settings import Settings
 from schemas.events import Acceptance, RateLimitState
@@ -52,7 +52,7 @@ def test_who_is_exempt_is_never_refused() -> None:
 
 
 def test_who_is_blocked_and_everybody_in_maintenance_is_told_so() -> None:
-    blocked = replace(CONTROL, blocked=Networks([ip_network("192.0.2.0/24")]))
+    blocked = replace(CONTROL, blocked=NetworkSet([ip_network("192.0.2.0/24")]))
     maintenance = replace(CONTROL, settings=replace(CONTROL.settings, maintenance_mode=True))
 
     for control, verdict in ((blocked, "blocked"), (maintenance, "maintenance")):

@@ -217,7 +217,7 @@ def test_what_kafka_can_never_take_is_kept_out_of_the_way(tmp_path: Path) -> Non
         spool = await opened(tmp_path)
         number = await spool.put(entry(b"poison"))
         await spool.put(entry(b"good"))
-        await spool.set_aside(number)
+        await spool.quarantine(number)
         assert (await values(spool), spool.records) == ([b"good"], 1)
         await spool.close()
         again = await opened(tmp_path)
@@ -237,14 +237,14 @@ def test_what_kafka_can_never_take_is_gone_after_a_month_and_what_waits_is_not(
         spool = await opened(tmp_path)
         numbers = [await spool.put(entry(value)) for value in (b"poison of old", b"poison", b"patient")]
         for number in numbers[:2]:
-            await spool.set_aside(number)
+            await spool.quarantine(number)
         assert spool.refused == 2
         await spool.close()
         with closing(sqlite3.connect(tmp_path / "spool-0.sqlite", isolation_level=None)) as db:
             db.execute("UPDATE spool SET at = at - ? WHERE number != ?", (REFUSED_KEPT_S + 1, numbers[1]))
         again = await opened(tmp_path)
         assert again.refused == 2
-        await again.forget_refused()
+        await again.delete_expired_refusals()
         assert (again.refused, again.records, await values(again)) == (1, 1, [b"patient"])
         assert again.bytes == entry(b"poison").size_bytes + entry(b"patient").size_bytes
         await again.close()
@@ -261,8 +261,8 @@ def test_the_month_of_what_kafka_can_never_take_begins_when_that_is_known(tmp_pa
         with closing(sqlite3.connect(tmp_path / "spool-0.sqlite", isolation_level=None)) as db:
             db.execute("UPDATE spool SET at = at - ?", (REFUSED_KEPT_S + 1,))
         again = await opened(tmp_path)
-        await again.set_aside(number)
-        await again.forget_refused()
+        await again.quarantine(number)
+        await again.delete_expired_refusals()
         assert again.refused == 1
         await again.close()
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.submissions.local_acceptances import TakenHere
+from ingest.submissions.local_acceptances import LocalAcceptances
 
 WINDOW = timedelta(seconds=10)
 NETWORKS = [b"192.0.2.1", b"192.0.2.2", b"2001:db8::/64"]
@@ -40,7 +40,7 @@ steps = st.tuples(
 
 @given(st.lists(steps, max_size=40), st.integers(-1, 3))
 def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, UUID, int | None, timedelta]], offset: int) -> None:
-    taken, plain, now = TakenHere(WINDOW, 100), dict[bytes, list[One]](), START
+    taken, plain, now = LocalAcceptances(WINDOW, 100), dict[bytes, list[One]](), START
     for step, key, lead_id, place, later in steps:
         now += later
         others = [one for one in plain.get(key, []) if one.id != lead_id]
@@ -74,7 +74,7 @@ def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, UUID, int | N
 
 
 def test_no_more_networks_are_remembered_than_may_be() -> None:
-    taken = TakenHere(WINDOW, networks_max=10)
+    taken = LocalAcceptances(WINDOW, networks_max=10)
     for number in range(1, 50):
         taken.add(f"10.0.0.{number}".encode(), UUID(int=number), START)
 

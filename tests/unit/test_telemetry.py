@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from nigredo.observability.logs import SELDOM_MAX, SELDOM_S, Seldom
+from nigredo.observability.logs import SELDOM_MAX, SELDOM_S, RateLimitedFilter
 
 
 def said(text: str, *values: object) -> logging.LogRecord:
@@ -13,7 +13,7 @@ def said(text: str, *values: object) -> logging.LogRecord:
 
 def test_a_library_that_repeats_itself_is_told_of_once_in_a_while_with_how_often_it_did() -> None:
     now = [0.0]
-    seldom = Seldom(lambda: now[0])
+    seldom = RateLimitedFilter(lambda: now[0])
 
     assert seldom.filter(said("cannot connect to %s", "a"))
     assert not seldom.filter(said("cannot connect to %s", "b"))
@@ -27,7 +27,7 @@ def test_a_library_that_repeats_itself_is_told_of_once_in_a_while_with_how_often
 
 
 def test_texts_that_are_all_different_are_all_told_and_not_remembered_for_ever() -> None:
-    seldom = Seldom(lambda: 0.0)
+    seldom = RateLimitedFilter(lambda: 0.0)
 
     assert all(seldom.filter(said(f"text {number}")) for number in range(3 * SELDOM_MAX))
     assert len(seldom._told) <= SELDOM_MAX

@@ -13,14 +13,14 @@ import pytest
 from nigredo.errors import DependencyDown
 from nigredo.operations import delivery_queries as deliveries
 from nigredo.operations.delivery_queries import Begun, Undelivered, undelivered
-from nigredo.operations.recovery.beyond import Beyond, Gap, LoggedLead, behind, beyond
+from nigredo.operations.recovery.beyond import Gap, LoggedLead, UnloggedLeads, behind, beyond
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt
 from schemas.topics import LEADS
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SETTINGS = Settings.from_environment({})
-NOTHING = Beyond({}, set(), {})
+NOTHING = UnloggedLeads({}, set(), {})
 
 
 def row(number: int, **more: Any) -> Undelivered:
@@ -40,7 +40,7 @@ def attempt(number: int, outcome: str, at_s: int, status: int = 500) -> Delivery
 
 
 def found(
-    monkeypatch: pytest.MonkeyPatch, table: Sequence[Undelivered], log: Beyond, begun: Begun | None = None,
+    monkeypatch: pytest.MonkeyPatch, table: Sequence[Undelivered], log: UnloggedLeads, begun: Begun | None = None,
     delivered: Sequence[int] = (), limit: int = 20,
 ) -> list[Undelivered]:  # fmt: skip
     def rows(_: Settings, kind: type[Any], statement: str, values: dict[str, Any]) -> Sequence[Any]:
@@ -53,7 +53,7 @@ def found(
 
 
 def test_leads_of_the_log_alone_are_listed_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Beyond({UUID(int=n): logged(n) for n in (1, 3)}, (), {})
+    log = UnloggedLeads({UUID(int=n): logged(n) for n in (1, 3)}, (), {})
 
     assert [each.lead_offset for each in found(monkeypatch, [row(2), row(3)], log)] == [1, 2, 3]
 
@@ -61,7 +61,7 @@ def test_leads_of_the_log_alone_are_listed_in_order(monkeypatch: pytest.MonkeyPa
 def test_what_was_delivered_or_erased_since_the_tables_is_left_out_and_others_take_the_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log = Beyond({}, {UUID(int=1)}, {UUID(int=2): [attempt(2, "retry", 5), attempt(2, "delivered", 6, 200)]})
+    log = UnloggedLeads({}, {UUID(int=1)}, {UUID(int=2): [attempt(2, "retry", 5), attempt(2, "delivered", 6, 200)]})
 
     listed = found(monkeypatch, [row(1), row(2), row(3), row(4)], log, limit=1)
 
@@ -69,7 +69,7 @@ def test_what_was_delivered_or_erased_since_the_tables_is_left_out_and_others_ta
 
 
 def test_a_lead_of_the_log_whose_delivery_is_in_the_table_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Beyond({UUID(int=n): logged(n) for n in (1, 2)}, (), {})
+    log = UnloggedLeads({UUID(int=n): logged(n) for n in (1, 2)}, (), {})
 
     assert [each.lead_offset for each in found(monkeypatch, [], log, delivered=[1])] == [2]
 
@@ -78,7 +78,7 @@ def test_attempts_that_only_the_log_has_are_counted_once(monkeypatch: pytest.Mon
     stored = row(1, attempts=2, last_sent_at=NOON + timedelta(seconds=20), status_code=503)
     made = [attempt(1, "retry", 20, 503), attempt(1, "retry", 30, 500)]
 
-    (listed,) = found(monkeypatch, [stored], Beyond({}, (), {UUID(int=1): made}))
+    (listed,) = found(monkeypatch, [stored], UnloggedLeads({}, (), {UUID(int=1): made}))
 
     assert (listed.attempts, listed.status_code) == (3, 500)
 
@@ -86,7 +86,7 @@ def test_attempts_that_only_the_log_has_are_counted_once(monkeypatch: pytest.Mon
 def test_leads_from_before_an_endpoint_began_are_not_for_it_and_a_log_made_anew_hides_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log = Beyond({UUID(int=n): logged(n) for n in (1, 7)}, (), {})
+    log = UnloggedLeads({UUID(int=n): logged(n) for n in (1, 7)}, (), {})
     begun = Begun(NOON + timedelta(seconds=5), {0: 10})
 
     assert [each.lead_offset for each in found(monkeypatch, [], log, begun)] == [7]

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.settings import Settings
-from processors.engine.watchdog import Look, Restarts, stuck_for_s
+from processors.engine.watchdog import Observation, Restarts, stuck_for_s
 
 GAP_MAX_S = 10.0
 
 
-def looks(*progress: object, every_s: float = 5.0, could_work: bool = True) -> list[Look]:
-    return [Look(number * every_s, could_work, one) for number, one in enumerate(progress)]
+def looks(*progress: object, every_s: float = 5.0, could_work: bool = True) -> list[Observation]:
+    return [Observation(number * every_s, could_work, one) for number, one in enumerate(progress)]
 
 
-def stuck(seen: list[Look], now: float | None = None) -> float:
+def stuck(seen: list[Observation], now: float | None = None) -> float:
     return stuck_for_s(seen, seen[-1].at if now is None else now, gap_max_s=GAP_MAX_S)
 
 
@@ -34,12 +34,23 @@ def test_nothing_to_do_is_not_stuck() -> None:
 
 
 def test_a_dependency_that_was_away_begins_the_count_anew() -> None:
-    away = Look(10, could_work=False)
-    assert stuck([Look(0, True, "a"), Look(5, True, "a"), away, Look(15, True, "a"), Look(20, True, "a")]) == 5
+    away = Observation(10, could_work=False)
+    assert (
+        stuck(
+            [
+                Observation(0, True, "a"),
+                Observation(5, True, "a"),
+                away,
+                Observation(15, True, "a"),
+                Observation(20, True, "a"),
+            ]
+        )
+        == 5
+    )
 
 
 def test_a_process_that_stood_still_as_a_whole_is_not_stuck() -> None:
-    frozen = [Look(0, True, "a"), Look(5, True, "a"), Look(600, True, "a")]
+    frozen = [Observation(0, True, "a"), Observation(5, True, "a"), Observation(600, True, "a")]
     assert stuck(frozen) == 5 + GAP_MAX_S
 
 
@@ -48,12 +59,14 @@ def test_without_a_look_nobody_is_stuck() -> None:
 
 
 some_looks = st.lists(
-    st.builds(Look, st.floats(0, 1e6), st.booleans(), st.integers(0, 2)), min_size=1, max_size=40
+    st.builds(Observation, st.floats(0, 1e6), st.booleans(), st.integers(0, 2)), min_size=1, max_size=40
 ).map(lambda found: sorted(found, key=lambda look: look.at))
 
 
 @given(some_looks, st.floats(0, 1e6))
-def test_what_is_counted_is_never_more_than_what_passed_since_the_last_progress(seen: list[Look], later: float) -> None:
+def test_what_is_counted_is_never_more_than_what_passed_since_the_last_progress(
+    seen: list[Observation], later: float
+) -> None:
     now = seen[-1].at + later
     others = [n for n, look in enumerate(seen) if not look.could_work or look.progress != seen[-1].progress]
     first = seen[others[-1] + 1] if others and others[-1] + 1 < len(seen) else seen[0]
@@ -65,9 +78,9 @@ def test_what_is_counted_is_never_more_than_what_passed_since_the_last_progress(
 
 
 @given(some_looks, st.integers(3, 9))
-def test_progress_at_the_last_look_leaves_no_more_than_the_time_since(seen: list[Look], fresh: int) -> None:
+def test_progress_at_the_last_look_leaves_no_more_than_the_time_since(seen: list[Observation], fresh: int) -> None:
     now = seen[-1].at
-    assert stuck([*seen, Look(now, True, fresh)], now) == 0
+    assert stuck([*seen, Observation(now, True, fresh)], now) == 0
 
 
 def test_the_count_of_restarts_outlives_the_process(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nigredo.kafka.positions.log_position import LogPosition, Mark
-from sinks.webhook.consumer.offsets import Place, Progress, Ticket, Watermark
+from sinks.webhook.consumer.offsets import OffsetTracker, Place, Ticket, Watermark
 
 
 def record(offset: int) -> Mark:
@@ -65,7 +65,7 @@ class Sink(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.progress = Progress()
+        self.progress = OffsetTracker()
         self.log: dict[Place, list[int]] = {place: [] for place in PLACES}
         self.committed: dict[Place, LogPosition] = dict.fromkeys(PLACES, LogPosition(0, "id"))
         self.read_up_to: dict[Place, int] = {}
@@ -98,7 +98,7 @@ class Sink(RuleBasedStateMachine):
     @rule()
     def kill(self) -> None:
         """Nothing is committed, nothing is remembered; what was in hand may still have been done."""
-        self.progress = Progress()
+        self.progress = OffsetTracker()
         self.in_hand, self.stale, self.read_up_to = [], [], {}
 
     @precondition(lambda self: self.read_up_to)

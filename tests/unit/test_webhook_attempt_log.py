@@ -17,9 +17,9 @@ from nigredo.endpoints.endpoint import Endpoint
 from nigredo.settings import Settings
 from schemas.events import Contact, DeliveryAttempt, Lead
 from sinks.webhook.delivery import attempt_log as module
-from sinks.webhook.delivery.attempt_log import AttemptLog, Case
+from sinks.webhook.delivery.attempt_log import AttemptLog, InFlightLead
 from sinks.webhook.delivery.retry_policy import DELIVERED
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in range(3))
@@ -127,7 +127,9 @@ def test_an_attempt_is_on_record_whatever_its_log_line_does_and_without_the_url_
     )  # fmt: skip
 
     with pytest.raises(BrokenPipeError):
-        asyncio.run(log.put_on_record(lead, Case(0, 0, NOON), Attempt(DELIVERED, NOON, 1, 200, None), dead=False))
+        asyncio.run(
+            log.append(lead, InFlightLead(0, 0, NOON), AttemptResult(DELIVERED, NOON, 1, 200, None), dead=False)
+        )
 
     (record,) = published.events
     assert record.outcome == DELIVERED

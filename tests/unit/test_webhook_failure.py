@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from nigredo.clock import utc_now
 from sinks.webhook.delivery.retry_policy import RETRY
 from sinks.webhook.instrumentation import reason_of
-from sinks.webhook.transport.client import Attempt, Deliverer
+from sinks.webhook.transport.client import AttemptResult, WebhookClient
 
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 DAY = timedelta(days=1)
@@ -107,9 +107,9 @@ async def listening(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIte
         server.close()
 
 
-async def send(url: str, trust: Path | None = None, timeout_s: float = 60.0) -> Attempt:
+async def send(url: str, trust: Path | None = None, timeout_s: float = 60.0) -> AttemptResult:
     context = ssl.create_default_context(cafile=str(trust) if trust else None)
-    deliverer = Deliverer(url, connections_max=1, allowed=LOOPBACK, ssl_context=context)
+    deliverer = WebhookClient(url, connections_max=1, allowed=LOOPBACK, ssl_context=context)
     try:
         made, _ = await deliverer.send(b"{}", {"content-type": "application/json"}, utc_now(), timeout_s=timeout_s)
         return made
@@ -117,8 +117,8 @@ async def send(url: str, trust: Path | None = None, timeout_s: float = 60.0) -> 
         await deliverer.close()
 
 
-def run(scenario: Callable[[], Awaitable[Attempt]], loops: Any = uvloop.new_event_loop) -> Attempt:
-    async def main() -> Attempt:
+def run(scenario: Callable[[], Awaitable[AttemptResult]], loops: Any = uvloop.new_event_loop) -> AttemptResult:
+    async def main() -> AttemptResult:
         return await scenario()
 
     with asyncio.Runner(loop_factory=loops) as runner:
@@ -150,7 +150,7 @@ async def ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 def test_a_certificate_that_is_not_accepted_is_told_as_such(
     how: dict[str, Any], trusted: bool, says: str | None, loops: Any, authority: Authority
 ) -> None:
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         async with listening(ok, authority.context(**how)) as port:
             return await send(f"https://localhost:{port}/hook", authority.trust if trusted else None)
 
@@ -170,7 +170,7 @@ def test_a_port_without_tls_is_told_as_such() -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
 
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         async with listening(plain) as port:
             return await send(f"https://localhost:{port}/hook")
 
@@ -209,7 +209,7 @@ def test_a_receiver_with_an_old_tls_is_told_as_such(authority: Authority) -> Non
     ],
 )
 def test_a_name_that_leads_nowhere_is_no_time_out(code: int, says: str) -> None:
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         async def fails(*_: object, **__: object) -> None:
             raise socket.gaierror(code, "no words of ours")
 
@@ -227,7 +227,7 @@ def test_a_name_that_leads_nowhere_is_no_time_out(code: int, says: str) -> None:
 def test_what_the_system_says_is_told_by_its_name(number: int, host: str) -> None:
     """Also of a name with several addresses, whose errors the client makes one text of."""
 
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         loop = asyncio.get_running_loop()
 
         async def both(_: str, port: int, **__: object) -> list[Any]:
@@ -262,7 +262,7 @@ def test_a_connection_that_is_reset_is_told_as_such(tls: bool) -> None:
         await reader.read(1)
         writer.transport.abort()
 
-    async def scenario() -> Attempt:
+    async def scenario() -> AttemptResult:
         async with listening(reset) as port:
             return await send(f"{'https' if tls else 'http'}://127.0.0.1:{port}/hook")
 
@@ -270,18 +270,18 @@ def test_a_connection_that_is_reset_is_told_as_such(tls: bool) -> None:
 
 
 def test_the_deadline_says_what_was_waited_for() -> None:
-    async def resolving() -> Attempt:
+    async def resolving() -> AttemptResult:
         async def hangs(*_: object, **__: object) -> None:
             await asyncio.sleep(60)
 
         asyncio.get_running_loop().getaddrinfo = hangs  # type: ignore[assignment,method-assign]
         return await send("http://receiver.example/hook", timeout_s=1)
 
-    async def handshaking() -> Attempt:
+    async def handshaking() -> AttemptResult:
         async with listening(silence) as port:
             return await send(f"https://127.0.0.1:{port}/hook", timeout_s=1)
 
-    async def answering() -> Attempt:
+    async def answering() -> AttemptResult:
         async with listening(silence) as port:
             return await send(f"http://127.0.0.1:{port}/hook", timeout_s=1)
 

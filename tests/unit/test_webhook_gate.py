@@ -7,11 +7,11 @@ import math
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from sinks.webhook.delivery.admission import LIVE_FOR_S, Gate
+from sinks.webhook.delivery.admission import LIVE_FOR_S, AdmissionControl
 from sinks.webhook.delivery.breaker import OPEN_AFTER, Breaker
 from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, RETRY
 from sinks.webhook.delivery.token_bucket import TokenBucket
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -29,7 +29,7 @@ class Crowd:
 
     def __init__(self, places: int = 2, rate: float = 0.0) -> None:
         self.clock = Clock()
-        self.gate = Gate(places, TokenBucket(rate, 0.0), Breaker(), self.clock)
+        self.gate = AdmissionControl(places, TokenBucket(rate, 0.0), Breaker(), self.clock)
         self.gate.pause(False)
         self.gate.trust(math.inf)
         self.inside: list[str] = []
@@ -43,12 +43,12 @@ class Crowd:
         await self.settled()
 
     async def _enter(self, name: str, *, fresh: bool, behind: bool) -> None:
-        entered = await self.gate.enter(lambda: name not in self.unwanted, fresh=fresh, behind=behind)
+        entered = await self.gate.acquire(lambda: name not in self.unwanted, fresh=fresh, behind=behind)
         (self.inside if entered else self.sent_away).append(name)
 
     async def end(self, outcome: str = DELIVERED, *, behind: bool = False) -> None:
-        self.gate.told(uuid4(), Attempt(outcome, NOON, 1, None, None))
-        self.gate.leave(behind=behind)
+        self.gate.told(uuid4(), AttemptResult(outcome, NOON, 1, None, None))
+        self.gate.release(behind=behind)
         await self.settled()
 
     async def settled(self) -> None:
@@ -165,7 +165,7 @@ def test_whoever_is_cancelled_gives_its_place_back() -> None:
         await crowd.come("a", "b", "c")
         crowd.tasks["b"].cancel()
         # Let through and cancelled in the same moment.
-        crowd.gate.leave(behind=False)
+        crowd.gate.release(behind=False)
         crowd.tasks["c"].cancel()
         await crowd.settled()
         await crowd.come("d")
@@ -260,11 +260,11 @@ def test_a_member_that_was_frozen_past_its_session_sends_nothing_until_the_group
 def test_before_the_group_was_ever_heard_from_nothing_is_sent() -> None:
     async def scenario() -> None:
         clock, entered = Clock(), asyncio.Event()
-        gate = Gate(1, TokenBucket(0.0, 0.0), Breaker(), clock)
+        gate = AdmissionControl(1, TokenBucket(0.0, 0.0), Breaker(), clock)
         gate.pause(False)
 
         async def enter() -> None:
-            if await gate.enter(lambda: True, fresh=True, behind=False):
+            if await gate.acquire(lambda: True, fresh=True, behind=False):
                 entered.set()
 
         task = asyncio.create_task(enter())

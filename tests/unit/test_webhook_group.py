@@ -21,7 +21,7 @@ from nigredo.settings import Settings
 from schemas.topics import LEADS
 from sinks.webhook.consumer import group_consumer as group_module
 from sinks.webhook.consumer import log_comparison as proving
-from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.offsets import Place, Ticket
 from sinks.webhook.consumer.partitions import Room
 
@@ -68,12 +68,12 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
         assignments.append(len(places))
         read.clear()  # It begins anew, where it was committed.
 
-    async def polled(group: Group, room: Room) -> None:
+    async def polled(group: GroupConsumer, room: Room) -> None:
         for message in await group.poll(room):
             if group.take(message) is not None:
                 read.add((message.partition() or 0, message.offset() or 0))
 
-    async def until_assigned(group: Group, partitions: int, other: Group | None = None) -> None:
+    async def until_assigned(group: GroupConsumer, partitions: int, other: GroupConsumer | None = None) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not assignments or assignments[-1] != partitions:
             assert time.monotonic() < deadline, assignments
@@ -82,12 +82,12 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
                 await other.poll(NO_ROOM)
 
     async def scenario() -> set[tuple[int, int]]:
-        group = Group(settings, NAME, [LEADS], changed=changed, busy=lambda: False, **THE_LOG)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=changed, busy=lambda: False, **THE_LOG)
         group.join()
         await until_assigned(group, PARTITIONS)
         for _ in range(3):
             await polled(group, NO_ROOM)
-        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        other = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         other.join()
         await until_assigned(group, PARTITIONS // 2, other)
         await asyncio.gather(other.leave(), until_assigned(group, PARTITIONS))
@@ -115,8 +115,8 @@ def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_
             seen.append((other.assigned, any(map(group.holds, tickets.values()))))
             return len(seen) < 5
 
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=busy, **THE_LOG)
-        other = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=busy, **THE_LOG)
+        other = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         group.join()
         deadline = time.monotonic() + DEADLINE_S
         while len(tickets) < PARTITIONS and time.monotonic() < deadline:
@@ -151,7 +151,7 @@ def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     async def scenario() -> None:
-        group = Group(
+        group = GroupConsumer(
             settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": leaderless}
         )
         group.join()
@@ -184,7 +184,7 @@ def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_com
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     async def scenario() -> None:
-        group = Group(
+        group = GroupConsumer(
             settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG, clock=lambda: now[0]
         )
         assert group.ours_until <= now[0]
@@ -228,7 +228,7 @@ def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_t
     two = Room(leads=2, replays=0, paused=False)
 
     async def scenario() -> list[tuple[int, int]]:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         group.join()
         deadline, taken, before = time.monotonic() + DEADLINE_S, list[tuple[int, int]](), 0
 
@@ -271,7 +271,7 @@ def commit(servers: str, position: LogPosition) -> None:
     earlier.close()
 
 
-async def read_all(group: Group, most: int) -> list[tuple[int, int]]:
+async def read_all(group: GroupConsumer, most: int) -> list[tuple[int, int]]:
     """Handle records until there are so many, and a little longer: no more are expected."""
     deadline, taken = time.monotonic() + DEADLINE_S, list[tuple[int, int]]()
     more = 10
@@ -311,7 +311,7 @@ def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_s
     others = [(number, offset) for number in (0, 1, 3) for offset in range(EACH)]
 
     async def member(expected: list[tuple[int, int]]) -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
         group.join()
         assert await read_all(group, len(expected)) == expected
         assert list(group.stopped) == [(LEADS, 2)]
@@ -339,7 +339,9 @@ def test_a_position_without_a_proof_past_the_end_stays_refused_for_the_next_memb
         return LogNow(TOPIC_ID, 0, end[0]) if partition == 2 else log_now(topic, partition, asks_at)
 
     async def member() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": look})
+        group = GroupConsumer(
+            settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"look": look}
+        )
         group.join()
         await read_all(group, 0)
         assert list(group.stopped) == [(LEADS, 2)]
@@ -358,7 +360,7 @@ def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         group.join()
         await read_all(group, PARTITIONS * EACH)
         await group.leave()
@@ -398,7 +400,7 @@ def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_pos
     log = {"look": look, "compare": partial(compared, look)}
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
         group.join()
         await read_all(group, PARTITIONS * EACH)
         await group.commit()
@@ -411,7 +413,7 @@ def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_pos
     assert {from_metadata(at.offset, at.metadata)[0].topic_id for at in committed(servers).values()} == {TOPIC_ID}
 
 
-async def polled_until(group: Group, condition: Callable[[], bool]) -> None:
+async def polled_until(group: GroupConsumer, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -438,7 +440,7 @@ def test_a_record_that_was_read_and_is_another_one_now_stops_its_partition_for_t
     log = THE_LOG | {"look": look, "compare": partial(compared, look)}
 
     async def member() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **log)
         group.join()
         deadline, left = time.monotonic() + DEADLINE_S, 0 if set_back else PARTITIONS * EACH
         while left or group.unchecked or group.assigned + len(group.stopped) != PARTITIONS:
@@ -481,7 +483,9 @@ def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_
         return Comparison({}, ends)
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"compare": end})
+        group = GroupConsumer(
+            settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG | {"compare": end}
+        )
         group.join()
         tickets, deadline = list[Ticket](), time.monotonic() + DEADLINE_S
         while len(tickets) < PARTITIONS * EACH:
@@ -517,7 +521,7 @@ def test_a_member_whose_offsets_cannot_be_read_reads_nothing_and_says_so(
         raise DependencyDown("Kafka does not answer")
 
     async def scenario() -> None:
-        group = Group(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         monkeypatch.setattr(group, "_offsets", away)
         group.join()
         await polled_until(group, lambda: group.unread == "Kafka does not answer")

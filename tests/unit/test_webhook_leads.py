@@ -10,7 +10,7 @@ from confluent_kafka import TopicPartition
 
 from nigredo.settings import Settings
 from schemas.topics import LEADS
-from sinks.webhook.consumer.lead_lookup import DEADLINE_S, LeadReader
+from sinks.webhook.consumer.lead_lookup import DEADLINE_S, LeadLookup
 
 
 class StuckConsumer:
@@ -43,7 +43,7 @@ def test_a_reader_that_is_closed_does_not_finish_what_it_reads() -> None:
     """Hundreds of references may be read at once, each within its own deadline; a process that ends cannot wait."""
 
     async def scenario() -> None:
-        consumer, reader = StuckConsumer(), LeadReader(Settings.from_environment({}), "sender")
+        consumer, reader = StuckConsumer(), LeadLookup(Settings.from_environment({}), "sender")
         reader._consumer = cast(Any, consumer)
         reading = asyncio.create_task(reader.read(0, 5, b"k"))
         async with asyncio.timeout(DEADLINE_S / 2):

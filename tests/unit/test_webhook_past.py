@@ -14,7 +14,7 @@ from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from schemas.topics import LEADS, retry_topic
 from sinks.webhook.consumer.partitions import Partition
-from sinks.webhook.dispatch.history import Past
+from sinks.webhook.dispatch.history import DeliveryHistory
 from tests.unit.playing_faust import until
 
 PLACE = (retry_topic("fibonacci", "1m"), 0)
@@ -49,8 +49,8 @@ class FakeLog:
         return {PLACE: 1, (LEADS, 0): 9}
 
 
-def past_of(log: FakeLog) -> Past:
-    return Past(cast(Any, log), cast(Any, log))
+def past_of(log: FakeLog) -> DeliveryHistory:
+    return DeliveryHistory(cast(Any, log), cast(Any, log))
 
 
 def test_what_could_not_be_read_is_read_again_and_then_kept() -> None:
@@ -59,12 +59,12 @@ def test_what_could_not_be_read_is_read_again_and_then_kept() -> None:
         past, log.down, log.delivered[lead_id] = past_of(log), True, NOW
         for _ in range(2):
             with pytest.raises(DependencyDown):
-                await past.reached(lead_id, partition, 0)
+                await past.was_delivered(lead_id, partition, 0)
         log.down = False
-        assert await past.reached(lead_id, partition, 0)
-        assert not await past.reached(lead_id, partition, 0, since=NOW)
-        assert await past.reached(lead_id, partition, 0, since=NOW - timedelta(seconds=1))
-        assert not await past.reached(uuid4(), partition, 0)
+        assert await past.was_delivered(lead_id, partition, 0)
+        assert not await past.was_delivered(lead_id, partition, 0, since=NOW)
+        assert await past.was_delivered(lead_id, partition, 0, since=NOW - timedelta(seconds=1))
+        assert not await past.was_delivered(uuid4(), partition, 0)
         assert log.loads == 3
 
     asyncio.run(scenario())
@@ -76,7 +76,7 @@ def test_leads_that_come_when_the_deliveries_are_loaded_do_not_overtake_those_th
         past = past_of(log)
 
         async def lead(number: int) -> None:
-            await past.reached(uuid4(), partition, 0)
+            await past.was_delivered(uuid4(), partition, 0)
             passed.append(number)
 
         leads = [asyncio.create_task(lead(number)) for number in range(5)]
@@ -115,7 +115,7 @@ def test_a_load_that_fails_when_nobody_waits_for_it_any_more_is_no_news() -> Non
         past, log.down = past_of(log), True
         waiting = [
             asyncio.create_task(past.settled(PLACE, b"k", after=1)),
-            asyncio.create_task(past.reached(uuid4(), partition, 0)),
+            asyncio.create_task(past.was_delivered(uuid4(), partition, 0)),
         ]
         await asyncio.sleep(0)
         for task in waiting:

@@ -14,15 +14,15 @@ from sinks.webhook.delivery.retry_policy import (
     JITTER,
     REFUSED,
     RETRY,
-    Next,
-    Standing,
-    after,
+    EndpointState,
+    RetryDecision,
+    decide_retry,
     delay_for,
 )
 
 SCHEDULE_S = Settings.from_environment({}).webhook_retry_schedule
 DAY_S = 86_400.0
-HEALTHY = Standing(closed=True, others_fail=False, took_others=True)
+HEALTHY = EndpointState(closed=True, others_fail=False, took_others=True)
 
 
 def decide(
@@ -30,10 +30,10 @@ def decide(
     *,
     number: int = 1,
     failing_for_s: float = 1.0,
-    endpoint: Standing = HEALTHY,
+    endpoint: EndpointState = HEALTHY,
     retry_after_s: float = 0.0,
-) -> Next:
-    return after(
+) -> RetryDecision:
+    return decide_retry(
         outcome,
         SCHEDULE_S,
         number=number,
@@ -44,16 +44,16 @@ def decide(
 
 
 def test_delivered_is_done() -> None:
-    assert decide(DELIVERED) == Next(done=True)
+    assert decide(DELIVERED) == RetryDecision(done=True)
 
 
 def test_a_lead_that_is_refused_alone_is_given_up_at_once() -> None:
-    assert decide(REFUSED) == Next(dead=True)
+    assert decide(REFUSED) == RetryDecision(dead=True)
 
 
 def test_a_lead_that_is_refused_like_others_is_not() -> None:
     """A secret or a route gone wrong refuses all of them."""
-    decision = decide(REFUSED, endpoint=Standing(closed=True, others_fail=True, took_others=True))
+    decision = decide(REFUSED, endpoint=EndpointState(closed=True, others_fail=True, took_others=True))
 
     assert not decision.dead
     assert decision.retry_in_s > 0
@@ -61,7 +61,7 @@ def test_a_lead_that_is_refused_like_others_is_not() -> None:
 
 @pytest.mark.parametrize("outcome", [REFUSED, RETRY, BLOCKED])
 def test_nothing_is_given_up_while_the_breaker_is_open(outcome: str) -> None:
-    open_breaker = Standing(closed=False, others_fail=False, took_others=True)
+    open_breaker = EndpointState(closed=False, others_fail=False, took_others=True)
 
     assert not decide(outcome, number=1000, failing_for_s=10 * DAY_S, endpoint=open_breaker).dead
 
@@ -77,7 +77,7 @@ def test_attempts_that_came_faster_than_the_schedule_do_not_shorten_it() -> None
 
 
 def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -> None:
-    takes_nothing = Standing(closed=True, others_fail=True, took_others=False)
+    takes_nothing = EndpointState(closed=True, others_fail=True, took_others=False)
 
     decision = decide(RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=takes_nothing)
 
@@ -87,10 +87,10 @@ def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -
 
 @given(
     st.sampled_from([RETRY, REFUSED, BLOCKED]), st.integers(1, 50), st.floats(0, 1e6), st.floats(0, DAY_S),
-    st.builds(Standing, st.booleans(), st.booleans(), st.booleans()),
+    st.builds(EndpointState, st.booleans(), st.booleans(), st.booleans()),
 )  # fmt: skip
 def test_no_attempt_comes_sooner_than_asked(
-    outcome: str, number: int, failing_for_s: float, asked_s: float, endpoint: Standing
+    outcome: str, number: int, failing_for_s: float, asked_s: float, endpoint: EndpointState
 ) -> None:
     decision = decide(outcome, number=number, failing_for_s=failing_for_s, endpoint=endpoint, retry_after_s=asked_s)
 

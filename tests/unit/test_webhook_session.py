@@ -15,9 +15,9 @@ from nigredo.observability.health import Health
 from schemas.events import WebhookRetry
 from schemas.topics import LEADS, retry_topic
 from sinks.webhook.consumer.offsets import Ticket
-from sinks.webhook.dispatch.delay_queue import Waits
-from sinks.webhook.dispatch.record_handler import Handling, Reference
-from sinks.webhook.loop import RETRIES_MAX, Session
+from sinks.webhook.dispatch.delay_queue import Delayed
+from sinks.webhook.dispatch.record_handler import RecordHandler, Reference
+from sinks.webhook.loop import RETRIES_MAX, ConsumeLoop
 
 TOPIC = retry_topic("fibonacci", "1m")
 NOW = utc_now()
@@ -47,7 +47,7 @@ class FakeTools:
 
     def __init__(self) -> None:
         self.endpoint = SimpleNamespace(name="fibonacci")
-        self.codec = SimpleNamespace(knows=lambda _: True, decode=lambda _, value: pickle.loads(value))
+        self.codec = SimpleNamespace(is_cached=lambda _: True, decode=lambda _, value: pickle.loads(value))
         self.attempts = self
         self.parking = Parking(Bounds(in_a_row_max=3, share_max=1.0), Health("sink"), lambda _: Before())
 
@@ -55,7 +55,7 @@ class FakeTools:
         return {}
 
 
-async def note(handling: Handling, offset: int, lead_id: UUID, *, replay: bool) -> None:
+async def note(handling: RecordHandler, offset: int, lead_id: UUID, *, replay: bool) -> None:
     """Let a retry wait that was due an hour ago, the lower its offset the longer."""
     now = utc_now()
     retry = WebhookRetry(
@@ -72,22 +72,22 @@ async def note(handling: Handling, offset: int, lead_id: UUID, *, replay: bool) 
     await handling.note(record, Ticket(1, (TOPIC, 0), offset))
 
 
-def handling_of(group: FakeGroup) -> Handling:
-    return Handling(cast(Any, FakeTools()), cast(Any, group), "sink")
+def handling_of(group: FakeGroup) -> RecordHandler:
+    return RecordHandler(cast(Any, FakeTools()), cast(Any, group), "sink")
 
 
 def test_replays_that_were_put_off_do_not_hold_up_a_live_leads_retry() -> None:
     async def scenario() -> None:
         handling, started = handling_of(FakeGroup()), asyncio.Queue[UUID]()
 
-        async def reference(waits: Waits[Reference]) -> None:
+        async def reference(waits: Delayed[Reference]) -> None:
             started.put_nowait(waits.what.event.lead_id)
             # Behind live leads it may be long until it is its turn.
             await asyncio.Event().wait()
 
         cast(Any, handling).reference = reference
-        session, live = object.__new__(Session), uuid4()
-        cast(Any, session)._handling = handling
+        session, live = object.__new__(ConsumeLoop), uuid4()
+        cast(Any, session)._handler = handling
         session._running = {kind: set() for kind in ("lead", "retry", "put off", "replay")}
         for offset in range(RETRIES_MAX):
             await note(handling, offset, uuid4(), replay=True)
@@ -125,7 +125,7 @@ def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_w
             return value[-1]
 
         handling = handling_of(FakeGroup())
-        cast(Any, handling)._tools.codec = SimpleNamespace(knows=lambda _: known.is_set(), decode=decode)
+        cast(Any, handling)._tools.codec = SimpleNamespace(is_cached=lambda _: known.is_set(), decode=decode)
 
         async def lead(number: int) -> None:
             value = bytes([0, 0, 0, 0, 7, number])

@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinks.webhook.consumer.offsets import Ticket
-from sinks.webhook.dispatch.delay_queue import Waiting, Waits
+from sinks.webhook.dispatch.delay_queue import Delayed, DelayQueue
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 PLACE = ("nigredo.webhook-retries.fibonacci.1m", 0)
 
 
-def waits(offset: int, key: bytes | None = None) -> Waits[int]:
-    return Waits(Ticket(1, PLACE, offset), key or str(offset).encode(), offset)
+def waits(offset: int, key: bytes | None = None) -> Delayed[int]:
+    return Delayed(Ticket(1, PLACE, offset), key or str(offset).encode(), offset)
 
 
 @given(st.lists(st.integers(0, 100), max_size=50), st.lists(st.integers(0, 120), max_size=20))
 def test_each_comes_once_never_before_its_time_and_the_most_overdue_first(due: list[int], looks: list[int]) -> None:
-    waiting: Waiting[int] = Waiting()
+    waiting: DelayQueue[int] = DelayQueue()
     for offset, seconds in enumerate(due):
         waiting.put(waits(offset), NOON + timedelta(seconds=seconds))
     came: list[int] = []
@@ -35,7 +35,7 @@ def test_each_comes_once_never_before_its_time_and_the_most_overdue_first(due: l
 
 
 def test_a_newer_one_of_the_same_key_takes_the_place_of_the_older() -> None:
-    waiting: Waiting[int] = Waiting()
+    waiting: DelayQueue[int] = DelayQueue()
     waiting.put(waits(1, b"lead"), NOON)
 
     older = waiting.put(waits(2, b"lead"), NOON)
@@ -46,7 +46,7 @@ def test_a_newer_one_of_the_same_key_takes_the_place_of_the_older() -> None:
 
 
 def test_one_that_was_taken_out_does_not_come() -> None:
-    waiting: Waiting[int] = Waiting()
+    waiting: DelayQueue[int] = DelayQueue()
     waiting.put(waits(1), NOON)
 
     assert waiting.cancel(PLACE, b"1") is not None
@@ -55,7 +55,7 @@ def test_one_that_was_taken_out_does_not_come() -> None:
 
 
 def test_no_more_come_than_there_is_room_for() -> None:
-    waiting: Waiting[int] = Waiting()
+    waiting: DelayQueue[int] = DelayQueue()
     for offset in range(5):
         waiting.put(waits(offset), NOON)
 

@@ -11,7 +11,7 @@ import pytest
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_position import Mark
-from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_OFF_MS, Windows
+from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_OFF_MS, WindowStore
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 from tests.unit.test_encoded_window import a_codec
@@ -49,8 +49,8 @@ def told(*states: RateLimitState) -> list[Told]:
     return [Told(state.client_network, CODEC.encode(RATE_LIMITS, state)) for state in states]
 
 
-def loaded(*records: Told, committed: int = 0, not_after_ms: int = FAR_OFF_MS) -> Windows:
-    windows = Windows(CODEC)
+def loaded(*records: Told, committed: int = 0, not_after_ms: int = FAR_OFF_MS) -> WindowStore:
+    windows = WindowStore(CODEC)
     windows.load(cast(Any, records), committed, lambda _: None, not_after_ms=not_after_ms)
     return windows
 

@@ -21,7 +21,7 @@ from nigredo.kafka.positions.log_position import LogNow, LogPosition
 from nigredo.kafka.positions.log_position import compare as compare_position
 from nigredo.kafka.positions.log_trail import Place
 from nigredo.kafka.publisher import client_config
-from nigredo.kafka.topic_reader import LogReader, mark_of
+from nigredo.kafka.topic_reader import TopicReader, mark_of
 from nigredo.settings import Settings
 
 NEAR_MAX = 300
@@ -55,7 +55,7 @@ class LogProof:
             "fetch.queue.backoff.ms": 20,
             "fetch.message.max.bytes": 65_536,
         }
-        self._reader = LogReader(settings, component)
+        self._reader = TopicReader(settings, component)
         self._client = KeptConsumer(partial(Consumer, config))
         self._closed = threading.Event()
 

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import assigned, ensure_answer
 from nigredo.kafka.positions.log_trail import Place
-from nigredo.kafka.publisher import client_config, told
+from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.settings import Settings
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ CALL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PartitionObservation:
     """Topics as they are at one moment."""
 
     missing: Sequence[str]
@@ -43,17 +43,17 @@ class LogWatch:
     def _admin(self) -> AdminClient:
         return AdminClient(client_config(self._settings, self._name))
 
-    def look(self) -> Look:
+    def look(self) -> PartitionObservation:
         """Raises DependencyDown when Kafka does not answer."""
         try:
             partitions = self._partitions()
-            return Look(
+            return PartitionObservation(
                 [topic for topic in self.topics if topic not in partitions],
                 self._unassigned([(topic, number) for topic, numbers in partitions.items() for number in numbers]),
             )
         except KafkaException as error:
             self._replace_admin()
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         except DependencyDown:
             self._replace_admin()
             raise

@@ -17,7 +17,7 @@ from confluent_kafka import Message
 
 from nigredo.clock import from_ms
 from nigredo.errors import DependencyDown
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.replay_plan import from_key
 from nigredo.operations.rewind import DatabaseOffsets
 from nigredo.operations.webhook_topics import WebhookTopics
@@ -54,7 +54,7 @@ class LoggedLead:
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
+class UnloggedLeads:
     """What the log holds beyond the tables."""
 
     leads: Mapping[UUID, LoggedLead]
@@ -73,7 +73,7 @@ def gaps(settings: Settings, topics: Collection[str], *, within_s: float = CAUGH
 
     Raises DependencyDown when Kafka or the database do not answer: then it is not known.
     """
-    reader, offsets, deadline = LogReader(settings, COMPONENT), DatabaseOffsets(settings), time.monotonic() + within_s
+    reader, offsets, deadline = TopicReader(settings, COMPONENT), DatabaseOffsets(settings), time.monotonic() + within_s
     marks = {(topic, p): reader.watermarks(topic, p) for topic in topics for p in reader.partitions(topic)}
     while True:
         stored = offsets.standing()
@@ -92,14 +92,14 @@ def behind(found: Collection[Gap]) -> int:
     return sum(gap.end - gap.stored for gap in found)
 
 
-def beyond(settings: Settings, topics: WebhookTopics, endpoint: str, found: Collection[Gap]) -> Beyond:
+def beyond(settings: Settings, topics: WebhookTopics, endpoint: str, found: Collection[Gap]) -> UnloggedLeads:
     """Return leads and deliveries of the gaps. Raises DependencyDown, also when there is too much to read."""
     if (records := behind(found)) > READ_MAX:
         raise DependencyDown(
             f"the tables are {counted(records, 'record')} behind the log, so what is undelivered is not known; "
             "the persister is late, see `nigredo status`; `nigredo webhook status` asks the log"
         )
-    reader = LogReader(settings, COMPONENT)
+    reader = TopicReader(settings, COMPONENT)
     leads: dict[UUID, LoggedLead] = {}
     erased: set[UUID] = set()
     for gap, message in _messages(reader, found, LEADS):
@@ -116,10 +116,10 @@ def beyond(settings: Settings, topics: WebhookTopics, endpoint: str, found: Coll
         attempt = topics.decode(DELIVERIES, message.value())
         if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == endpoint:
             attempts[attempt.lead_id].append(attempt)
-    return Beyond(leads, erased, dict(attempts))
+    return UnloggedLeads(leads, erased, dict(attempts))
 
 
-def _messages(reader: LogReader, found: Collection[Gap], topic: str) -> Iterator[tuple[Gap, Message]]:
+def _messages(reader: TopicReader, found: Collection[Gap], topic: str) -> Iterator[tuple[Gap, Message]]:
     for gap in found:
         if gap.topic == topic:
             for message in reader.between(topic, gap.partition, gap.stored, gap.end):

@@ -17,15 +17,15 @@ from uuid import UUID
 
 from aiokafka.partitioner import murmur2
 
-from nigredo.avro.encoded_window import decoded, encoded
+from nigredo.avro.encoded_window import decode_window, encode_window
 from nigredo.clock import utc_now
-from nigredo.kafka.batch_publisher import BulkPublisher, Outgoing
+from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.consumer_groups import commit_offsets, sender_group
 from nigredo.kafka.positions.log_position import LogPosition, proven, to_metadata
 from nigredo.kafka.publisher import producer_config
 from nigredo.kafka.topic_admin import add_partitions, ensure_topics
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.group_drain import drained
 from nigredo.operations.recovery.lost_leads import NO_OFFSET, stored_leads
 from nigredo.operations.recovery.plan import Restart, lowered
@@ -61,7 +61,7 @@ class Recovery:
         self._settings = settings
         self._endpoints = endpoints
         self._actor = actor
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self._survey = Survey(settings, endpoints, first_offsets)
 
     def look(self) -> Condition:
@@ -121,11 +121,11 @@ class Recovery:
         """
         codec = self._survey.reading.codec()
         for value in list(self._survey.reading.windows(restart.partition)):
-            state = lowered(decoded(codec, value), restart.windows_from)
+            state = lowered(decode_window(codec, value), restart.windows_from)
             if state is not None:
                 key = state.client_network.encode()
                 yield Outgoing(RATE_LIMITS, key, None, partition=restart.partition)
-                yield Outgoing(RATE_LIMITS, key, encoded(codec, state), partition=restart.partition)
+                yield Outgoing(RATE_LIMITS, key, encode_window(codec, state), partition=restart.partition)
 
     def _moved(self) -> Iterator[Outgoing]:
         """Yield the windows of networks whose submissions go to other partitions since some were added.
@@ -138,16 +138,16 @@ class Recovery:
         known = [set(map(self._network, self._survey.reading.windows(number))) for number in partitions]
         for partition in partitions:
             for value in list(self._survey.reading.windows(partition)):
-                state = decoded(codec, value)
+                state = decode_window(codec, value)
                 key = state.client_network.encode()
                 target = partition_of(key, len(partitions))
                 if target != partition and key not in known[target]:
                     known[target].add(key)
                     moved = replace(state, input_offset=OF_NO_RECORD)
-                    yield Outgoing(RATE_LIMITS, key, encoded(codec, moved), partition=target)
+                    yield Outgoing(RATE_LIMITS, key, encode_window(codec, moved), partition=target)
 
     def _network(self, value: bytes) -> bytes:
-        return decoded(self._survey.reading.codec(), value).client_network.encode()
+        return decode_window(self._survey.reading.codec(), value).client_network.encode()
 
     def _repair_sender(self, name: str, tell: Tell) -> None:
         group = sender_group(self._settings, name)
@@ -223,7 +223,7 @@ class Recovery:
         """Return how many records were published, once Kafka has all of them. Raises DependencyDown."""
         name, many = self._settings.function(COMPONENT), 0
         config = producer_config(self._settings, name, delivery_timeout_s=READ_DEADLINE_S)
-        publisher = BulkPublisher(config, in_flight_max=1)
+        publisher = BatchPublisher(config, in_flight_max=1)
         try:
             while batch := await asyncio.to_thread(lambda: list(islice(records, BATCH_MAX))):
                 await publisher.publish_all(batch)

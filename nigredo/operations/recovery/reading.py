@@ -18,9 +18,9 @@ from confluent_kafka import Message
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.errors import DependencyDown
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.process import ready_codec
-from nigredo.rate_limit.latest_windows import KnownWindows
+from nigredo.rate_limit.latest_windows import LatestWindows
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt, Lead, Rejection
 from schemas.topics import DELIVERIES, LEADS, RATE_LIMITS, REJECTIONS
@@ -61,7 +61,7 @@ class Deliveries:
 class Followed:
     """A topic from its start on. Each call takes the records that came since the one before."""
 
-    def __init__(self, reader: LogReader, topic: str, take: Callable[[Message], None]) -> None:
+    def __init__(self, reader: TopicReader, topic: str, take: Callable[[Message], None]) -> None:
         self._reader = reader
         self._topic = topic
         self._take = take
@@ -79,11 +79,11 @@ class Followed:
 class Reading:
     """The topics of one pipeline, for as long as none of them is made again. Every call may raise DependencyDown."""
 
-    def __init__(self, settings: Settings, reader: LogReader) -> None:
+    def __init__(self, settings: Settings, reader: TopicReader) -> None:
         self._settings = settings
         self._reader = reader
         self._codec: Codec | None = None
-        self._windows: dict[int, KnownWindows] = {}
+        self._windows: dict[int, LatestWindows] = {}
         self._lead_ids: set[bytes] = set()
         self._verdicts = Verdicts()
         self._deliveries: defaultdict[str, Deliveries] = defaultdict(Deliveries)
@@ -92,10 +92,10 @@ class Reading:
         self._verdict_topics = [Followed(reader, topic, self._take_verdict) for topic in (LEADS, REJECTIONS)]
         self._deliveries_topic = Followed(reader, DELIVERIES, self._take_delivery)
 
-    def windows(self, partition: int) -> KnownWindows:
+    def windows(self, partition: int) -> LatestWindows:
         """Return the windows of a partition's networks."""
         self._windows_topic.catch_up(partition)
-        return self._windows.setdefault(partition, KnownWindows(self.codec()))
+        return self._windows.setdefault(partition, LatestWindows(self.codec()))
 
     def lead_ids(self) -> set[bytes]:
         """Return the id of every lead in the log, erased ones too: an erased person is not to come back."""
@@ -147,7 +147,7 @@ class Reading:
     def _take_window(self, message: Message) -> None:
         number = message.partition() or 0
         try:
-            self._windows.setdefault(number, KnownWindows(self.codec())).take(message.key() or b"", message.value())
+            self._windows.setdefault(number, LatestWindows(self.codec())).take(message.key() or b"", message.value())
         except Undecodable as error:
             where = f"partition {number}, offset {message.offset()}"
             raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read, {where}: {error}") from error

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
-from nigredo.avro.encoded_window import decoded
+from nigredo.avro.encoded_window import decode_window
 from nigredo.clock import from_ms, utc_now
-from nigredo.control.admin import Changes
+from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import ENDPOINT, key_of
 from nigredo.kafka.consumer_groups import members, sender_group
 from nigredo.kafka.positions.log_position import Finding, LogPosition, compare
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
 from nigredo.operations.recovery.lost_leads import (
     accepted_lead,
@@ -130,7 +130,7 @@ class Survey:
         self._settings = settings
         self._endpoints = endpoints
         self._first_offsets = first_offsets
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self._ids: Mapping[str, str] = {}
         self.reading = Reading(settings, self._reader)
         self.limiter, self.persister = settings.function("rate-limiter"), settings.function("persister")
@@ -308,7 +308,7 @@ class Survey:
         return found
 
     def _entry(self, name: str) -> ControlEntry | None:
-        found = Changes(self._settings, COMPONENT).standing().get(key_of(ENDPOINT, name))
+        found = ControlAdmin(self._settings, COMPONENT).entries().get(key_of(ENDPOINT, name))
         return None if found is None else found.entry
 
     def _before_it_began(self, name: str) -> Callable[[int, int, datetime], bool]:
@@ -383,7 +383,7 @@ class Survey:
         accepted: dict[bytes, datetime] = {}
         for partition in self._reader.partitions(RATE_LIMITS):
             for value in self.reading.windows(partition):
-                state = decoded(codec, value)
+                state = decode_window(codec, value)
                 times = {acceptance.id.bytes: acceptance.at for acceptance in (*state.accepted, *state.exempt)}
                 accepted |= {lead_id: at for lead_id, at in times.items() if lead_id not in known}
         old = [lead_id for lead_id, at in accepted.items() if at < erased_before]

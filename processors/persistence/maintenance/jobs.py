@@ -12,7 +12,7 @@ from nigredo.observability.logs import get_logger
 log = get_logger()
 
 
-class Chore(Protocol):
+class Job(Protocol):
     """Something that is done again and again."""
 
     name: str
@@ -22,10 +22,10 @@ class Chore(Protocol):
         """Do it once; return after how many seconds again. Raises DependencyDown for what may succeed later."""
 
 
-class Chores:
+class Jobs:
     """Runs chores until closed. Made on the event loop they run in."""
 
-    def __init__(self, *chores: Chore) -> None:
+    def __init__(self, *chores: Job) -> None:
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in chores]
 
     async def close(self) -> None:
@@ -35,7 +35,7 @@ class Chores:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @staticmethod
-    async def _repeat(chore: Chore) -> None:
+    async def _repeat(chore: Job) -> None:
         backoff = Backoff(longest_s=2.0)
         wait_s = chore.first_after_s
         while True:

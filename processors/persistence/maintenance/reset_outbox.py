@@ -34,7 +34,7 @@ ANSWER_WITHIN_S = 5.0
 DEADLINE_S = 10.0
 
 
-class ResetRelay:
+class ResetOutbox:
     """The chore that empties the outbox into `nigredo.submissions`, under the networks' own keys.
 
     A row is deleted in the transaction that read it, once Kafka has acknowledged: after a crash in between, the

@@ -31,7 +31,7 @@ KEPT: Mapping[str, timedelta] = {
 }
 
 
-class CleanUp:
+class RowRetention:
     """The chore that deletes, some rows a transaction, so that nobody waits long for a lock."""
 
     name = "clean-up"

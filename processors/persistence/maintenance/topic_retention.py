@@ -16,8 +16,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import client_config, told
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.publisher import client_config, describe_error
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 from schemas.topics import TOPICS, TopicSpec
@@ -33,7 +33,7 @@ EXPIRING: Mapping[str, TopicSpec] = {
 }
 
 
-class Expiry:
+class TopicRetention:
     """The chore that moves it, to the first record that is young enough."""
 
     name = "expiry"
@@ -42,7 +42,7 @@ class Expiry:
         self, settings: Settings, component: str, now: Now, topics: Mapping[str, TopicSpec] = EXPIRING
     ) -> None:
         """now: returns the time by which records are old; may raise DependencyDown."""
-        self._reader = LogReader(settings, component)
+        self._reader = TopicReader(settings, component)
         self._config = client_config(settings, settings.function(component))
         self._topics = topics
         self._now = now
@@ -79,6 +79,6 @@ class Expiry:
                     # To ask again would not change it; somebody is to, within the hour.
                     log.error("records past their time may not be deleted", error=error.args[0].name(), **place)
         except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error

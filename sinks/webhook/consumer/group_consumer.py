@@ -26,14 +26,14 @@ from nigredo.kafka.positions.log_position import LogPosition, to_metadata
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Trail
 from nigredo.kafka.record import Record, record_of
-from nigredo.kafka.topic_reader import LogReader, mark_of
+from nigredo.kafka.topic_reader import TopicReader, mark_of
 from nigredo.observability import metrics
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
-from sinks.webhook.consumer.log_comparison import Compare, Proving
+from sinks.webhook.consumer.log_comparison import Compare, LogComparison
 from sinks.webhook.consumer.membership import Commits, consumer_config
-from sinks.webhook.consumer.offsets import Place, Progress, Ticket
+from sinks.webhook.consumer.offsets import OffsetTracker, Place, Ticket
 from sinks.webhook.consumer.partitions import WINDOW_MAX, Partition, Room, counts_since
 from sinks.webhook.consumer.positions import Look, Refused, check
 from sinks.webhook.instrumentation import tell_open
@@ -49,7 +49,7 @@ HAND_OVER_WITHIN_S = 7.0
 LOOK_DEADLINE_S = 10.0
 
 
-class Group:
+class GroupConsumer:
     """A membership, from `join` to `leave`."""
 
     def __init__(
@@ -71,10 +71,10 @@ class Group:
         trail: what memberships before this one have read. look, compare: return the log as it is now, and compare
         positions with it; in the cluster unless given.
         """
-        reader = LogReader(settings, COMPONENT)
+        reader = TopicReader(settings, COMPONENT)
         self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
         self._proof = LogProof(settings, COMPONENT)
-        self._proving = Proving(compare or self._proof.compare, Trail() if trail is None else trail)
+        self._proving = LogComparison(compare or self._proof.compare, Trail() if trail is None else trail)
         # Not the consumer's own `committed`, which fails for most metadata (`nigredo/kafka/consumer_groups.py`).
         self._offsets = reader.offsets
         self._settings = settings
@@ -84,7 +84,7 @@ class Group:
         self._busy = busy
         self._ending = False
         self._lock = threading.Lock()
-        self._progress = Progress()
+        self._progress = OffsetTracker()
         self._leads: dict[int, Partition] = {}
         self._paused: set[Place] = set()
         self._full: set[Place] = set()

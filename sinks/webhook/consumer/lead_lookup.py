@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.publisher import client_config, told
+from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.kafka.record import Record, record_of
 from nigredo.settings import Settings
 from schemas.topics import LEADS
@@ -40,7 +40,7 @@ class Wanted:
     answer: asyncio.Future[Record | None]
 
 
-class LeadReader:
+class LeadLookup:
     """Use it on one event loop; `await close()`."""
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -111,7 +111,7 @@ class LeadReader:
                 found |= {(partition, record.offset): record for record in self._at(consumer, partition, offsets)}
             return [self._right(consumer, found.get((wanted.partition, wanted.offset)), wanted) for wanted in batch]
         except KafkaException as error:
-            raise DependencyDown(told(error.args[0])) from error
+            raise DependencyDown(describe_error(error.args[0])) from error
         finally:
             consumer.unassign()
 

@@ -26,7 +26,7 @@ Compare: TypeAlias = Callable[[Mapping[Place, Sequence[LogPosition]]], Compariso
 _Kept: TypeAlias = dict[Place, Sequence[LogPosition]]
 
 
-class Proving:
+class LogComparison:
     """The comparisons of one membership. `read` may be called from any thread, the rest from one."""
 
     def __init__(self, compare: Compare, trail: Trail) -> None:

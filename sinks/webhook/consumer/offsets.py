@@ -61,7 +61,7 @@ class Ticket:
     offset: int
 
 
-class Progress:
+class OffsetTracker:
     """What is in hand of all assigned partitions. Each assignment has its epoch, and discards what older ones began."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.kafka.positions.log_position import REPAIR
 from nigredo.kafka.publisher import Publisher, producer_config
 from nigredo.kafka.topic_admin import ensure_topics
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.logs import get_logger
 from nigredo.plural import counted
 from nigredo.process import ready_codec
@@ -35,7 +35,7 @@ READ_DEADLINE_S = 30.0
 DELIVERY_TIMEOUT_S = 10.0
 
 
-async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
+async def ensure_start_offsets(settings: Settings, endpoint: Endpoint) -> None:
     """Make the endpoint's retry topics, and commit a start offset for every partition that has none.
 
     Leads begin where the endpoint says, what refers to leads at its beginning: what is settled is not in it any more.
@@ -49,7 +49,7 @@ async def ensure_begun(settings: Settings, endpoint: Endpoint) -> None:
 
 async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     codec = await ready_codec(settings, [CONTROL])
-    reader, group, key = LogReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
+    reader, group, key = TopicReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
     entry = await asyncio.to_thread(_entry, reader, codec, key)
@@ -87,7 +87,7 @@ def first_offsets(entry: ControlEntry) -> tuple[datetime, dict[int, int]] | None
 
 def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
     """Blocks. Raises StartRefused when a topic cannot hold what belongs to a lead in the lead's partition."""
-    reader = LogReader(settings, COMPONENT)
+    reader = TopicReader(settings, COMPONENT)
     leads = reader.partitions(LEADS)
     found = {topic: reader.partitions(topic) for topic in (*topics, DELIVERIES, WEBHOOK_DEAD)}
     for topic, partitions in found.items():
@@ -103,7 +103,7 @@ def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> 
             commit_offsets(settings, group, topic, starts)
 
 
-def _entry(reader: LogReader, codec: Codec, key: str) -> ControlEntry | None:
+def _entry(reader: TopicReader, codec: Codec, key: str) -> ControlEntry | None:
     """Return what the control topic remembers of an endpoint."""
     found: ControlEntry | None = None
     partitions = reader.partitions(CONTROL)

@@ -18,7 +18,7 @@ from nigredo.clock import since_boot_s
 from sinks.webhook.delivery.breaker import Breaker
 from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED
 from sinks.webhook.delivery.token_bucket import TokenBucket
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 LIVE_FOR_S = 10.0
 """So long after the last live lead or due retry the next one is expected."""
@@ -36,7 +36,7 @@ class _Waiter:
     entered: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Gate:
+class AdmissionControl:
     """Belongs to one event loop."""
 
     def __init__(
@@ -88,8 +88,8 @@ class Gate:
         self._bucket.change(rate, self._clock())
         self._let_through()
 
-    async def enter(self, wanted: Callable[[], bool], *, fresh: bool, behind: bool) -> bool:
-        """Wait for a place; False when it is not wanted any more. After True `leave` must follow.
+    async def acquire(self, wanted: Callable[[], bool], *, fresh: bool, behind: bool) -> bool:
+        """Wait for a place; False when it is not wanted any more. After True `release` must follow.
 
         wanted: asked when its turn has come, and by `clear`. fresh: whether it is a lead's first attempt.
         """
@@ -104,10 +104,10 @@ class Gate:
             return await waiter.entered
         except asyncio.CancelledError:
             if waiter.entered.done() and not waiter.entered.cancelled() and waiter.entered.result():
-                self.leave(behind=behind)
+                self.release(behind=behind)
             raise
 
-    def told(self, lead_id: UUID, attempt: Attempt) -> None:
+    def told(self, lead_id: UUID, attempt: AttemptResult) -> None:
         """Learn what came of an attempt."""
         if attempt.outcome == DELIVERED:
             self.breaker.succeeded()
@@ -115,8 +115,8 @@ class Gate:
             blocked = attempt.outcome == BLOCKED
             self.breaker.failed(self._clock(), lead_id, asked_s=attempt.retry_after_s, at_once=blocked)
 
-    def leave(self, *, behind: bool) -> None:
-        """Free a place. behind: as it was told to `enter`."""
+    def release(self, *, behind: bool) -> None:
+        """Free a place. behind: as it was told to `acquire`."""
         self._under_way -= 1
         self._behind_under_way -= behind
         self._let_through()

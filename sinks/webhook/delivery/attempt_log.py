@@ -19,7 +19,7 @@ from nigredo.endpoints.endpoint import COMPONENT, Endpoint
 from nigredo.endpoints.receiver_url import shown_url
 from nigredo.errors import DependencyDown
 from nigredo.kafka.publisher import Publisher
-from nigredo.kafka.topic_reader import LogReader
+from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
@@ -28,7 +28,7 @@ from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
 from sinks.webhook.consumer.offsets import Place
 from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, delay_for
 from sinks.webhook.instrumentation import count_attempt
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 
 log = get_logger()
 T = TypeVar("T")
@@ -47,7 +47,7 @@ Settled = dict[tuple[Place, bytes], int]
 
 
 @dataclass(slots=True, eq=False)
-class Case:
+class InFlightLead:
     """One lead on its way to the receiver: where the lead stands, and what was tried so far."""
 
     lead_partition: int
@@ -66,14 +66,14 @@ class AttemptLog:
 
     def __init__(self, settings: Settings, endpoint: Endpoint, codec: Codec, publisher: Publisher) -> None:
         self._endpoint = endpoint
-        self._reader = LogReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, COMPONENT)
         self._codec = codec
         self._publisher = publisher
         # Not the pool that everybody shares: the log may be slow, and there the registry is asked too.
         self._threads = ThreadPoolExecutor(LOADS_MAX, thread_name_prefix="past")
         self._shown_url = shown_url(endpoint.url)
 
-    async def put_on_record(self, lead: Lead, case: Case, attempt: Attempt, *, dead: bool) -> None:
+    async def append(self, lead: Lead, case: InFlightLead, attempt: AttemptResult, *, dead: bool) -> None:
         """Log an attempt and return once Kafka has it: what is not on record may be sent again."""
         told = DeliveryAttempt(
             id=uuid4(),
@@ -109,7 +109,7 @@ class AttemptLog:
             offset=case.lead_offset,
         )
 
-    async def bury(self, lead: Lead, case: Case, attempt: Attempt) -> None:
+    async def mark_dead(self, lead: Lead, case: InFlightLead, attempt: AttemptResult) -> None:
         """Put a lead that gets no further attempt among the dead ones."""
         dead = WebhookDead(
             lead_id=lead.id,
@@ -125,11 +125,11 @@ class AttemptLog:
         metrics.WEBHOOK_DEAD_LEADS.of(dead.endpoint, dead.reason).inc()
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead, partition=case.lead_partition)
 
-    async def revive(self, lead: Lead, case: Case) -> None:
+    async def clear_dead(self, lead: Lead, case: InFlightLead) -> None:
         """Take a lead that was sent again, and delivered, out of the dead ones, whether or not it is among them."""
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), None, partition=case.lead_partition)
 
-    async def put_off(self, lead: Lead, case: Case, wait_s: float) -> Place:
+    async def schedule_retry(self, lead: Lead, case: InFlightLead, wait_s: float) -> Place:
         """Let a lead wait in a retry topic for its next attempt; return where."""
         topic = retry_topic(self._endpoint.name, delay_for(wait_s))
         later = WebhookRetry(
@@ -146,7 +146,7 @@ class AttemptLog:
         await self._publish(topic, _key(lead.id), later, partition=case.lead_partition)
         return topic, case.lead_partition
 
-    async def settle(self, place: Place, key: bytes) -> None:
+    async def tombstone(self, place: Place, key: bytes) -> None:
         """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
         await self._publish(place[0], key, None, partition=place[1])
 

@@ -14,12 +14,12 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.record import Record
 from nigredo.observability.logs import get_logger
 from schemas.events import Lead
-from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.offsets import Place, Ticket
-from sinks.webhook.delivery.attempt_log import Case
-from sinks.webhook.delivery.retry_policy import IN_PLACE_LONGEST_S, REFUSED, Next, Standing, after
+from sinks.webhook.delivery.attempt_log import InFlightLead
+from sinks.webhook.delivery.retry_policy import IN_PLACE_LONGEST_S, REFUSED, EndpointState, RetryDecision, decide_retry
 from sinks.webhook.tools import Tools
-from sinks.webhook.transport.client import Attempt
+from sinks.webhook.transport.client import AttemptResult
 from sinks.webhook.transport.request import traceparent_of
 
 log = get_logger()
@@ -31,10 +31,10 @@ Settle = Callable[[Place | None], Awaitable[None]]
 """Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
 
 
-class Sending:
+class LeadDelivery:
     """What one membership has under way, or resting. Belongs to the event loop."""
 
-    def __init__(self, tools: Tools, group: Group, reached: Callable[[UUID, int], Awaitable[None]]) -> None:
+    def __init__(self, tools: Tools, group: GroupConsumer, reached: Callable[[UUID, int], Awaitable[None]]) -> None:
         """reached: told of a lead, and its partition, that needs no further attempt."""
         self.resting = 0
         """Leads that wait in place."""
@@ -43,12 +43,12 @@ class Sending:
         self._reached = reached
         self._stopping = asyncio.Event()
         self._last_taken_at: datetime | None = None
-        self._in_hand: dict[UUID, set[Case]] = {}
+        self._in_hand: dict[UUID, set[InFlightLead]] = {}
 
     def stop(self) -> None:
         """Begin no further attempt."""
         self._stopping.set()
-        self._tools.gate.clear()
+        self._tools.admission.clear()
 
     def ours(self, ticket: Ticket) -> bool:
         """Say whether a record is still to be handled here."""
@@ -58,9 +58,9 @@ class Sending:
         """Make no further attempt at a lead."""
         for case in self._in_hand.get(lead_id, ()):
             case.withdrawn = True
-        self._tools.gate.clear()
+        self._tools.admission.clear()
 
-    async def see_through(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+    async def run(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, settle: Settle) -> bool:
         """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
 
         Returns False when the assignment ended first.
@@ -74,22 +74,22 @@ class Sending:
             if not cases:
                 self._in_hand.pop(lead.id, None)
 
-    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: Case, settle: Settle) -> bool:
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, settle: Settle) -> bool:
         tools, trace = self._tools, traceparent_of(record.headers)
 
         def wanted() -> bool:
             return not case.withdrawn and self.ours(ticket)
 
-        while await tools.gate.enter(wanted, fresh=case.number == 0, behind=case.replay):
+        while await tools.admission.acquire(wanted, fresh=case.number == 0, behind=case.replay):
             # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
             try:
                 case.number += 1
                 timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
-                attempt = await tools.deliverer.attempt(
+                attempt = await tools.client.attempt(
                     lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
                 )
-                tools.gate.told(lead.id, attempt)
-                following = after(
+                tools.admission.told(lead.id, attempt)
+                following = decide_retry(
                     attempt.outcome,
                     tools.settings().webhook_retry_schedule,
                     number=case.number,
@@ -97,27 +97,29 @@ class Sending:
                     endpoint=await self._standing(lead.id, case, attempt),
                     retry_after_s=attempt.retry_after_s,
                 )
-                await tools.attempts.put_on_record(lead, case, attempt, dead=following.dead)
+                await tools.attempts.append(lead, case, attempt, dead=following.dead)
                 if await self._ended(lead, case, attempt, following, settle):
                     return True
             finally:
-                tools.gate.leave(behind=case.replay)
+                tools.admission.release(behind=case.replay)
             await self.rest(following.retry_in_s, ticket)
         if case.withdrawn:
             await settle(None)
         return case.withdrawn
 
-    async def _ended(self, lead: Lead, case: Case, attempt: Attempt, following: Next, settle: Settle) -> bool:
+    async def _ended(
+        self, lead: Lead, case: InFlightLead, attempt: AttemptResult, following: RetryDecision, settle: Settle
+    ) -> bool:
         """Write what follows from an attempt; False when the next one is made here, after a rest."""
         put_off: Place | None = None
         if following.done:
             self._last_taken_at = utc_now()
             if case.replay:
-                await self._tools.attempts.revive(lead, case)
+                await self._tools.attempts.clear_dead(lead, case)
         elif following.dead:
-            await self._tools.attempts.bury(lead, case, attempt)
+            await self._tools.attempts.mark_dead(lead, case, attempt)
         elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
-            put_off = await self._tools.attempts.put_off(lead, case, following.retry_in_s)
+            put_off = await self._tools.attempts.schedule_retry(lead, case, following.retry_in_s)
         else:
             return False
         await settle(put_off)
@@ -125,20 +127,20 @@ class Sending:
             await self._reached(lead.id, case.lead_partition)
         return True
 
-    async def _standing(self, lead_id: UUID, case: Case, attempt: Attempt) -> Standing:
-        breaker = self._tools.gate.breaker
+    async def _standing(self, lead_id: UUID, case: InFlightLead, attempt: AttemptResult) -> EndpointState:
+        breaker = self._tools.admission.breaker
         others_fail = breaker.others_fail(lead_id)
         if attempt.outcome == REFUSED and breaker.closed and not others_fail and not breaker.informed:
             others_fail = not await self._fails_alone(lead_id)
         took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
-        return Standing(breaker.closed, others_fail, took_others)
+        return EndpointState(breaker.closed, others_fail, took_others)
 
     async def _fails_alone(self, lead_id: UUID) -> bool:
         """Say whether no other lead fails, by the attempts on record; False when they cannot be read.
 
         A process that has just begun has seen too little: in a run of refusals each restart would give up a lead.
         """
-        breaker = self._tools.gate.breaker
+        breaker = self._tools.admission.breaker
         try:
             failing = await self._tools.attempts.failing()
         except DependencyDown as error:

@@ -24,7 +24,7 @@ SPENT_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EndpointState:
     """How the endpoint does, as far as the fate of a lead that failed depends on it."""
 
     closed: bool
@@ -36,7 +36,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class RetryDecision:
     """What to do now: nothing more (`done`), bury the lead (`dead`), or the next attempt in `retry_in_s`."""
 
     done: bool = False
@@ -44,34 +44,34 @@ class Next:
     retry_in_s: float = 0.0
 
 
-def after(
+def decide_retry(
     outcome: str,
     schedule_s: Sequence[float],
     *,
     number: int,
     failing_for_s: float,
-    endpoint: Standing,
+    endpoint: EndpointState,
     retry_after_s: float,
     uniform: Callable[[float, float], float] = random.uniform,
-) -> Next:
+) -> RetryDecision:
     """Decide what follows from attempt `number` of a lead.
 
     schedule_s: the waits before the second, third, … attempt. failing_for_s: since its first attempt. retry_after_s:
     what the receiver asked for; never sooner.
     """
     if outcome == DELIVERED:
-        return Next(done=True)
+        return RetryDecision(done=True)
     asked_s = retry_after_s * uniform(1.0, 1.0 + JITTER)
     if not endpoint.closed:
-        return Next(retry_in_s=asked_s)
+        return RetryDecision(retry_in_s=asked_s)
     # A single lead is refused for what it is; when others are too, it is for what the endpoint became.
     if outcome == REFUSED and not endpoint.others_fail:
-        return Next(dead=True)
+        return RetryDecision(dead=True)
     spent = number > len(schedule_s) and failing_for_s >= SPENT_SHARE * sum(schedule_s)
     if spent and endpoint.took_others:
-        return Next(dead=True)
+        return RetryDecision(dead=True)
     wait_s = schedule_s[min(number, len(schedule_s)) - 1] * uniform(1.0 - JITTER, 1.0 + JITTER)
-    return Next(retry_in_s=max(wait_s, asked_s))
+    return RetryDecision(retry_in_s=max(wait_s, asked_s))
 
 
 def delay_for(wait_s: float) -> str:

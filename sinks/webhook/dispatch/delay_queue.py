@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Waits(Generic[T]):
+class Delayed(Generic[T]):
     """One of them: the record's ticket, and what is to be done."""
 
     ticket: Ticket
@@ -21,18 +21,18 @@ class Waits(Generic[T]):
     what: T
 
 
-class Waiting(Generic[T]):
+class DelayQueue(Generic[T]):
     """Not bounded by itself: what is in it is open in its partition's window."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[datetime, int, Waits[T]]] = []
-        self._by_key: dict[tuple[Place, bytes], Waits[T]] = {}
+        self._heap: list[tuple[datetime, int, Delayed[T]]] = []
+        self._by_key: dict[tuple[Place, bytes], Delayed[T]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def put(self, waits: Waits[T], due: datetime) -> Waits[T] | None:
+    def put(self, waits: Delayed[T], due: datetime) -> Delayed[T] | None:
         """Add one; return the older one of the same key that it takes the place of."""
         older = self.cancel(waits.ticket.place, waits.key)
         self._by_key[waits.ticket.place, waits.key] = waits
@@ -40,7 +40,7 @@ class Waiting(Generic[T]):
         heapq.heappush(self._heap, (due, self._count, waits))
         return older
 
-    def cancel(self, place: Place, key: bytes) -> Waits[T] | None:
+    def cancel(self, place: Place, key: bytes) -> Delayed[T] | None:
         """Take one out before its time, if it is there."""
         return self._by_key.pop((place, key), None)
 
@@ -48,9 +48,9 @@ class Waiting(Generic[T]):
         """Say whether one of this key waits."""
         return (place, key) in self._by_key
 
-    def due(self, now: datetime, most: int) -> list[Waits[T]]:
+    def due(self, now: datetime, most: int) -> list[Delayed[T]]:
         """Take out those whose time has come, the most overdue first."""
-        found: list[Waits[T]] = []
+        found: list[Delayed[T]] = []
         while self._heap and self._heap[0][0] <= now and len(found) < most:
             waits = heapq.heappop(self._heap)[2]
             at = (waits.ticket.place, waits.key)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from nigredo.clock import utc_now
 from schemas.topics import LEADS
-from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.offsets import Place
 from sinks.webhook.consumer.partitions import INHERITED_MAX, Partition
 from sinks.webhook.delivery.attempt_log import AttemptLog, Settled
@@ -26,10 +26,10 @@ limiter writes again at most its last batch. By then all of those loaded that ma
 EVER = datetime.min.replace(tzinfo=UTC)
 
 
-class Past:
+class DeliveryHistory:
     """Belongs to the event loop. What cannot be read raises DependencyDown."""
 
-    def __init__(self, attempts: AttemptLog, group: Group) -> None:
+    def __init__(self, attempts: AttemptLog, group: GroupConsumer) -> None:
         self._attempts = attempts
         self._group = group
         self._settled: asyncio.Task[Settled] | None = None
@@ -38,7 +38,7 @@ class Past:
         """Let go of what holds for an assignment that is over; what holds for a partition goes with the partition."""
         self._settled = None
 
-    async def reached(self, lead_id: UUID, partition: Partition, number: int, *, since: datetime = EVER) -> bool:
+    async def was_delivered(self, lead_id: UUID, partition: Partition, number: int, *, since: datetime = EVER) -> bool:
         """Say whether a lead of partition `number` was delivered after a time, as far as deliveries count at all."""
         if partition.delivered is None or _failed(partition.delivered):
             partition.delivered = _begun(self._attempts.delivered_since(number, partition.counts_since))

@@ -23,13 +23,13 @@ from nigredo.kafka.record import Record
 from nigredo.observability.logs import get_logger
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
-from sinks.webhook.consumer.group_consumer import Group
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.offsets import Place, Ticket
 from sinks.webhook.consumer.partitions import Partition
-from sinks.webhook.delivery.attempt_log import Case
-from sinks.webhook.delivery.lead_delivery import Sending
-from sinks.webhook.dispatch.delay_queue import Waiting, Waits
-from sinks.webhook.dispatch.history import Past
+from sinks.webhook.delivery.attempt_log import InFlightLead
+from sinks.webhook.delivery.lead_delivery import LeadDelivery
+from sinks.webhook.dispatch.delay_queue import Delayed, DelayQueue
+from sinks.webhook.dispatch.history import DeliveryHistory
 from sinks.webhook.tools import Tools
 
 log = get_logger()
@@ -45,13 +45,13 @@ class Reference:
     event: WebhookRetry | WebhookReplay
 
 
-class Handling:
+class RecordHandler:
     """The records in hand of one membership. Belongs to the event loop."""
 
-    def __init__(self, tools: Tools, group: Group, name: str) -> None:
-        self.retries: Waiting[Reference] = Waiting()
-        self.replays: Waiting[Reference] = Waiting()
-        self.put_off: Waiting[Reference] = Waiting()
+    def __init__(self, tools: Tools, group: GroupConsumer, name: str) -> None:
+        self.retries: DelayQueue[Reference] = DelayQueue()
+        self.replays: DelayQueue[Reference] = DelayQueue()
+        self.put_off: DelayQueue[Reference] = DelayQueue()
         """Replays that failed before. Apart from the other retries: they wait behind live leads, and would fill the
         hands in which those are to be."""
         self._queues = (self.retries, self.replays, self.put_off)
@@ -59,22 +59,22 @@ class Handling:
         self._retry_topics = retry_topics(tools.endpoint.name)
         self._group = group
         self._name = name
-        self._sending = Sending(tools, group, self._reached)
+        self._delivery = LeadDelivery(tools, group, self._reached)
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         """By the prefix of their values, the turns of records whose schema was not known when they came."""
-        self._past = Past(tools.attempts, group)
+        self._history = DeliveryHistory(tools.attempts, group)
 
     def stop(self) -> None:
         """Begin no further attempt."""
-        self._sending.stop()
+        self._delivery.stop()
 
     def forget(self) -> None:
         """Let go of what waited under an assignment that is over."""
         for queue in self._queues:
             queue.clear()
-        self._past.forget()
+        self._history.forget()
         self._tools.parking.forget()
-        self._tools.gate.clear()
+        self._tools.admission.clear()
 
     @property
     def retries_waiting(self) -> int:
@@ -84,7 +84,7 @@ class Handling:
     @property
     def resting(self) -> int:
         """How many leads wait in place."""
-        return self._sending.resting
+        return self._delivery.resting
 
     # --- the three kinds ----------------------------------------------------------------------------------------------
 
@@ -96,14 +96,14 @@ class Handling:
         """Let a retry wait for its time, and a replay for its turn; a tombstone takes out what waits."""
         await self._until_done(ticket, lambda: self._note(record, ticket), finish=False)
 
-    async def reference(self, waits: Waits[Reference]) -> None:
+    async def reference(self, waits: Delayed[Reference]) -> None:
         """See through what has waited."""
         await self._until_done(waits.ticket, lambda: self._reference(waits))
 
     async def _until_done(self, ticket: Ticket, work: Callable[[], Awaitable[bool]], *, finish: bool = True) -> None:
         """Do it again until it succeeds or the assignment ends, and count it as done."""
         backoff = Backoff(longest_s=5.0)
-        while self._sending.ours(ticket):
+        while self._delivery.ours(ticket):
             try:
                 if await work() and finish:
                     self._group.finish(ticket)
@@ -112,7 +112,7 @@ class Handling:
                 log.warning("a lead waits", error=str(error), topic=ticket.place[0], offset=ticket.offset)
             except Exception as error:
                 log.error("a lead failed", error=type(error).__name__, topic=ticket.place[0], offset=ticket.offset)
-            await self._sending.rest(backoff.next_wait_s(), ticket)
+            await self._delivery.rest(backoff.next_wait_s(), ticket)
 
     async def _lead(self, record: Record, ticket: Ticket) -> bool:
         event = await self._decoded(record)
@@ -123,7 +123,7 @@ class Handling:
             if record.key is not None and record.value is None:
                 self._withdraw(record.key, record.partition)
             return True
-        case = Case(record.partition, record.offset, utc_now())
+        case = InFlightLead(record.partition, record.offset, utc_now())
         return await self._once(event, record, ticket, partition, case)
 
     async def _note(self, record: Record, ticket: Ticket) -> bool:
@@ -137,16 +137,18 @@ class Handling:
         if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._tools.endpoint.name:
             self._group.finish(ticket)
             return True
-        if await self._past.settled(ticket.place, record.key, after=record.offset):
+        if await self._history.settled(ticket.place, record.key, after=record.offset):
             self._group.finish(ticket)
             return True
-        waits = Waits(ticket, record.key, Reference(record, event))
+        waits = Delayed(ticket, record.key, Reference(record, event))
         if isinstance(event, WebhookRetry):
             number, began = event.lead_partition, event.first_attempt_at
             partition = None if event.replay else self._group.partition(number)
             # Delivered meanwhile; but who asked for a replay wants it sent all the same.
-            if partition is not None and await self._past.reached(event.lead_id, partition, number, since=began):
-                await self._tools.attempts.settle(ticket.place, record.key)
+            if partition is not None and await self._history.was_delivered(
+                event.lead_id, partition, number, since=began
+            ):
+                await self._tools.attempts.tombstone(ticket.place, record.key)
                 self._group.finish(ticket)
                 return True
             queue, due = self.put_off if event.replay else self.retries, event.not_before
@@ -157,18 +159,18 @@ class Handling:
         queue.put(waits, due)
         return True
 
-    async def _reference(self, waits: Waits[Reference]) -> bool:
+    async def _reference(self, waits: Delayed[Reference]) -> bool:
         event, ticket = waits.what.event, waits.ticket
         if isinstance(event, WebhookRetry):
             began, number, replay = event.first_attempt_at, event.attempts, event.replay
         else:
             began, number, replay = utc_now(), 0, True
-        case = Case(event.lead_partition, event.lead_offset, began, number, replay)
+        case = InFlightLead(event.lead_partition, event.lead_offset, began, number, replay)
 
         async def settle(put_off: Place | None) -> None:
             # A newer record of its key, written or still to be read, is no business of this one.
             if put_off != ticket.place and not any(queue.holds(ticket.place, waits.key) for queue in self._queues):
-                await self._tools.attempts.settle(ticket.place, waits.key)
+                await self._tools.attempts.tombstone(ticket.place, waits.key)
 
         record = await self._tools.leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
         lead = None if record is None else await self._decoded(record)
@@ -177,12 +179,12 @@ class Handling:
             await settle(None)  # Erased.
             return True
         if replay or partition is None:
-            return await self._sending.see_through(lead, record, ticket, case, settle)
+            return await self._delivery.run(lead, record, ticket, case, settle)
         async with self._turn(partition, lead.id):
-            if await self._past.reached(lead.id, partition, case.lead_partition, since=began):
+            if await self._history.was_delivered(lead.id, partition, case.lead_partition, since=began):
                 await settle(None)
                 return True
-            return await self._sending.see_through(lead, record, ticket, case, settle)
+            return await self._delivery.run(lead, record, ticket, case, settle)
 
     def _withdraw(self, key: bytes, partition: int) -> None:
         """Send a lead no more: the person was erased while it was in hand, or waited."""
@@ -190,7 +192,7 @@ class Handling:
             lead_id = UUID(key.decode())
         except ValueError:
             return  # Not one of ours.
-        self._sending.withdraw(lead_id)
+        self._delivery.withdraw(lead_id)
         for topic in self._retry_topics:
             self._take_out((topic, partition), key)
         self._take_out((WEBHOOK_REPLAYS, partition), self._tools.endpoint.key(lead_id))
@@ -213,22 +215,22 @@ class Handling:
         finally:
             partition.sending.pop(lead_id).set()
 
-    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: Case) -> bool:
+    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: InFlightLead) -> bool:
         """See a lead through, unless it was delivered already."""
         async with self._turn(partition, lead.id):
-            if await self._past.reached(lead.id, partition, record.partition):
+            if await self._history.was_delivered(lead.id, partition, record.partition):
                 return True
-            return await self._sending.see_through(lead, record, ticket, case, _nothing_to_settle)
+            return await self._delivery.run(lead, record, ticket, case, _nothing_to_settle)
 
     async def _reached(self, lead_id: UUID, number: int) -> None:
         """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
         partition, key = self._group.partition(number), str(lead_id).encode()
         if partition is not None:
-            self._past.remember(partition, lead_id)
+            self._history.remember(partition, lead_id)
         for topic in self._retry_topics:
             for queue in (self.retries, self.put_off):
                 if (waits := queue.cancel((topic, number), key)) is not None:
-                    await self._tools.attempts.settle(waits.ticket.place, key)
+                    await self._tools.attempts.tombstone(waits.ticket.place, key)
                     self._group.finish(waits.ticket)
 
     async def _decoded(self, record: Record) -> Event | None:
@@ -238,14 +240,14 @@ class Handling:
         try:
             codec, prefix = self._tools.codec, record.value[: PREFIX.size]
             asking = self._asking.get(prefix)
-            if asking is None and codec.knows(record.value):
+            if asking is None and codec.is_cached(record.value):
                 event = codec.decode(record.topic, record.value)
             else:
                 # The registry is asked in a thread: others' deadlines run meanwhile. Records of one schema go on in
                 # their order; one that comes when the answer is there does not overtake those that waited for it.
                 asking = self._asking.setdefault(prefix, asking or asyncio.Lock())
                 async with asking:
-                    known = codec.knows(record.value)
+                    known = codec.is_cached(record.value)
                     decode = partial(codec.decode, record.topic, record.value)
                     event = decode() if known else await asyncio.to_thread(decode)
             self._tools.parking.handled(DECODING, {record.topic: 1})

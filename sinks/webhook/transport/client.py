@@ -34,7 +34,7 @@ UNTIL_DEADLINE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptResult:
     """What came of one attempt. `retry_after_s` is what the receiver asked for."""
 
     outcome: str
@@ -70,7 +70,7 @@ class Answer:
                 break
 
 
-class Deliverer:
+class WebhookClient:
     """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`.
 
     Certificates are verified, redirects not followed, and neither a proxy nor a netrc of the environment is asked:
@@ -99,7 +99,7 @@ class Deliverer:
 
     async def attempt(
         self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
-    ) -> Attempt:
+    ) -> AttemptResult:
         """Send a lead once, within one total deadline; never raises but when it is cancelled."""
         sent_at, body = utc_now(), body_of(lead)
         headers = headers_of(lead, body, number, sent_at, keys, traceparent)
@@ -109,7 +109,7 @@ class Deliverer:
 
     async def send(
         self, body: bytes, headers: Mapping[str, str], sent_at: datetime, *, timeout_s: float
-    ) -> tuple[Attempt, Answer]:
+    ) -> tuple[AttemptResult, Answer]:
         """Send a signed body once; return what came of it, and how the answer begins. Raises as `attempt` does."""
         began = time.perf_counter()
         answer, failed, exchange = Answer(), None, Exchange()
@@ -138,7 +138,7 @@ class Deliverer:
             # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
             outcome, status, error = RETRY, None, f"{failed} (after HTTP {status})"
         duration_ms = round((time.perf_counter() - began) * 1000)
-        return Attempt(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
+        return AttemptResult(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
 
     async def _exchange(self, body: bytes, headers: Mapping[str, str], now: datetime, answer: Answer) -> None:
         """Send the request and read the answer as far as it comes."""

@@ -11,7 +11,7 @@ from nigredo.clock import utc_now
 from nigredo.endpoints.endpoint import Endpoint
 from nigredo.endpoints.secrets import active, read_secrets
 from nigredo.settings import Settings
-from sinks.webhook.transport.client import Attempt, Deliverer
+from sinks.webhook.transport.client import AttemptResult, WebhookClient
 from sinks.webhook.transport.request import signed
 
 PROBE_HEADER = "x-nigredo-probe"
@@ -26,17 +26,17 @@ def probe_body(now: datetime, *, empty_lead: bool) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-async def probe(settings: Settings, endpoint: Endpoint, *, empty_lead: bool) -> Attempt:
+async def probe(settings: Settings, endpoint: Endpoint, *, empty_lead: bool) -> AttemptResult:
     """Send one and return what came of it. Raises ConfigurationError when there is nothing to sign with."""
     now = utc_now()
     keys = active(read_secrets(endpoint.secret_file), now)
     body = probe_body(now, empty_lead=empty_lead)
     # Never the same twice: what a receiver once took under an id, it need not look at again.
     headers = signed(f"test-{uuid4()}", body, now, keys) | {PROBE_HEADER: "1"}
-    deliverer = Deliverer(endpoint.url, connections_max=1, allowed=settings.webhook_allowed_networks)
+    client = WebhookClient(endpoint.url, connections_max=1, allowed=settings.webhook_allowed_networks)
     try:
         timeout_s = endpoint.timeout_s or settings.webhook_timeout_s
-        attempt, _ = await deliverer.send(body, headers, now, timeout_s=timeout_s)
+        attempt, _ = await client.send(body, headers, now, timeout_s=timeout_s)
         return attempt
     finally:
-        await deliverer.close()
+        await client.close()
