@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, StackDidNotStart, running_stack
-from tests.containers import engine_answers, stack_on_containers
+from tests.support.containers import engine_answers, stack_on_containers
 
 # The machine may be busy with a whole stack: how long an example takes proves nothing.
 settings.register_profile("nigredo", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,7 @@ import httpx
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, any_ipv4_client, eventually
 from schemas.topics import SUBMISSIONS
-from tests.e2e.nodes import Node, another_node
+from tests.support.nodes import Node, another_node
 
 PERSON = {"name": "Zenobia Quux", "email": "zenobia.quux@example.com", "message": "Segredo guardado", "phone": "77"}
 PERSONAL = ("Zenobia", "Quux", "zenobia", "Segredo", "guardado")

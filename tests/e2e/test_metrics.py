@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from nigredo.testing import Stack, any_client, eventually, free_port_base
-from tests.unit.test_metrics import Told, read, value
+from tests.unit.nigredo.observability.test_metrics import Told, read, value
 
 PROCESSES = ("ingest", "rate-limiter", "persister", "webhook-sender")
 POST = {"function": "nigredo-create-lead-dev", "route": "/api/leads", "method": "POST"}

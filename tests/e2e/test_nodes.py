@@ -9,7 +9,7 @@ from itertools import cycle
 import psutil
 
 from nigredo.testing import Stack, any_client, eventually
-from tests.e2e.nodes import Node, another_node
+from tests.support.nodes import Node, another_node
 
 AGREED_WITHIN_S = 1.0
 

@@ -24,7 +24,7 @@ from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.stack.home import Home
 from nigredo.testing import Stack, any_client, eventually, running_stack
-from tests.e2e.nodes import FORM, Load, an_address, another_node, frozen, submitted
+from tests.support.nodes import FORM, Load, an_address, another_node, frozen, submitted
 
 pytestmark = pytest.mark.embedded
 

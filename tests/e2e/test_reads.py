@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from nigredo.testing import Stack, any_ipv4_client, eventually
-from tests.e2e.nodes import FORM, another_node
+from tests.support.nodes import FORM, another_node
 
 
 def post(stack: Stack, **fields: str) -> str:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from nigredo.testing import Stack, any_client
-from tests.e2e.nodes import FORM, another_node
+from tests.support.nodes import FORM, another_node
 
 SLOW = 5000
 HEADER_TIMEOUT_S = 6

@@ -20,7 +20,7 @@ from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import members
 from nigredo.testing import Stack, eventually
 from processors.engine.watchdog import EXIT_CODE, Restarts
-from tests.e2e.hanging_worker import AWAY_S, PATIENCE_S
+from tests.support.hanging_worker import AWAY_S, PATIENCE_S
 
 PARTITIONS = 4  # As the stack's own topics: Faust expects the same of all.
 RECORDS = 300
@@ -42,7 +42,7 @@ def topic(stack: Stack) -> Iterator[str]:
 @contextmanager
 def worker(stack: Stack, topic: str, folder: Path, how: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = stack.home.part_environment(os.environ, "hanging")
-    command = [sys.executable, "-m", "tests.e2e.hanging_worker", topic, str(folder), how]
+    command = [sys.executable, "-m", "tests.support.hanging_worker", topic, str(folder), how]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

@@ -11,7 +11,7 @@ import pytest
 from nigredo.testing import Stack, eventually
 from schemas.events import WebhookDead, WebhookRetry
 from schemas.topics import WEBHOOK_DEAD, retry_topic
-from tests.sinks import TAKING, TRACEPARENT, Behaviour, Request, Sink, a_lead, answering, reset, sink
+from tests.support.webhook_rig import TAKING, TRACEPARENT, Behaviour, Request, Sink, a_lead, answering, reset, sink
 
 TIMEOUT_S = 1.0
 FAULT_HOLDS_S = 30

@@ -14,7 +14,7 @@ from nigredo.clock import utc_now
 from nigredo.testing import Stack, eventually
 from schemas.events import WebhookReplay
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
-from tests.sinks import Sink, sink
+from tests.support.webhook_rig import Sink, sink
 
 IN_FLIGHT = 8
 KILLS = 4

@@ -17,7 +17,7 @@ from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.testing import Stack, eventually
 from schemas.events import WebhookReplay
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
-from tests.sinks import TAKING, Request, Sink, a_lead, answering, sink
+from tests.support.webhook_rig import TAKING, Request, Sink, a_lead, answering, sink
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.testing import Stack, eventually
 from schemas.events import Event, WebhookReplay, WebhookRetry
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topic
-from tests.sinks import TAKING, Request, Sink, answering, sink
+from tests.support.webhook_rig import TAKING, Request, Sink, answering, sink
 
 PLACES = 8
 PARTITION = 0
