@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ingest.web.addresses import normal_email
+from ingest.forms.addresses import normal_email
 from schemas.events import Contact
 from schemas.immutable import immutable
 

@@ -50,8 +50,8 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
 
 def _recovery(context: Context) -> Recovery:
     from nigredo.endpoints.endpoint import examine_endpoints
+    from nigredo.endpoints.start import first_offsets
     from nigredo.operations.recovery.procedure import Recovery
-    from sinks.webhook.consumer.start_offsets import first_offsets
 
     settings = context.settings(PART, role="nigredo_app")
     return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor, first_offsets)

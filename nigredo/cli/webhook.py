@@ -11,7 +11,7 @@ import click
 from nigredo.cli.control import changes_of, lasts, put_settings, shown_until, stays, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
-from nigredo.operations.replay_plan import FIRST_ENDPOINT
+from nigredo.endpoints.keys import FIRST_ENDPOINT
 
 if TYPE_CHECKING:
     from nigredo.settings import Settings

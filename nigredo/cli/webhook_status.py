@@ -208,8 +208,8 @@ def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
     """Return where an endpoint began that began with what came then, if that was remembered."""
     from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import ENDPOINT
+    from nigredo.endpoints.start import first_offsets
     from nigredo.operations.delivery_queries import Begun
-    from sinks.webhook.consumer.start_offsets import first_offsets
 
     entries = ControlAdmin(settings, context.actor).held(ENDPOINT)
     entry = next((entry for entry in entries if entry.name == endpoint), None)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from nigredo.endpoints.keys import FIRST_ENDPOINT, key_of
 from nigredo.errors import ConfigurationError
-from nigredo.operations.replay_plan import FIRST_ENDPOINT, key_of
 from nigredo.settings import Settings
 
 COMPONENT = "webhook-sender"

@@ -10,18 +10,11 @@ from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka.publisher import client_config, describe_error
-from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.settings import Settings
 
 CALL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
 METADATA_TRIES = 20
-
-
-def sender_group(settings: Settings, endpoint: str) -> str:
-    """Return the consumer group that delivers to an endpoint."""
-    group = settings.function("webhook-sender")
-    return group if endpoint == FIRST_ENDPOINT else f"{group}-{endpoint}"
 
 
 def members(settings: Settings, group: str) -> int:
@@ -118,7 +111,7 @@ def commit_offsets(
 ) -> None:
     """Set the next offset of each partition for a group, with the metadata its members read.
 
-    The metadata is a position's proof (`nigredo/kafka/positions/log_position.py`).
+    The metadata is a position's proof (`nigredo/log_position.py`).
 
     Kafka allows it only while the group has no members. Raises DependencyDown, also when it has some.
     """

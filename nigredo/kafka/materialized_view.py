@@ -15,11 +15,11 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Arrivals, Trail
 from nigredo.kafka.publisher import client_config, describe_error
 from nigredo.kafka.topic_reader import READ_AHEAD, LoadProgress, TopicReader, mark_of
+from nigredo.log_position import LogPosition
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 

@@ -10,7 +10,7 @@ from typing import cast
 from confluent_kafka import Message
 
 from nigredo.clock import from_ms
-from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.log_position import LogPosition, Mark
 
 
 @dataclass(frozen=True, slots=True)

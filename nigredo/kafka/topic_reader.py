@@ -27,8 +27,8 @@ from confluent_kafka.admin import AdminClient
 from nigredo.errors import DependencyDown
 from nigredo.kafka.consumer_groups import committed_offsets
 from nigredo.kafka.kept_consumer import KeptConsumer
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.kafka.publisher import client_config, describe_error
+from nigredo.log_position import LogNow, LogPosition, Mark, from_metadata
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 

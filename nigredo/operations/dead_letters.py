@@ -17,13 +17,14 @@ from uuid import UUID
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import from_ms, utc_now
+from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.errors import NigredoError
 from nigredo.kafka.dead_letters import LEFT_OUT, READ_DEADLINE_S, Origin
 from nigredo.kafka.publisher import Publisher, producer_config
 from nigredo.kafka.record import Record, record_of
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.replay import ReplayService
-from nigredo.operations.replay_plan import FIRST_ENDPOINT, References
+from nigredo.operations.replay_plan import References
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.events import AuditEntry, DeadLetter, Event

@@ -12,11 +12,11 @@ from uuid import UUID
 import httpx
 
 from nigredo.clock import from_ms
-from nigredo.kafka.consumer_groups import sender_group, unread
+from nigredo.endpoints.keys import from_key, sender_group
+from nigredo.kafka.consumer_groups import unread
 from nigredo.kafka.dead_letters import Origin
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.operations.recovery.plan import Stored, disagreement
-from nigredo.operations.replay_plan import from_key
 from nigredo.operations.webhook_topics import WebhookTopics
 from nigredo.plural import counted
 from nigredo.settings import Settings

@@ -14,21 +14,12 @@ from uuid import UUID
 
 from nigredo.avro.codec import Codec
 from nigredo.clock import from_ms, utc_now
+from nigredo.endpoints.keys import from_key, key_of
 from nigredo.errors import ConfigurationError
 from nigredo.kafka.materialized_view import MaterializedView, Row
 from nigredo.kafka.publisher import Publisher, producer_config
 from nigredo.kafka.topic_reader import TopicReader
-from nigredo.operations.replay_plan import (
-    AttemptSeen,
-    Counts,
-    LeadSeen,
-    References,
-    Rule,
-    asked_for,
-    from_key,
-    key_of,
-    select,
-)
+from nigredo.operations.replay_plan import AttemptSeen, Counts, LeadSeen, References, Rule, asked_for, select
 from nigredo.operations.webhook_topics import WebhookTopics
 from nigredo.plural import counted
 from nigredo.settings import Settings

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 from uuid import UUID
 
-FIRST_ENDPOINT = "fibonacci"
-"""Its keys are lead ids alone; those of further endpoints name them."""
-
 
 class LeadSeen(NamedTuple):
     """One record of `nigredo.leads`. A tuple, and ids as their 16 bytes: there may be millions."""
@@ -128,17 +125,3 @@ def select(
         else:
             references.add(lead_id, offset)
     return Counts(len(found) + erased, erased, to_send=len(references), **left_out), references
-
-
-def key_of(lead_id: UUID, endpoint: str) -> bytes:
-    """Return the key of a lead and an endpoint in `nigredo.webhook-replays` and `nigredo.webhook-dead`."""
-    return (str(lead_id) if endpoint == FIRST_ENDPOINT else f"{lead_id}:{endpoint}").encode()
-
-
-def from_key(key: bytes | None) -> tuple[UUID, str] | None:
-    """Return the lead and the endpoint of a key; None for one that is none of ours."""
-    lead_id, named, endpoint = (key or b"").decode("utf-8", "replace").partition(":")
-    try:
-        return UUID(lead_id), endpoint if named else FIRST_ENDPOINT
-    except ValueError:
-        return None

@@ -22,10 +22,10 @@ from nigredo.avro.pins import Pin, Pins, files, fingerprint, fits, same
 from nigredo.avro.registry import Registry, SchemaIncompatible, SchemaUnknown
 from nigredo.avro.registry_client import open_registry
 from nigredo.backoff import Backoff
+from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.errors import DependencyDown, StartRefused
 from nigredo.kafka.pinned_schemas import read_pins, write_pins
 from nigredo.kafka.topic_reader import TopicReader
-from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.plural import counted
 from nigredo.settings import Settings
 from schemas.topics import RETRIES_PREFIX, TOPICS, retry_topics

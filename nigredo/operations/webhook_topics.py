@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from nigredo.avro.codec import Codec, Undecodable
+from nigredo.endpoints.keys import from_key, sender_group
 from nigredo.errors import ConfigurationError
-from nigredo.kafka.consumer_groups import sender_group
 from nigredo.kafka.topic_reader import TopicReader
-from nigredo.operations.replay_plan import from_key
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.events import Event, WebhookDead

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from nigredo.avro.codec import Codec
 from nigredo.avro.encoded_window import rank_of
-from nigredo.kafka.positions.log_position import Mark
+from nigredo.log_position import Mark
 
 OF_NO_RECORD = -1
 """Input offset of a window that `nigredo recover` rewrote: it counts, and proves nothing of the log."""

@@ -17,11 +17,11 @@ from nigredo.control.admin import ControlAdmin
 from nigredo.control.api_keys import SCOPES, as_value, stored_form
 from nigredo.control.state import API_KEY
 from nigredo.endpoints.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
+from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.endpoints.secrets import read_secrets
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
 from nigredo.kafka import topic_admin as topics
 from nigredo.kafka.topic_reader import TopicReader
-from nigredo.operations.replay_plan import FIRST_ENDPOINT
 from nigredo.operations.schema_ids import SchemaIds, conflict, ensure_schemas
 from nigredo.postgres.migrate import migrate
 from nigredo.process import WRONG_SETTINGS

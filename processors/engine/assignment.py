@@ -18,10 +18,10 @@ from faust.types import TP
 
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import LogPosition, PositionRefused
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Trail
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import LogPosition, PositionRefused
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger

@@ -15,8 +15,8 @@ from faust.types import TP
 
 from nigredo.control.drain import GroupDrain
 from nigredo.errors import NigredoError
-from nigredo.kafka.positions.log_position import LogPosition, to_metadata
 from nigredo.kafka.security import sasl_password, ssl_context
+from nigredo.log_position import LogPosition, to_metadata
 from nigredo.observability.health import Health, health_server
 from nigredo.settings import Settings
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.errors import RecordRefused
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.record import Record
+from nigredo.log_position import LogPosition
 from schemas.events import Event
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from faust.types import TP
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Place
 from nigredo.kafka.positions.log_watch import LogWatch, PartitionObservation
+from nigredo.log_position import LogPosition
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger

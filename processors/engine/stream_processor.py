@@ -20,11 +20,11 @@ from faust.types import TP
 from nigredo.backoff import Backoff
 from nigredo.clock import from_ms
 from nigredo.kafka.parking import Parking
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
 from nigredo.kafka.record import Record
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import LogPosition
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from processors.engine.assignment import Assignment, name_of

@@ -10,10 +10,10 @@ from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import park
-from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
 from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, Publisher, producer_config
 from nigredo.kafka.record import Record
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import Finding, LogNow, LogPosition, PositionRefused, compare, proven, refusal
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger

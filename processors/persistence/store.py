@@ -14,7 +14,7 @@ import psycopg_pool
 from psycopg.types.json import Jsonb
 
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.log_position import LogPosition, Mark
 from nigredo.postgres.pool import STATEMENT_TIMEOUT_S, Pool, count_failure, describe
 from processors.engine.handler import AssignmentLost
 from processors.persistence.rows import Row, Rows

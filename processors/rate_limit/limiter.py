@@ -19,7 +19,10 @@ from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.kafka.dead_letters import park
-from nigredo.kafka.positions.log_position import (
+from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, producer_config
+from nigredo.kafka.record import Record
+from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import (
     REPAIR,
     Finding,
     LogNow,
@@ -30,9 +33,6 @@ from nigredo.kafka.positions.log_position import (
     proven,
     refusal,
 )
-from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, producer_config
-from nigredo.kafka.record import Record
-from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger

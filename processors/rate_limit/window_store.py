@@ -12,7 +12,7 @@ from confluent_kafka import Message
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.avro.encoded_window import decode_window, rank_of
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import Mark
+from nigredo.log_position import Mark
 from nigredo.rate_limit.latest_windows import LatestWindows
 from nigredo.rate_limit.window import forgettable
 from schemas.events import RateLimitState

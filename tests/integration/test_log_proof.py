@@ -10,9 +10,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import LogPosition, Mark
 from nigredo.kafka.positions.log_proof import NEAR_MAX, LogProof
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import LogPosition, Mark
 from nigredo.testing import Stack, eventually
 
 RECORDS = 3 * NEAR_MAX

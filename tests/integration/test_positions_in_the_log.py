@@ -9,8 +9,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from nigredo.kafka.consumer_groups import commit_offsets
-from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, compare, from_metadata, proven
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import Finding, LogNow, LogPosition, compare, from_metadata, proven
 from nigredo.operations.rewind import DatabaseOffsets
 from nigredo.testing import Stack, eventually
 from sinks.webhook.consumer.positions import Admitted, Refused, check

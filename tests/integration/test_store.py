@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from nigredo.errors import DependencyDown, RecordRefused
-from nigredo.kafka.positions.log_position import LogPosition, Mark
 from nigredo.kafka.record import Record
+from nigredo.log_position import LogPosition, Mark
 from nigredo.postgres import pool as db
 from nigredo.postgres.pool import make_pool
 from nigredo.testing import Stack, eventually

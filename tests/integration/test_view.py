@@ -12,8 +12,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from nigredo.kafka import materialized_view as view_module
 from nigredo.kafka.materialized_view import MaterializedView, Row
-from nigredo.kafka.positions.log_position import LogNow, Mark
 from nigredo.kafka.positions.log_proof import Comparison
+from nigredo.log_position import LogNow, Mark
 from nigredo.testing import Stack, eventually
 
 

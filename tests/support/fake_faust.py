@@ -11,9 +11,9 @@ from faust.types import TP
 
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.kafka.parking import Before, Bounds, Parking
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
 from nigredo.kafka.positions.log_watch import PartitionObservation
 from nigredo.kafka.record import Record
+from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused, compare, from_metadata
 from nigredo.observability.health import Health
 from processors.engine.handler import AssignmentLost, Decoded
 from processors.engine.stream_processor import StreamProcessor

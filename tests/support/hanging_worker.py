@@ -17,11 +17,11 @@ from pathlib import Path
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown
 from nigredo.kafka.parking import Before, Bounds, Parking
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_watch import LogWatch
 from nigredo.kafka.record import Record
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import LogPosition
 from nigredo.observability.health import Health
 from nigredo.observability.logs import configure_logging
 from nigredo.settings import Settings

@@ -17,11 +17,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka.kept_consumer import KeptConsumer
-from nigredo.kafka.positions.log_position import LogNow, LogPosition
-from nigredo.kafka.positions.log_position import compare as compare_position
 from nigredo.kafka.positions.log_trail import Place
 from nigredo.kafka.publisher import client_config
 from nigredo.kafka.topic_reader import TopicReader, mark_of
+from nigredo.log_position import LogNow, LogPosition
+from nigredo.log_position import compare as compare_position
 from nigredo.settings import Settings
 
 NEAR_MAX = 300

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from nigredo.kafka.positions.log_position import LogPosition
+from nigredo.log_position import LogPosition
 
 Place: TypeAlias = tuple[str, int]
 """A topic and a partition."""

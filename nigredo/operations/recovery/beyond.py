@@ -16,9 +16,9 @@ from uuid import UUID
 from confluent_kafka import Message
 
 from nigredo.clock import from_ms
+from nigredo.endpoints.keys import from_key
 from nigredo.errors import DependencyDown
 from nigredo.kafka.topic_reader import TopicReader
-from nigredo.operations.replay_plan import from_key
 from nigredo.operations.rewind import DatabaseOffsets
 from nigredo.operations.webhook_topics import WebhookTopics
 from nigredo.plural import counted

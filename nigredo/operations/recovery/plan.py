@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from nigredo.kafka.positions.log_position import Finding, LogNow, LogPosition, compare, refusal
+from nigredo.log_position import Finding, LogNow, LogPosition, compare, refusal
 from nigredo.rate_limit.latest_windows import OF_NO_RECORD
 from schemas.events import RateLimitState
 

@@ -19,13 +19,14 @@ from aiokafka.partitioner import murmur2
 
 from nigredo.avro.encoded_window import decode_window, encode_window
 from nigredo.clock import utc_now
+from nigredo.endpoints.keys import sender_group
 from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.cloudevents import cloud_event
-from nigredo.kafka.consumer_groups import commit_offsets, sender_group
-from nigredo.kafka.positions.log_position import LogPosition, proven, to_metadata
+from nigredo.kafka.consumer_groups import commit_offsets
 from nigredo.kafka.publisher import producer_config
 from nigredo.kafka.topic_admin import add_partitions, ensure_topics
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import LogPosition, proven, to_metadata
 from nigredo.operations.group_drain import drained
 from nigredo.operations.recovery.lost_leads import NO_OFFSET, stored_leads
 from nigredo.operations.recovery.plan import Restart, lowered

@@ -12,9 +12,10 @@ from nigredo.avro.encoded_window import decode_window
 from nigredo.clock import from_ms, utc_now
 from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import ENDPOINT, key_of
-from nigredo.kafka.consumer_groups import members, sender_group
-from nigredo.kafka.positions.log_position import Finding, LogPosition, compare
+from nigredo.endpoints.keys import sender_group
+from nigredo.kafka.consumer_groups import members
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import Finding, LogPosition, compare
 from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
 from nigredo.operations.recovery.lost_leads import (
     accepted_lead,

@@ -22,11 +22,11 @@ from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
 from nigredo.endpoints.endpoint import COMPONENT
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import LogPosition, to_metadata
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Trail
 from nigredo.kafka.record import Record, record_of
 from nigredo.kafka.topic_reader import TopicReader, mark_of
+from nigredo.log_position import LogPosition, to_metadata
 from nigredo.observability import metrics
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings

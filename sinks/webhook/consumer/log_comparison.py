@@ -14,9 +14,9 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
-from nigredo.kafka.positions.log_position import LogPosition
 from nigredo.kafka.positions.log_proof import Comparison
 from nigredo.kafka.positions.log_trail import Arrivals, Trail
+from nigredo.log_position import LogPosition
 from sinks.webhook.consumer.offsets import Place
 
 EVERY_S = 3.0

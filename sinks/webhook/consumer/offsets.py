@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.log_position import LogPosition, Mark
 
 Place = tuple[str, int]
 """A topic and a partition."""

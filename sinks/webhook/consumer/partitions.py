@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from nigredo.clock import from_ms, utc_now
-from nigredo.kafka.positions.log_position import LogPosition, to_metadata
+from nigredo.log_position import LogPosition, to_metadata
 
 WINDOW_MAX = 5000
 """Records of a partition that may be done above one that is not; past it the partition waits."""

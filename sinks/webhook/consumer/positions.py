@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
-from nigredo.kafka.positions.log_position import (
+from nigredo.log_position import (
     REPAIR,
     LogNow,
     LogPosition,

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import utc_now
 from nigredo.control.state import ENDPOINT
 from nigredo.endpoints.endpoint import COMPONENT, NOW, Endpoint
+from nigredo.endpoints.start import FIRST
 from nigredo.errors import StartRefused
 from nigredo.kafka.consumer_groups import commit_offsets
-from nigredo.kafka.positions.log_position import REPAIR
 from nigredo.kafka.publisher import Publisher, producer_config
 from nigredo.kafka.topic_admin import ensure_topics
 from nigredo.kafka.topic_reader import TopicReader
+from nigredo.log_position import REPAIR
 from nigredo.observability.logs import get_logger
 from nigredo.plural import counted
 from nigredo.process import ready_codec
@@ -29,8 +29,6 @@ from schemas.topics import CONTROL, DELIVERIES, LEADS, WEBHOOK_DEAD, WEBHOOK_REP
 
 log = get_logger()
 
-FIRST = ("since", "starts")
-"""In the remembered entry: when an endpoint began that began with what came then, and at which offsets."""
 READ_DEADLINE_S = 30.0
 DELIVERY_TIMEOUT_S = 10.0
 
@@ -70,19 +68,6 @@ async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
     else:
         first = {"since": utc_now().isoformat(), "starts": ",".join(f"{p}:{at}" for p, at in starts.items())}
     await _remember(settings, codec, endpoint, partitions, first)
-
-
-def first_offsets(entry: ControlEntry) -> tuple[datetime, dict[int, int]] | None:
-    """Return when an endpoint began and at which offsets, for one that began with what came then; else None.
-
-    None too for one that an earlier release began, which did not remember it.
-    """
-    try:
-        at = datetime.fromisoformat(entry.value["since"])
-        places = [place.partition(":") for place in entry.value["starts"].split(",") if place]
-        return at, {int(partition): int(offset) for partition, _, offset in places}
-    except (KeyError, ValueError):
-        return None
 
 
 def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:

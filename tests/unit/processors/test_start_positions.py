@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, PositionRefused
+from nigredo.log_position import LogNow, LogPosition, Mark, PositionRefused
 from nigredo.observability.health import Health
 from nigredo.settings import Settings
 from processors.persistence.persister import Persister

@@ -11,9 +11,9 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ingest.forms.addresses import normal_email
 from ingest.forms.decoding import JSON, MULTIPART, URLENCODED, parse_form, read_fields
 from ingest.forms.validation import CUT, DROPPED, EXTRA_FIELDS_MAX, EXTRA_VALUE_MAX, Form, InvalidForm
-from ingest.web.addresses import normal_email
 
 GOOD = {"name": "Ana", "email": "ana@example.com", "message": "Oi"}
 

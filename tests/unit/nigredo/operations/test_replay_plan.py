@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.operations.replay_plan import (
-    AttemptSeen,
-    Counts,
-    LeadSeen,
-    References,
-    Rule,
-    asked_for,
-    from_key,
-    key_of,
-    select,
-)
+from nigredo.endpoints.keys import from_key, key_of
+from nigredo.operations.replay_plan import AttemptSeen, Counts, LeadSeen, References, Rule, asked_for, select
 
 # Few ids, so that leads meet their tombstones, their doubles and their attempts.
 IDS = [UUID(int=number).bytes for number in range(8)]

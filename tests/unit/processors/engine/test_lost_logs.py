@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nigredo.backoff import Backoff
-from nigredo.kafka.positions.log_position import Finding, LogPosition, Mark, compare
 from nigredo.kafka.positions.log_trail import BURST_S
+from nigredo.log_position import Finding, LogPosition, Mark, compare
 from nigredo.observability import metrics
 from processors.engine import probe
 from processors.engine import stream_processor as in_order

@@ -11,7 +11,7 @@ import pytest
 from faust.types import TP
 
 from nigredo.backoff import Backoff
-from nigredo.kafka.positions.log_position import LogPosition, PositionRefused
+from nigredo.log_position import LogPosition, PositionRefused
 from processors.engine import stream_processor as in_order
 from processors.engine.handler import AssignmentLost
 from tests.support.fake_faust import TOPIC, Rig, handled, until

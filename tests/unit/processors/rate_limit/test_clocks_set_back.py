@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nigredo.kafka.batch_publisher import Outgoing
-from nigredo.kafka.positions.log_position import LogNow, LogPosition
 from nigredo.kafka.record import Record
+from nigredo.log_position import LogNow, LogPosition
 from nigredo.observability.health import Health
 from nigredo.rate_limit.window import ACCEPTED, judge
 from nigredo.settings import Settings

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from nigredo.errors import DependencyDown
-from nigredo.kafka.positions.log_position import Mark
+from nigredo.log_position import Mark
 from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_OFF_MS, WindowStore
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nigredo.kafka.positions.log_position import LogPosition, Mark
 from nigredo.kafka.positions.log_trail import BURST_S, POSITIONS_MAX, Place, Trail
+from nigredo.log_position import LogPosition, Mark
 
 AT: Place = ("topic", 0)
 

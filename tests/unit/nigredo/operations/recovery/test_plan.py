@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark
+from nigredo.log_position import LogNow, LogPosition, Mark
 from nigredo.operations.recovery.plan import OUT_OF_ORDER_MAX, Logged, Stored, disagreement, first_unhandled, lowered
 from nigredo.rate_limit.latest_windows import OF_NO_RECORD
 from nigredo.rate_limit.window import ACCEPTED, REPEATED, judge

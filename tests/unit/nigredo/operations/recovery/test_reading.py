@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nigredo.clock import from_ms, utc_now
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark
+from nigredo.log_position import LogNow, LogPosition, Mark
 from nigredo.operations.recovery import reading as recovery_reading
 from nigredo.operations.recovery import survey as recovery_survey
 from nigredo.operations.recovery.lost_leads import DeliveredLead, accepted_lead

@@ -14,9 +14,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from nigredo.errors import DependencyDown
 from nigredo.kafka.positions import log_trail
-from nigredo.kafka.positions.log_position import LogNow, LogPosition, Mark, compare, from_metadata, to_metadata
 from nigredo.kafka.positions.log_proof import Comparison
 from nigredo.kafka.topic_reader import mark_of
+from nigredo.log_position import LogNow, LogPosition, Mark, compare, from_metadata, to_metadata
 from nigredo.settings import Settings
 from schemas.topics import LEADS
 from sinks.webhook.consumer import group_consumer as group_module

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nigredo.kafka.positions.log_position import LogPosition, Mark
+from nigredo.log_position import LogPosition, Mark
 from sinks.webhook.consumer.offsets import OffsetTracker, Place, Ticket, Watermark
 
 

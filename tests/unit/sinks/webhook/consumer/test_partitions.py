@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from nigredo.clock import utc_now
-from nigredo.kafka.positions.log_position import LogPosition, from_metadata
+from nigredo.log_position import LogPosition, from_metadata
 from sinks.webhook.consumer.partitions import CLOCKS_DIFFER, INHERITED_MAX, Partition
 
 LONG_AGO = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

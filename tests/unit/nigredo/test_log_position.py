@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nigredo.kafka.positions.log_position import (
+from nigredo.log_position import (
     REPAIR,
     Finding,
     LogNow,

@@ -1,0 +1,30 @@
+"""An endpoint's consumer group, and its keys in the topics of replays and dead leads."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from nigredo.settings import Settings
+
+FIRST_ENDPOINT = "fibonacci"
+"""The endpoint whose keys are lead ids alone; those of further endpoints name the endpoint too."""
+
+
+def sender_group(settings: Settings, endpoint: str) -> str:
+    """Return the consumer group that delivers to an endpoint."""
+    group = settings.function("webhook-sender")
+    return group if endpoint == FIRST_ENDPOINT else f"{group}-{endpoint}"
+
+
+def key_of(lead_id: UUID, endpoint: str) -> bytes:
+    """Return the key of a lead and an endpoint in `nigredo.webhook-replays` and `nigredo.webhook-dead`."""
+    return (str(lead_id) if endpoint == FIRST_ENDPOINT else f"{lead_id}:{endpoint}").encode()
+
+
+def from_key(key: bytes | None) -> tuple[UUID, str] | None:
+    """Return the lead and the endpoint of a key; None for one that is none of ours."""
+    lead_id, named, endpoint = (key or b"").decode("utf-8", "replace").partition(":")
+    try:
+        return UUID(lead_id), endpoint if named else FIRST_ENDPOINT
+    except ValueError:
+        return None
