@@ -1,8 +1,8 @@
-"""The limit's early word: the 429 that a client gets at once, by the limiter's own function.
+"""Edge rate limiter: answers 429 before Kafka, with the same pure function as the limiter processor.
 
-Knows what the limiter last wrote about each network (`nigredo.rate-limits`) and what this node accepted since. So two
-nodes agree as soon as the limiter has judged, and a node that was restarted remembers. The limiter stays the authority:
-what is forgotten here, past a bound, it refuses all the same.
+Adds the submissions that this node accepted to the windows that the limiter last wrote (`nigredo.rate-limits`). So two
+nodes agree as soon as the limiter has judged, and a restarted node reads the windows again. The limiter stays the
+authority: submissions of a network that was evicted here, past a bound, are refused there all the same.
 """
 
 from __future__ import annotations
@@ -25,110 +25,116 @@ from schemas.events import RateLimitState, RefusalCount, Submission
 
 log = get_logger()
 
-KEPT_LONGER = timedelta(minutes=1)
-"""Past the window, for clocks that differ."""
-LET_GO_AT_ONCE = 1000
-TOLD_IN_FULL = 10
-"""Refusals of one kind whose contents are kept, as a multiple of the limit; of what comes after only the number is."""
+CLOCK_MARGIN = timedelta(minutes=1)
+"""How long a window is held after it expired, because clocks differ."""
+EVICTED_AT_ONCE = 1000
+STORED_IN_FULL = 10
+"""Refusals of one kind that are stored with their contents, as a multiple of the limit; later ones are only counted."""
 
 
 @dataclass(slots=True)
 class _Refused:
     since: datetime
     count: int = 0
-    untold: int = 0
-    untold_since: datetime | None = None
+    unreported: int = 0
+    unreported_since: datetime | None = None
 
 
 class EdgeLimiter:
-    """What a node knows of every client network's window. A `TopicView` fills it from its thread, the loop asks it."""
+    """The window of every client network, as this node sees it.
+
+    A `MaterializedView` fills it from its own thread; the event loop reads it.
+    """
 
     def __init__(self, codec: Codec, *, window_s: int, networks_max: int) -> None:
         self._codec = codec
         self._window = timedelta(seconds=window_s)
         self._networks_max = networks_max
-        self._states = self._coming = LatestWindows(codec)
-        self._taken = LocalAcceptances(self._window, networks_max)
-        # An `OrderedDict`, for the reason in `TakenHere`.
+        self._states = self._loading = LatestWindows(codec)
+        self._local = LocalAcceptances(self._window, networks_max)
+        # An `OrderedDict`, for the reason given in `LocalAcceptances`.
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
-    # --- what the limiter wrote: the view's thread --------------------------------------------------------------------
+    # --- the limiter's windows: called in the view's thread -----------------------------------------------------------
 
     def begin(self) -> None:
-        """Start afresh; what was known stands meanwhile."""
-        self._coming = LatestWindows(self._codec)
+        """Start a reload; the current windows stay in use until `loaded`."""
+        self._loading = LatestWindows(self._codec)
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take the limiter's states. A schema that is not known yet is learnt here: the loop must not wait for it."""
-        states = self._coming
+        """Apply the limiter's states. Unknown schemas are fetched here, so that the event loop need not wait."""
+        states = self._loading
         for row in rows:
             if row.key is None:
                 continue
             try:
                 states.take(row.key, row.value)
             except Undecodable as error:
-                log.error("a rate limit cannot be read", error=str(error))
-        oldest_ms = int((time.time() - (self._window + KEPT_LONGER).total_seconds()) * 1000)
+                log.error("rate limit window unreadable", error=str(error))
+        oldest_ms = int((time.time() - (self._window + CLOCK_MARGIN).total_seconds()) * 1000)
 
         def over(value: bytes) -> bool:
             return len(states) > self._networks_max or rank_of(self._codec, value).updated_at_ms < oldest_ms
 
-        states.evict(over, LET_GO_AT_ONCE + len(rows))
+        states.evict(over, EVICTED_AT_ONCE + len(rows))
 
     def loaded(self) -> None:
-        """Make what came since `begin` hold."""
-        self._states = self._coming
+        """Put the windows applied since `begin` into use."""
+        self._states = self._loading
 
-    # --- what this node does: the event loop --------------------------------------------------------------------------
+    # --- judging submissions: called in the event loop ----------------------------------------------------------------
 
     @property
     def networks(self) -> int:
-        """How many networks are remembered."""
-        return len(self._states) + len(self._taken)
+        """How many networks are held."""
+        return len(self._states) + len(self._local)
 
     def judge(self, submission: Submission, at: datetime) -> Verdict:
-        """Return what the limiter will most likely say of a submission that is taken now."""
+        """Return the verdict that the limiter will most likely reach on a submission accepted at this moment."""
         key = submission.client_network.encode()
         state = self._state(key)
         known = -1 if state is None else state.input_offset
-        # The limiter has judged all up to its offset; only what came after it is ours to add.
-        since = self._taken.since(key, known)
+        # The limiter has judged everything up to its offset, so only later acceptances are added.
+        since = self._local.since(key, known)
         if since:
             if state is None:
                 state = RateLimitState(submission.client_network, submission.limit, submission.window_s, (), 0, at, -1)
-            # Where a record stands is told a moment after it got there: the limiter may have judged it already.
+            # Kafka reports an offset a moment after it wrote the record, so the limiter may have judged it already.
             judged = {acceptance.id for acceptance in (*state.accepted, *state.exempt)}
             ours = (acceptance for acceptance in since if acceptance.id not in judged)
             state = replace(state, accepted=(*state.accepted, *ours))
         return judge(state, submission, at=at, offset=known + 1)
 
     def has(self, submission: Submission) -> bool:
-        """Say whether a submission that counts was kept before under its id, by this node or judged already.
+        """Say whether a counted submission with this id is durable already, at this node or in the limiter's window.
 
-        What is exempt may be sent as often as its network likes, and is published each time.
+        An exempt submission is published each time, as often as its network sends it.
         """
         key = submission.client_network.encode()
         state = self._state(key)
         judged = state is not None and any(acceptance.id == submission.id for acceptance in state.accepted)
-        return judged or self._taken.has(key, submission.id)
+        return judged or self._local.has(key, submission.id)
 
     def accepted(self, submission: Submission, at: datetime) -> None:
-        """Remember that a submission is on its way; `keep` it when it is durable, or `undo` it when it failed."""
-        self._taken.add(submission.client_network.encode(), submission.id, at)
+        """Count a submission in flight; call `confirm` when it is durable, or `release` when publishing failed."""
+        self._local.add(submission.client_network.encode(), submission.id, at)
 
     def confirm(self, key: bytes, lead_id: UUID, offset: int | None) -> None:
-        """Take note that Kafka has a submission, and where, or the spool: with its offset the limiter knows of it."""
-        self._taken.keep(key, lead_id, offset)
+        """Mark a submission as durable: in Kafka at an offset, or in the spool with None.
+
+        A submission with an offset counts here until the limiter's window has passed that offset.
+        """
+        self._local.confirm(key, lead_id, offset)
 
     def release(self, submission: Submission) -> None:
-        """Forget a submission that Kafka did not acknowledge."""
-        self._taken.forget(submission.client_network.encode(), submission.id)
+        """Stop counting a submission that Kafka did not acknowledge."""
+        self._local.release(submission.client_network.encode(), submission.id)
 
     def record_refusal(self, submission: Submission, at: datetime) -> bool:
-        """Count a refusal; return whether its contents are still to be kept.
+        """Count a refusal; return whether it is to be stored with its contents.
 
-        Each kind of refusal has its own bound: programs that fill in the honeypot must not use up what is kept of
-        people who were taken for a program, or who wrote too often.
+        Each kind of refusal has its own bound, so that programs that fill in the honeypot do not use up the share of
+        people who were mistaken for a program, or who wrote too often.
         """
         key = f"{submission.client_network} {submission.spam_sign or ''}".encode()
         known = self._refused.pop(key, None)
@@ -140,21 +146,20 @@ class EdgeLimiter:
             if len(self._refused) <= self._networks_max:
                 break
             self._refused.popitem(last=False)
-        if known.count <= TOLD_IN_FULL * submission.limit:
+        if known.count <= STORED_IN_FULL * submission.limit:
             return True
-        known.untold += 1
-        known.untold_since = known.untold_since or at
+        known.unreported += 1
+        known.unreported_since = known.unreported_since or at
         return False
 
     def drain_refusal_counts(self, at: datetime) -> list[RefusalCount]:
-        """Return, once, the refusals that only their number tells of."""
+        """Return the refusals that are only counted and were not returned before, one count a network and kind."""
         found = []
         for key, known in list(self._refused.items()):
-            if known.untold and known.untold_since is not None:
-                found.append(
-                    RefusalCount(key.decode().partition(" ")[0], known.untold, since=known.untold_since, until=at)
-                )
-                known.untold, known.untold_since = 0, None
+            if known.unreported and known.unreported_since is not None:
+                network = key.decode().partition(" ")[0]
+                found.append(RefusalCount(network, known.unreported, since=known.unreported_since, until=at))
+                known.unreported, known.unreported_since = 0, None
             if at - known.since >= self._window:
                 del self._refused[key]
         return found

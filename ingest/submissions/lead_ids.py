@@ -1,4 +1,4 @@
-"""Ids that nobody can guess, for the path of every request; they tell when they were given."""
+"""Lead ids: UUIDs of version 7, which cannot be guessed and contain the time of their issue."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
 def uuid7s() -> Iterator[UUID]:
     """Yield UUIDs of version 7 (RFC 9562): the milliseconds of the wall clock, then 74 random bits.
 
-    Every process can tell from one whether its lead may be on its way, and a table's index grows at one end. The random
-    bytes are the system's, fetched for many at a time.
+    Every process can see from an id whether its lead may still be in flight, and a table's index grows at one end. The
+    random bytes come from the operating system, fetched for many ids at a time.
     """
     while True:
         fetched = os.urandom(_RANDOM_BYTES * AT_ONCE)
@@ -30,9 +30,9 @@ def uuid7s() -> Iterator[UUID]:
 
 
 def issued_within(lead_id: UUID, past: timedelta, now: datetime, *, skew: timedelta) -> bool:
-    """Say whether an id says that it was given no longer ago than this; never of one that tells no time.
+    """Say whether an id was issued within `past` before `now`; False for an id that contains no time.
 
-    skew: by how much the clock of the node that gave it may be ahead.
+    skew: how far the clock of the issuing node may be ahead.
     """
     if lead_id.version != 7:
         return False

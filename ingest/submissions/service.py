@@ -1,4 +1,4 @@
-"""The ack path: a validated form becomes an event, and the answer waits until Kafka, or the spool, has it."""
+"""Submission service, the ack path: publishes a validated form and waits until it is durable in Kafka or the spool."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ SPOOL_FOLDER = "spool"
 LEAVING = "the end of this process"
 LOAD_EVERY_S = 1.0
 LOADED_WITHIN_S = 1.0
-TELL_REFUSALS_EVERY_S = 5.0
+REPORT_REFUSALS_EVERY_S = 5.0
 MEASURE_EVERY_S = 1.0
 
 
 @immutable
 class Accepted:
-    """A form that Kafka has, or the spool."""
+    """An accepted form: durable in Kafka or in the spool."""
 
     lead_id: UUID
     allowance: Quota
     outcome: str
-    """What the limiter will most likely say of it; one that is never accepted looks to its sender as if it were."""
+    """The verdict that the limiter will most likely reach; a client gets the same answer for spam and duplicates."""
 
 
 class RateLimited(NigredoError):
-    """The client's network has had its submissions of this window."""
+    """The client network has used up its submissions of this window; retry after `retry_after_s` seconds."""
 
     def __init__(self, allowance: Quota, retry_after_s: int) -> None:
         super().__init__("rate limit exceeded")
@@ -77,7 +77,7 @@ class RateLimited(NigredoError):
 
 
 class NotAcknowledged(DependencyDown):
-    """Kafka did not say in time that it has a form; it may have it all the same, under this id."""
+    """Kafka did not acknowledge a form in time; the form may still be in the log, under this lead id."""
 
     def __init__(self, text: str, lead_id: UUID) -> None:
         super().__init__(text)
@@ -85,7 +85,7 @@ class NotAcknowledged(DependencyDown):
 
 
 class SubmissionService:
-    """Publishes submissions. One a process; opened and closed with the server."""
+    """Limits, deduplicates and publishes submissions. One a worker process; opened and closed with the server."""
 
     def __init__(self, settings: Settings, health: Health, clock: Clock = utc_now) -> None:
         self._settings = settings
@@ -107,45 +107,46 @@ class SubmissionService:
         self._leaving = False
         self._loaded = asyncio.Event()
         self.spool: Spool | None = None
-        """Where submissions wait while Kafka is away; None when there is no such thing."""
+        """Holds submissions on disk while Kafka is unavailable; None without `INGEST_SPOOL`, and until `open`."""
 
     @property
     def control(self) -> Control:
-        """What operators let hold at present; the start values until the control topic was read."""
+        """The current live settings, blocks and API keys; the start values until the control topic is loaded."""
         return self._control.current if self._control is not None else Control(self._settings)
 
     @property
     def control_applied(self) -> Mapping[int, int]:
-        """The last offset of each partition of the control topic that `control` goes by."""
+        """The last offset applied to `control`, by partition of the control topic."""
         return self._control.applied if self._control is not None else {}
 
     @property
     def control_known(self) -> bool:
-        """Whether `control` is what stands, and not only the start values."""
+        """Whether the control topic is loaded, so that `control` is current."""
         return bool(self._views) and self._views[0].loaded
 
     async def open(self) -> None:
-        """Begin to connect; the server answers meanwhile, and is not ready until it is done.
+        """Start connecting in the background; the server answers meanwhile, and is not ready until all is loaded.
 
-        Raises StartRefused when there is to be a spool and it cannot be used.
+        Raises StartRefused when `INGEST_SPOOL` is on and the spool cannot be used.
         """
         settings = self._settings
         if settings.ingest_spool:
-            # The bound is for all workers of a process together.
+            # The bound applies to all workers of the server together.
             most = settings.ingest_spool_max_bytes // settings.ingest_workers
             spool = Spool(settings.state_dir / SPOOL_FOLDER, most, largest_bytes=settings.body_max_bytes)
             await spool.open()
             self.spool = spool
-        # With a spool the producer does not give up: what nobody waits for any more is in the spool too. Without one
-        # it gives up before the request does (`Settings` refuses anything else): who is told of a failure is told true.
-        tries_s = HOLD_INPUT_DELIVERY_TIMEOUT_S if self.spool is not None else settings.ingest_ack_timeout_s
-        config = producer_config(settings, self._function, delivery_timeout_s=tries_s)
+        # With a spool the producer does not give up, because every unacknowledged record is in the spool too. Without a
+        # spool the producer gives up before the request does (`Settings` refuses other values), so that a client which
+        # gets an error can rely on it.
+        delivery_timeout_s = HOLD_INPUT_DELIVERY_TIMEOUT_S if self.spool is not None else settings.ingest_ack_timeout_s
+        config = producer_config(settings, self._function, delivery_timeout_s=delivery_timeout_s)
         answer_within_s = None if self.spool is not None else settings.ingest_answer_within_s - SWEEP_EVERY_S
         self._publisher = Publisher(
             config, in_flight_max=settings.ingest_in_flight_max, answer_within_s=answer_within_s
         )
         self._spooling = SpoolingPublisher(self._publisher, self.spool, self._drained, self._refit)
-        work = (self._open(), self._tell_refusals(), self._measure(), self._spooling.run())
+        work = (self._open(), self._report_refusal_counts(), self._measure(), self._spooling.run())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
     async def _open(self) -> None:
@@ -158,7 +159,7 @@ class SubmissionService:
                 self._health.waiting(str(error))
                 log.warning("not ready", error=str(error))
             except Exception as error:
-                # In a task of its own nobody would ever hear of it.
+                # An exception that left this background task would never be seen.
                 self._health.waiting(type(error).__name__)
                 log.error("not ready", error=type(error).__name__)
             await asyncio.sleep(backoff.next_wait_s())
@@ -177,7 +178,7 @@ class SubmissionService:
                 self._health.waiting(f"{topic} to be read")
         self._codec = codec
         self._loaded.set()
-        log.info("forms are taken", networks=self._edge.networks)
+        log.info("accepting forms", networks=self._edge.networks)
         await self.check()
 
     async def submit(
@@ -190,14 +191,15 @@ class SubmissionService:
         by_hand: bool = False,
         request_id: str = "",
     ) -> Accepted:
-        """Put a form on the log and return its lead id once Kafka acknowledged it, or the spool has it.
+        """Publish a form and return its lead id once Kafka acknowledged the record or the spool stored it.
 
-        key: the client's `Idempotency-Key`. by_hand: whether a person sent it, whose same form within seconds is a
-        double click; a program that sends the same twice means it, or uses a key. request_id: goes with the record.
-        Raises FormRefused for a key that cannot be used. Raises RateLimited when the client's network has had its
-        share; then nothing waits for Kafka. Raises NotAcknowledged when Kafka did not answer within the deadline: the
-        form may have been taken all the same, and sent again under its key it is taken once. Raises RecordRefused when
-        it is too large for the broker.
+        key: the client's `Idempotency-Key`. by_hand: whether a person sent the form, so that the same form within
+        seconds is a double click; a program that sends the same form twice means two, or uses a key. request_id: sent
+        as a header of the record.
+        Raises InvalidForm for an unusable key. Raises RateLimited, without waiting for Kafka, when the client network
+        has used up its limit. Raises NotAcknowledged when Kafka did not answer within the deadline: the form may be in
+        the log all the same, and a retry under the same key is stored once. Raises RecordRefused when the record is too
+        large for the broker. Raises DependencyDown while this worker is not ready.
         """
         if self._edge is None or self._codec is None:
             await self._until_loaded()
@@ -225,7 +227,7 @@ class SubmissionService:
             submission = replace(submission, edge_verdict=DUPLICATE, spam_sign=None)
             allowance = Quota.of(edge.judge(submission, submission.taken_at), submission, submission.taken_at)
             if first.keeps_repeat():
-                self._keep(submission, request_id)
+                self._publish_refused(submission, request_id)
             await self._acknowledged(first.lead_id, asyncio.shield(first.acknowledged))
             return Accepted(first.lead_id, allowance, DUPLICATE)
         verdict = edge.judge(submission, submission.taken_at)
@@ -240,24 +242,24 @@ class SubmissionService:
             and not submission.exempt
             and not edge.record_refusal(submission, submission.taken_at)
         ):
-            # So much of it came from there that only the number is kept. A 202 would say that the log has it.
+            # Past the bound spam is only counted, and a 202 would claim that the form is in the log.
             raise RateLimited(replace(allowance, remaining=0), max(1, allowance.reset_s))
         if verdict.outcome == REPEATED and edge.has(submission):
-            # The limiter would only read past it, as often as somebody likes to send it.
+            # Not published again: the limiter would only skip the repeat.
             return Accepted(submission.id, allowance, verdict.outcome)
         counts = verdict.outcome == ACCEPTED and not submission.exempt
         if counts:
             edge.accepted(submission, submission.taken_at)
         try:
             try:
-                kept = self._publish(submission, request_id)
+                acknowledged = self._publish(submission, request_id)
             except DependencyDown as error:
                 raise NotAcknowledged(str(error), submission.id) from error
             if by_hand and verdict.outcome != SPAM:
-                # With a key too: a person whose answer was lost may send the form once more without one. What looked
-                # like a program's is no first one: the same from a person would be put aside as its repeat.
-                repeats.sent(network, form, submission.id, kept)
-            position = await self._acknowledged(submission.id, kept)
+                # Keyed forms too, because a person whose answer was lost may resend the form without a key. Never spam,
+                # because the same form from a person would then be refused as its duplicate.
+                repeats.sent(network, form, submission.id, acknowledged)
+            position = await self._acknowledged(submission.id, acknowledged)
         except BaseException:
             if counts:
                 edge.release(submission)
@@ -267,16 +269,16 @@ class SubmissionService:
         return Accepted(submission.id, allowance, verdict.outcome)
 
     async def _until_loaded(self) -> None:
-        """Wait a moment for the start to be over: another worker may have said that this node is ready."""
+        """Wait a moment for the start to finish, because another worker may have reported this node as ready."""
         try:
             async with asyncio.timeout(LOADED_WITHIN_S):
                 await self._loaded.wait()
         except TimeoutError:
             raise DependencyDown("not ready yet") from None
 
-    async def _acknowledged(self, lead_id: UUID, kept: asyncio.Future[Acknowledgement]) -> Acknowledgement:
+    async def _acknowledged(self, lead_id: UUID, acknowledged: asyncio.Future[Acknowledgement]) -> Acknowledgement:
         try:
-            position = await kept
+            position = await acknowledged
         except DependencyDown as error:
             raise NotAcknowledged(str(error), lead_id) from error
         if position is not None:
@@ -304,7 +306,10 @@ class SubmissionService:
         return self._spooling.send(entry)
 
     async def _refit(self) -> Callable[[bytes], bytes]:
-        """Take the schema ids of the cluster that came back, for what is spooled and for what comes after it."""
+        """Read the schema ids of the cluster that came back, and put them into use for new submissions.
+
+        Returns the function that puts a spooled value under these ids. Raises DependencyDown.
+        """
         schema_id = await self._spooled_ids.refresh()
         if self._codec is not None and schema_id is not None:
             self._codec.renumber(SUBMISSIONS, schema_id)
@@ -317,22 +322,23 @@ class SubmissionService:
             self._edge.confirm(entry.key, event_id, position.offset)
 
     def _refuse(self, edge: EdgeLimiter, submission: Submission, request_id: str) -> None:
-        """Keep a refusal for whoever may release it; a 429 does not wait for Kafka, and past a bound only counts."""
+        """Publish a refusal, so that an operator can release it, or past a bound count it. Does not wait for Kafka."""
         if edge.record_refusal(submission, submission.taken_at):
-            self._keep(replace(submission, edge_verdict=RATE_LIMITED), request_id)
+            self._publish_refused(replace(submission, edge_verdict=RATE_LIMITED), request_id)
 
-    def _keep(self, refused: Submission, request_id: str) -> None:
+    def _publish_refused(self, refused: Submission, request_id: str) -> None:
+        """Publish a refused submission without waiting; a failure is only logged."""
         try:
-            kept = self._publish(refused, request_id)
+            acknowledged = self._publish(refused, request_id)
         except NigredoError as error:
-            log.warning("a refused submission is not kept", error=str(error))
+            log.warning("refused submission not stored", error=str(error))
             return
-        kept.add_done_callback(_refusal_kept)
+        acknowledged.add_done_callback(_log_failure)
 
-    async def _tell_refusals(self) -> None:
-        """Publish now and then how many refusals there were whose contents are not kept."""
+    async def _report_refusal_counts(self) -> None:
+        """Publish the counts of refusals whose contents are not stored, every few seconds."""
         while True:
-            await asyncio.sleep(TELL_REFUSALS_EVERY_S)
+            await asyncio.sleep(REPORT_REFUSALS_EVERY_S)
             if self._edge is None:
                 continue
             now = self._clock()
@@ -340,11 +346,11 @@ class SubmissionService:
                 try:
                     await self._publish_count(count, now)
                 except Exception as error:
-                    # This task is the only one that tells of them: it does not end while the process lives.
-                    log.warning("refusals are not counted", refused=count.count, error=type(error).__name__)
+                    # No other task publishes the counts, so this one goes on while the process lives.
+                    log.warning("refusal count not published", refused=count.count, error=type(error).__name__)
 
     async def _measure(self) -> None:
-        """Tell now and then what a request would only slow down to tell."""
+        """Update the gauges once a second, because doing so in each request would slow the request down."""
         while True:
             metrics.INGEST_IN_FLIGHT.of().set(0 if self._publisher is None else self._publisher.in_flight)
             metrics.EDGE_NETWORKS.of().set(0 if self._edge is None else self._edge.networks)
@@ -356,20 +362,20 @@ class SubmissionService:
             await asyncio.sleep(MEASURE_EVERY_S)
 
     def leave(self) -> None:
-        """Say from now on that this process is not ready, for it ends soon; forms are taken until it does."""
+        """Report this worker as not ready from now on, because it ends soon; forms are accepted until then."""
         self._leaving = True
 
     async def check(self) -> str | None:
-        """Return what keeps this process from taking forms; None when nothing does."""
+        """Return the dependency that keeps this worker from accepting forms; None when it is ready."""
         if self._leaving:
             return LEAVING
         if self._publisher is None or self._codec is None:
             return self._health.waiting_for or "start"
         if self.spool is not None:
-            # Whether Kafka is there makes no difference to who posts.
+            # With a spool forms are accepted whether or not Kafka is available.
             return None if self.spool.has_room else "room in the spool"
         if time.monotonic() - self._last_ack > RECENT_ACK_S:
-            # One probe at a time, however many ask: each takes a thread while Kafka is away.
+            # One probe at a time for all health requests, because each holds a thread while Kafka is unavailable.
             if self._probing is None or self._probing.done():
                 self._probing = asyncio.create_task(self._probe(self._publisher))
             return await asyncio.shield(self._probing)
@@ -386,7 +392,7 @@ class SubmissionService:
         return None
 
     async def close(self) -> None:
-        """Wait until what was published is acknowledged, or spooled, within a few seconds."""
+        """Wait a few seconds until all records in flight are acknowledged or spooled, and close every client."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -395,13 +401,13 @@ class SubmissionService:
         if self._spooling is not None:
             await self._spooling.close()
         if self._publisher is not None:
-            # With a spool, what is not acknowledged by now is in there.
+            # With a spool, every unacknowledged record is stored there by now.
             wait_s = 0.0 if self.spool is not None else self._settings.ingest_answer_within_s
             left = await self._publisher.close(deadline_s=wait_s)
             if left and self.spool is None:
-                log.error("submissions were not acknowledged at the end", records=left)
+                log.error("submissions not acknowledged before shutdown", records=left)
 
 
-def _refusal_kept(future: asyncio.Future[Acknowledgement]) -> None:
+def _log_failure(future: asyncio.Future[Acknowledgement]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        log.warning("a refused submission is not kept", error=str(error))
+        log.warning("refused submission not stored", error=str(error))

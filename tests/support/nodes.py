@@ -58,7 +58,7 @@ class Node:
 
     def ready(self) -> bool:
         """Whether all of its workers are: one of them answers for itself alone, and who is asked is chance."""
-        begun = self.log_file.read_bytes()[self._logged_before :].count(b'"forms are taken"')
+        begun = self.log_file.read_bytes()[self._logged_before :].count(b'"accepting forms"')
         with suppress(httpx.HTTPError):
             return begun >= self.workers and self.health("/health/ready").status_code == 200
         return False

@@ -1,4 +1,4 @@
-"""The same form twice is one lead: by its key, or within seconds."""
+"""Deduplication: the same form twice is one lead, by its key or within seconds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_memory_of_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         found.lead_id("192.0.2.1", str(number), FORM)
 
-    # The oldest is forgotten: another form under its key is just another form.
+    # The oldest key is evicted, so another form under it is accepted.
     found.lead_id("192.0.2.1", "0", another(message="Olá"))
     with pytest.raises(InvalidForm):
         found.lead_id("192.0.2.1", "49", another(message="Olá"))

@@ -1,4 +1,4 @@
-"""The early 429: what a node knows of a network adds up to what the limiter will say."""
+"""Edge limiter: the limiter's windows and the local acceptances add up to the limiter's verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import uuid4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.submissions.edge_limiter import TOLD_IN_FULL, EdgeLimiter
+from ingest.submissions.edge_limiter import STORED_IN_FULL, EdgeLimiter
 from nigredo.avro.codec import Codec
 from nigredo.kafka.materialized_view import Row
 from nigredo.rate_limit.window import ACCEPTED, RATE_LIMITED, REPEATED, judge
@@ -40,7 +40,7 @@ CODEC = codec()
 
 
 def now() -> datetime:
-    # States carry milliseconds, and are let go of by the wall clock.
+    # States carry milliseconds, and are evicted by the wall clock.
     at = datetime.now(UTC)
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
@@ -97,7 +97,7 @@ def test_what_the_limiter_judged_is_not_counted_twice() -> None:
 
 
 def test_what_the_limiter_judged_before_its_offset_is_told_here_is_not_counted_twice() -> None:
-    """So it is with all that comes out of a spool, for as long as the rest of it is on its way."""
+    """Drained submissions are in this state for as long as later ones of the spool are in flight."""
     node, one = edge(), submission()
     node.accepted(one, one.taken_at)
     node.confirm(one.client_network.encode(), one.id, None)
@@ -204,9 +204,9 @@ def test_memory_is_bounded_and_what_is_over_is_let_go() -> None:
 
 def test_past_a_bound_refusals_are_only_counted_and_each_number_is_told_once() -> None:
     node = edge()
-    kept = [node.record_refusal(submission(), now()) for _ in range(TOLD_IN_FULL * LIMIT + 4)]
+    kept = [node.record_refusal(submission(), now()) for _ in range(STORED_IN_FULL * LIMIT + 4)]
 
-    assert kept == [True] * TOLD_IN_FULL * LIMIT + [False] * 4
+    assert kept == [True] * STORED_IN_FULL * LIMIT + [False] * 4
     assert [(told.client_network, told.count) for told in node.drain_refusal_counts(now())] == [("192.0.2.1", 4)]
     assert node.drain_refusal_counts(now()) == []
 
@@ -214,7 +214,7 @@ def test_past_a_bound_refusals_are_only_counted_and_each_number_is_told_once() -
 def test_what_programs_send_uses_up_nothing_of_what_is_kept_of_people() -> None:
     node = edge()
     honeypot, hasty = (replace(submission(), edge_verdict="spam", spam_sign=sign) for sign in ("honeypot", "too_fast"))
-    for _ in range(TOLD_IN_FULL * LIMIT + 1):
+    for _ in range(STORED_IN_FULL * LIMIT + 1):
         node.record_refusal(honeypot, now())
 
     assert not node.record_refusal(honeypot, now())
@@ -226,7 +226,7 @@ def test_what_programs_send_uses_up_nothing_of_what_is_kept_of_people() -> None:
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["post", "judged", "other node"]), max_size=30))
 def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allowed(steps: list[str]) -> None:
-    """Against the limiter itself: its log is what the nodes published, and it says what it judged now or later."""
+    """Against the limiter itself: its input is what the nodes published, and its windows arrive at once or later."""
     node, log = edge(), list[Submission]()
     judged: RateLimitState | None = None
     taken = 0
@@ -248,7 +248,7 @@ def test_whatever_the_order_no_more_than_the_limit_is_taken_and_all_that_is_allo
         final = judge(final, one, at=one.taken_at, offset=offset).state
 
     assert taken <= LIMIT
-    # Nobody who had something left was turned away.
+    # No submission was refused while its network had quota left.
     if steps.count("other node") == 0:
         assert taken == min(LIMIT, steps.count("post"))
 

@@ -1,4 +1,4 @@
-"""What a node took, held as bytes: the same answers as from plain lists, whatever is done in which order."""
+"""Packed acceptances: the same answers as from plain lists, in any order of operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class One:
-    """A submission, as anybody would hold it."""
+    """An accepted submission as a plain object."""
 
     id: UUID
     at: datetime
@@ -29,17 +29,19 @@ class One:
 IDS = [UUID(int=number) for number in range(1, 6)]
 
 steps = st.tuples(
-    st.sampled_from(["add", "add", "keep", "forget"]),
+    st.sampled_from(["add", "add", "confirm", "release"]),
     st.sampled_from(NETWORKS),
     st.sampled_from(IDS),
     st.none() | st.integers(0, 3),
-    # Of a few lengths, so that sums of them are the window to the millisecond; and clocks are set back.
+    # Few lengths, so that their sums hit the window to the millisecond; negative ones set the clock back.
     st.sampled_from([0, 0, 0, 1, 4999, 5000, 10_000, -1, -3000]).map(lambda ms: timedelta(milliseconds=ms)),
 )
 
 
 @given(st.lists(steps, max_size=40), st.integers(-1, 3))
-def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, UUID, int | None, timedelta]], offset: int) -> None:
+def test_packed_acceptances_equal_a_plain_list_of_them(
+    steps: list[tuple[str, bytes, UUID, int | None, timedelta]], offset: int
+) -> None:
     taken, plain, now = LocalAcceptances(WINDOW, 100), dict[bytes, list[One]](), START
     for step, key, lead_id, place, later in steps:
         now += later
@@ -53,13 +55,13 @@ def test_bytes_tell_what_lists_would(steps: list[tuple[str, bytes, UUID, int | N
                 if now - plain[oldest][-1].at < WINDOW:
                     break
                 del plain[oldest]
-        elif step == "keep":
-            taken.keep(key, lead_id, place)
+        elif step == "confirm":
+            taken.confirm(key, lead_id, place)
             for one in plain.get(key, []):
                 if one.id == lead_id:
                     one.durable, one.offset = True, one.offset if place is None else place
         else:
-            taken.forget(key, lead_id)
+            taken.release(key, lead_id)
             plain[key] = others
             if not others:
                 del plain[key]

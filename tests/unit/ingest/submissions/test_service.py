@@ -1,4 +1,4 @@
-"""What a form becomes that was sent before: published again only where that tells the limiter something."""
+"""Submission service: a repeated form is published again only where the limiter learns something from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class OneSchema:
 
 
 class Taking:
-    """An outlet that keeps everything at once."""
+    """A publisher that acknowledges every record at once."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -53,7 +53,7 @@ class Taking:
 
 
 def play(tmp_path: Path, story: Callable[[SubmissionService, Taking], Awaitable[None]], **settings: str) -> None:
-    """Run a story with an intake that is connected to nothing."""
+    """Run a story with a submission service that has no Kafka."""
     secret = tmp_path / "secret"
     secret.write_text("not a secret, but as long as one has to be")
 
@@ -109,7 +109,7 @@ def test_what_looked_like_a_programs_form_is_no_first_one_for_a_persons(tmp_path
 
 
 def test_a_form_that_is_answered_as_taken_is_in_the_log_however_many_programs_sent_before(tmp_path: Path) -> None:
-    """A person whose browser filled in the form is taken for a program, and may be let through afterwards."""
+    """A person whose browser filled in the honeypot is refused as spam, and an operator may release the submission."""
 
     async def story(intake: SubmissionService, outlet: Taking) -> None:
         taken, refused = [], 0
