@@ -1,7 +1,7 @@
-"""How far the tables are behind the log, and leads and deliveries that are in the log only; blocking, for commands.
+"""Records that the log holds beyond the PostgreSQL tables: gaps by partition, leads and deliveries; blocking.
 
-The tables are the persister's: while it is behind, a lead that is not in them is not there for a query, and a delivered
-one looks as if it were not.
+The persister fills the tables. While it lags, a query misses leads and shows delivered leads as undelivered, so that
+commands complete the tables' answer from the log.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ COMPONENT = "webhook"
 CAUGHT_UP_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.1
 READ_MAX = 200_000
-"""Records beyond the tables that a command reads; past it the tables are too old to complete."""
+"""Upper bound of records that a command reads from the log; with a larger gap the command refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records of one partition that the tables do not hold: from `stored` on, up to `end`."""
+    """Records of one partition that the tables do not hold: offsets [stored, end)."""
 
     topic: str
     partition: int
@@ -45,7 +45,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class LoggedLead:
-    """A lead in `nigredo.leads`, by its place."""
+    """A lead in `nigredo.leads`, with its partition, offset and append time."""
 
     lead_id: UUID
     partition: int
@@ -55,32 +55,32 @@ class LoggedLead:
 
 @dataclass(frozen=True, slots=True)
 class UnloggedLeads:
-    """What the log holds beyond the tables."""
+    """Leads, erasures and attempts that the log holds and the tables do not."""
 
     leads: Mapping[UUID, LoggedLead]
     erased: Collection[UUID]
     attempts: Mapping[UUID, Sequence[DeliveryAttempt]]
-    """At the endpoint in question, by their leads."""
+    """Delivery attempts at the endpoint in question, by lead id."""
 
     @property
     def delivered(self) -> Collection[UUID]:
-        """Leads that the endpoint has by one of these attempts."""
+        """Ids of leads that one of these attempts delivered."""
         return {lead_id for lead_id, made in self.attempts.items() if any(a.outcome == "delivered" for a in made)}
 
 
 def gaps(settings: Settings, topics: Collection[str], *, within_s: float = CAUGHT_UP_WITHIN_S) -> list[Gap]:
-    """Return what the tables lack of what these topics hold now; waits a moment for the persister to store it.
+    """Return the gaps between these topics and the tables, after waiting up to `within_s` for the persister.
 
-    Raises DependencyDown when Kafka or the database do not answer: then it is not known.
+    Raises DependencyDown when Kafka or PostgreSQL do not answer.
     """
     reader, offsets, deadline = TopicReader(settings, COMPONENT), DatabaseOffsets(settings), time.monotonic() + within_s
     marks = {(topic, p): reader.watermarks(topic, p) for topic in topics for p in reader.partitions(topic)}
     while True:
         stored = offsets.standing()
         found = [
-            Gap(*place, max(low, stored.get(place, low)), end)
-            for place, (low, end) in marks.items()
-            if max(low, stored.get(place, low)) < end
+            Gap(*partition, max(low, stored.get(partition, low)), end)
+            for partition, (low, end) in marks.items()
+            if max(low, stored.get(partition, low)) < end
         ]
         if not found or time.monotonic() > deadline:
             return found
@@ -88,16 +88,16 @@ def gaps(settings: Settings, topics: Collection[str], *, within_s: float = CAUGH
 
 
 def behind(found: Collection[Gap]) -> int:
-    """Return how many records the tables lack, at most: compaction leaves fewer than the offsets say."""
+    """Return an upper bound of the records that the tables lack; compaction may have removed some of the offsets."""
     return sum(gap.end - gap.stored for gap in found)
 
 
 def beyond(settings: Settings, topics: WebhookTopics, endpoint: str, found: Collection[Gap]) -> UnloggedLeads:
-    """Return leads and deliveries of the gaps. Raises DependencyDown, also when there is too much to read."""
+    """Return the leads and deliveries in the gaps. Raises DependencyDown, also for more than READ_MAX records."""
     if (records := behind(found)) > READ_MAX:
         raise DependencyDown(
-            f"the tables are {counted(records, 'record')} behind the log, so what is undelivered is not known; "
-            "the persister is late, see `nigredo status`; `nigredo webhook status` asks the log"
+            f"the tables are {counted(records, 'record')} behind the log, so undelivered leads cannot be listed; "
+            "the persister lags, see `nigredo status`; `nigredo webhook status` reads the log itself"
         )
     reader = TopicReader(settings, COMPONENT)
     leads: dict[UUID, LoggedLead] = {}

@@ -1,4 +1,4 @@
-"""Leads and deliveries as PostgreSQL has them: for what the log lost of either; blocking."""
+"""Leads, verdicts and deliveries stored in PostgreSQL, read to restore records that the log lost; blocking."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ORDER BY lead_id, sent_at DESC
 """
 VERDICTS = b"SELECT id, submission_partition, submission_offset, submitted_at FROM nigredo.form_submissions"
 NO_OFFSET = -1
-"""Of an attempt that is put on record again: its lead need not stand where it stood."""
+"""Lead offset of an attempt that is published again, because its lead may have another offset in the present log."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveredLead:
-    """A lead that an endpoint took, and where it stood in the log when it was stored; no offset without its row."""
+    """A lead that an endpoint accepted, and its partition and offset when stored; offset None without a lead row."""
 
     lead_id: UUID
     replay: bool
@@ -57,28 +57,28 @@ class DeliveredLead:
 
 
 def stored_leads(settings: Settings) -> Iterator[tuple[Lead, frozenset[str], tuple[int, int]]]:
-    """Yield every stored lead, oldest first, as the event that it came from, the endpoints that took it, and its place.
+    """Yield every stored lead, oldest first: its event, the endpoints that accepted it, its (partition, offset).
 
-    Reads in parts, so that memory does not grow with the table. Raises DependencyDown.
+    Reads in chunks, so that memory does not grow with the table. Raises DependencyDown.
     """
     for row in _rows(settings, STORED):
         yield _lead(row), frozenset(row[16]), (row[14], row[15])
 
 
 def delivered_leads(settings: Settings, endpoint: str) -> Iterator[DeliveredLead]:
-    """Yield the deliveries to an endpoint that are on record. Reads in parts. Raises DependencyDown."""
+    """Yield the stored deliveries to an endpoint. Reads in chunks. Raises DependencyDown."""
     for lead_id, replay, partition, offset in _rows(settings, DELIVERED, {"endpoint": endpoint}):
         yield DeliveredLead(UUID(str(lead_id)), replay, partition or 0, offset)
 
 
 def stored_verdicts(settings: Settings) -> Iterator[tuple[UUID, int, int, datetime]]:
-    """Yield each judged submission: id, partition, offset and append time. Reads in parts. Raises DependencyDown."""
+    """Yield each judged submission: id, partition, offset and append time. Reads in chunks. Raises DependencyDown."""
     for submission_id, partition, offset, submitted_at in _rows(settings, VERDICTS):
         yield UUID(str(submission_id)), partition, offset, submitted_at
 
 
 def delivered_attempts(settings: Settings, endpoint: str, ids: Collection[UUID]) -> Iterator[DeliveryAttempt]:
-    """Yield the last delivery of each of these leads that an endpoint took. Raises DependencyDown."""
+    """Yield the newest successful attempt at an endpoint for each of these leads. Raises DependencyDown."""
     for row in _rows(settings, ATTEMPTS, {"endpoint": endpoint, "ids": list(ids)}):
         attempt_id, lead_id, name, url, attempt, sent_at, duration_ms, status_code, error, replay, excerpt = row
         yield DeliveryAttempt(
@@ -100,7 +100,7 @@ def delivered_attempts(settings: Settings, endpoint: str, ids: Collection[UUID])
 
 
 def accepted_lead(event: Submission, message: Message) -> Lead:
-    """Return the lead of a submission that was accepted."""
+    """Return the lead of an accepted submission; the message gives its append time, partition and offset."""
     return Lead(
         id=event.id,
         client_network=event.client_network,

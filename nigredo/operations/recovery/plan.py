@@ -1,8 +1,8 @@
-"""Recovery plan of a group whose stored positions the log does not bear out: restart offsets and lowered windows. Pure.
+"""Recovery plan for a group whose stored positions contradict the log: restart offsets and lowered windows. Pure.
 
-The log as it is decides. A restart never skips a record that was not handled: it goes to the first one that is not
-known to be, and handling a record again is harmless (ids are known, rows and deliveries are recognised by them). No
-timestamp bounds a search: clocks may have been set back together with the loss.
+The present log decides. A restart offset is that of the first record without a known result, so that no record is
+skipped. Processing a record again is harmless, because ids, rows and deliveries are deduplicated. No timestamp bounds
+a search, because clocks may have been set back together with the loss.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from nigredo.rate_limit.latest_windows import OF_NO_RECORD
 from schemas.events import RateLimitState
 
 OUT_OF_ORDER_MAX = 10_000
-"""Twice as many leads as a sender finishes above one that is still open."""
+"""Twice the number of leads that a sender may finish above one that is still open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A group's stored position in a partition, None when it is lost, and the partition as the log has it now."""
+    """A group's stored position in a partition (None when lost), and the present state of that partition."""
 
     group: str
     topic: str
@@ -32,7 +32,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A stored position that the log does not bear out; `finding` is None when there is no position."""
+    """A stored position that the log contradicts; `finding` is None when the position itself is missing."""
 
     stored: Stored
     reason: str
@@ -40,14 +40,14 @@ class Disagreement:
 
     @property
     def handled_before(self) -> int | None:
-        """The offset from which on no record of this log was handled; None when the position says nothing of it."""
+        """First offset from which no record of the present log was handled; None when the position proves nothing."""
         same_log = self.finding in (Finding.PAST_END, Finding.OTHER_RECORD)
         return self.stored.position.next_offset if same_log and self.stored.position is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Where a group goes on in a partition."""
+    """Restart of a group in one partition: from the committed offset `stands_at` (None when lost) to `goes_to`."""
 
     group: str
     topic: str
@@ -56,21 +56,21 @@ class Restart:
     goes_to: int
     reason: str
     windows_from: int = 0
-    """Of the limiter: windows with this input offset or a higher one are rewritten."""
+    """Limiter only: windows with this input offset or a higher one are rewritten."""
 
 
 class Logged(NamedTuple):
-    """A record of a partition, and what is known of its result."""
+    """A record of a partition, and the evidence that it was handled."""
 
     offset: int
     handled: bool
-    """Whether its id has a result, whichever record that came from, or it needs none."""
+    """Whether the record's id has a result, from this record or another, or the record needs no result."""
     proof: bool
-    """Whether a result names this very record: then this part of the log was handled as it is."""
+    """Whether a result names this record by offset, which proves that this part of the log was handled as it is."""
 
 
 def disagreement(stored: Stored, *, exact_time: bool = True) -> Disagreement | None:
-    """Return how a stored position disagrees with the log; None when the log bears it out.
+    """Return how a stored position disagrees with the log; None when both agree.
 
     exact_time: as for `log_position.compare`.
     """
@@ -85,10 +85,10 @@ def disagreement(stored: Stored, *, exact_time: bool = True) -> Disagreement | N
 
 
 def first_unhandled(newest_first: Iterable[Logged], end: int, *, out_of_order_max: int = 0) -> int:
-    """Return the offset of the first record that is not known to be handled; the end when there is none.
+    """Return the offset of the first record without a known result; `end` when every record has a result.
 
-    newest_first: the log from its end backwards, taken only as far as needed: a group handles in order, so that
-    everything before a proof was handled too, but for the last `out_of_order_max` records.
+    newest_first: the log from its end backwards, consumed only as far as needed. A group handles records in order, so
+    that all records before a proof were handled too, except for the last `out_of_order_max` of them.
     """
     first, left, proven = end, out_of_order_max, False
     for record in newest_first:
@@ -102,10 +102,11 @@ def first_unhandled(newest_first: Iterable[Logged], end: int, *, out_of_order_ma
 
 
 def lowered(state: RateLimitState, input_offset: int) -> RateLimitState | None:
-    """Return a window that lets its partition be judged from an offset on; None when it does so already.
+    """Return the window with its input offset removed, so that the limiter can judge again from `input_offset` on.
 
-    Acceptances, refusals and time stay: what was accepted counts, and its id gets the verdict that it had. The record
-    before it need not be of this network, so that the window names no record of the log any more.
+    None when the window allows that already. Acceptances, refusals and time stay, so that accepted submissions still
+    count and their ids get the same verdict. The new window names no record of the log, because the record before
+    `input_offset` may belong to another network.
     """
     if state.input_offset < input_offset:
         return None

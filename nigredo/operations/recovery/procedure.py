@@ -1,7 +1,7 @@
-"""Recovery of the pipeline after a disaster to the log: the way back to work; blocking.
+"""Recovery of the pipeline after a disaster to the log, as `nigredo recover` runs it; blocking.
 
-Windows and offsets are set to the log as it is, and accepted leads that the log lost are brought back. The persister
-needs no repair: its writes are idempotent, so it reads a log that is not its own from the start.
+Sets windows and offsets to the present log and publishes accepted leads again that the log lost. The persister needs a
+repair only for leads deleted unread: its writes are idempotent, so it reads a foreign log from the start.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ from schemas.topics import (
 )
 
 AWAY_AT_MOST = timedelta(minutes=10)
-"""Longer than the rewriting of many windows takes; the members come back earlier when it is done."""
+"""Longest absence of a group's members; rewriting many windows takes less, and they rejoin as soon as it is done."""
 BATCH_MAX = 5000
 CLOCKS_DIFFER_MS = 60_000
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
+"""Called with each step as a line for the operator."""
 
 
 class Recovery:
     """One run of the command. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, endpoints: Sequence[str], actor: str, first_offsets: FirstOffsets) -> None:
-        """endpoints: names of those that receive webhooks. actor: who repairs, for the audit."""
+        """endpoints: names of the endpoints that receive webhooks. actor: the operator, for the audit."""
         self._settings = settings
         self._endpoints = endpoints
         self._actor = actor
@@ -69,56 +70,56 @@ class Recovery:
         """Return the condition of the pipeline; changes nothing."""
         return self._survey.look()
 
-    def repair(self, tell: Tell) -> Condition:
-        """Set everything to the log as it is; return the condition afterwards. Safe to interrupt and to repeat.
+    def repair(self, report: Report) -> Condition:
+        """Set topics, offsets, windows and leads to the present log; return the new condition. Safe to repeat.
 
-        Raises DependencyDown when Kafka, PostgreSQL or a group's members do not answer in time.
+        Safe to interrupt. Raises DependencyDown when Kafka, PostgreSQL or a group's members do not answer in time.
         """
         found = self._survey.look()
         if found.missing_topics:
             retries = {topic: spec for name in self._endpoints for topic, spec in retry_topics(name).items()}
             changes = ensure_topics(self._settings, dict(TOPICS) | retries)
             for change in changes + ensure_schemas(self._settings, self._endpoints):
-                tell(change)
+                report(change)
             found = self._survey.look()
         if found.uneven:
             add_partitions(self._settings, {topic: wanted for topic, (_, wanted) in found.uneven.items()})
-            tell(f"added partitions to {', '.join(found.uneven)}")
+            report(f"added partitions to {', '.join(found.uneven)}")
             found = self._survey.look()
         if any(restart.group == self._survey.limiter for restart in found.restarts):
-            self._repair_limiter(tell)
+            self._repair_limiter(report)
         for name in self._endpoints:
             if any(restart.group == sender_group(self._settings, name) for restart in found.restarts):
-                self._repair_sender(name, tell)
+                self._repair_sender(name, report)
         if any(restart.group == self._survey.persister for restart in found.restarts):
-            self._repair_persister(tell)
+            self._repair_persister(report)
         if found.lost:
-            self._bring_back(set(found.lost), tell)
+            self._bring_back(set(found.lost), report)
         return self._survey.look()
 
-    def _repair_limiter(self, tell: Tell) -> None:
+    def _repair_limiter(self, report: Report) -> None:
         with drained(
-            self._settings, self._survey.limiter, self._actor, tell, note="recover", at_most=AWAY_AT_MOST
+            self._settings, self._survey.limiter, self._actor, report, note="recover", at_most=AWAY_AT_MOST
         ) as in_time:
-            # Only now: until its members had left, partitions that were well went on.
+            # Looked up only now, because the healthy partitions were processed until the members had left.
             restarts = self._survey.limiter_restarts()
             for restart in restarts:
                 rewritten = asyncio.run(self._publish(self._lowered(restart)))
                 windows = counted(rewritten // 2, "window")
-                tell(f"{RATE_LIMITS} partition {restart.partition}: {windows} set to {restart.goes_to}")
-            if any(one.stands_at is None for one in restarts):
+                report(f"{RATE_LIMITS} partition {restart.partition}: {windows} set to {restart.goes_to}")
+            if any(restart.stands_at is None for restart in restarts):
                 copied = asyncio.run(self._publish(self._moved()))
-                tell(f"{RATE_LIMITS}: {counted(copied, 'window')} copied to where the networks' submissions are now")
+                report(f"{RATE_LIMITS}: {counted(copied, 'window')} copied to the networks' present partitions")
             in_time()
             for restart in restarts:
                 self._commit(restart)
-        tell(f"{self._survey.limiter} goes on: {_offsets(restarts)}")
+        report(f"{self._survey.limiter} continues: {_offsets(restarts)}")
 
     def _lowered(self, restart: Restart) -> Iterator[Outgoing]:
-        """Yield windows that are past a restart: a tombstone, then the same window without an input offset.
+        """Yield the windows beyond a restart offset: for each a tombstone, then the window without an input offset.
 
-        Of several windows of a network the one that read furthest wins, so that only a tombstone makes room for a
-        lower one. No limiter runs in between.
+        The tombstone is needed because readers keep the window with the highest input offset. No limiter runs in
+        between.
         """
         codec = self._survey.reading.codec()
         for value in list(self._survey.reading.windows(restart.partition)):
@@ -129,11 +130,11 @@ class Recovery:
                 yield Outgoing(RATE_LIMITS, key, encode_window(codec, state), partition=restart.partition)
 
     def _moved(self) -> Iterator[Outgoing]:
-        """Yield the windows of networks whose submissions go to other partitions since some were added.
+        """Yield copies of windows for networks whose submissions have another partition since some were added.
 
-        A number that was not multiplied moves networks among the old ones too. The window in the network's former
-        partition stays: its last submissions may still be there. A network that has a window in its new one keeps
-        that: of two under one key, compaction leaves the later record, whatever its offset says.
+        Unless the number of partitions was multiplied, networks move among the old partitions too. The window in the
+        former partition stays, because the network's last submissions may still be there. A network that already has
+        a window in its new partition gets no copy, because compaction would keep the copy and drop that window.
         """
         codec, partitions = self._survey.reading.codec(), self._reader.partitions(SUBMISSIONS)
         known = [set(map(self._network, self._survey.reading.windows(number))) for number in partitions]
@@ -150,101 +151,104 @@ class Recovery:
     def _network(self, value: bytes) -> bytes:
         return decode_window(self._survey.reading.codec(), value).client_network.encode()
 
-    def _repair_sender(self, name: str, tell: Tell) -> None:
+    def _repair_sender(self, name: str, report: Report) -> None:
         group = sender_group(self._settings, name)
-        with drained(self._settings, group, self._actor, tell, note="recover", at_most=AWAY_AT_MOST) as in_time:
-            # Found to need it, and without members by now, which were a sign of it.
+        with drained(self._settings, group, self._actor, report, note="recover", at_most=AWAY_AT_MOST) as in_time:
+            # The group is known to have begun, although its members, a sign of that, have left by now.
             leads, references = self._survey.sender_repair(name)
-            for one in leads:
-                number, off_record = one.restart.partition, one.off_record
-                asyncio.run(self._publish(self._on_record_again(name, dict.fromkeys(off_record, number))))
+            for sender in leads:
+                number, off_record = sender.restart.partition, sender.off_record
+                asyncio.run(self._publish(self._republished_deliveries(name, dict.fromkeys(off_record, number))))
                 if off_record:
                     deliveries = counted(len(off_record), "delivery", "deliveries")
-                    tell(f"{DELIVERIES} partition {number}: put {deliveries} on record again")
+                    report(f"{DELIVERIES} partition {number}: {deliveries} published again")
             in_time()
-            for one in leads:
-                self._commit(one.restart, _counts_since(one))
+            for sender in leads:
+                self._commit(sender.restart, _counts_since(sender))
             for restart in references:
                 self._commit(restart)
-        tell(f"{group} goes on: {_offsets([*(one.restart for one in leads), *references])}")
+        report(f"{group} continues: {_offsets([*(sender.restart for sender in leads), *references])}")
 
-    def _on_record_again(self, name: str, partitions: Mapping[bytes, int]) -> Iterator[Outgoing]:
-        """Yield known deliveries of leads, under the attempts' ids, to the partitions in which the sender looks."""
+    def _republished_deliveries(self, name: str, partitions: Mapping[bytes, int]) -> Iterator[Outgoing]:
+        """Yield known deliveries again, under their attempt ids. partitions: where the sender looks, by lead id."""
         codec = self._survey.reading.codec()
         for attempt in self._survey.deliveries_of(name, [UUID(bytes=lead_id) for lead_id in partitions]):
             number = partitions[attempt.lead_id.bytes]
             value = codec.encode(DELIVERIES, replace(attempt, lead_partition=number, lead_offset=NO_OFFSET))
             yield Outgoing(DELIVERIES, str(attempt.lead_id).encode(), value, partition=number)
 
-    def _repair_persister(self, tell: Tell) -> None:
+    def _repair_persister(self, report: Report) -> None:
         group = self._survey.persister
-        with drained(self._settings, group, self._actor, tell, note="recover") as in_time:
+        with drained(self._settings, group, self._actor, report, note="recover") as in_time:
             restarts = self._survey.persister_restarts()
             in_time()
-            DatabaseOffsets(self._settings).set_back({(one.topic, one.partition): one.goes_to for one in restarts})
-        tell(f"{group} goes on: {_offsets(restarts)}")
+            offsets = {(restart.topic, restart.partition): restart.goes_to for restart in restarts}
+            DatabaseOffsets(self._settings).set_back(offsets)
+        report(f"{group} continues: {_offsets(restarts)}")
 
     def _commit(self, restart: Restart, fields: Mapping[str, str] = NO_FIELDS) -> None:
         topic, number = restart.topic, restart.partition
         position = LogPosition(restart.goes_to, self._reader.topic_ids([topic]).get(topic))
-        # With its proof at once: the log may lose records before the group reads one.
+        # Committed with its proof, because the log may lose records again before the group reads one.
         position = proven(position, self._reader.now(topic, number, position.asks_at, deadline_s=READ_DEADLINE_S))
         metadata = {number: to_metadata(position, **fields)}
         commit_offsets(self._settings, restart.group, topic, {number: restart.goes_to}, metadata)
 
-    def _bring_back(self, lost: set[UUID], tell: Tell) -> None:
-        """Publish accepted leads that the log lost, under their ids: an endpoint that took one skips it."""
-        many, partitions = len(lost), len(self._reader.partitions(LEADS))
+    def _bring_back(self, lost: set[UUID], report: Report) -> None:
+        """Publish accepted leads that the log lost, under their ids, so that an endpoint that has a lead skips it."""
+        total, partitions = len(lost), len(self._reader.partitions(LEADS))
         with ExitStack() as away:
             for name in self._endpoints:
-                took = {row.bytes: partition_of(str(row).encode(), partitions) for row in self._survey.took(name, lost)}
-                if not took:
+                delivered = self._survey.delivered_among(name, lost)
+                if not delivered:
                     continue
-                # A sender reads what was delivered when it joins.
+                # The sender must leave and rejoin, because a sender reads past deliveries only when it joins.
                 group = sender_group(self._settings, name)
                 away.enter_context(
-                    drained(self._settings, group, self._actor, tell, note="recover", at_most=AWAY_AT_MOST)
+                    drained(self._settings, group, self._actor, report, note="recover", at_most=AWAY_AT_MOST)
                 )
-                asyncio.run(self._publish(self._on_record_again(name, took)))
+                to = {lead_id.bytes: partition_of(str(lead_id).encode(), partitions) for lead_id in delivered}
+                asyncio.run(self._publish(self._republished_deliveries(name, to)))
             asyncio.run(self._publish(self._lost_leads(lost)))
-        tell(f"brought {counted(many - len(lost), 'lead')} back to {LEADS}")
+        report(f"brought {counted(total - len(lost), 'lead')} back to {LEADS}")
 
     def _lost_leads(self, lost: set[UUID]) -> Iterator[Outgoing]:
-        """Yield leads that are lost, and take them out of the set."""
+        """Yield the lost leads, and remove each from the set."""
         codec, name = self._survey.reading.codec(), self._settings.function(COMPONENT)
         known = self._survey.reading.lead_ids() - {lead_id.bytes for lead_id in lost}
         stored = (lead for lead, _, _ in stored_leads(self._settings))
         for lead in chain(stored, self._survey.accepted_only(known)):
             if lead.id in lost:
-                lost.discard(lead.id)  # Stored leads are accepted ones too.
+                lost.discard(lead.id)  # `accepted_only` may yield a stored lead again.
                 headers = cloud_event("lead.created", lead.id, name, lead.submitted_at)
                 yield Outgoing(LEADS, str(lead.id).encode(), codec.encode(LEADS, lead), headers)
 
     async def _publish(self, records: Iterator[Outgoing]) -> int:
-        """Return how many records were published, once Kafka has all of them. Raises DependencyDown."""
-        name, many = self._settings.function(COMPONENT), 0
+        """Publish the records; return their number once Kafka has acknowledged all. Raises DependencyDown."""
+        name, published = self._settings.function(COMPONENT), 0
         config = producer_config(self._settings, name, delivery_timeout_s=READ_DEADLINE_S)
         publisher = BatchPublisher(config, in_flight_max=1)
         try:
             while batch := await asyncio.to_thread(lambda: list(islice(records, BATCH_MAX))):
                 await publisher.publish_all(batch)
-                many += len(batch)
+                published += len(batch)
         finally:
             await publisher.close()
-        return many
+        return published
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition of a key as every producer of the product chooses it: murmur2, in Kafka's own way."""
+    """Return the partition of a key as every producer of the product chooses it: murmur2, as in Kafka's Java client."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def _counts_since(restart: SenderRestart) -> Mapping[str, str]:
-    """Return since when deliveries count as made: from before the oldest one of a lead that comes again."""
+    """Return the metadata field `since`: ms from which deliveries count, before the oldest of a lead read again."""
     now_ms = as_ms(utc_now())
     since_ms = min(now_ms, now_ms if restart.delivered_since_ms is None else restart.delivered_since_ms)
     return {"since": str(max(0, since_ms - CLOCKS_DIFFER_MS))}
 
 
 def _offsets(restarts: Sequence[Restart]) -> str:
-    return ", ".join(f"{one.topic}[{one.partition}] at {one.goes_to}" for one in restarts) or "nothing had to be set"
+    at = (f"{restart.topic}[{restart.partition}] at {restart.goes_to}" for restart in restarts)
+    return ", ".join(at) or "no offset had to be set"

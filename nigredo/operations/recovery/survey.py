@@ -1,4 +1,4 @@
-"""Condition of the pipeline: positions, windows and leads compared with the log; blocking, and changes nothing."""
+"""Survey of the pipeline: compares stored positions, windows and leads with the log; blocking, read-only."""
 
 from __future__ import annotations
 
@@ -59,26 +59,28 @@ from schemas.topics import (
 
 COMPONENT = "recover"
 ERASURE_SHOWS_FOR = timedelta(hours=23)
-"""The tombstone of an erased lead stays in the log for a day at least."""
+"""Age up to which an erasure is sure to show in the log: a tombstone stays for a day at least."""
 FirstOffsets: TypeAlias = Callable[[ControlEntry], tuple[datetime, Mapping[int, int]] | None]
-"""Returns when and at which offsets an endpoint began that began with what came then; None for all others."""
+"""Returns the time and the lead offsets, by partition, at which an endpoint began; None for one that gets all leads."""
 NOT_IN_THE_LOG = Delivered(-1, 0)
+"""A delivery that only PostgreSQL has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The pipeline as `look` found it."""
+    """Condition of the pipeline, as `Survey.look` found it."""
 
     missing_topics: Sequence[str]
     uneven: Mapping[str, tuple[int, int]]
-    """Topics with fewer partitions than the one they belong to: how many they have, and how many they need."""
+    """Topics with fewer partitions than their source topic: (partitions present, partitions needed)."""
     restarts: Sequence[Restart]
     lost: Sequence[UUID]
-    """Accepted leads, stored in PostgreSQL, that the log has not and that some endpoint never took."""
+    """Accepted leads, to be published again: absent from the log, stored or to be had from their submission, and not
+    delivered to some endpoint."""
     only_stored: int
-    """Leads in PostgreSQL that the log has not, all of them delivered: nothing needs them in the log."""
+    """Number of stored leads absent from the log that no endpoint needs any more."""
     gone: Sequence[UUID] = ()
-    """Accepted leads that neither the log nor PostgreSQL has and that are not brought back: lost, or erased."""
+    """Accepted leads in neither the log nor PostgreSQL that are not published again: lost, or erased."""
 
     @property
     def well(self) -> bool:
@@ -88,46 +90,47 @@ class Condition:
 
 @dataclass(slots=True)
 class _Partition:
-    """A partition of the submissions: how it disagrees with the log, by position or by windows."""
+    """A partition of the submissions, and how its position or its windows disagree with the log."""
 
     stored: Stored
     by_position: Disagreement | None
     by_windows: Disagreement | None
     windows_end: int | None = field(default=None)
-    """One past the furthest record that the windows are known to have judged, if the log bears that out."""
+    """Offset after the last record that the windows judged; None unless the log agrees with them."""
 
     @property
     def found(self) -> Disagreement | None:
-        """The first disagreement."""
+        """The first disagreement; None when position and windows agree with the log."""
         return self.by_position or self.by_windows
 
 
 @dataclass(frozen=True, slots=True)
 class SenderRestart:
-    """Where a sender goes on in a partition of the leads, and what it delivered there before."""
+    """Restart of a sender in a partition of the leads, and known deliveries of the leads that it reads again."""
 
     restart: Restart
     delivered_since_ms: int | None
-    """When the oldest of these deliveries was put on record; None when the log has none of them."""
+    """Timestamp of the oldest of these deliveries in the log; None when the log has none."""
     off_record: Sequence[bytes]
-    """Leads that are known as delivered, but not in the partition of `nigredo.deliveries` that the sender reads."""
+    """Delivered leads (16 bytes each) whose delivery is not in the partition of `nigredo.deliveries` that the sender
+    reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Deliveries to one endpoint."""
+    """Known deliveries to one endpoint."""
 
     in_log: Deliveries
     in_table: Deliveries
-    not_for_it: Callable[[int, int, datetime], bool]
-    """Says of a lead, by partition, offset and time, whether it is of before the endpoint's beginning."""
+    precedes: Callable[[int, int, datetime], bool]
+    """Whether a lead, by partition, offset and time, came before the endpoint began."""
 
 
 class Survey:
-    """Looks at one pipeline. Every call may raise DependencyDown."""
+    """Compares one pipeline with its log. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, endpoints: Sequence[str], first_offsets: FirstOffsets) -> None:
-        """endpoints: names of those that receive webhooks."""
+        """endpoints: names of the endpoints that receive webhooks."""
         self._settings = settings
         self._endpoints = endpoints
         self._first_offsets = first_offsets
@@ -141,7 +144,7 @@ class Survey:
         topics = [*TOPICS, *(topic for name in self._endpoints for topic in retry_topics(name))]
         ids = self._reader.topic_ids(topics)
         if ids != self._ids:
-            # Of a topic that was made again nothing is known.
+            # A topic was created again, so its cached records are invalid.
             self._ids, self.reading = ids, Reading(self._settings, self._reader)
         missing = [topic for topic in topics if topic not in ids]
         if missing:
@@ -156,16 +159,20 @@ class Survey:
 
     def _uneven(self) -> dict[str, tuple[int, int]]:
         retries = [topic for name in self._endpoints for topic in retry_topics(name)]
-        belong = {RATE_LIMITS: SUBMISSIONS} | dict.fromkeys(
+        source_of = {RATE_LIMITS: SUBMISSIONS} | dict.fromkeys(
             [DELIVERIES, WEBHOOK_DEAD, WEBHOOK_REPLAYS, *retries], LEADS
         )
-        many = {topic: len(self._reader.partitions(topic)) for topic in (SUBMISSIONS, LEADS, *belong)}
-        return {topic: (many[topic], many[to]) for topic, to in belong.items() if many[topic] < many[to]}
+        partitions = {topic: len(self._reader.partitions(topic)) for topic in (SUBMISSIONS, LEADS, *source_of)}
+        return {
+            topic: (partitions[topic], partitions[source])
+            for topic, source in source_of.items()
+            if partitions[topic] < partitions[source]
+        }
 
     # --- the limiter --------------------------------------------------------------------------------------------------
 
     def limiter_restarts(self) -> list[Restart]:
-        """Return where the limiter has to go on, by partition; nothing for those that agree with the log."""
+        """Return the limiter's restarts; none for a partition that agrees with the log."""
         restarts, verdicts = [], None
         for part in self._limiter_partitions():
             if (found := part.found) is None:
@@ -179,11 +186,11 @@ class Survey:
                 verdicts = self._verdicts() if verdicts is None else verdicts
                 goes_to = first_unhandled(self._submissions(found, verdicts), stored.now.end)
             if position is None and part.windows_end is not None:
-                # A verdict that was published has no window yet after a crash in between.
+                # A crash between publishing a verdict and its window leaves a verdict that the windows do not know.
                 goes_to = min(goes_to, part.windows_end)
-            # Of windows that read another log, those at lower offsets than the restart are no proof either.
-            others = part.by_windows is not None or found.finding is Finding.OTHER_TOPIC
-            restarts.append(replace(_restart(stored, goes_to, found.reason), windows_from=0 if others else goes_to))
+            # Windows that read another log prove nothing, not even at lower offsets than the restart.
+            foreign = part.by_windows is not None or found.finding is Finding.OTHER_TOPIC
+            restarts.append(replace(_restart(stored, goes_to, found.reason), windows_from=0 if foreign else goes_to))
         return restarts
 
     def _limiter_partitions(self) -> list[_Partition]:
@@ -202,13 +209,13 @@ class Survey:
                     part.by_windows = disagreement(windows, exact_time=False)
                     part.windows_end = None if part.by_windows else reached.next_offset
             elif not any(positions.values()):
-                # Never judged: where it begins is committed when the limiter starts.
+                # Never judged: the limiter commits its first offset when it starts.
                 part.by_position = None
             found.append(part)
         return found
 
     def _verdicts(self) -> Verdicts:
-        """Return the judged submissions. The table has them where the log lost leads and rejections too."""
+        """Return the judged submissions by the log and by PostgreSQL, because the log may have lost verdicts too."""
         verdicts = self.reading.verdicts()
         for submission_id, partition, offset, at in stored_verdicts(self._settings):
             verdicts.ids.add(submission_id.bytes)
@@ -216,7 +223,7 @@ class Survey:
         return verdicts
 
     def _submissions(self, found: Disagreement, verdicts: Verdicts) -> Iterator[Logged]:
-        """Yield the submissions of a partition, newest first. Commands leave no result: those not proven come again."""
+        """Yield a partition's submissions, newest first; a command leaves no result, so it counts as unhandled."""
         partition, before = found.stored.partition, found.handled_before
         for message in self.reading.newest_first(SUBMISSIONS, partition):
             event, offset = self.reading.event(message), message.offset() or 0
@@ -229,41 +236,41 @@ class Survey:
     # --- senders ------------------------------------------------------------------------------------------------------
 
     def sender_restarts(self, name: str) -> list[Restart]:
-        """Return where the sender of an endpoint has to go on, by topic and partition."""
+        """Return the restarts of an endpoint's sender, by topic and partition."""
         leads, references = self.sender_repair(name, begun=False)
-        return [*(one.restart for one in leads), *references]
+        return [*(sender.restart for sender in leads), *references]
 
     def sender_repair(self, name: str, *, begun: bool = True) -> tuple[list[SenderRestart], list[Restart]]:
-        """Return the restarts of a sender in the leads, and those in topics of references.
+        """Return the restarts of a sender in the leads, and those in its topics of references (retries, replays).
 
-        begun: whether it is known to have begun, so that a group without any offset lost them.
+        begun: True when the sender is known to have begun, so that a group without offsets counts as having lost them.
         """
         found = self._sender_disagreements(name, begun=begun)
-        leads = [one for one in found if one.stored.topic == LEADS]
+        leads = [each for each in found if each.stored.topic == LEADS]
         known = self._known_deliveries(name) if leads else None
         return (
-            [self._sender_restart(one, known) for one in leads if known is not None],
-            [_restart(one.stored, one.stored.now.start, one.reason) for one in found if one.stored.topic != LEADS],
+            [self._sender_restart(each, known) for each in leads if known is not None],
+            [_restart(each.stored, each.stored.now.start, each.reason) for each in found if each.stored.topic != LEADS],
         )
 
     def _sender_disagreements(self, name: str, *, begun: bool) -> list[Disagreement]:
         group, disagreements = sender_group(self._settings, name), list[Disagreement]()
-        # Kafka deletes a group's offsets together with a topic, so that none at all may be a loss too.
+        # Kafka deletes a group's offsets together with a topic, so a group without offsets may have lost them.
         begun = begun or self._entry(name) is not None
-        # A sender has offsets before it joins: with all of Kafka's data its members are left as the only sign of it.
+        # A sender has offsets before it joins: after the loss of all Kafka data its members are the only sign of that.
         begun = begun or members(self._settings, group) > 0
         for topic in (LEADS, *retry_topics(name), WEBHOOK_REPLAYS):
             partitions = self._reader.partitions(topic)
             positions = self._reader.positions(group, topic, partitions)
             if not begun and all(position is None for position in positions.values()):
-                continue  # It never began, and begins where its settings say.
+                continue  # The sender never began, and will begin where its settings say.
             for number in partitions:
                 if (found := disagreement(self._stored(group, topic, number, positions[number]))) is not None:
                     disagreements.append(found)
         return disagreements
 
     def _known_deliveries(self, name: str) -> _Known:
-        return _Known(self.reading.deliveries(name), self._delivered_by_table(name), self._before_it_began(name))
+        return _Known(self.reading.deliveries(name), self._delivered_by_table(name), self._precedes_begin(name))
 
     def _sender_restart(self, found: Disagreement, known: _Known) -> SenderRestart:
         partition, examined = found.stored.partition, list[tuple[int, bytes]]()
@@ -272,15 +279,15 @@ class Survey:
         goes_to = first_unhandled(records, found.stored.now.end, out_of_order_max=out_of_order_max)
         since_ms, off_record = list[int](), list[bytes]()
         for lead_id in {lead_id for offset, lead_id in examined if offset >= goes_to}:
-            one = known.in_log.delivered.get(lead_id)
-            if one is not None and one.partition == partition:
-                since_ms.append(one.timestamp_ms)
-            elif one is not None or lead_id in known.in_table.delivered:
+            delivered = known.in_log.delivered.get(lead_id)
+            if delivered is not None and delivered.partition == partition:
+                since_ms.append(delivered.timestamp_ms)
+            elif delivered is not None or lead_id in known.in_table.delivered:
                 off_record.append(lead_id)
         return SenderRestart(_restart(found.stored, goes_to, found.reason), min(since_ms, default=None), off_record)
 
     def _leads(self, found: Disagreement, known: _Known, examined: list[tuple[int, bytes]]) -> Iterator[Logged]:
-        """Yield the leads of a partition, newest first, and note which they are."""
+        """Yield the leads of a partition, newest first; append offset and id of each to `examined`."""
         partition, before, erased, proven = found.stored.partition, found.handled_before, set[bytes](), False
         in_log, in_table, too_old_ms = known.in_log, known.in_table, as_ms(utc_now() - ATTEMPTS_KEPT)
         for message in self.reading.newest_first(LEADS, partition):
@@ -295,12 +302,12 @@ class Survey:
             proof = (at in in_log.places or at in in_table.places) and (before is None or offset < before)
             proven = proven or proof
             handled = any(lead_id in ids for ids in (erased, in_log.delivered, in_log.dead, in_table.delivered))
-            handled = handled or known.not_for_it(partition, offset, from_ms(max(0, at_ms)))
-            # What was delivered so long ago has left no trace. Only below a proof: a clock may have been set back.
+            handled = handled or known.precedes(partition, offset, from_ms(max(0, at_ms)))
+            # So old a delivery has left no trace. Age counts only below a proof, because clocks may have been set back.
             yield Logged(offset, handled or (proven and at_ms < too_old_ms), proof)
 
     def _delivered_by_table(self, name: str) -> Deliveries:
-        """Return the deliveries that PostgreSQL has on record, where `nigredo.deliveries` may have been lost."""
+        """Return the deliveries that PostgreSQL holds, because `nigredo.deliveries` may have been lost."""
         found = Deliveries()
         for row in delivered_leads(self._settings, name):
             found.delivered[row.lead_id.bytes] = NOT_IN_THE_LOG
@@ -312,20 +319,20 @@ class Survey:
         found = ControlAdmin(self._settings, COMPONENT).entries().get(key_of(ENDPOINT, name))
         return None if found is None else found.entry
 
-    def _before_it_began(self, name: str) -> Callable[[int, int, datetime], bool]:
-        """Return whether a lead, by partition, offset and time, is not for an endpoint that began later."""
+    def _precedes_begin(self, name: str) -> Callable[[int, int, datetime], bool]:
+        """Return a predicate: whether a lead, by partition, offset and time, came before the endpoint began."""
         entry = self._entry(name)
         first = None if entry is None else self._first_offsets(entry)
         if first is None:
             return lambda *_: False
         began_at, starts = first
-        # By time too: a log that was made again counts from 0.
+        # Compared by time too, because a log that was created again counts from 0.
         return lambda partition, offset, at: at < began_at and offset < starts.get(partition, 0)
 
     # --- the persister, and leads that are lost -----------------------------------------------------------------------
 
     def persister_restarts(self) -> list[Restart]:
-        """Return where the persister goes on past leads that were deleted unread: all else it finds by itself."""
+        """Return the persister's restarts past leads that were deleted unread; any other loss needs no repair."""
         restarts = []
         for (topic, number), at in DatabaseOffsets(self._settings).standing().items():
             stored = self._stored(self.persister, topic, number, LogPosition(at)) if topic == LEADS else None
@@ -340,7 +347,7 @@ class Survey:
 
     def _lost(self) -> tuple[list[UUID], int, list[UUID]]:
         in_log, stored, missing = self.reading.lead_ids(), set[bytes](), list[tuple[UUID, set[str]]]()
-        before = {name: self._before_it_began(name) for name in self._endpoints}
+        before = {name: self._precedes_begin(name) for name in self._endpoints}
         too_old, only_stored = utc_now() - ATTEMPTS_KEPT, 0
         for lead, delivered_to, (partition, offset) in stored_leads(self._settings):
             stored.add(lead.id.bytes)
@@ -349,22 +356,22 @@ class Survey:
                 only_stored += 1
                 if wanted - delivered_to and lead.taken_at > too_old:
                     missing.append((lead.id, wanted - delivered_to))
-        # The table may be behind the log.
-        took = {name: self.reading.deliveries(name).delivered for name in self._endpoints} if missing else {}
-        lost = [lead_id for lead_id, wanted in missing if any(lead_id.bytes not in took[name] for name in wanted)]
+        # The table may lag behind the log.
+        logged = {name: self.reading.deliveries(name).delivered for name in self._endpoints} if missing else {}
+        lost = [lead_id for lead_id, wanted in missing if any(lead_id.bytes not in logged[name] for name in wanted)]
         only_stored -= len(lost)
         gone = list[UUID]()
         lost += [lead.id for lead in self.accepted_only(in_log | stored, gone)]
         return lost, only_stored, gone
 
-    def took(self, name: str, lost: Collection[UUID]) -> set[UUID]:
-        """Return which of these leads an endpoint took, as the log or PostgreSQL knows."""
+    def delivered_among(self, name: str, lost: Collection[UUID]) -> set[UUID]:
+        """Return those of these leads that an endpoint accepted, by the log or by PostgreSQL."""
         in_log = self.reading.deliveries(name).delivered
         in_table = {row.lead_id for row in delivered_attempts(self._settings, name, lost)}
         return in_table | {lead_id for lead_id in lost if lead_id.bytes in in_log}
 
     def deliveries_of(self, name: str, ids: Collection[UUID]) -> Iterator[DeliveryAttempt]:
-        """Yield a delivery of each of these leads to an endpoint, as PostgreSQL has it or else the log."""
+        """Yield one delivery of each of these leads to an endpoint, from PostgreSQL or else from the log."""
         left = set(ids)
         for attempt in delivered_attempts(self._settings, name, ids):
             left.discard(attempt.lead_id)
@@ -375,10 +382,11 @@ class Survey:
                 yield attempt
 
     def accepted_only(self, known: set[bytes], gone: list[UUID] | None = None) -> Iterator[Lead]:
-        """Yield leads that windows say were accepted, but that neither the log nor PostgreSQL has, from submissions.
+        """Yield, from their submissions, leads that windows show as accepted and whose ids are not in `known`.
 
-        gone: takes the ids of those whose submission is not there either, or that may have been erased: an erasure
-        that is old has left no trace, and an erased person is not to come back.
+        known: ids (16 bytes each) of leads in the log or in PostgreSQL. gone: receives the ids of leads that are not
+        restored, because their submission is missing too or because they may have been erased: an old erasure leaves
+        no trace, and an erased person must not come back.
         """
         codec, erased_before, gone = self.reading.codec(), utc_now() - ERASURE_SHOWS_FOR, [] if gone is None else gone
         accepted: dict[bytes, datetime] = {}
@@ -389,7 +397,7 @@ class Survey:
                 accepted |= {lead_id: at for lead_id, at in times.items() if lead_id not in known}
         old = [lead_id for lead_id, at in accepted.items() if at < erased_before]
         gone += [UUID(bytes=lead_id) for lead_id in old if accepted.pop(lead_id)]
-        # In any partition: windows are copied to where networks moved, and their submissions stay.
+        # Every partition is searched, because a moved network's window is copied but its submissions are not.
         for partition in self._reader.partitions(SUBMISSIONS):
             found = list[Lead]()
             for message in self.reading.newest_first(SUBMISSIONS, partition) if accepted else ():

@@ -199,7 +199,7 @@ def test_before_a_lead_comes_back_its_delivery_is_put_on_record_for_the_endpoint
     inside = cast(Any, recovery)
     topics = Topics({0: [window("a", Acceptance(lead_id, utc_now()))]}, [submission(lead_id=lead_id)])
     inside._reader, inside._survey = topics, surveyed(topics)
-    inside._survey.took = lambda name, lost: set(lost) if name == "took-it" else set()
+    inside._survey.delivered_among = lambda name, lost: set(lost) if name == "took-it" else set()
     inside._survey.deliveries_of = lambda name, ids: [
         DeliveryAttempt(uuid4(), lead_id, name, "https://x", 1, utc_now(), 5, "delivered", 200, None, 3, 9)
     ]
@@ -255,4 +255,4 @@ def test_an_unreadable_window_is_named_by_its_place() -> None:
     reading = surveyed(Topics({0: []})).reading
 
     with pytest.raises(DependencyDown, match=r"a window in nigredo\.rate-limits cannot be read, partition 2, offset 7"):
-        cast(Any, reading)._take_window(Told(b"a", b"no window of ours", number=2))
+        cast(Any, reading)._apply_window(Told(b"a", b"no window of ours", number=2))
