@@ -1,4 +1,4 @@
-"""Exponential back-off with full jitter, as a small value that says how long to wait and never sleeps itself."""
+"""Exponential back-off with full jitter: a state object that returns the next wait and never sleeps itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Backoff:
-    """Doubles its ceiling at each failure, from `first_s` to `longest_s`; each wait is drawn below the ceiling.
+    """Back-off whose ceiling doubles at each failure, from `first_s` to `longest_s`; each wait is drawn below it.
 
-    Full jitter, after the AWS Architecture Blog's "Exponential Backoff And Jitter": callers that failed together do
-    not come back together. At least a tenth of the ceiling is waited, so that bad luck never means a busy loop.
+    Full jitter, after the AWS Architecture Blog's "Exponential Backoff And Jitter", so that callers that failed
+    together do not retry together. A wait is at least a tenth of the ceiling, so that bad luck causes no busy loop.
     """
 
     first_s: float = 0.1
@@ -19,11 +19,11 @@ class Backoff:
     failures: int = 0
 
     def next_wait_s(self) -> float:
-        """Count one more failure and return how long to wait before the next try, in seconds."""
+        """Count one more failure and return the wait before the next try, in seconds."""
         ceiling = min(self.longest_s, self.first_s * 2 ** min(self.failures, 30))
         self.failures += 1
         return random.uniform(ceiling / 10, ceiling)  # noqa: S311 - jitter, not a secret
 
     def reset(self) -> None:
-        """Begin anew after a success."""
+        """Restart at `first_s`; call after a success."""
         self.failures = 0

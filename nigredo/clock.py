@@ -1,4 +1,4 @@
-"""Time as the rest of the program uses it: aware UTC in milliseconds, and a timer that no pause stops."""
+"""Clocks of the product: aware UTC in milliseconds, and a timer that keeps running while the process is frozen."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """Return now, truncated to the millisecond that Kafka and Avro keep, so that a round trip changes nothing."""
+    """Return the current UTC time, truncated to the millisecond because Kafka and Avro store no finer time."""
     return from_ms(time.time_ns() // 1_000_000)
 
 
 def since_boot_s() -> float:
-    """Return a time to measure by that goes on while the process is frozen, and while the machine sleeps."""
+    """Return seconds since boot, for measuring spans in which the process or the machine may be suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def truncate_to_ms(at: datetime) -> datetime:
-    """Return `at` without the part of it that a millisecond timestamp cannot hold."""
+    """Return `at` truncated to whole milliseconds."""
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-# Under load many records share a millisecond, and the cache of `nigredo.avro.encoders.time` finds the same object
+# Under load many records share a millisecond, and the cache in `nigredo.avro.encoders.time` finds an identical object
 # faster than an equal one.
 @lru_cache(maxsize=1024)
 def from_ms(timestamp_ms: int) -> datetime:
-    """Return the time of a Kafka timestamp (milliseconds since the epoch)."""
+    """Return a Kafka timestamp (milliseconds since the epoch) as aware UTC."""
     return datetime.fromtimestamp(timestamp_ms // 1000, UTC).replace(microsecond=timestamp_ms % 1000 * 1000)

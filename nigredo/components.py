@@ -1,4 +1,4 @@
-"""Our own processes by the name operators use; each is the module's `main()`."""
+"""Processes of the product: each component name used by operators, with the module whose `main()` runs it."""
 
 from __future__ import annotations
 

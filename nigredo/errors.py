@@ -1,14 +1,14 @@
-"""Errors named for what the caller must do about them."""
+"""Errors of the product, named for the action that the caller must take."""
 
 from __future__ import annotations
 
 
 class NigredoError(Exception):
-    """Root of the product's own errors. The text is fit for a log: it never holds a person's data or a secret."""
+    """Base of the product's own errors. The text may be logged: it never holds personal data or a secret."""
 
 
 class ConfigurationError(NigredoError):
-    """The settings cannot work. Every problem found is in `problems`; correct them and start again."""
+    """Invalid settings. Every problem found is in `problems`; the operator corrects them and restarts."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -16,7 +16,7 @@ class ConfigurationError(NigredoError):
 
 
 class RecordRefused(NigredoError):
-    """This record can never succeed: park it on the dead-letter topic, commit, go on."""
+    """A record that can never be processed: the caller parks it on the dead-letter topic, commits and continues."""
 
     def __init__(self, reason: str, error: str) -> None:
         super().__init__(f"{reason}: {error}")
@@ -25,8 +25,8 @@ class RecordRefused(NigredoError):
 
 
 class DependencyDown(NigredoError):
-    """Kafka, the registry or the database did not answer; may succeed later: commit nothing, back off, try again."""
+    """Kafka, the registry or the database is unavailable for now: the caller commits nothing, backs off and retries."""
 
 
 class StartRefused(NigredoError):
-    """Going on would lose or repeat records; a person must decide. The process stops and says so."""
+    """Continuing would lose or repeat records: the process logs the reason and stops, so that an operator decides."""

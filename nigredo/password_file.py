@@ -1,4 +1,4 @@
-"""A password in a file: where secrets are, since the environment and argument lists are seen by others."""
+"""Passwords in files: secrets are kept there because other users can see environments and argument lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nigredo.errors import ConfigurationError
 
 
 def read_password(path: Path | None, setting: str) -> str:
-    """Return the password in a file. Raises ConfigurationError, which names the setting and tells nothing of the file.
+    """Return the password in a file. Raises ConfigurationError, which names the setting and shows no file content.
 
     setting: the environment variable that names the file.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """Return a count with its noun, or the clause that begins with it.
+    """Return a count followed by its noun or clause, such as "2 leads" or "1 record is".
 
-    one: the text after 1, such as "lead" or "record is". many: after every other count; None adds an s to `one`.
+    one: the text after 1, such as "lead" or "record is". many: the text after other counts; None adds an s to `one`.
     """
     return f"{count} {one if count == 1 else many or f'{one}s'}"

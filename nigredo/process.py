@@ -1,4 +1,4 @@
-"""What every process does before it works: logging, settings, and schemas, with one way to say what is wrong."""
+"""Start-up of every process: settings, logging, metrics and schemas, with one way to report a failed start."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from nigredo.settings import Settings
 log = get_logger()
 
 WRONG_SETTINGS = 2
-"""Exit code of a process whose settings cannot work."""
+"""Exit code of a process with invalid settings."""
 
 
 def run_process(component: str, serve: Callable[[Settings], None]) -> int:
-    """Read the settings, set up logging, run `serve` until it returns; return the exit code.
+    """Read the settings, set up logging and metrics, run `serve` until it returns; return the exit code.
 
-    `WRONG_SETTINGS` for settings that cannot work, told in one line on stderr before there is a log; 1 for anything
-    that a person or a restart must see to.
+    0 after a normal end; `WRONG_SETTINGS` for invalid settings, reported in one line on stderr because logging is not
+    set up yet; 1 for an error that needs an operator or a restart.
     """
-    # Spooled submissions and cached schemas are this user's alone.
+    # Only this user may read spooled submissions and cached schemas.
     os.umask(0o077)
     try:
         settings = Settings.from_environment(os.environ)
@@ -46,9 +46,9 @@ def run_process(component: str, serve: Callable[[Settings], None]) -> int:
 
 
 async def ready_codec(settings: Settings, topics: Sequence[str], *, deadline_s: float = 60.0) -> Codec:
-    """Return a codec that can write to these topics, waiting for Kafka or for their schemas to be pinned.
+    """Return a codec that can write to these topics; wait until Kafka answers and their schemas are pinned.
 
-    Raises DependencyDown past the deadline.
+    Raises DependencyDown when the deadline has passed.
     """
     codec = Codec(PinnedSchemas(settings))
     backoff, deadline = Backoff(longest_s=0.5), time.monotonic() + deadline_s

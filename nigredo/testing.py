@@ -1,4 +1,4 @@
-"""What tests of the product, ours or somebody else's, need: a real stack in a temporary home, and waiting."""
+"""Test support for this repository and integrators: a real stack in a temporary home, and waiting with a deadline."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ T = TypeVar("T")
 
 COMMAND_DEADLINE_S = 180.0
 START_DEADLINE_S = 400.0
-"""A busy machine takes minutes for a first start. Two of them stay below the time after which a test counts as hung."""
+"""Minutes, because a first start on a busy machine is slow; twice this stays below the timeout of one test."""
 
 
 class StackDidNotStart(Exception):
-    """A stack for tests did not come up; the text has what `nigredo up` said, and the ends of its logs."""
+    """A stack for tests that did not start; the text has the error of `nigredo up` and the last lines of the logs."""
 
 
 def eventually(look: Callable[[], T | None], *, within_s: float, what: str, every_s: float = 0.02) -> T:
-    """Return the first truthy value of `look`; one that nobody answered saw nothing.
+    """Call `look` until the value is truthy and return that value; a call that finds a part unavailable is repeated.
 
-    Raises AssertionError naming `what` when there is none in time.
+    what: the awaited event, for the AssertionError raised when `within_s` has passed.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -53,7 +53,7 @@ def eventually(look: Callable[[], T | None], *, within_s: float, what: str, ever
             if found := look():
                 return found
         except Exception as error:
-            if not _nobody_answered(error):
+            if not _is_unavailable(error):
                 raise
             failure = error
         if time.monotonic() > deadline:
@@ -61,19 +61,19 @@ def eventually(look: Callable[[], T | None], *, within_s: float, what: str, ever
         time.sleep(every_s)
 
 
-def _nobody_answered(error: Exception) -> bool:
-    """Say whether a look ended so because the machine, or a part that a test ended, needs its time."""
+def _is_unavailable(error: Exception) -> bool:
+    """Return whether an error means that a part is unavailable for now: overloaded, starting, or ended by a test."""
     if isinstance(error, KafkaException):
         return error.args[0].code() in NOBODY_ANSWERS
     if isinstance(error, psycopg.OperationalError):
-        # No state: no connection. 57P: the server is starting or stopping (PostgreSQL, appendix A).
+        # No SQLSTATE: no connection. 57P: the server is starting or stopping (PostgreSQL, appendix A).
         return error.sqlstate is None or error.sqlstate.startswith("57P")
     return isinstance(error, (DependencyDown, httpx.ConnectError, httpx.ConnectTimeout))
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A finished `nigredo` command."""
+    """A finished `nigredo` command: exit code, stdout, stderr."""
 
     code: int
     out: str
@@ -82,58 +82,58 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running stack and the ways into it."""
+    """A running stack, with its addresses, clients and commands."""
 
     home: Home
 
     @property
     def url(self) -> str:
-        """Where forms are posted."""
+        """Base URL of ingest."""
         return self.home.url("ingest")
 
     @property
     def fibonacci_url(self) -> str:
-        """Where the stand-in for the customer's system listens."""
+        """Base URL of the stand-in for the customer's system."""
         return self.home.url("fibonacci")
 
     @property
     def bootstrap_servers(self) -> str:
-        """The broker."""
+        """Address of the broker: host and port."""
         return f"127.0.0.1:{self.home.port('kafka')}"
 
     @property
     def registry_url(self) -> str:
-        """The registry's Confluent API."""
+        """Base URL of the registry's Confluent API."""
         return self.home.url("registry") + "/apis/ccompat/v7"
 
     @property
     def registry_credentials(self) -> tuple[str, str] | None:
-        """User and password for the registry; None where it asks for none."""
+        """User and password for the registry; None when the registry requires no login."""
         return self.home.registry_credentials
 
     @property
     def registry_proof(self) -> dict[str, str]:
-        """The same for a client of confluent-kafka, to be added to its settings."""
+        """Configuration entries of the registry login for a confluent-kafka client; empty when no login is required."""
         return {"basic.auth.user.info": ":".join(self.registry_credentials)} if self.registry_credentials else {}
 
     def settings(self, *, role: str = "nigredo_app", **changes: str) -> Settings:
-        """Return settings for code under test that is to work on this stack."""
+        """Return settings for code under test that connects to this stack; `changes` are environment variables."""
         return Settings.from_environment(self.home.part_environment(changes, "test", role=role))
 
     def client_config(self) -> dict[str, Any]:
-        """Return the settings of any librdkafka client that may do everything on this stack's broker."""
+        """Return the configuration of a librdkafka client with every permission on this stack's broker."""
         return client_config(self.settings(role="admin"), "test")
 
     def producer_config(self, *, delivery_timeout_s: float) -> dict[str, Any]:
-        """Return the settings of a producer such as the product's own that may write to every topic."""
+        """Return the configuration of the product's producer, with permission to write to every topic."""
         return producer_config(self.settings(role="admin"), "test", delivery_timeout_s=delivery_timeout_s)
 
     def nigredo(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Command:
-        """Run a command on this stack."""
+        """Run a `nigredo` command on this stack."""
         return run_nigredo("--home", str(self.home.dir), *arguments, environment=environment)
 
     def status(self) -> Any:
-        """Return what `nigredo status --json` says."""
+        """Return the document of `nigredo status --json`."""
         return json.loads(self.nigredo("status", "--json").out)
 
     def family(self) -> list[psutil.Process]:
@@ -142,13 +142,13 @@ class Stack:
         found = [supervisor]
         for process in supervisor.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                # A Java part's cache is made in the background, for later starts of any stack.
+                # Left out: the background build of a Java part's cache, which serves later starts of any stack.
                 if "-XX:AOTMode=create" not in process.cmdline():
                     found.append(process)
         return found
 
     def kill(self, part: str) -> None:
-        """Kill a part's process with SIGKILL, once there is one: after an earlier kill its place is empty at first."""
+        """Kill a part's process with SIGKILL. Waits for a process first, because the part may be restarting."""
 
         def killed() -> bool:
             pid = self.status()["parts"][part]["pid"]
@@ -163,7 +163,7 @@ class Stack:
 
     @contextmanager
     def database(self, role: str = "admin") -> Iterator[psycopg.Connection]:
-        """Open the database."""
+        """Open an autocommit connection to the database and close the connection afterwards."""
         with psycopg.connect(self.home.conninfo(role), autocommit=True, connect_timeout=5) as connection:
             yield connection
 
@@ -173,12 +173,12 @@ class Stack:
             return connection.execute(query.encode(), values).fetchall()
 
     def received(self) -> list[dict[str, Any]]:
-        """Return the webhooks that the stand-in received, oldest first."""
+        """Return the webhooks received by the stand-in, oldest first."""
         found: list[dict[str, Any]] = httpx.get(f"{self.fibonacci_url}/received", timeout=10, trust_env=False).json()
         return found
 
     def post(self, client: str | None = None, **fields: str) -> httpx.Response:
-        """Post a form, from a client network of its own unless told."""
+        """Post a form; without `client`, from a client network that no other test uses."""
         return httpx.post(
             f"{self.url}/api/leads",
             data={"name": "Ana", "email": "ana@example.com", "message": "Oi"} | fields,
@@ -190,7 +190,7 @@ class Stack:
 
 def any_client() -> str:
     """Return an address in an IPv6 network that no other test uses (RFC 3849: for documentation)."""
-    # In the form in which it is stored: without leading zeros.
+    # In the compressed form that is stored: without leading zeros.
     return str(ip_address(f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"))
 
 
@@ -199,14 +199,14 @@ _used_ipv4 = count(secrets.randbelow(2**17))
 
 def any_ipv4_client() -> str:
     """Return an IPv4 address that no other test of this run uses (198.18.0.0/15, RFC 2544: for benchmarks)."""
-    # The factor is odd, so no address comes twice; those that follow each other are in networks of their own.
+    # The odd factor repeats no address, and puts consecutive addresses into different networks.
     return str(ip_address("198.18.0.0") + next(_used_ipv4) * 7919 % 2**17)
 
 
 def run_nigredo(
     *arguments: str, environment: Mapping[str, str] | None = None, deadline_s: float = COMMAND_DEADLINE_S
 ) -> Command:
-    """Run the command line as a user does."""
+    """Run the command line as a user would; raises subprocess.TimeoutExpired after `deadline_s`."""
     done = subprocess.run(
         [sys.executable, "-m", "nigredo.cli", *arguments],
         capture_output=True,
@@ -219,7 +219,7 @@ def run_nigredo(
 
 
 def free_port_base() -> int:
-    """Return a port base whose ports nobody uses at present."""
+    """Return a port base whose ports are all free at the moment. Raises RuntimeError when none is found."""
     for _ in range(200):
         base = 20_000 + secrets.randbelow(10_000)
         if all(_is_free(base + number) for number in range(len(PORTS))):
@@ -238,7 +238,7 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def running_stack(environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """Start a stack in a temporary home, with these settings, and end it, with all its data, afterwards."""
+    """Start a stack in a temporary home with this environment; stop the stack and delete its data afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nigredo-test-"))
     stack = Stack(Home.open(folder, free_port_base()))
     try:
@@ -250,7 +250,7 @@ def running_stack(environment: Mapping[str, str] | None = None) -> Iterator[Stac
 
 @contextmanager
 def started(stack: Stack, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Run `nigredo up` with these options, and `down` afterwards. Raises StackDidNotStart."""
+    """Run `nigredo up` with these options, and `nigredo down` afterwards. Raises StackDidNotStart."""
     home = stack.home
     up = ("--home", str(home.dir), "up", "--detach", "--port-base", str(home.port_base), *options)
     try:

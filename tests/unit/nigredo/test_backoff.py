@@ -16,7 +16,7 @@ def test_waits_stay_between_a_tenth_of_the_ceiling_and_the_ceiling(failures: int
     assert ceiling / 10 <= wait_s <= ceiling
 
 
-def test_a_success_begins_anew() -> None:
+def test_a_reset_restarts_at_the_shortest_wait() -> None:
     backoff = Backoff(first_s=1, longest_s=100, failures=10)
 
     backoff.reset()

@@ -1,4 +1,4 @@
-"""Who a request comes from, and whom it counts for."""
+"""Client address of a request behind proxies, and the client network that the limit counts by."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROXIES = (*LOOPBACK, ip_network("10.0.0.0/8"))
         ("127.0.0.1", None, "for=203.0.113.9, for=192.0.2.1;proto=http, for=10.1.1.1", "192.0.2.1"),
         ("127.0.0.1", None, "for=_hidden, for=10.1.1.1", "10.1.1.1"),
         ("127.0.0.1", None, "proto=https", "127.0.0.1"),
-        # A proxy that appends to X-Forwarded-For lets a Forwarded made up by the client pass.
+        # A proxy that appends to X-Forwarded-For passes a forged Forwarded header from the client.
         ("127.0.0.1", "192.0.2.1", "for=203.0.113.9", "192.0.2.1"),
     ],
 )
@@ -66,12 +66,12 @@ def test_ipv6_counts_by_its_64(one: IPv6Address, other: IPv6Address) -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_ipv4_counts_by_itself_also_in_ipv6_clothes(address: IPv4Address) -> None:
+def test_a_mapped_ipv4_address_counts_as_the_ipv4_address(address: IPv4Address) -> None:
     assert client_network(address) == str(address) == client_network(IPv6Address(f"::ffff:{address}"))
 
 
 @given(st.ip_addresses(v=4))
-def test_ipv4_counts_by_itself_also_behind_a_translator(address: IPv4Address) -> None:
+def test_a_translated_ipv4_address_counts_as_the_ipv4_address(address: IPv4Address) -> None:
     translated = IPv6Address(int(IPv6Address("64:ff9b::")) + int(address))
 
     assert client_network(translated) == str(address)
@@ -112,11 +112,11 @@ def test_an_ipv4_hop_is_read_as_strictly_as_the_standard_library_does(text: str)
         (" ::FFFF:c633:6407 ", "198.51.100.7/32"),
         ("198.51.100.0/24", "198.51.100.0/24"),
         ("2001:db8::/32", "2001:db8::/32"),
-        # Wider than the mapped addresses: a network of IPv6 like any other.
+        # Wider than the mapped addresses, so an ordinary IPv6 network.
         ("::/0", "::/0"),
     ],
 )
-def test_a_network_in_ipv6_clothes_is_the_ipv4_network(text: str, meant: str) -> None:
+def test_a_mapped_network_is_the_ipv4_network(text: str, meant: str) -> None:
     assert parse_network(text) == ip_network(meant)
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_network_is_refused_and_host_bits_are(text: str) -> None:
         parse_network(text)
 
 
-def test_host_bits_may_be_let_pass_in_ipv6_clothes_too() -> None:
+def test_host_bits_may_be_allowed_in_a_mapped_network_too() -> None:
     assert parse_network("::ffff:198.51.100.7/120", strict=False) == ip_network("198.51.100.0/24")
 
 

@@ -1,4 +1,4 @@
-"""Counts in texts for people: one of a thing is one, and the texts that carry counts say so."""
+"""Counts in texts for operators: singular after 1, plural after every other count."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_status_says_that_one_record_is_parked() -> None:
 
 
 def test_no_text_of_the_product_puts_a_plural_behind_a_count_of_its_own() -> None:
-    # Not constants, whose names are in capitals, nor names of topics.
+    # Leaves out constants, whose names are in capitals, and names of topics.
     plural = re.compile(rf"\{{[^{{}}\"A-Z]*\}} (?:[a-z]+ )?(?:{NOUNS.replace(' ', '|')})\b")
     sources = [file for part in ("nigredo", "ingest", "processors", "sinks") for file in (ROOT / part).rglob("*.py")]
 

@@ -1,4 +1,4 @@
-"""Settings: read once, every problem told at once, no value repeated."""
+"""Settings: read once, every problem reported at once, no value shown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_values_are_read_as_their_types() -> None:
     assert settings.function("persister") == "nigredo-persister-prod"
 
 
-def test_every_problem_is_told_at_once_without_the_value() -> None:
+def test_every_problem_is_reported_at_once_without_the_value() -> None:
     with pytest.raises(ConfigurationError) as refused:
         Settings.from_environment(
             {"RATE_LIMIT_PER_HOUR": "201", "WEBHOOK_TIMEOUT_SECONDS": "s3cret", "SCHEMA_REGISTRY_URL": "ftp://s3cret"}

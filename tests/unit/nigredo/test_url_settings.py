@@ -1,4 +1,4 @@
-"""An address of a receiver that no client would connect to is refused with the settings, not found at a delivery."""
+"""Receiver URLs that no client would connect to are refused at start, so that the fault does not show at a delivery."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_an_address_that_cannot_be_connected_to_is_refused_without_repeating_it(
         "https://example.com:443/%C3%BC",
     ],
 )
-def test_an_address_that_the_clients_take_is_taken(url: str) -> None:
+def test_an_address_that_the_clients_accept_is_accepted(url: str) -> None:
     assert Settings.parse(NAME, url) == url
     assert yarl.URL(str(httpx.URL(url))).host
