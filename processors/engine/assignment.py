@@ -1,8 +1,8 @@
-"""Which partitions are ours at present, and which record of each comes next.
+"""Assigned partitions of one worker: starts each at a position the log confirms and tracks its next offset.
 
-What Faust delivers is checked here: each record must follow the last one handled in its partition, else the stream is
-sought back; and what belongs to an older assignment counts no more. A partition is begun at a position that the log
-bears out, or not at all; `processors/engine/probe.py` looks after the log while the process runs.
+Every record that Faust delivers is checked here: it must follow the last record accepted from its partition, otherwise
+the stream seeks back. Records of an earlier assignment are ignored. A partition whose stored position the log
+contradicts is stopped. `processors/engine/probe.py` keeps checking the log while the process runs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ log = get_logger()
 
 NEXT_OFFSET_DEADLINE_S = 10.0
 SEEK_TIMEOUT_S = 10.0
-SOUGHT_FOR_S = 5.0
+SEEK_GRACE_S = 5.0
+"""Seconds after a seek in which out-of-order records count as leftovers; after them the seek may be repeated."""
 
 
 class Assignment:
-    """The partitions of one worker. `epoch` counts the assignments: what was taken under an older one is void.
+    """The partitions assigned to one worker. `epoch` counts assignments: records of an earlier epoch are ignored.
 
-    commit, commit_soon: commit positions for the group, in the place of what waits to be committed for the partitions.
+    commit, commit_soon: commit positions for the group, at once or with the next commit; they replace positions of the
+    same partitions that are not committed yet.
     """
 
     def __init__(
@@ -62,94 +64,94 @@ class Assignment:
         self._opening = asyncio.Lock()
         self._opened = False
         self.epoch = 0
-        self._settled = False
-        self._loads: dict[TP, asyncio.Task[None]] = {}
+        self._is_assigned = False
+        self._starts: dict[TP, asyncio.Task[None]] = {}
         self._next: dict[TP, int] = {}
         self._topic_ids: dict[TP, str] = {}
         self._stopped: set[TP] = set()
-        self._sought: dict[TP, tuple[int, float]] = {}
+        self._recent_seeks: dict[TP, tuple[int, float]] = {}
         self.trail = Trail()
-        self.doubted = asyncio.Event()
-        """Set when a record came that was there before: the log may have begun again."""
+        self.check_requested = asyncio.Event()
+        """Set when a record arrives again below the next offset, because the log may have been replaced."""
 
     @property
     def positions(self) -> Mapping[TP, int] | None:
-        """The next record of each partition of ours, -1 for one that is not begun; None between two assignments.
+        """Next offset by assigned partition, -1 for a partition not started yet; None between two assignments.
 
-        One that is stopped is left out: it waits for an operator. May be asked from another thread.
+        Leaves out stopped partitions, which wait for an operator. Safe to call from another thread.
         """
-        if not self._settled:
+        if not self._is_assigned:
             return None
-        mine = dict.fromkeys(list(self._loads), -1) | dict(self._next)
-        return {tp: offset for tp, offset in mine.items() if tp not in self._stopped}
+        offsets = dict.fromkeys(list(self._starts), -1) | dict(self._next)
+        return {tp: offset for tp, offset in offsets.items() if tp not in self._stopped}
 
     def assigned(self, *, seek: bool = False) -> None:
-        """Begin every partition that is ours from now on.
+        """Start every partition of the new assignment.
 
-        seek: also where the stream already stands there, since it may stand elsewhere by now.
+        seek: seek even to the committed offset, because the stream may have moved away from it.
         """
-        self._settled = True
+        self._is_assigned = True
         for tp in self._app.consumer.assignment():
-            self._load(tp, seek=seek)
-        self.tell_ready()
+            self._ensure_started(tp, seek=seek)
+        self.report_ready()
 
     def revoked(self) -> None:
-        """Let go of every partition; what is begun or taken under this assignment is void."""
+        """Release every partition. Starts and records in flight of this assignment are ignored from now on."""
         self.epoch += 1
-        self._settled = False
-        for load in self._loads.values():
+        self._is_assigned = False
+        for load in self._starts.values():
             load.cancel()
-        for forgotten in (self._loads, self._next, self._topic_ids, self._sought):
-            forgotten.clear()
+        for by_partition in (self._starts, self._next, self._topic_ids, self._recent_seeks):
+            by_partition.clear()
         for tp in list(self._stopped):
-            self._go_on(tp)
+            self._resume(tp)
         self._handler.revoked()
 
     def restart(self, partitions: Iterable[TP], epoch: int) -> None:
-        """Begin partitions again, and seek them, as long as they are still ours."""
+        """Restart partitions and seek to their start positions; does nothing when `epoch` is over."""
         if epoch == self.epoch:
             for tp in partitions:
-                if begun := self._loads.pop(tp, None):
-                    # One that is still at it would end later and put what is older in the place of the new one's.
-                    begun.cancel()
+                if running := self._starts.pop(tp, None):
+                    # A start still running would finish later and overwrite the new start's position with its own.
+                    running.cancel()
                 self._next.pop(tp, None)
-                self._go_on(tp)
-                self._load(tp, seek=True)
+                self._resume(tp)
+                self._ensure_started(tp, seek=True)
 
-    def tell_ready(self) -> None:
-        """Say that the process works, once every partition is begun; a stopped one is told in any case."""
-        if all(tp in self._next or tp in self._stopped for tp in self._loads):
+    def report_ready(self) -> None:
+        """Report the process ready once every partition is started or stopped; stopped ones stay in its health."""
+        if all(tp in self._next or tp in self._stopped for tp in self._starts):
             self._health.ready()
 
     def done(self, positions: Mapping[TP, LogPosition], read_s: float) -> None:
-        """Note what is durable from now on, and when its first record was taken."""
+        """Record positions whose results are durable. read_s: monotonic time at which the batch was read."""
         for tp, position in positions.items():
             self.trail.add(tp, position, read_s)
 
     def topic_id(self, tp: TP) -> str:
-        """Return the id that the topic of a begun partition had when it was begun."""
+        """Return the topic id of a started partition, as it was when the partition started."""
         return self._topic_ids[tp]
 
     async def close(self) -> None:
-        """End what was begun."""
+        """End the assignment and close the handler."""
         self.epoch += 1
         if self._opened:
             await self._handler.close()
 
-    # --- beginning a partition ---------------------------------------------------------------------------------------
+    # --- starting a partition ----------------------------------------------------------------------------------------
 
-    def _load(self, tp: TP, *, seek: bool = False) -> asyncio.Task[None]:
-        if tp not in self._loads:
-            self._loads[tp] = asyncio.create_task(self._begin(tp, self.epoch, seek=seek))
-        return self._loads[tp]
+    def _ensure_started(self, tp: TP, *, seek: bool = False) -> asyncio.Task[None]:
+        if tp not in self._starts:
+            self._starts[tp] = asyncio.create_task(self._start(tp, self.epoch, seek=seek))
+        return self._starts[tp]
 
-    async def _begin(self, tp: TP, epoch: int, *, seek: bool) -> None:
-        """Get ready for a partition, however long what that needs is away."""
+    async def _start(self, tp: TP, epoch: int, *, seek: bool) -> None:
+        """Start a partition, retrying while a dependency is unavailable; stop it when its position is refused."""
         backoff = Backoff(longest_s=5.0)
         while True:
             try:
                 await self._open()
-                await self._put_back(tp)
+                await self._restore_contradicted(tp)
                 committed = await self._committed(tp)
                 start = await self._handler.begin(tp.topic, tp.partition, committed)
                 if seek or committed is None or start.next_offset != committed.next_offset:
@@ -162,48 +164,48 @@ class Assignment:
                 return
             except DependencyDown as error:
                 self._health.waiting(str(error))
-                log.warning("a partition cannot be begun yet", topic=tp.topic, partition=tp.partition, error=str(error))
+                log.warning("partition not started, retrying", topic=tp.topic, partition=tp.partition, error=str(error))
             except Exception as error:
-                self._health.waiting(f"{tp.topic} partition {tp.partition} cannot be begun")
-                log.error("a partition cannot be begun", topic=tp.topic, partition=tp.partition, error=name_of(error))
+                self._health.waiting(f"{tp.topic} partition {tp.partition} cannot be started")
+                log.error("partition start failed", topic=tp.topic, partition=tp.partition, error=error_name(error))
             await asyncio.sleep(backoff.next_wait_s())
         if epoch == self.epoch:
             self._next[tp], self._topic_ids[tp] = start.next_offset, start.topic_id or ""
             self.trail.begin(tp, start, time.monotonic())
             if start != committed:
-                # Whoever measures lag believes the group, and a position without a proof gets it here.
+                # Lag is measured from the group's offset, and a committed offset without a proof gets one here.
                 self._commit_soon({tp: start})
-            self.tell_ready()
+            self.report_ready()
 
     async def _committed(self, tp: TP) -> LogPosition | None:
-        found = await asyncio.to_thread(self._reader.positions, self._group, tp.topic, [tp.partition])
-        return found[tp.partition]
+        positions = await asyncio.to_thread(self._reader.positions, self._group, tp.topic, [tp.partition])
+        return positions[tp.partition]
 
-    async def _put_back(self, tp: TP) -> None:
-        """Store the first position of ours that the log contradicts, if there is one: a later one would hide the loss.
+    async def _restore_contradicted(self, tp: TP) -> None:
+        """Store and commit the first processed position that the log contradicts, because a later one hides the loss.
 
-        Raises DependencyDown as long as that cannot be done.
+        Does nothing when the log contradicts none. Raises DependencyDown until the position is stored.
         """
-        if not (kept := self.trail.of(tp)):
+        if not (processed := self.trail.of(tp)):
             return
-        wrong = (await asyncio.to_thread(self._proof.disproved, {tp: kept})).get(tp)
-        if wrong is None:
+        contradicted = (await asyncio.to_thread(self._proof.disproved, {tp: processed})).get(tp)
+        if contradicted is None:
             return
-        await self._handler.put_back(tp.topic, tp.partition, wrong)
-        await self._commit({tp: wrong})
-        if await self._committed(tp) != wrong:
-            raise DependencyDown(f"the position in {tp.topic} partition {tp.partition} cannot be put back yet")
+        await self._handler.put_back(tp.topic, tp.partition, contradicted)
+        await self._commit({tp: contradicted})
+        if await self._committed(tp) != contradicted:
+            raise DependencyDown(f"the position of {tp.topic} partition {tp.partition} cannot be restored yet")
 
     def _stop(self, tp: TP, epoch: int, reason: str) -> None:
-        """Consume nothing of a partition, and commit nothing for it, as long as this assignment holds."""
+        """Consume nothing from a partition and commit nothing for it until this assignment ends or restarts it."""
         if epoch == self.epoch:
             self._stopped.add(tp)
             self._health.hold(f"{tp.topic}[{tp.partition}]", reason)
-            log.error("a partition is stopped", topic=tp.topic, partition=tp.partition, error=reason)
+            log.error("partition stopped", topic=tp.topic, partition=tp.partition, error=reason)
             self._count_stopped(tp.topic)
-            self.tell_ready()
+            self.report_ready()
 
-    def _go_on(self, tp: TP) -> None:
+    def _resume(self, tp: TP) -> None:
         self._stopped.discard(tp)
         self._health.release(f"{tp.topic}[{tp.partition}]")
         self._count_stopped(tp.topic)
@@ -220,44 +222,52 @@ class Assignment:
     # --- the next record ---------------------------------------------------------------------------------------------
 
     def is_next(self, tp: TP, offset: int, epoch: int) -> bool:
-        """Take a record that is the next one of its partition; most are, and need no more than this."""
+        """Accept a record that is the next of its partition and return True; the fast path, which most records take."""
         if self._next.get(tp) == offset and epoch == self.epoch:
             self._next[tp] = offset + 1
             return True
         return False
 
     async def accept_or_seek(self, tp: TP, offset: int, epoch: int) -> bool:
-        """Say whether this is the record to handle next in its partition; if one is missing, seek back to it."""
+        """Accept a record that is the next of its partition and return True; seek back when a record was skipped.
+
+        Returns False for every record that must not be processed now: repeated, too early, or of an earlier assignment.
+        """
         while tp not in self._next:
             if epoch != self.epoch or tp in self._stopped or tp not in self._app.consumer.assignment():
                 return False
-            # Not awaited itself: a new assignment cancels it, and that must not cancel us.
-            await asyncio.wait({self._load(tp)})
+            # Wait for the start without awaiting it, because a new assignment cancels it and must not cancel this task.
+            await asyncio.wait({self._ensure_started(tp)})
         if epoch != self.epoch:
             return False
         expected = self._next[tp]
         if offset < expected:
-            self.doubted.set()
+            self.check_requested.set()
             return False
         if offset == expected:
             return self.is_next(tp, offset, epoch)
-        if self._sought.get(tp, (None, 0.0))[0] == expected and time.monotonic() - self._sought[tp][1] < SOUGHT_FOR_S:
-            return False  # Left over from before the seek, which is under way.
-        # In a compacted topic a gap may be right; only the log itself can tell.
-        found = await self._next_in_log(tp, expected, epoch)
+        if (
+            self._recent_seeks.get(tp, (None, 0.0))[0] == expected
+            and time.monotonic() - self._recent_seeks[tp][1] < SEEK_GRACE_S
+        ):
+            return False  # A leftover from before the seek, which is in flight.
+        # In a compacted topic a gap is normal; only the log itself shows whether a record is missing.
+        next_in_log = await self._next_in_log(tp, expected, epoch)
         if epoch != self.epoch:
             return False
-        if found == offset:
+        if next_in_log == offset:
             if TOPICS[tp.topic].config["cleanup.policy"] == "delete":
-                log.error("records were deleted from the log before they were read", next=offset, **place(tp, expected))
+                log.error(
+                    "records deleted from the log before they were read", next=offset, **position_fields(tp, expected)
+                )
             self._next[tp] = offset + 1
             return True
-        log.warning("the stream went past a record and is sought back", **place(tp, expected))
+        log.warning("record skipped by the stream, seeking back", **position_fields(tp, expected))
         try:
             await self._seek(tp, expected)
         except Exception as error:
-            # The next record of the partition finds the gap again and tries once more.
-            log.warning("the stream could not be sought back", error=name_of(error), **place(tp, expected))
+            # The next record of the partition finds the gap again and repeats the seek.
+            log.warning("seek failed", error=error_name(error), **position_fields(tp, expected))
         return False
 
     async def _next_in_log(self, tp: TP, offset: int, epoch: int) -> int:
@@ -273,26 +283,26 @@ class Assignment:
         return offset
 
     async def _seek(self, tp: TP, offset: int) -> None:
-        # In the consumer's own thread: from ours it would race with its fetches.
+        # `seek_wait` runs in the consumer's own thread, because a seek from this one would race with its fetches.
         await asyncio.wait_for(self._app.consumer.seek_wait({tp: offset}), SEEK_TIMEOUT_S)
-        self._sought[tp] = (offset, time.monotonic())
+        self._recent_seeks[tp] = (offset, time.monotonic())
 
     async def seek_again(self) -> None:
-        """Repeat a seek after which nothing came although there is something: Faust's own may have undone it."""
-        for tp, (offset, at) in list(self._sought.items()):
+        """Repeat seeks after which no record arrived although the log has more, because Faust may have undone them."""
+        for tp, (offset, at) in list(self._recent_seeks.items()):
             if self._next.get(tp) != offset:
-                del self._sought[tp]
-            elif time.monotonic() - at > SOUGHT_FOR_S:
+                del self._recent_seeks[tp]
+            elif time.monotonic() - at > SEEK_GRACE_S:
                 _, end = await asyncio.to_thread(self._reader.watermarks, tp.topic, tp.partition)
-                if end > offset and self._sought.get(tp) == (offset, at):
+                if end > offset and self._recent_seeks.get(tp) == (offset, at):
                     await self._seek(tp, offset)
 
 
-def name_of(error: Exception) -> str:
-    """Return what may be told of an error that nobody foresaw: its text may quote a record."""
+def error_name(error: Exception) -> str:
+    """Return the type name of an unexpected error, because its text may quote a record."""
     return type(error).__name__
 
 
-def place(tp: TP, offset: int) -> dict[str, Any]:
-    """Return a record's place as the keys of a log line."""
+def position_fields(tp: TP, offset: int) -> dict[str, Any]:
+    """Return topic, partition and offset as the fields of a log line."""
     return {"topic": tp.topic, "partition": tp.partition, "offset": offset}

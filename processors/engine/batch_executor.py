@@ -1,4 +1,4 @@
-"""Doing the work of a batch for as long as it takes: retry what may succeed later, find and park what never can."""
+"""Batch executor: retries a batch while a dependency is unavailable, finds and parks records that can never succeed."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from nigredo.kafka.parking import Parking
 from nigredo.kafka.record import Record
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
-from processors.engine.assignment import name_of, place
+from processors.engine.assignment import error_name, position_fields
 from processors.engine.handler import AssignmentLost, BatchHandler, Decoded
 
 log = get_logger()
 
 PARK_AFTER = 3
-"""A record that failed this often alone, for no reason that could pass, is parked."""
+"""Failures of a single record with an unexpected error before it is parked; RecordRefused parks it at once."""
 DECODING, WORKING = "decoding", "working"
-"""Stages of the work, each with a run of its own: records that can be read may all be refused by the database."""
+"""Stages of the work, each with its own count of failures, because the database may refuse every readable record."""
 
 
 class BatchExecutor:
-    """Brings batches through a handler. `works` is called whenever one went through."""
+    """Passes batches through a handler. on_success: called after each batch, or half of one, that succeeded."""
 
-    def __init__(self, handler: BatchHandler, health: Health, parking: Parking, works: Callable[[], None]) -> None:
+    def __init__(self, handler: BatchHandler, health: Health, parking: Parking, on_success: Callable[[], None]) -> None:
         self._handler = handler
         self._health = health
         self._parking = parking
-        self._works = works
+        self._on_success = on_success
 
     async def execute(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> None:
-        """Return once every record is handled or parked. Raises Stale when they are somebody else's by now."""
+        """Return once every record is processed or parked. Raises AssignmentLost once `still_ours()` is false."""
         try:
             await self._until_done(await self._decode(records, still_ours), still_ours)
         finally:
             self._parking.go_on()
 
     async def _decode(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> list[Decoded]:
-        """Decode what can be decoded and park the rest, waiting for the registry if it must be asked."""
+        """Decode the records and park those that can never be decoded; waits while the registry is unavailable."""
         decoded: list[Decoded] = []
         counted = 0
         for record in records:
@@ -55,7 +55,7 @@ class BatchExecutor:
                     self._health.waiting(str(error))
                 except Exception as error:
                     failures += 1
-                    self._passed(DECODING, [each for each, _ in decoded[counted:]])
+                    self._count_passed(DECODING, [each for each, _ in decoded[counted:]])
                     counted = len(decoded)
                     if await self._may_be_parked(DECODING, record, error, failures):
                         await self._park(record, error, still_ours)
@@ -64,55 +64,55 @@ class BatchExecutor:
                 await asyncio.sleep(backoff.next_wait_s())
                 if not still_ours():
                     raise AssignmentLost
-        self._passed(DECODING, [each for each, _ in decoded[counted:]])
+        self._count_passed(DECODING, [each for each, _ in decoded[counted:]])
         return decoded
 
-    def _passed(self, stage: str, records: Sequence[Record]) -> None:
+    def _count_passed(self, stage: str, records: Sequence[Record]) -> None:
         self._parking.handled(stage, Counter(record.topic for record in records))
 
     async def _until_done(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
-        """Handle records for as long as it takes; those that never can be are found by halving and parked."""
+        """Process records, retrying as needed; those that can never succeed are found by halving and parked."""
         backoff, failures = Backoff(longest_s=10.0), 0
         while records:
             if not still_ours():
                 raise AssignmentLost
             try:
                 await self._handler.work(records, still_ours)
-                self._passed(WORKING, [record for record, _ in records])
-                self._works()
+                self._count_passed(WORKING, [record for record, _ in records])
+                self._on_success()
                 return
             except AssignmentLost:
                 raise
             except DependencyDown as error:
                 self._health.waiting(str(error))
-                log.warning("a batch waits", error=str(error), records=len(records))
+                log.warning("batch waiting for a dependency", error=str(error), records=len(records))
             except Exception as error:
                 if len(records) > 1:
                     middle = len(records) // 2
                     for half in (records[:middle], records[middle:]):
-                        # Each may take long, and nothing is committed meanwhile: no watchdog is to take it for a hang.
-                        self._health.waiting("a batch that is handled part by part")
+                        # Each half may take long without a commit; a new reason keeps the watchdog from seeing a hang.
+                        self._health.waiting("a failed batch, which is processed in halves")
                         await self._until_done(half, still_ours)
                     return
                 failures += 1
                 if await self._may_be_parked(WORKING, records[0][0], error, failures):
                     await self._park(records[0][0], error, still_ours)
                     return
-                log.warning("a record failed", error=name_of(error), **_at(records[0][0]))
+                log.warning("record failed, retrying", error=error_name(error), **_at(records[0][0]))
             await asyncio.sleep(backoff.next_wait_s())
 
     async def _may_be_parked(self, stage: str, record: Record, error: Exception, failures: int) -> bool:
-        """Say whether a record is to blame for its failure, and not its reader, which breaks on many in a row."""
+        """Say whether a failure lies in the record; many failures in a row are the processor's and park nothing."""
         if not isinstance(error, RecordRefused) and failures < PARK_AFTER:
             return False
         try:
             if await self._parking.allows(stage, record, _refusal(error).reason):
                 return True
-        except DependencyDown as down:
-            self._health.waiting(str(down))
+        except DependencyDown as outage:
+            self._health.waiting(str(outage))
             return False
-        # Again and again: a watchdog is not to take it for a hang.
-        self._health.waiting("the cause to be mended")
+        # Reported at every retry, so that the watchdog does not see a hang.
+        self._health.waiting("the cause of the failures to be fixed")
         return False
 
     async def _park(self, record: Record, error: Exception, still_ours: Callable[[], bool]) -> None:
@@ -121,18 +121,18 @@ class BatchExecutor:
         while still_ours():
             try:
                 await self._handler.park(record, refused.reason, refused.error)
-                log.error("a record was parked", reason=refused.reason, error=refused.error, **_at(record))
+                log.error("record parked", reason=refused.reason, error=refused.error, **_at(record))
                 if still_ours():
                     return
-            except DependencyDown as down:
-                self._health.waiting(str(down))
+            except DependencyDown as outage:
+                self._health.waiting(str(outage))
             await asyncio.sleep(backoff.next_wait_s())
         raise AssignmentLost
 
 
 def _refusal(error: Exception) -> RecordRefused:
-    return error if isinstance(error, RecordRefused) else RecordRefused("failed", name_of(error))
+    return error if isinstance(error, RecordRefused) else RecordRefused("failed", error_name(error))
 
 
 def _at(record: Record) -> dict[str, object]:
-    return place(TP(record.topic, record.partition), record.offset)
+    return position_fields(TP(record.topic, record.partition), record.offset)

@@ -1,4 +1,4 @@
-"""A Faust app that only delivers records and runs the consumer group; `stream_processor.py` does the rest."""
+"""Faust app that only delivers records and runs the consumer group; `stream_processor.py` does the rest."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ COMMIT_NEVER_S = 86_400.0
 STREAM_BUFFER_MAX = 4000
 driver: Any = aiokafka
 METADATA_MAX_AGE_MS = 5000
-"""A topic that was away, or has more partitions, is assigned after this long; Faust's own five minutes are silence."""
+"""Time until a topic that was unavailable, or has new partitions, is assigned; Faust's default is five minutes."""
 GARBAGE_AFTER = (50_000, 20, 20)
-"""Python's own 700 new objects are the records of a hundredth of a batch, which live until it is done."""
+"""Garbage collection thresholds. Python's default of 700 new objects would collect about a hundred times in one batch,
+whose records live until the batch ends."""
 
 
 class App(faust.App):
@@ -38,50 +39,50 @@ class App(faust.App):
         async def commit(*_: Any, **__: Any) -> bool:
             return False
 
-        # Faust commits on a timer, on revocation and on stop; each would commit what it thinks is done.
+        # Faust commits on a timer, on revocation and on stop, each time the offsets that it takes for processed.
         setattr(consumer, "commit", commit)  # noqa: B010 - a plain assignment is no method to the type checker
         setattr(consumer, "wait_first", self._hand_over_quickly(consumer))  # noqa: B010
         return consumer
 
     def _hand_over_quickly(self, consumer: Any) -> Any:
-        """Replace how the consumer hands a record on: Faust makes four tasks for each, to be able to give up waiting.
+        """Return a `wait_first` that queues a record without tasks; Faust's own makes four for each, to stop waiting.
 
-        There is nothing to wait for while records flow and there is room for one more; else it is done Faust's way.
+        While records flow and no queue is full there is nothing to wait for; otherwise Faust's own function is called.
         """
-        faust_way = consumer.wait_first
+        faust_wait_first = consumer.wait_first
 
         async def wait_first(*coros: Any, timeout: Any = None) -> Any:
             room = not any(channel.queue.full() for channel in self.topics)
             if len(coros) != 2 or not room or consumer.suspend_flow.is_set() or not self.flow_control.is_active():
-                return await faust_way(*coros, timeout=timeout)
-            handing_over, given_up = coros
-            given_up.close()
-            return await handing_over
+                return await faust_wait_first(*coros, timeout=timeout)
+            enqueue, suspension = coros
+            suspension.close()
+            return await enqueue
 
         return wait_first
 
 
 class _Worker(faust.Worker):
-    """A worker that knows whether it was told to end, or only to leave its group for a while."""
+    """A Faust worker that records whether it ended on a signal or only left its group on request."""
 
-    left = told_to_end = False
+    left = signalled = False
 
     def leave(self) -> None:
-        """End as on a signal; may be called from another thread."""
+        """Shut down as on SIGTERM; safe to call from another thread."""
         self.left = True
         self.loop.call_soon_threadsafe(self._schedule_shutdown, signal.SIGTERM)
 
     def _on_sigint(self) -> None:
-        self.told_to_end = True
+        self.signalled = True
         super()._on_sigint()
 
     def _on_sigterm(self) -> None:
-        self.told_to_end = True
+        self.signalled = True
         super()._on_sigterm()
 
 
 def make_app(settings: Settings, component: str) -> App:
-    """Return an app in the group of the same name, without tables, web server, or topics of its own."""
+    """Return an app in the consumer group of the component's name, without tables, web server or topics of its own."""
     name = settings.function(component)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     brokers = [f"kafka://{broker.strip()}" for broker in settings.kafka_bootstrap_servers.split(",")]
@@ -91,7 +92,7 @@ def make_app(settings: Settings, component: str) -> App:
         broker_credentials=broker_credentials(settings),
         broker_client_id=name,
         store="memory://",
-        # One folder a process: workers that share one overwrite each other's.
+        # One directory for each component, because workers that share one overwrite each other's files.
         datadir=str(settings.state_dir / name),
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -101,7 +102,7 @@ def make_app(settings: Settings, component: str) -> App:
         broker_commit_interval=COMMIT_NEVER_S,
         broker_session_timeout=settings.kafka_session_timeout_s,
         broker_heartbeat_interval=settings.kafka_session_timeout_s / 4,
-        # With manual acknowledgement Faust would wait for ever for a batch that will be dropped.
+        # Without acknowledgements Faust would wait for ever for a batch that is going to be dropped.
         stream_wait_empty=False,
         stream_buffer_maxsize=STREAM_BUFFER_MAX,
         web_enabled=False,
@@ -109,7 +110,10 @@ def make_app(settings: Settings, component: str) -> App:
 
 
 def broker_credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
-    """Return how the app's consumer proves an identity. Raises ConfigurationError for a file it cannot use."""
+    """Return the credentials of the app's consumer; None without TLS and SASL.
+
+    Raises ConfigurationError for an unusable password or certificate file.
+    """
     protocol = settings.kafka_security_protocol
     context = ssl_context(settings) if protocol.endswith("SSL") else None
     if protocol.startswith("SASL_"):
@@ -123,18 +127,18 @@ def broker_credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLC
 
 
 async def commit_positions(app: faust.App, positions: Mapping[TP, LogPosition]) -> bool:
-    """Commit positions with their proofs, for those partitions that are still ours; say whether the broker took them.
+    """Commit positions with their proofs for the partitions still assigned; return False when the broker refuses.
 
-    Faust's own way knows no metadata. As there, in the thread that the consumer belongs to.
+    Runs in the consumer's own thread, as Faust's commit does, which cannot pass metadata.
     """
-    # Neither is public: the consumer that runs in a thread of its own, and the client's consumer in it.
+    # Both are private in Faust: the thread that runs the consumer, and the client's consumer in it.
     thread = cast(Any, app.consumer)._thread
 
     async def commit() -> bool:
         consumer = thread._ensure_consumer()
         ours = consumer.assignment()
         wanted = {
-            # With the end that a C string needs: librdkafka hands metadata on as one.
+            # NUL-terminated, because librdkafka passes metadata on as a C string.
             at: driver.OffsetAndMetadata(position.next_offset, to_metadata(position) + "\0")
             for tp, position in positions.items()
             if (at := driver.ensure_aiokafka_TP(tp)) in ours
@@ -143,7 +147,7 @@ async def commit_positions(app: faust.App, positions: Mapping[TP, LogPosition]) 
             if wanted:
                 await consumer.commit(wanted)
         except driver.CommitFailedError:
-            return False  # The group was assigned anew meanwhile.
+            return False  # The group was rebalanced meanwhile.
         return True
 
     done: bool = await thread.call_thread(commit)
@@ -151,20 +155,20 @@ async def commit_positions(app: faust.App, positions: Mapping[TP, LogPosition]) 
 
 
 def run_app(app: App, settings: Settings, health: Health, leave: GroupDrain | None = None) -> None:
-    """Run the app until a signal ends it. Raises NigredoError when it ended because something failed.
+    """Run the app until a signal ends it. Raises NigredoError when the worker ends with an error.
 
-    leave: with it the app ends when its group is asked to leave, and the process begins anew, under the same id, when
-    that is over. Nothing of the old assignment can survive that.
+    leave: when an operator asks the group to leave, the app ends, and once the request is withdrawn the process
+    restarts under the same process id, so that no state of the old assignment survives.
     """
     server = health_server(health, settings)
     if server:
         server.start()
-    # What is loaded by now stays. Looking for garbage in it, and in every half-done batch, took 5 to 30 % of ours.
+    # Modules loaded so far stay for good. Collecting in them and in every open batch took 5 to 30 % of the CPU time.
     gc.freeze()
     gc.set_threshold(*GARBAGE_AFTER)
     try:
         worker = _Worker(app, loglevel="warn", override_logging=False, redirect_stdouts=False, quiet=True)
-        # Its spinner writes to the log even where there is no terminal.
+        # The worker's spinner writes to the log even without a terminal.
         worker.spinner = None
         if leave:
             leave.open()
@@ -175,9 +179,9 @@ def run_app(app: App, settings: Settings, health: Health, leave: GroupDrain | No
         except SystemExit as end:
             if end.code not in (0, None):
                 raise NigredoError("the stream worker ended with an error") from end
-        if leave and worker.left and not worker.told_to_end:
+        if leave and worker.left and not worker.signalled:
             leave.stay_away(health)
-            _begin_anew()
+            _restart_process()
     finally:
         if leave:
             leave.close()
@@ -185,6 +189,6 @@ def run_app(app: App, settings: Settings, health: Health, leave: GroupDrain | No
             server.stop()
 
 
-def _begin_anew() -> None:
-    """Replace the process by a fresh one of the same command. Its sockets close by themselves."""
+def _restart_process() -> None:
+    """Replace the process by a new one of the same command; open sockets close with the exec."""
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command

@@ -1,4 +1,4 @@
-"""What a processor does with its records, as `InOrder` asks it to: `rate_limit/` and `persistence/` each have one."""
+"""Batch handler: the protocol between `StreamProcessor` and the work of `rate_limit/` and `persistence/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.events import Event
 
 
 class AssignmentLost(Exception):
-    """The assignment this batch belongs to is over; somebody else may own its partitions by now."""
+    """The batch's assignment is over, and another worker may own its partitions: drop the batch, commit nothing."""
 
 
 Decoded = tuple[Record, Event | None]
@@ -22,46 +22,52 @@ Decoded = tuple[Record, Event | None]
 
 
 class BatchHandler(Protocol):
-    """The work of one processor."""
+    """The work of one processor: prepares assigned partitions and processes batches of their records."""
 
     async def open(self) -> None:
-        """Make what needs the event loop. Called once, before everything else; may raise DependencyDown."""
+        """Create clients that need the event loop. Called before every other method, until it succeeds once.
+
+        Raises DependencyDown.
+        """
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
-        """Get ready for a partition that was just assigned and return where it goes on, as the log bears it out.
+        """Prepare a newly assigned partition and return the position to continue from, confirmed by the log.
 
-        Called again after DependencyDown, and afresh in every assignment and after Stale. Raises PositionRefused when
-        the stored position is not the log's: then nothing of the partition is consumed or committed.
+        Called in every assignment, and again after DependencyDown and AssignmentLost. Raises PositionRefused when the
+        log contradicts the stored position: then nothing of the partition is consumed or committed.
         """
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
-        """Store a position that the log contradicts in the place of a later one: it is what tells of the loss.
+        """Store a position that the log contradicts over a later one, because it is the evidence of the loss.
 
-        Only where the group's offset is not the authority; may raise DependencyDown.
+        Does nothing in a processor whose authority is the group's offset. Raises DependencyDown.
         """
 
     async def decode(self, record: Record) -> Event | None:
-        """Return a record's event. Raises RecordRefused for what never can be read, DependencyDown."""
+        """Return a record's event; None for a tombstone.
+
+        Raises RecordRefused for a record that can never be decoded, DependencyDown when the registry is unavailable.
+        """
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
-        """Do the work and return when its results are durable. The same records may come again: be idempotent.
+        """Process records and return once the results are durable. Must be idempotent: the same records may come again.
 
-        Raises DependencyDown for what may succeed later, RecordRefused when (one of) the records never can, Stale
-        when `still_ours()` became false on the way or somebody else was found to do the same work.
+        Raises DependencyDown when a retry may succeed, RecordRefused when at least one record can never succeed,
+        AssignmentLost when `still_ours()` became false or another worker did the same work.
         """
 
     def revoked(self) -> None:
-        """Let go of what is kept of the partitions, all of them: what is ours next is begun afresh."""
+        """Drop the state of every partition; `begin` is called for each partition of the next assignment."""
 
     async def park(self, record: Record, reason: str, error: str) -> None:
-        """Put a record that can never be handled aside, durably, with the reason. May raise DependencyDown."""
+        """Dead-letter a record that can never be processed, durably and with the reason. Raises DependencyDown."""
 
     async def close(self) -> None:
-        """Release what was opened."""
+        """Close the clients that `open` created."""
 
 
 async def decode(codec: Codec, record: Record) -> Event | None:
-    """Return a record's event with errors named for what they mean to `InOrder`."""
+    """Return a record's event; None for a tombstone. Raises RecordRefused for undecodable bytes, DependencyDown."""
     if record.value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a processor tells of its work, batch by batch, and of what is left to do."""
+"""Processor metrics: processed batches and records, and the lag of each assigned partition."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def count_batch(topics: Sequence[str]) -> None:
         metrics.RECORDS_HANDLED.of(topic).inc(records)
 
 
-def tell_lag(consumer: Any, following: Mapping[TP, int]) -> None:
-    """Tell how many records of each assigned partition are left, by what Faust's last fetch saw of its end.
+def report_lag(consumer: Any, following: Mapping[TP, int]) -> None:
+    """Set the lag in records of each assigned partition, up to the end that Faust's last fetch saw.
 
-    following: the offset of the next record to handle. What is not assigned any more is left out.
+    following: next offset by partition. Partitions no longer in it lose their series.
     """
     metrics.CONSUMER_LAG.keep([(tp.topic, str(tp.partition)) for tp in following])
     for tp, offset in following.items():

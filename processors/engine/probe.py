@@ -1,4 +1,4 @@
-"""Looks after the log while a processor runs: whether it is still the one that was read, and all of it is consumed."""
+"""Log probe of a running processor: finds a log that was replaced or cut, and partitions that no member consumes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from nigredo.log_position import LogPosition
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
-from processors.engine.assignment import Assignment, name_of
-from processors.engine.instrumentation import tell_lag
+from processors.engine.assignment import Assignment, error_name
+from processors.engine.instrumentation import report_lag
 
 log = get_logger()
 
 EVERY_S = 3.0
-AT_ONCE_S = 0.5
-"""After a record that was there before."""
+RECHECK_DELAY_S = 0.5
+"""Seconds before an early check, after a record arrived a second time."""
 GROUP = "the group's partitions"
 
 
 class Probe:
-    """A task beside the stream. `distrust` is called when a position that was durable is not the log's any more."""
+    """A task that checks the log every `EVERY_S`, beside the stream.
+
+    on_contradiction: awaited when the log contradicts a position that was already processed.
+    """
 
     def __init__(
         self,
@@ -39,86 +42,86 @@ class Probe:
         watch: LogWatch,
         proof: LogProof,
         health: Health,
-        distrust: Callable[[], Awaitable[None]],
+        on_contradiction: Callable[[], Awaitable[None]],
     ) -> None:
         self._app = app
         self._assignment = assignment
         self._watch = watch
         self._proof = proof
         self._health = health
-        self._distrust = distrust
+        self._on_contradiction = on_contradiction
         self._task: asyncio.Task[None] | None = None
-        self._lacking_looks = 0
+        self._unassigned_checks = 0
 
     def start(self) -> None:
-        """Begin to look, unless that is so."""
+        """Start the task unless it runs."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """End it."""
+        """Cancel the task."""
         if self._task is not None:
             self._task.cancel()
 
-    def lacking_s(self) -> float:
-        """Return for how long partitions were in no member's hands. May be asked from another thread."""
-        # By looks and not by a clock: a process that was frozen saw nothing meanwhile.
-        return max(0, self._lacking_looks - 1) * EVERY_S
+    def unassigned_s(self) -> float:
+        """Return for how many seconds partitions had no member of the group. Safe to call from another thread."""
+        # Counted in checks and not by a clock, because a frozen process sees nothing meanwhile.
+        return max(0, self._unassigned_checks - 1) * EVERY_S
 
     async def _run(self) -> None:
-        """Say that the process is not ready while the broker does not answer; Faust alone would wait in silence."""
-        away = False
+        """Check in a loop; report the process unready while the broker is down, because Faust waits in silence."""
+        unavailable = False
         while True:
             try:
                 await self.look()
                 await self._assignment.seek_again()
-                tell_lag(self._app.consumer, self._following())
-                if away:
-                    away = False
-                    self._assignment.tell_ready()
+                report_lag(self._app.consumer, self._following())
+                if unavailable:
+                    unavailable = False
+                    self._assignment.report_ready()
             except DependencyDown as error:
-                away = True
+                unavailable = True
                 self._health.waiting(str(error))
             except Exception as error:
-                log.warning("the broker could not be watched", error=name_of(error))
+                log.warning("log check failed", error=error_name(error))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._assignment.doubted.wait(), EVERY_S)
-                self._assignment.doubted.clear()
-                await asyncio.sleep(AT_ONCE_S)
+                await asyncio.wait_for(self._assignment.check_requested.wait(), EVERY_S)
+                self._assignment.check_requested.clear()
+                await asyncio.sleep(RECHECK_DELAY_S)
 
     def _following(self) -> Mapping[TP, int]:
         return {tp: offset for tp, offset in (self._assignment.positions or {}).items() if offset >= 0}
 
     async def look(self) -> None:
-        """Look once. Raises DependencyDown."""
+        """Check once. Raises DependencyDown."""
         following, trail = self._following(), self._assignment.trail
-        kept: dict[Place, Sequence[LogPosition]] = {tp: trail.of(tp) for tp in following}
-        look = await asyncio.to_thread(self._watch.look)
-        self._tell_lacking(look)
-        if look.missing:
-            raise DependencyDown(f"there is no topic {look.missing[0]}")
-        wrong = await asyncio.to_thread(self._proof.disproved, kept)
-        for (topic, partition), position in wrong.items():
+        processed: dict[Place, Sequence[LogPosition]] = {tp: trail.of(tp) for tp in following}
+        observation = await asyncio.to_thread(self._watch.look)
+        self._report_unassigned(observation)
+        if observation.missing:
+            raise DependencyDown(f"there is no topic {observation.missing[0]}")
+        contradicted = await asyncio.to_thread(self._proof.disproved, processed)
+        for (topic, partition), position in contradicted.items():
             log.error(
-                "the log is not the one that was read before", topic=topic, partition=partition,
+                "log contradicts a processed position", topic=topic, partition=partition,
                 next=following[TP(topic, partition)], disproved=position.next_offset,
             )  # fmt: skip
-        if wrong:
-            return await self._distrust()
-        for tp, positions in kept.items():
+        if contradicted:
+            return await self._on_contradiction()
+        for tp, positions in processed.items():
             trail.confirmed(tp, positions)
         return None
 
-    def _tell_lacking(self, look: PartitionObservation) -> None:
-        """Tell of partitions that no member has; for a moment, around an assignment, that is nothing."""
-        lacking: list[Place] = list(look.unassigned)
-        self._lacking_looks = self._lacking_looks + 1 if lacking else 0
-        if not lacking:
+    def _report_unassigned(self, observation: PartitionObservation) -> None:
+        """Report partitions that no member of the group has; in a single check, as in a rebalance, that is normal."""
+        unassigned: list[Place] = list(observation.unassigned)
+        self._unassigned_checks = self._unassigned_checks + 1 if unassigned else 0
+        if not unassigned:
             self._health.release(GROUP)
-        elif self._lacking_looks > 1:
-            names = ", ".join(f"{topic}[{partition}]" for topic, partition in lacking[:4])
-            more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+        elif self._unassigned_checks > 1:
+            names = ", ".join(f"{topic}[{partition}]" for topic, partition in unassigned[:4])
+            more = f" and {len(unassigned) - 4} more" if len(unassigned) > 4 else ""
             self._health.hold(GROUP, f"no member of the group has {names}{more}")
-        many = Counter(topic for topic, _ in lacking)
+        by_topic = Counter(topic for topic, _ in unassigned)
         for topic in self._watch.topics:
-            metrics.PARTITIONS_UNASSIGNED.of(topic).set(many[topic])
+            metrics.PARTITIONS_UNASSIGNED.of(topic).set(by_topic[topic])

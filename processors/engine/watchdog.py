@@ -1,9 +1,9 @@
-"""Ends a worker that stopped making progress, so that whoever keeps the process running starts it again.
+"""Watchdog: terminates a worker that makes no progress, so that the supervisor or orchestrator restarts it.
 
-A worker can stall for ever without dying: an agent that hangs, a client that waits for an answer that never comes. So
-progress is judged from outside the event loop, by a thread, and by what the cluster says: the group's committed offsets
-against the ends of the log. A process that says why it waits (`Health.waiting`, again and again) is not stuck, nor is
-one whose dependencies do not answer.
+A worker can stall for ever without dying: an agent hangs, or a client waits for an answer that never comes. So a thread
+outside the event loop judges progress by the cluster's data: the group's committed offsets against the ends of the log.
+A worker that keeps reporting why it waits (`Health.waiting`) is not stuck, nor is a worker whose dependencies do not
+answer.
 """
 
 from __future__ import annotations
@@ -31,82 +31,83 @@ from nigredo.settings import Settings
 
 log = get_logger()
 
-LOOKS = 12
-"""How often is looked within the patience."""
-LONGEST_GAP = 2.0
-"""How much of the time between two looks counts, in times of what it should be: in more, nothing here ran at all."""
+OBSERVATIONS = 12
+"""Observations made within `WATCHDOG_SECONDS`."""
+GAP_FACTOR = 2.0
+"""Of the time between two observations, at most this multiple of the interval counts as stuck, because in a longer gap
+the process itself did not run."""
 EXIT_CODE = 70
 """`EX_SOFTWARE` of sysexits.h."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen at one moment, `at` in seconds of a clock that never goes back."""
+    """One observation of a worker, `at` seconds of the monotonic clock."""
 
     at: float
     could_work: bool
-    """Whether there was work to do and all that it needs answered."""
+    """Whether the worker had records to process and its dependencies answered."""
     progress: Hashable = None
-    """Changes when something is handled or committed, or when the process says why it waits."""
+    """Changes when a record is processed, an offset is committed, or the process reports why it waits."""
 
 
 class Worker(Protocol):
-    """What a worker tells of itself, from any thread."""
+    """A worker as the watchdog reads it, from any thread."""
 
     @property
     def positions(self) -> Mapping[TP, int] | None:
-        """Its next offsets, as `Assignment.positions` tells them."""
+        """Next offset by assigned partition, as `Assignment.positions` has it; None between two assignments."""
 
-    def lacking_s(self) -> float:
-        """For how long partitions were in no member's hands, in seconds."""
+    def unassigned_s(self) -> float:
+        """Return for how many seconds partitions had no member of the group."""
 
 
-def stuck_for_s(looks: Sequence[Observation], now: float, *, gap_max_s: float) -> float:
-    """Return for how long, up to `now`, a worker got nothing done although it could have.
+def stuck_for_s(observations: Sequence[Observation], now: float, *, gap_max_s: float) -> float:
+    """Return for how many seconds, up to `now`, a worker made no progress although it could work.
 
-    looks: oldest first. Of a time between two of them no more than `gap_max_s` counts: in a longer one this process,
-    or the whole machine, did not run, which is no fault of the worker's.
+    observations: oldest first. Of the time between two of them at most `gap_max_s` counts, because in a longer gap this
+    process, or the whole machine, did not run, which is not the worker's fault.
     """
     stuck, until = 0.0, now
-    for look in reversed(looks):
-        if not look.could_work or look.progress != looks[-1].progress:
+    for observation in reversed(observations):
+        if not observation.could_work or observation.progress != observations[-1].progress:
             break
-        stuck += min(until - look.at, gap_max_s)
-        until = look.at
+        stuck += min(until - observation.at, gap_max_s)
+        until = observation.at
     return stuck
 
 
 class Restarts:
-    """How often a component was ended by its watchdog, on disk: a count in memory would end with the process."""
+    """Count of a component's terminations by its watchdog, in a file, so that it outlives the process."""
 
     def __init__(self, settings: Settings, component: str) -> None:
         self._file = restarts_file(settings, component)
 
     def count(self) -> int:
-        """Return the count. A file that cannot be read counts nothing."""
+        """Return the count; zero for a missing or unreadable file."""
         try:
             return int(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return 0
 
     def add(self) -> None:
-        """Count one more. Raises OSError."""
+        """Add one termination. Raises OSError."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self._file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(str(self.count() + 1), encoding="utf-8")
-        unfinished.replace(self._file)
+        temporary = self._file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(str(self.count() + 1), encoding="utf-8")
+        temporary.replace(self._file)
 
 
 def restarts_file(settings: Settings, component: str) -> Path:
-    """Return where a component's restarts are counted."""
+    """Return the path of the file with a component's count."""
     return settings.state_dir / f"{settings.function(component)}.watchdog-restarts"
 
 
 class Watchdog:
-    """Watches one worker while the body of its `with` statement runs.
+    """Watches one worker while the body of its `with` statement runs, and ends the process when the worker is stuck.
 
-    A partition that no member of the group has for that long is a reason to end too: whoever starts joins anew.
-    check: raises DependencyDown when something else the work needs does not answer; called in the thread.
+    A partition without a member of the group for as long is a reason to end too, because the new process joins again.
+    check: raises DependencyDown when a further dependency of the work does not answer; called in the watchdog's thread.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Watchdog:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._patience_s = settings.watchdog_s
-        self._every_s = settings.watchdog_s / LOOKS
+        self._every_s = settings.watchdog_s / OBSERVATIONS
         self._group = settings.function(component)
         self._reader = TopicReader(settings, component)
         self._restarts = Restarts(settings, component)
@@ -127,14 +128,14 @@ class Watchdog:
         self._topics = topics
         self._worker = worker
         self._check = check
-        self._looks: deque[Observation] = deque(maxlen=2 * LOOKS)
+        self._observations: deque[Observation] = deque(maxlen=2 * OBSERVATIONS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        if ended := self._restarts.count():
-            log.warning("the watchdog ended earlier workers", watchdog_restarts=ended)
-            metrics.WATCHDOG_RESTARTS.of().inc(ended)
+        if terminated := self._restarts.count():
+            log.warning("earlier workers terminated by the watchdog", watchdog_restarts=terminated)
+            metrics.WATCHDOG_RESTARTS.of().inc(terminated)
         self._thread.start()
         return self
 
@@ -145,30 +146,30 @@ class Watchdog:
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):
             try:
-                self._looks.append(self._look())
-                stuck_s = stuck_for_s(self._looks, time.monotonic(), gap_max_s=LONGEST_GAP * self._every_s)
-                stuck_s = max(stuck_s, self._worker.lacking_s())
+                self._observations.append(self._observe())
+                stuck_s = stuck_for_s(self._observations, time.monotonic(), gap_max_s=GAP_FACTOR * self._every_s)
+                stuck_s = max(stuck_s, self._worker.unassigned_s())
                 if stuck_s >= self._patience_s and not self._stopping.is_set():
                     self._end(stuck_s)
             except Exception as error:
-                # The thread that finds what is stuck must not be the one that ends unseen.
-                log.error("the watchdog met an error", error=type(error).__name__)
+                # An error must not end this thread, because nothing would notice a stuck worker any more.
+                log.error("watchdog check failed", error=type(error).__name__)
 
-    def _look(self) -> Observation:
+    def _observe(self) -> Observation:
         positions, reasons = self._worker.positions, self._health.reasons_given
         at = time.monotonic()
         try:
             if positions is None:
-                # Between two assignments for ever is stuck too, if all of the group gets nothing done meanwhile.
+                # A worker that stays between two assignments is stuck too, if the whole group makes no progress.
                 partitions = {topic: self._reader.partitions(topic) for topic in self._topics}
             else:
                 partitions = {}
                 for tp in sorted(positions):
                     partitions.setdefault(tp.topic, []).append(tp.partition)
             standing = self._reader.standing(self._group, partitions)
-            behind = any(max(one.committed or 0, one.start) < one.end for one in standing)
-            progress = (tuple(one.committed for one in standing), tuple(sorted((positions or {}).items())), reasons)
-            if behind and self._looks and self._looks[-1].progress == progress:
+            behind = any(max(each.committed or 0, each.start) < each.end for each in standing)
+            progress = (tuple(each.committed for each in standing), tuple(sorted((positions or {}).items())), reasons)
+            if behind and self._observations and self._observations[-1].progress == progress:
                 self._check()
             return Observation(at, behind, progress)
         except DependencyDown:
@@ -179,9 +180,9 @@ class Watchdog:
         try:
             self._restarts.add()
         except OSError as error:
-            log.error("the restart could not be counted", error=type(error).__name__)
-        # Where it hangs: lines of code, no values.
+            log.error("watchdog restart not counted", error=type(error).__name__)
+        # The traceback shows the line that hangs; it holds lines of code and no values.
         with contextlib.suppress(Exception):  # Without a stderr, or with a broken one, the worker ends all the same.
             faulthandler.dump_traceback(sys.stderr)
-        # Not an exception, not a signal: whatever hangs must not be asked. Nothing is lost, as with kill -9.
+        # Neither an exception nor a signal, because a hanging thread would not react. As with kill -9, nothing is lost.
         os._exit(EXIT_CODE)

@@ -168,7 +168,7 @@ def test_a_commit_that_failed_is_not_repeated_for_partitions_that_are_gone() -> 
 
 
 def test_a_seek_that_was_undone_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment, "SOUGHT_FOR_S", 0.02)
+    monkeypatch.setattr(assignment, "SEEK_GRACE_S", 0.02)
     monkeypatch.setattr(probe, "EVERY_S", 0.01)
 
     async def scenario() -> Rig:

@@ -206,10 +206,10 @@ def test_partitions_that_no_member_has_are_told_and_counted_for_the_watchdog() -
         rig = Rig()
         rig.log.unassigned = [(TOPIC, number) for number in range(1, 7)]
         await rig.app.on_rebalance_complete.send()
-        await until(lambda: rig.in_order.lacking_s() >= 2 * probe.EVERY_S)
+        await until(lambda: rig.in_order.unassigned_s() >= 2 * probe.EVERY_S)
         told, gauge = rig.health.waiting_for, metrics.PARTITIONS_UNASSIGNED.of(TOPIC)._value.get()
         rig.log.unassigned = []
-        await until(lambda: rig.in_order.lacking_s() == 0)
+        await until(lambda: rig.in_order.unassigned_s() == 0)
         after = rig.health.waiting_for
         await rig.app.on_before_shutdown.send()
         return told, gauge, after
@@ -239,7 +239,7 @@ def test_a_topic_that_is_gone_is_waited_for_by_name() -> None:
 
 def test_a_record_that_was_there_before_makes_the_log_be_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "EVERY_S", 3600.0)
-    monkeypatch.setattr(probe, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(probe, "RECHECK_DELAY_S", 0.0)
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -254,4 +254,4 @@ def test_a_record_that_was_there_before_makes_the_log_be_looked_at_at_once(monke
     with capture_logs() as logs:
         rig = asyncio.run(scenario())
     assert handled(rig) == [0, 1, 2]
-    assert "the log is not the one that was read before" in [line["event"] for line in logs]
+    assert "log contradicts a processed position" in [line["event"] for line in logs]

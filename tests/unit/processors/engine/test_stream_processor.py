@@ -259,7 +259,7 @@ def test_partitions_revoked_while_their_log_is_in_doubt_wait_for_the_next_assign
         await rig.app.on_rebalance_complete.send()
         await until(lambda: rig.health.waiting_for is None)
         rig.in_order._idle.clear()
-        doubting = asyncio.ensure_future(rig.in_order._distrust())
+        doubting = asyncio.ensure_future(rig.in_order._restart_partitions())
         await asyncio.sleep(0)
         rig.in_order.assignment.revoked()
         rig.in_order._idle.set()
