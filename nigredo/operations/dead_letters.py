@@ -1,7 +1,7 @@
-"""Dead letters as an operator sees to them: found, put back where they came from, or discarded; blocking.
+"""Dead letters for operators: list, retry or discard parked records; blocking.
 
-The original record goes back first, and only then the dead letter is ended: a command that is interrupted leaves the
-letter, and a record that comes twice has the id it had.
+A retry first processes or publishes the original record and then removes the dead letter, so that an interrupted
+command leaves the dead letter. A record that is retried twice has the same id and is deduplicated.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ IN_FLIGHT_MAX = 10
 
 
 class NotRetried(NigredoError):
-    """A record that cannot be put back (yet); its dead letter stands."""
+    """The record cannot be retried, or not yet; its dead letter stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A dead letter, its key, and the partition it stands in."""
+    """A dead letter with its key and its partition of `nigredo.dead-letters`."""
 
     key: bytes
     partition: int
@@ -50,7 +50,7 @@ class Parked:
 
     @property
     def id(self) -> str:
-        """The name by which a command knows it: the function that parked it, and the record's place."""
+        """Id for commands: the function that parked the record, and the record's topic, partition and offset."""
         return self.key.decode(errors="replace")
 
 
@@ -59,10 +59,10 @@ Store = Callable[[Record, Event | None], None]
 
 
 class DeadLetters:
-    """Reads and ends dead letters. Every call may raise DependencyDown."""
+    """Lists, retries and discards dead letters. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, actor: str, store: Store) -> None:
-        """actor: the person who asks, for the audit."""
+        """actor: the operator, for the audit. store: stores the record of a dead letter that the persister parked."""
         self._settings = settings
         self._actor = actor
         self._store = store
@@ -73,17 +73,17 @@ class DeadLetters:
         return asyncio.run(ready_codec(self._settings, [AUDIT, DEAD_LETTERS], deadline_s=REGISTRY_WITHIN_S))
 
     def waiting(self) -> list[Parked]:
-        """Return the dead letters that stand, the oldest first. All of them are in memory at once."""
-        standing: dict[tuple[bytes, int], bytes] = {}
+        """Return the dead letters that are parked, oldest first. All of them are in memory at once."""
+        parked: dict[tuple[bytes, int], bytes] = {}
         partitions = self._reader.partitions(DEAD_LETTERS)
         for message in self._reader.read_to_end(DEAD_LETTERS, partitions, deadline_s=READ_DEADLINE_S):
             at = (message.key() or b"", message.partition() or 0)
             if (value := message.value()) is None:
-                standing.pop(at, None)
+                parked.pop(at, None)
             else:
-                standing[at] = value
-        found = [Parked(key, partition, self._letter(key, value)) for (key, partition), value in standing.items()]
-        return sorted(found, key=lambda parked: parked.letter.parked_at)
+                parked[at] = value
+        found = [Parked(key, partition, self._letter(key, value)) for (key, partition), value in parked.items()]
+        return sorted(found, key=lambda each: each.letter.parked_at)
 
     def _letter(self, key: bytes, value: bytes) -> DeadLetter:
         try:
@@ -92,7 +92,7 @@ class DeadLetters:
             event = None
         if isinstance(event, DeadLetter):
             return event
-        # Of another writer: shown, so that it can be discarded.
+        # Written by an unknown producer: listed, so that an operator can discard it.
         origin = Origin.of(key) or Origin("?", "?", 0, 0)
         nothing: dict[str, Any] = {"key": None, "value": None, "headers": ()}
         return DeadLetter(
@@ -103,7 +103,7 @@ class DeadLetters:
     # --- the record ---------------------------------------------------------------------------------------------------
 
     def original(self, parked: Parked) -> Record:
-        """Return the record as it was. Raises NotRetried when it is kept nowhere any more."""
+        """Return the original record. Raises NotRetried when no copy of the record is left."""
         letter = parked.letter
         if letter.reason == "unreadable":
             raise NotRetried(letter.error)
@@ -122,10 +122,10 @@ class DeadLetters:
                 same_time = found.timestamp == letter.origin_timestamp
                 if found.offset == offset and found.key == letter.key and same_time:
                     return found
-        raise NotRetried("its value was too large for a dead letter, and the record is gone from its topic")
+        raise NotRetried("its value was too large for a dead letter, and its topic does not hold the record any more")
 
     def payload(self, parked: Parked) -> Mapping[str, Any]:
-        """Return what a record says, as JSON can hold it. Raises NotRetried."""
+        """Return a record's event, or its value as hex, as a JSON-serialisable mapping. Raises NotRetried."""
         record = self.original(parked)
         try:
             event = self._read(record)
@@ -137,21 +137,21 @@ class DeadLetters:
         try:
             return None if record.value is None else self._codec.decode(record.topic, record.value)
         except (Undecodable, KeyError) as error:
-            reason = str(error) if isinstance(error, Undecodable) else "its topic is none of the product's"
+            reason = str(error) if isinstance(error, Undecodable) else "its topic is unknown to the product"
             raise NotRetried(f"it cannot be read yet: {reason}") from error
 
-    # --- back, or away ------------------------------------------------------------------------------------------------
+    # --- retry, or discard --------------------------------------------------------------------------------------------
 
     def retry(self, parked: Sequence[Parked], done: Callable[[Parked, str | None], None]) -> None:
-        """Put records back one by one; `done` is told of each, with the reason why it could not be.
+        """Retry the records one by one; `done` is called with each and None, or the reason why the retry failed.
 
-        A record that the persister could not store is stored at once, a lead that a sender could not read is sent
-        once more by that sender alone; all others are appended to their topic again.
+        A record that the persister could not store is stored at once. A lead that a sender could not read is sent
+        again by that sender alone. All others are appended to their topic again.
         """
-        asyncio.run(self._each(parked, "dead-letters.retry", self._put_back, done))
+        asyncio.run(self._each(parked, "dead-letters.retry", self._retry, done))
 
     def discard(self, parked: Sequence[Parked], done: Callable[[Parked, str | None], None]) -> None:
-        """End dead letters without their records."""
+        """Remove the dead letters without a retry; `done` is called with each and None."""
 
         async def nothing(_: Publisher, __: Parked) -> None:
             return None
@@ -166,28 +166,28 @@ class DeadLetters:
         config = producer_config(self._settings, name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
         publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
         try:
-            for one in parked:
+            for each in parked:
                 try:
-                    await work(publisher, one)
+                    await work(publisher, each)
                 except NotRetried as error:
-                    done(one, str(error))
+                    done(each, str(error))
                     continue
-                details = {"reason": one.letter.reason, "parked_at": one.letter.parked_at.isoformat()}
-                audit = AuditEntry(self._actor, action, one.id, details, utc_now())
-                await publisher.publish(AUDIT, key=one.key, value=codec.encode(AUDIT, audit))
-                await publisher.publish(DEAD_LETTERS, key=one.key, value=None, partition=one.partition)
-                done(one, None)
+                details = {"reason": each.letter.reason, "parked_at": each.letter.parked_at.isoformat()}
+                audit = AuditEntry(self._actor, action, each.id, details, utc_now())
+                await publisher.publish(AUDIT, key=each.key, value=codec.encode(AUDIT, audit))
+                await publisher.publish(DEAD_LETTERS, key=each.key, value=None, partition=each.partition)
+                done(each, None)
         finally:
             await publisher.close()
 
-    async def _put_back(self, publisher: Publisher, parked: Parked) -> None:
+    async def _retry(self, publisher: Publisher, parked: Parked) -> None:
         record, function = await asyncio.to_thread(self.original, parked), parked.letter.function
         event = await asyncio.to_thread(self._read, record)
         if record.topic == LEADS and record.value is not None:
             await asyncio.to_thread(self._refuse_erased, record)
         sender = self._settings.function("webhook-sender")
         if function == self._settings.function("persister"):
-            # Appended again, the lead would be sent again too.
+            # Stored directly, because a lead that is appended again would be delivered again too.
             await asyncio.to_thread(self._store, record, event)
         elif record.topic == LEADS and (function == sender or function.startswith(f"{sender}-")):
             await asyncio.to_thread(self._send, function.removeprefix(sender).removeprefix("-"), record)
@@ -203,7 +203,7 @@ class DeadLetters:
         ReplayService(self._settings, endpoint or FIRST_ENDPOINT, self._actor).request([references], "dead letters")
 
     def _refuse_erased(self, record: Record) -> None:
-        """Raise NotRetried when the lead was erased after its record: nothing may bring the person back."""
+        """Raise NotRetried when the lead was erased after this record, so that an erased person is not restored."""
         _, end = self._reader.watermarks(record.topic, record.partition)
         for message in self._reader.between(record.topic, record.partition, record.offset, end):
             if message.key() == record.key and message.value() is None:
@@ -211,11 +211,11 @@ class DeadLetters:
 
 
 def chosen(parked: Sequence[Parked], *, topic: str | None, reason: str | None, since: datetime | None) -> list[Parked]:
-    """Return those of a topic, of a reason, parked since a time; None for any."""
+    """Return the dead letters that match all filters: origin topic, reason, parked since a time; None matches any."""
     return [
-        one
-        for one in parked
-        if topic in (None, one.letter.origin_topic)
-        and reason in (None, one.letter.reason)
-        and (since is None or one.letter.parked_at >= since)
+        each
+        for each in parked
+        if topic in (None, each.letter.origin_topic)
+        and reason in (None, each.letter.reason)
+        and (since is None or each.letter.parked_at >= since)
     ]

@@ -1,4 +1,4 @@
-"""Refused submissions as they stand in `nigredo.rejections`: found, and put through; blocking, for commands."""
+"""Quarantine: lists the refused submissions in `nigredo.rejections` and releases them as leads; blocking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.topics import LEADS, REJECTIONS
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedSubmission:
-    """A refused submission and its place in `nigredo.rejections`."""
+    """A refused submission with its partition and offset in `nigredo.rejections`."""
 
     rejection: Rejection
     partition: int
@@ -24,7 +24,7 @@ class QuarantinedSubmission:
 
 
 class Quarantine:
-    """Reads the rejections and asks the limiter for releases. Every call may raise DependencyDown."""
+    """Reads rejections and requests releases from the limiter. Every call may raise DependencyDown."""
 
     def __init__(self, commands: LimiterCommands) -> None:
         self._commands = commands
@@ -32,7 +32,7 @@ class Quarantine:
     def kept(
         self, *, ids: Collection[UUID] | None = None, since: datetime | None = None
     ) -> Mapping[UUID, QuarantinedSubmission]:
-        """Return what is in quarantine, by id: all of it, or these ids, or what was refused since."""
+        """Return the submissions in quarantine by id: all, or only these ids, or only those refused since a time."""
         reader, wanted = self._commands.reader, None if ids is None else {str(each).encode() for each in ids}
         newest: dict[bytes, tuple[bytes, int, int]] = {}
         partitions = reader.partitions(REJECTIONS)
@@ -59,26 +59,26 @@ class Quarantine:
         return event if isinstance(event, Rejection) else None
 
     def release(self, kept: Collection[QuarantinedSubmission], *, deadline_s: float) -> Mapping[UUID, tuple[int, int]]:
-        """Put these submissions through; return where in `nigredo.leads` each lead that came of it is.
+        """Release these submissions; return the (partition, offset) in `nigredo.leads` of each new lead, by id.
 
-        One that is not in the answer was put through by somebody else meanwhile, or was not at all: `kept` tells.
-        Raises DependencyDown when the limiter does not come to it in time; it will all the same.
+        An id missing from the answer was released by another command meanwhile, or was not released: `kept` shows
+        which. Raises DependencyDown when the limiter does not process the commands in time; they stay valid.
         """
         reader = self._commands.reader
         ends = {partition: reader.watermarks(LEADS, partition)[1] for partition in reader.partitions(LEADS)}
         releases = [
             RejectionRelease(
-                one.rejection.id,
-                one.rejection.client_network,
+                each.rejection.id,
+                each.rejection.client_network,
                 self._commands.actor,
                 utc_now(),
-                one.partition,
-                one.offset,
+                each.partition,
+                each.offset,
             )
-            for one in kept
+            for each in kept
         ]
         self._commands.wait_handled(self._commands.release(releases), deadline_s=deadline_s)
-        ids = {str(one.rejection.id).encode(): one.rejection.id for one in kept}
+        ids = {str(each.rejection.id).encode(): each.rejection.id for each in kept}
         answers = reader.read_to_end(LEADS, sorted(ends), deadline_s=READ_DEADLINE_S, offsets=ends)
         return {
             ids[key]: (message.partition() or 0, message.offset() or 0)

@@ -1,7 +1,7 @@
-"""Sending leads again: what an endpoint still has to come, what is dead, and asking its sink to send; blocking.
+"""Replay of leads to one endpoint: selects them, writes references for its sender, watches progress; blocking.
 
-A request is a reference in `nigredo.webhook-replays`, in the partition of its lead. It stands until the sink
-settled it.
+A request is a reference in `nigredo.webhook-replays`, in the partition of its lead. It is pending until the sender
+settles it with a tombstone.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ COMPONENT = "replay"
 IN_FLIGHT_MAX = 1000
 DELIVERY_TIMEOUT_S = 30.0
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""A lead is stamped by one machine, its attempts by another."""
+"""Tolerated clock difference, because different machines stamp a lead and its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Which leads are asked for: by time [since, until), by offset in some partitions, or by their ids."""
+    """Leads requested for a replay: by append time [since, until), by (partition, first offset), or by id."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -43,7 +43,7 @@ class Range:
     ids: frozenset[UUID] = frozenset()
 
     def describe(self) -> str:
-        """Say it in the words of the command, for the audit."""
+        """Return the range in the words of the command, for the audit."""
         if self.ids:
             return f"{counted(len(self.ids), 'lead')} by id"
         if self.from_offsets:
@@ -53,14 +53,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class NextSteps:
-    """What comes next for a lead that an endpoint does not have."""
+    """Next step for a lead that an endpoint does not have: committed offsets, pending and dead leads (16-byte ids)."""
 
     committed: Mapping[int, int]
     waiting: Container[bytes]
     dead: Container[bytes]
 
     def of(self, lead_id: UUID, partition: int, offset: int) -> str:
-        """Return `waiting` for its first or next attempt, `dead`, or `unknown`: nothing that is known of sends it."""
+        """Return `waiting` (an attempt is to come), `dead`, or `unknown` (no known cause for another attempt)."""
         if lead_id.bytes in self.waiting or offset >= self.committed.get(partition, 0):
             return "waiting"
         return "dead" if lead_id.bytes in self.dead else "unknown"
@@ -68,7 +68,7 @@ class NextSteps:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a replay does. `not_reached` are leads of the range that live delivery has yet to come to."""
+    """Plan of a replay. `not_reached` counts leads of the range that live delivery has not reached yet."""
 
     counts: Counts
     not_reached: int
@@ -76,10 +76,10 @@ class Plan:
 
 
 class ReplayService:
-    """Sends again to one endpoint. Every call may raise DependencyDown."""
+    """Replays leads to one endpoint. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, endpoint: str, actor: str) -> None:
-        """actor: who asks for it, for the references and the audit."""
+        """actor: the operator, for the references and the audit."""
         self.endpoint = endpoint
         self._settings = settings
         self._actor = actor
@@ -90,13 +90,13 @@ class ReplayService:
     # --- a plan -------------------------------------------------------------------------------------------------------
 
     def plan(self, asked: Range, rule: Rule) -> Plan:
-        """Return which leads of the range are sent. Raises ConfigurationError for an endpoint that there is not."""
+        """Return which leads of the range are sent. Raises ConfigurationError for an unknown endpoint or partition."""
         partitions = self._reader.partitions(LEADS)
         unknown = sorted({partition for partition, _ in asked.from_offsets} - set(partitions))
         if unknown:
             raise ConfigurationError(f"{LEADS} has partitions {partitions[0]} to {partitions[-1]}, not {unknown[0]}")
-        # In this order: how far live delivery is, then what waits, then what was delivered. A lead that moves on
-        # meanwhile moves the same way, so it is met in one of the places.
+        # The order matters: committed offsets, then pending attempts, then deliveries. A lead that advances meanwhile
+        # advances in the same order, so one of the three readings finds it.
         limits = self.topics.live_offsets(self.endpoint)
         ends = {partition: self._reader.watermarks(LEADS, partition)[1] for partition in partitions}
         waiting = self.topics.waiting(self.endpoint)
@@ -107,15 +107,15 @@ class ReplayService:
                 continue
             scan = _Scan(self._reader, asked, partition, start, ends[partition], limits[partition])
             leads, erased = asked_for(scan.leads())
-            told, references = select(
+            selected, references = select(
                 partition, leads, erased, self._tried(partition, leads, scan.oldest), waiting, rule
             )
-            counts, not_reached = counts + told, not_reached + scan.not_reached
+            counts, not_reached = counts + selected, not_reached + scan.not_reached
             found.append(references)
         return Plan(counts, not_reached, tuple(found))
 
     def _start(self, asked: Range, partition: int) -> int | None:
-        """Return where to begin to read a partition; None if it holds nothing that was asked for."""
+        """Return the first offset to read in a partition; None when the range has nothing in the partition."""
         if asked.from_offsets:
             return dict(asked.from_offsets).get(partition)
         if asked.since is not None:
@@ -127,7 +127,7 @@ class ReplayService:
             yield AttemptSeen(attempt.lead_id.bytes, attempt.outcome == "delivered")
 
     def _attempts(self, partition: int, leads: Collection[bytes], oldest: datetime | None) -> Iterator[DeliveryAttempt]:
-        """Yield the attempts at these leads. They are in the partition of their lead."""
+        """Yield the endpoint's attempts at these leads, read from the same partition of `nigredo.deliveries`."""
         if not leads or oldest is None or partition not in self._reader.partitions(DELIVERIES):
             return
         start = self._reader.offset_at(DELIVERIES, partition, oldest - CLOCKS_DIFFER)
@@ -141,7 +141,7 @@ class ReplayService:
                 yield attempt
 
     def prospects(self) -> NextSteps:
-        """Return what comes next for leads that were not delivered. Raises ConfigurationError as `plan` does."""
+        """Return the next steps of undelivered leads. Raises ConfigurationError for an endpoint that never began."""
         committed = self.topics.live_offsets(self.endpoint)
         waiting = self.topics.waiting(self.endpoint)
         dead = {dead.lead_id.bytes for dead in self.topics.dead() if dead.endpoint == self.endpoint}
@@ -150,9 +150,9 @@ class ReplayService:
     # --- asking the sink ----------------------------------------------------------------------------------------------
 
     def request(self, groups: Iterable[References], why: str, progress: Callable[[int], None] = lambda _: None) -> None:
-        """Write the references; returns when Kafka has all of them. Safe to interrupt: what is written is sent.
+        """Write the references; return once Kafka has acknowledged all. Safe to interrupt: written ones are sent.
 
-        progress: called with how many were written so far. Raises DependencyDown.
+        why: for the audit. progress: called with the number written so far. Raises DependencyDown.
         """
         groups = list(groups)
         codec = self.topics.codec
@@ -186,19 +186,19 @@ class ReplayService:
             await publisher.close()
 
     def watch(self, groups: Iterable[References]) -> ReplayProgress:
-        """Return what knows how many of the references still stand; open it, close it."""
+        """Return a progress watcher over these references. Call `open` to start and `close` to stop it."""
         keys = {key_of(lead_id, self.endpoint) for references in groups for lead_id, _ in references}
         return ReplayProgress(self._settings, keys)
 
     def sent_again(self, groups: Iterable[References], since: datetime) -> set[bytes]:
-        """Return which of these leads (16 bytes each) the sink delivered since then because it was asked to.
+        """Return the ids (16 bytes each) of those of these leads that a replay delivered since then.
 
-        since: by this machine's clock. What was delivered shortly before, by itself, says nothing of a replay.
+        since: by this machine's clock. Deliveries that were no replay do not count.
         """
         return self._delivered(groups, since, lambda attempt: attempt.replay)
 
     def delivered_since(self, groups: Iterable[References], since: datetime) -> set[bytes]:
-        """Return which of these leads (16 bytes each) were delivered since then. since: by the sink's clock."""
+        """Return the ids (16 bytes each) of those of these leads delivered since then. since: by the sender's clock."""
         return self._delivered(groups, since, lambda attempt: attempt.sent_at > since)
 
     def _delivered(
@@ -213,24 +213,24 @@ class ReplayService:
 
 
 class _Scan:
-    """Reads one partition of the leads from the range's beginning to its end, and notes what the plan needs beside."""
+    """Scan of one partition of the leads over a range; collects `oldest` and `not_reached` on the way."""
 
     def __init__(self, reader: TopicReader, asked: Range, partition: int, start: int, end: int, limit: int) -> None:
         self.oldest: datetime | None = None
-        """The time of the oldest lead asked for: its first attempt came after it."""
+        """Append time of the oldest requested lead, before which no attempt at these leads can have been made."""
         self.not_reached = 0
         self._reader = reader
         self._asked = asked
         self._ids = frozenset(lead_id.bytes for lead_id in asked.ids)
-        self._place = (partition, start, end)
+        self._offsets = (partition, start, end)
         self._limit = limit
 
     def leads(self) -> Iterator[LeadSeen]:
-        """Yield every record. Past the live group's offset none is asked for: those are sent anyway."""
-        for message in self._reader.between(LEADS, *self._place):
+        """Yield every record. Leads past the live offset count as not requested, because live delivery sends them."""
+        for message in self._reader.between(LEADS, *self._offsets):
             known = from_key(message.key())
             if known is None:
-                continue  # No lead of ours; the sink parked it.
+                continue  # No lead: the sender parked the record.
             at = from_ms(max(0, message.timestamp()[1]))
             erased, offset = message.value() is None, message.offset() or 0
             wanted = not erased and self._wanted(known[0].bytes, at)
@@ -248,41 +248,41 @@ class _Scan:
 
 
 class ReplayProgress:
-    """How many references still stand, from `open` to `close`. Keeps their keys: about 150 bytes each."""
+    """Count of pending references, updated from `open` to `close`. Holds their keys: about 150 bytes each."""
 
     def __init__(self, settings: Settings, keys: Collection[bytes]) -> None:
         self._keys = frozenset(keys)
-        self._standing: set[bytes] = set()
+        self._pending: set[bytes] = set()
         self._left = len(self._keys)
         self._loaded = False
         self._view = MaterializedView(settings, COMPONENT, WEBHOOK_REPLAYS, self)
 
     def open(self) -> None:
-        """Begin to watch."""
+        """Start watching the topic."""
         self._view.open()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._view.close()
 
     @property
     def left(self) -> int:
-        """How many the sink has not settled yet."""
+        """Number of references that the sender has not settled yet."""
         return self._left
 
     def begin(self) -> None:
-        """Start afresh, as `TopicView` asks; `left` stands meanwhile."""
-        self._standing, self._loaded = set(), False
+        """Start a new load, as `TopicView` requires; `left` keeps its value until the load is complete."""
+        self._pending, self._loaded = set(), False
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take what came."""
+        """Apply new rows: a value is a pending reference, a tombstone a settled one."""
         for row in rows:
             if row.key is not None and row.key in self._keys:
-                (self._standing.discard if row.value is None else self._standing.add)(row.key)
+                (self._pending.discard if row.value is None else self._pending.add)(row.key)
         if self._loaded:
-            self._left = len(self._standing)
+            self._left = len(self._pending)
 
     def loaded(self) -> None:
-        """Make it hold: what is not in the topic any more is settled."""
+        """Complete the load: references absent from the topic are settled."""
         self._loaded = True
-        self._left = len(self._standing)
+        self._left = len(self._pending)

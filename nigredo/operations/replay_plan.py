@@ -1,7 +1,7 @@
-"""What a replay sends: a plan made of what the logs say. Pure: it is handed records and reads nothing itself.
+"""Replay plan: selects the leads to send from records of leads and attempts. Pure.
 
-It is made a partition at a time. What is kept meanwhile are the leads asked for in that partition, about 200 bytes
-each, however much else the logs hold; of the finished plan, 24 bytes for each lead to send.
+A plan is made partition by partition. Memory in use: about 200 bytes for each requested lead of the partition, and 24
+bytes for each lead to send of the finished plan, whatever else the logs hold.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from uuid import UUID
 
 
 class LeadSeen(NamedTuple):
-    """One record of `nigredo.leads`. A tuple, and ids as their 16 bytes: there may be millions."""
+    """A record of `nigredo.leads`. A tuple, with its id as 16 bytes, because there may be millions."""
 
     id: bytes
     offset: int
     asked_for: bool
     erased: bool
-    """A tombstone: whatever was asked for, this lead is out."""
+    """Whether the record is a tombstone: an erased lead is never sent, even when requested."""
 
 
 class AttemptSeen(NamedTuple):
-    """One attempt at the endpoint, from `nigredo.deliveries`."""
+    """An attempt at the endpoint, from `nigredo.deliveries`: the lead's id as 16 bytes, and its success."""
 
     id: bytes
     delivered: bool
@@ -32,7 +32,7 @@ class AttemptSeen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which of the leads asked for are sent. Both together would be a contradiction."""
+    """Filter on the requested leads. The two flags exclude each other."""
 
     include_delivered: bool = False
     failed_only: bool = False
@@ -40,16 +40,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many leads were asked for, and why some are not sent. Every lead asked for is in exactly one of the rest."""
+    """Numbers of leads: `asked_for` is the sum of all other fields, each of which is a reason or `to_send`."""
 
     asked_for: int = 0
     erased: int = 0
     delivered: int = 0
-    """Left out because the endpoint has them."""
+    """Left out because the endpoint already has them."""
     waiting: int = 0
-    """Left out because an attempt is already to come: in a retry topic, or asked for by an earlier replay."""
+    """Left out because an attempt is pending: a scheduled retry or an earlier replay."""
     not_failed: int = 0
-    """Left out because only failed ones are wanted."""
+    """Left out because only leads with a failed attempt are requested."""
     to_send: int = 0
 
     def __add__(self, other: Counts) -> Counts:
@@ -59,14 +59,14 @@ class Counts:
 
 @dataclass(slots=True)
 class References:
-    """Leads of one partition, compactly, in the order of the log."""
+    """Leads of one partition as packed ids and offsets, 24 bytes each, in the order of the log."""
 
     partition: int
     _ids: bytearray = field(default_factory=bytearray)
     _offsets: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, lead_id: bytes, offset: int) -> None:
-        """Append one."""
+        """Append a lead. lead_id: 16 bytes."""
         self._ids += lead_id
         self._offsets.append(offset)
 
@@ -79,9 +79,9 @@ class References:
 
 
 def asked_for(leads: Iterable[LeadSeen]) -> tuple[dict[bytes, int], int]:
-    """Return the leads asked for that were not erased, with the newest offset of each, and how many were erased.
+    """Return the requested leads that were not erased, each with its newest offset, and the number of erased ones.
 
-    leads: one partition to its end, not only the range: a tombstone comes after it.
+    leads: one partition to its end, beyond the range too, because a tombstone may follow later.
     """
     found: dict[bytes, int] = {}
     erased: set[bytes] = set()
@@ -90,7 +90,7 @@ def asked_for(leads: Iterable[LeadSeen]) -> tuple[dict[bytes, int], int]:
             if found.pop(lead.id, None) is not None:
                 erased.add(lead.id)
         elif lead.asked_for or lead.id in found:
-            # A lead written twice: compaction leaves the newer one, so that is the one to refer to.
+            # A lead may be written twice. The reference names the newer record, because compaction keeps that.
             found[lead.id] = lead.offset
             erased.discard(lead.id)
     return found, len(erased)
@@ -104,9 +104,10 @@ def select(
     waiting: Container[bytes],
     rule: Rule,
 ) -> tuple[Counts, References]:
-    """Return which of the leads asked for are sent, and what became of the others.
+    """Return the counts, and references to the leads that are sent.
 
-    tried: every attempt at the endpoint since the oldest of these leads. waiting: the leads with an attempt to come.
+    found, erased: result of `asked_for`. tried: every attempt at the endpoint since the oldest of these leads.
+    waiting: ids (16 bytes each) of leads with a pending attempt.
     """
     delivered: set[bytes] = set()
     failed: set[bytes] = set()
