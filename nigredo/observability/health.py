@@ -1,4 +1,4 @@
-"""Liveness and readiness of a process, and the small listener that tells them to a supervisor or an orchestrator."""
+"""Liveness and readiness of a process, and the HTTP listener that reports both to a supervisor or orchestrator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = get_logger()
 
 
 class Health:
-    """Answers whether this process is ready for work. Starts unready: `waiting_for` names what is still missing."""
+    """Readiness of this process. Starts unready; `waiting_for` gives the reason while the process is not ready."""
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -32,57 +32,57 @@ class Health:
         self._details: Callable[[], Mapping[str, Any]] = dict
 
     def add_details(self, details: Callable[[], Mapping[str, Any]]) -> None:
-        """Let the health document say what this returns too; called from the listener's thread."""
+        """Add the items that `details` returns to the health document; called in the listener's thread."""
         self._details = details
 
     @property
     def details(self) -> Mapping[str, Any]:
-        """What the process says of itself beside whether it is ready."""
+        """Items that the process adds to its health document, by name."""
         return self._details()
 
     def waiting(self, reason: str) -> None:
-        """Say that the process cannot work at present, and why."""
+        """Report that the process cannot work at present, with the reason."""
         with self._lock:
             self._waiting_for = reason
             self._reasons_given += 1
 
     def ready(self) -> None:
-        """Say that the process does its work."""
+        """Report that the process is working. Reasons of `hold` still count."""
         with self._lock:
             self._waiting_for = None
 
-    def hold(self, what: str, reason: str) -> None:
-        """Keep the process unready for a reason of its own, whatever the rest of its work does, until `release`.
+    def hold(self, subject: str, reason: str) -> None:
+        """Keep the process unready until `release` of the same subject, regardless of `ready`.
 
-        what: such as a partition that is stopped.
+        subject: the stopped part of the work, such as a partition.
         """
         with self._lock:
-            self._held[what] = reason
+            self._held[subject] = reason
 
-    def release(self, what: str) -> None:
-        """Withdraw the reason of `hold`, if there is one."""
+    def release(self, subject: str) -> None:
+        """Remove the reason that `hold` gave for this subject, if any."""
         with self._lock:
-            self._held.pop(what, None)
+            self._held.pop(subject, None)
 
     @property
     def held(self) -> Mapping[str, str]:
-        """The reasons of `hold`, by what each is about."""
+        """Reasons given by `hold`, by subject."""
         with self._lock:
             return dict(self._held)
 
     @property
     def reasons_given(self) -> int:
-        """How often the process said why it cannot work: one that says it again and again does not hang."""
+        """Number of `waiting` calls. An increase is a sign of life: a process that reports reasons does not hang."""
         with self._lock:
             return self._reasons_given
 
     @property
     def waiting_for(self) -> str | None:
-        """What the process waits for; None when it is ready."""
+        """Reason why the process is not ready, several joined by semicolons; None when it is ready."""
         with self._lock:
             held = list(self._held.values())
             if len(held) > 1:
-                held[1:] = [f"and {len(held) - 1} more of `stopped` in its /health"]
+                held[1:] = [f"and {len(held) - 1} more under `stopped` in /health"]
             reasons = [*held, *([self._waiting_for] if self._waiting_for else [])]
             return "; ".join(dict.fromkeys(reasons)) or None
 
@@ -91,16 +91,16 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say in a line what broke a request; nothing of a client that did not wait for its answer."""
+        """Log a failed request in one line; a client that closed the connection early is not logged."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
-            log.error("a probe got no answer", error=type(error).__name__)
+            log.error("probe not answered", error=type(error).__name__)
 
 
 class HealthServer:
-    """Serves `/health`, `/health/live`, `/health/ready` and `/metrics` from a thread, beside what the process does.
+    """HTTP listener for `/health`, `/health/live`, `/health/ready` and `/metrics`, in a thread of its own.
 
-    A thread and not the event loop: a loop that hangs must not take the answer about it away.
+    A thread instead of the event loop, so that health is still answered while the loop hangs.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class HealthServer:
         *,
         allowed_hosts: Collection[str] = (),
     ) -> None:
-        """health: None where another listener tells whether the process is ready.
+        """health: None when another listener of the process reports readiness; then `/health` answers 404.
 
-        allowed_hosts: names that a request may call this listener by, as in `host_guard.may_ask`.
-        exposition: returns what `/metrics` tells; this process's own numbers unless others are to be told.
-        Raises ConfigurationError when nothing can listen there.
+        allowed_hosts: further host names that requests may use, as in `host_guard.may_ask`.
+        exposition: returns the body of `/metrics`; by default the metrics of this process alone.
+        Raises ConfigurationError when the listener cannot bind to host and port.
         """
 
         class Handler(BaseHTTPRequestHandler):
@@ -142,13 +142,13 @@ class HealthServer:
                     self._answer(200 if reason is None else 503, body)
                 elif self.path == "/metrics":
                     try:
-                        numbers = exposition()
+                        samples = exposition()
                     except Exception as error:
-                        # Else the scraper sees a broken connection, and nobody why.
-                        log.error("the metrics cannot be told", error=type(error).__name__)
-                        self._answer(500, {"status": "the metrics cannot be told"})
+                        # A 500 instead of a broken connection, so that scraper and log both show the fault.
+                        log.error("metrics not exposed", error=type(error).__name__)
+                        self._answer(500, {"status": "the metrics cannot be exposed"})
                     else:
-                        self._send(200, CONTENT_TYPE_PLAIN_0_0_4, numbers)
+                        self._send(200, CONTENT_TYPE_PLAIN_0_0_4, samples)
                 else:
                     self._answer(404, {"status": "unknown path"})
 
@@ -165,7 +165,7 @@ class HealthServer:
                 self.wfile.write(content)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Stay silent: a probe every second is not news."""
+                """Log no access lines, because probes come every second."""
 
         try:
             self._server = _Listener((host, port), Handler)
@@ -174,11 +174,11 @@ class HealthServer:
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering requests."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and close the port."""
+        """Stop answering requests and close the port."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -186,7 +186,7 @@ class HealthServer:
 def health_server(
     health: Health | None, settings: Settings, exposition: Callable[[], bytes] = metrics.exposition
 ) -> HealthServer | None:
-    """Return the listener that the settings ask for, not started yet; None for none. Raises ConfigurationError."""
+    """Return the configured listener, not started yet; None when HEALTH_PORT is 0. Raises ConfigurationError."""
     if not settings.health_port:
         return None
     host, port, names = settings.health_host, settings.health_port, settings.health_allowed_hosts

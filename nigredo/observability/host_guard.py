@@ -1,7 +1,7 @@
-"""Names under which a listener lets itself be asked: a web page whose name leads here (DNS rebinding) gets nothing.
+"""Guard against DNS rebinding: a listener only answers requests whose `Host` is an address or an allowed name.
 
-A browser sends the page's own name as `Host`. An address is no name that a stranger's DNS could point at us, so probes
-of an orchestrator and scrapers go on working.
+A browser sends the host name of the page as `Host`, so a foreign name that resolves to this listener is refused.
+Addresses are always allowed because no foreign DNS record can forge them; probes and scrapers use addresses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import ip_address
 
-REFUSED = "this listener is not asked under that name; HEALTH_ALLOWED_HOSTS adds one"
+REFUSED = "unknown Host; HEALTH_ALLOWED_HOSTS adds host names"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -17,13 +17,13 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""With every answer: nothing of it runs, is framed, kept, or told to another site."""
+"""Headers of every answer: a browser must not run, frame or cache it, or send its URL as a referrer."""
 
 
 def may_ask(host: str | None, allowed: Collection[str] = ()) -> bool:
-    """Say whether a request with this `Host` header is answered.
+    """Return whether a request with this `Host` header may be answered.
 
-    allowed: further names, in lower case. A request without the header comes from no browser.
+    allowed: further host names, in lower case. A request without the header is allowed because no browser omits it.
     """
     if not host:
         return True
@@ -38,7 +38,7 @@ def may_ask(host: str | None, allowed: Collection[str] = ()) -> bool:
 
 
 def _name(host: str) -> str:
-    """Return a host without its port, and without the brackets of an IPv6 address."""
+    """Return a host without its port, without a final dot and without the brackets of an IPv6 address."""
     if host.startswith("["):
         address, _, rest = host[1:].partition("]")
         return address if not rest or rest.startswith(":") else host

@@ -1,4 +1,4 @@
-"""One metric with a closed set of labels, over the library's; `nigredo/observability/metrics.py` lists them all."""
+"""Metric with a closed set of labels, on top of prometheus_client; `nigredo/observability/metrics.py` declares all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from prometheus_client import CollectorRegistry
 from nigredo.settings import Settings
 
 OTHER = "other"
+"""Label value that counts every undeclared value."""
 REGISTRY = CollectorRegistry()
-"""What this process exposes; not the library's own, where anything may register itself."""
+"""Registry of the metrics that this process exposes; not the default one, in which any library may register."""
 
 
 class Histogram(prometheus.Histogram):
-    """The library's histogram, which also takes many observations at once."""
+    """Histogram of prometheus_client that also accepts many observations at once."""
 
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """Do what `observe` does for each amount, with one write a bucket and one for their sum."""
+        """Observe every amount, like `observe` in a loop, with one write per bucket and one for the sum."""
         for bucket, many in Counter(bisect_left(self._upper_bounds, amount) for amount in amounts).items():
             self._buckets[bucket].inc(many)
         self._sum.inc(sum(amounts))
@@ -31,12 +32,13 @@ class Histogram(prometheus.Histogram):
 
 Kind = TypeVar("Kind", prometheus.Counter, prometheus.Gauge, Histogram)
 Child = tuple[str, ...]
+"""Label values of one time series, in the order of the metric's labels."""
 Values = Sequence[str] | Callable[[Settings], Sequence[str]]
 First = Callable[[str, Settings], Iterable[Child]]
 
 
 class Metric(Generic[Kind]):
-    """A counter, gauge or histogram of the product. Safe in every thread."""
+    """A counter, gauge or histogram of the product. Thread-safe."""
 
     def __init__(
         self,
@@ -52,11 +54,12 @@ class Metric(Generic[Kind]):
         buckets: Sequence[float] | None = None,
         across_workers: str = "livesum",
     ) -> None:
-        """counts, unit, answers: for people; `docs/METRICS.md` repeats them.
+        """counts, unit, answers: description, unit and operator's question, as in `docs/METRICS.md`.
 
-        processes: who exposes it from the start. labels: each with its known values, to which `other` is always added.
-        first: the children that a process creates at its start, where they are not every combination.
-        across_workers: how a gauge of several workers of one server becomes one number.
+        processes: components that expose the metric from their start.
+        labels: the known values of each label; `other` is always added.
+        first: children that a process creates at its start; None for every combination of known values.
+        across_workers: multiprocess mode that merges a gauge of several ingest workers.
         """
         self.kind: type[Kind] = kind
         self.name = name
@@ -79,30 +82,30 @@ class Metric(Generic[Kind]):
         return self.kind.__name__.lower()
 
     def of(self, *values: str) -> Kind:
-        """Return the metric with these label values, in the order of `labels`; an unknown one counts as `other`."""
+        """Return the child with these label values, in the order of `labels`; an unknown value counts as `other`."""
         child = self._children.get(values)
         if child is None:
             pairs = zip(values, self._known, strict=True)
-            told = tuple(value if value in known else OTHER for value, known in pairs)
-            child = self._children.get(told)
+            exposed = tuple(value if value in known else OTHER for value, known in pairs)
+            child = self._children.get(exposed)
             if child is None:
-                metric = self._made()
-                # Kept by what is told and not by what was asked for: the table is as bounded as the labels are.
-                child = self._children[told] = metric.labels(*told) if told else metric
+                metric = self._registered()
+                # Cached under the exposed values and not the given ones, so that the cache is as bounded as the labels.
+                child = self._children[exposed] = metric.labels(*exposed) if exposed else metric
         return child
 
     def start(self, process: str, settings: Settings) -> None:
-        """Learn the label values that the settings tell, and create the known children at 0."""
+        """Add the label values that depend on the settings, and create the known children at 0."""
         for known, values in zip(self._known, self.labels.values(), strict=True):
             if callable(values):
                 known.update(values(settings))
-        self._made()
+        self._registered()
         every = product(*(sorted(known) for known in self._known))
         for child in every if self._first is None else self._first(process, settings):
             self.of(*child)
 
     def know(self, label: str, value: str, *, most: int) -> None:
-        """Let a label have one more value, with its children at 0, unless it has `most` already."""
+        """Add a value to a label, with its children at 0, unless the label already has `most` values."""
         position = list(self.labels).index(label)
         known = self._known[position]
         if value in known or len(known) >= most:
@@ -113,12 +116,12 @@ class Metric(Generic[Kind]):
                 self.of(*child)
 
     def keep(self, children: Collection[Child]) -> None:
-        """Leave out all other children: those of what this process has nothing to do with any more."""
+        """Delete all other children, such as those of partitions that the process has lost."""
         for child in set(self._children) - set(children):
             del self._children[child]
-            self._made().remove(*child)
+            self._registered().remove(*child)
 
-    def _made(self) -> Kind:
+    def _registered(self) -> Kind:
         with self._making:
             if self._metric is None:
                 options: dict[str, Any] = {}

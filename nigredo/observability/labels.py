@@ -1,4 +1,4 @@
-"""The label values that metrics know, and which of them a process begins with."""
+"""Label values of the metrics, and the children that each process exposes from its start."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nigredo.settings import Settings
 INGEST, LIMITER, PERSISTER, SENDER = "ingest", "rate-limiter", "persister", "webhook-sender"
 
 NONE = "none"
-"""The source of a form that came without one."""
+"""Label value for a form without a source."""
 MAINTENANCE = "maintenance"
-"""The status label of a 503 that an operator asked for: no error, so no number that looks like one."""
+"""Status label of a 503 in maintenance mode, which is no error and so must not count as a 503."""
 ENDPOINTS_MAX = 100
 PARTITIONS_MAX = 1000
 
@@ -33,7 +33,7 @@ STATUSES = (
     *("500", "503", MAINTENANCE),
 )
 POOLS: Mapping[str, str] = {INGEST: CREATE, PERSISTER: PERSISTER}
-"""Whose name a process's connections to PostgreSQL have."""
+"""Component whose name a process's connections to PostgreSQL carry, by process."""
 FIRST_STATUSES: Mapping[tuple[str, str], Sequence[str]] = {
     ("/api/leads", "POST"): ("202", "303", "403", "422", "429", "500", "503", MAINTENANCE),
     ("/api/leads", "GET"): ("200", "401", "500", "503"),
@@ -43,26 +43,26 @@ FIRST_STATUSES: Mapping[tuple[str, str], Sequence[str]] = {
 SERVER_ERRORS = ("500", "503")
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0)
-"""With the edges that alarms and targets ask about: 0.1, 0.5 and 1 s."""
+"""Bucket edges in seconds; alarms and targets use the edges 0.1, 0.5 and 1."""
 ATTEMPT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 END_TO_END_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 86_400.0)
 BATCH_RECORDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000)
 
 
 def functions(*components: str) -> Callable[[Settings], Sequence[str]]:
-    """Return what tells the full names of components."""
+    """Return a function from the settings to the full names of these components."""
     return lambda settings: [settings.function(component) for component in components]
 
 
 def function_of(route: str, method: str) -> str:
-    """Return the component that answers a route: one name for each of the three functions operators know."""
+    """Return the component that answers a route, one of the three functions in the operations runbook."""
     if method == "POST":
         return CREATE
     return GET if route.startswith("/api/leads/") else LIST
 
 
 def first_requests(_: str, settings: Settings) -> Iterable[Child]:
-    """Return what a ratio of answers needs from the start: without a 5xx that is 0, it has no value at all."""
+    """Return the children that error ratios need from the start, because without a 5xx series a ratio has no value."""
     for route, methods in ROUTES.items():
         for method in methods.split():
             for status in FIRST_STATUSES.get((route, method), ("200", "500")):
@@ -70,20 +70,20 @@ def first_requests(_: str, settings: Settings) -> Iterable[Child]:
 
 
 def first_latencies(_: str, __: Settings) -> Iterable[Child]:
-    """Return every route with its methods."""
+    """Return the children of every route and method."""
     return ((route, method) for route, methods in ROUTES.items() for method in methods.split())
 
 
 def first_of(**processes: Sequence[str]) -> Callable[[str, Settings], Iterable[Child]]:
-    """Return which values of the one label a process begins with."""
+    """Return a function from a process to its first values of a metric's only label. Hyphens become underscores."""
     return lambda process, _: ((value,) for value in processes.get(process.replace("-", "_"), ()))
 
 
 def first_db_errors(process: str, settings: Settings) -> Iterable[Child]:
-    """Return the name of a process's connections."""
+    """Return the child of the component that names a process's connections."""
     return [(settings.function(POOLS[process]),)]
 
 
 def endpoints(_: Settings) -> Sequence[str]:
-    """Return the receivers known at the start; `metrics.know_endpoint` adds others."""
+    """Return the endpoints known at the start; `metrics.know_endpoint` adds others."""
     return ("fibonacci",)

@@ -1,7 +1,6 @@
-"""Output of log lines to stderr. A line that cannot be written is dropped and counted, never an exception.
+"""Log output to stderr: a line that cannot be written is dropped and counted, and never raises.
 
-Nothing that the product promises may depend on the reader of its log: the pipe may be gone, its reader may be stopped,
-the disk may be full.
+No guarantee of the product may depend on the log's reader: the pipe may be broken, the reader stopped, the disk full.
 """
 
 from __future__ import annotations
@@ -13,28 +12,28 @@ import threading
 from collections.abc import Callable
 
 PATIENCE_S = 1.0
-"""Longest wait for a reader that does not read. Until it reads again, the lines after it are dropped without a wait."""
+"""Longest wait for a stalled reader; further lines are dropped without a wait until the reader continues."""
 STDERR = 2
 
 
 class LogOutput:
-    """Writes whole lines to a descriptor. Safe in every thread."""
+    """Writer of whole lines to a file descriptor. Thread-safe, also in a signal handler."""
 
     def __init__(
         self, descriptor: int | None, *, dropped: Callable[[int], None], patience_s: float = PATIENCE_S
     ) -> None:
-        """descriptor: None drops all lines. dropped: called with the number of lines that were just dropped."""
+        """descriptor: None drops all lines. dropped: called with the number of lines after each drop."""
         self.dropped = 0
-        """Lines that were not written, since the start."""
+        """Lines dropped since the start."""
         self._descriptor = descriptor
-        self._tell = dropped
+        self._on_dropped = dropped
         self._patience_s = self._patience_left_s = patience_s
-        # A signal's handler may log in the middle of a line.
+        # Re-entrant because a signal handler may log in the middle of a line.
         self._lock = threading.RLock()
         self._torn = False
 
     def write(self, lines: str) -> None:
-        """Write lines, each with its line feed; never raises."""
+        """Write lines, each ending in a line feed; never raises."""
         with self._lock:
             try:
                 written = self._descriptor is not None and self._write(
@@ -45,18 +44,18 @@ class LogOutput:
             if not written:
                 number = lines.count("\n")
                 self.dropped += number
-                self._tell(number)
+                self._on_dropped(number)
 
     def flush(self) -> None:
-        """Do nothing: every write goes to the descriptor at once."""
+        """Do nothing, because every write goes to the descriptor unbuffered."""
 
     def _write(self, descriptor: int, data: bytes) -> bool:
-        # After a line that was cut off, the next one begins on a line of its own.
+        # After a truncated line, the next one starts on a new line.
         rest = memoryview(b"\n" + data if self._torn else data)
         while rest:
             if not self._is_writable(descriptor):
                 return False
-            # A writable pipe takes this much without a wait.
+            # A writable pipe accepts this many bytes without blocking.
             rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
             self._torn = bool(rest)
         return True
@@ -70,9 +69,10 @@ class LogOutput:
 
 
 def stderr_descriptor() -> int | None:
-    """Return the descriptor of stderr, or None when the process was started with it closed.
+    """Return the descriptor of stderr, or None when the process was started with stderr closed.
 
-    Then another file may have got its number, and must not be written to; if none has, the null device gets it.
+    A closed stderr is never written to, because another file may have received its number; if none has, the number is
+    given to the null device.
     """
     if sys.__stderr__ is not None:
         return STDERR

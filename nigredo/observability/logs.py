@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line on stderr, with the field names the operations runbook queries.
+"""Structured logs: one JSON object per line on stderr, with the field names that the operations runbook queries.
 
-`@timestamp`, `level` (upper case), `message` (constant text, so that lines can be counted by it), `function`, then
-keys. Personal data is never a key and never in a message.
+`@timestamp`, `level` (upper case), `message` (constant text, so that lines can be counted by message), `function`, then
+further keys. Personal data is neither in a key nor in a message.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from structlog.typing import EventDict, WrappedLogger
 from nigredo.observability import metrics
 from nigredo.observability.log_output import LogOutput, stderr_descriptor
 
-SELDOM_S = 10.0
-SELDOM_MAX = 1000
-"""Texts of libraries that are remembered."""
+REPEAT_AFTER_S = 10.0
+"""Shortest time between two lines of a library with the same text."""
+TEXTS_MAX = 1000
+"""Texts of libraries that are cached to find repetitions."""
 
 OUTPUT = LogOutput(stderr_descriptor(), dropped=lambda lines: metrics.LOG_LINES_DROPPED.of().inc(lines))
-"""Where all log lines of this process go."""
+"""Output of all log lines of this process."""
 
 
 def configure_logging(function: str) -> None:
-    """Send this process's own lines, and its libraries' warnings, to stderr as JSON. Call once at start."""
+    """Write the product's log lines and its libraries' warnings to stderr as JSON. Call once at start."""
 
     def name_fields(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
         return {
@@ -38,7 +39,7 @@ def configure_logging(function: str) -> None:
             **event,
         }
 
-    # One encoder for all lines: `json.dumps` would make one for each.
+    # One encoder for all lines, because `json.dumps` would create one for each.
     encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -68,32 +69,33 @@ def configure_logging(function: str) -> None:
 
 
 class RateLimitedFilter(logging.Filter):
-    """Lets each text of a library through once in a while: some write several a second while Kafka is away.
+    """Rate limit for the log lines of libraries: one line per text every `REPEAT_AFTER_S`.
 
-    Our own lines do not come this way. The next one that comes through says how many were left out.
+    Some libraries write several lines a second while Kafka is unavailable. The next line of a text reports how many
+    were suppressed. The product's own lines are not filtered.
     """
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._timer = timer
-        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        self._written: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a line is written."""
+        """Return whether a line is written."""
         now, text = self._timer(), (record.name, str(record.msg))
-        at, left_out = self._told.get(text, (-SELDOM_S, 0))
-        if now - at < SELDOM_S:
-            self._told[text] = (at, left_out + 1)
+        at, suppressed = self._written.get(text, (-REPEAT_AFTER_S, 0))
+        if now - at < REPEAT_AFTER_S:
+            self._written[text] = (at, suppressed + 1)
             return False
-        if len(self._told) >= SELDOM_MAX:
-            self._told.clear()
-        self._told[text] = (now, 0)
-        if left_out:
-            record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
+        if len(self._written) >= TEXTS_MAX:
+            self._written.clear()
+        self._written[text] = (now, 0)
+        if suppressed:
+            record.msg, record.args = f"{record.getMessage()} (similar lines suppressed: {suppressed})", ()
         return True
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:
-    """Return the process's logger; may be called at import, before logging is configured."""
+    """Return the process's logger; may be called at import time, before `configure_logging`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger

@@ -1,8 +1,8 @@
-"""Every metric of the product, in one place: what it counts, in which unit, and which question it answers.
+"""Catalogue of all metrics: the meaning and unit of each metric, and the operator's question that it answers.
 
-A process calls `start` once; then it exposes its own metrics and their children with known labels, all at 0, so that
-the first error is seen as an increase. Use them as `metrics.WEBHOOK_SUCCESS.of(endpoint).inc()`. Label sets are closed:
-what nobody declared is told as `other`, so that nothing a client sends (a path, an address, an id) becomes a label.
+A process calls `start` once, and from then on exposes its own metrics and their children with known labels, all at 0,
+so that the first error shows as an increase. Usage: `metrics.WEBHOOK_SUCCESS.of(endpoint).inc()`. Label sets are
+closed: an undeclared value counts as `other`, so that no data of a client (a path, an address, an id) becomes a label.
 """
 
 from __future__ import annotations
@@ -370,14 +370,14 @@ WEBHOOK_OLDEST_UNDELIVERED_AGE = Metric(
 )
 
 CATALOGUE: Sequence[Metric[Any]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""All of them, in the order in which they stand above."""
+"""All metrics, in the order of their declaration."""
 
 
 def start(process: str, settings: Settings) -> None:
-    """Expose the metrics of a process (`ingest`, `rate-limiter`, …), all of them at 0. Call once, before its work.
+    """Expose the metrics of a process (`ingest`, `rate-limiter`, …), all at 0. Call once, before the work starts.
 
-    Also the process's own processor time, memory and open files, unless workers of one server share their numbers:
-    then `ingest/worker_metrics.py` tells those of all of them.
+    Includes the processor time, memory and open files of the process, except in ingest, whose workers share one
+    exposition: `ingest/worker_metrics.py` adds the values of all workers.
     """
     prometheus.disable_created_metrics()  # type: ignore[no-untyped-call] # the library's oversight
     for metric in CATALOGUE:
@@ -388,12 +388,12 @@ def start(process: str, settings: Settings) -> None:
 
 
 def know_endpoint(endpoint: str) -> None:
-    """Let a webhook endpoint have its own children, at 0; past `ENDPOINTS_MAX` it is told as `other`."""
+    """Add the children of a webhook endpoint, at 0; beyond `ENDPOINTS_MAX` endpoints, further ones count as `other`."""
     for metric in CATALOGUE:
         if "endpoint" in metric.labels:
             metric.know("endpoint", endpoint, most=known.ENDPOINTS_MAX)
 
 
 def exposition() -> bytes:
-    """Return what this process tells, in Prometheus' text format 0.0.4."""
+    """Return the metrics of this process in Prometheus' text format 0.0.4."""
     return generate_latest(REGISTRY)

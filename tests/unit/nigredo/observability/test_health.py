@@ -1,4 +1,4 @@
-"""The listener for probes: those that hang up early are no news."""
+"""Health listener: a probe that closes the connection early is not logged, a failed answer is."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 @contextmanager
-def listening(port: int, health: Health, answer: bytes, told: threading.Event) -> Iterator[None]:
-    """Serve metrics that are told only once they may be."""
+def listening(port: int, health: Health, answer: bytes, released: threading.Event) -> Iterator[None]:
+    """Run a listener whose `/metrics` answers only after `released` is set."""
 
     def exposition() -> bytes:
-        told.wait(20)
+        released.wait(20)
         return answer
 
     server = HealthServer(health, "127.0.0.1", port, exposition)
@@ -30,7 +30,7 @@ def listening(port: int, health: Health, answer: bytes, told: threading.Event) -
     try:
         yield
     finally:
-        told.set()
+        released.set()
         server.stop()
 
 
@@ -39,15 +39,15 @@ def answering() -> list[threading.Thread]:
 
 
 def test_a_probe_that_hangs_up_early_leaves_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    port, told = free_port_base(), threading.Event()
-    # More than any socket holds for a reader that does not come.
-    with listening(port, Health("test"), b"x" * 20_000_000, told):
+    port, released = free_port_base(), threading.Event()
+    # More bytes than socket buffers hold for a client that does not read.
+    with listening(port, Health("test"), b"x" * 20_000_000, released):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            eventually(answering, within_s=10, what="the request under way")
-        told.set()
-        eventually(lambda: not answering(), within_s=20, what="the end of it")
+            eventually(answering, within_s=10, what="the request in flight")
+        released.set()
+        eventually(lambda: not answering(), within_s=20, what="the end of the request")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/health/live")
         assert connection.getresponse().status == 200
@@ -57,18 +57,18 @@ def test_a_probe_that_hangs_up_early_leaves_no_line(capsys: pytest.CaptureFixtur
 
 
 def test_what_breaks_an_answer_leaves_one_line_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
-    health, port, told = Health("test"), free_port_base(), threading.Event()
+    health, port, released = Health("test"), free_port_base(), threading.Event()
 
     def broken() -> dict[str, str]:
         raise ValueError("ana@example.com")
 
     health.add_details(broken)
-    with listening(port, health, b"", told):
+    with listening(port, health, b"", released):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/health")
         with pytest.raises(http.client.RemoteDisconnected):
             connection.getresponse()
-        eventually(lambda: not answering(), within_s=10, what="the end of it")
+        eventually(lambda: not answering(), within_s=10, what="the end of the request")
 
     written = capsys.readouterr()
     assert "ValueError" in written.err + written.out

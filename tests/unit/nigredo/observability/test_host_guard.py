@@ -1,4 +1,4 @@
-"""Names under which a listener answers, and those of strangers' pages, under which it does not."""
+"""Host names that a listener answers to, and foreign names that are refused."""
 
 from __future__ import annotations
 

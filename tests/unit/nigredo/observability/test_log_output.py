@@ -1,4 +1,4 @@
-"""Log lines that cannot be written are dropped and counted; nothing else depends on them."""
+"""Log lines that cannot be written are dropped and counted, and the work continues."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_reader_that_stands_still_is_waited_for_once_and_not_line_by_line(pipe
     out, line = output(pipe[1], patience_s=0.2), "x" * 1023 + "\n"
 
     began = time.monotonic()
-    for _ in range(500):  # Several times what a pipe holds.
+    for _ in range(500):  # Several times the capacity of a pipe.
         out.write(line)
 
     assert time.monotonic() - began < 10
@@ -123,7 +123,7 @@ def test_a_process_works_and_ends_well_whatever_became_of_its_log(
 ) -> None:
     result = tmp_path / "result"
     script = tmp_path / "process.py"
-    # 100 lines, one of the library, whose text is the same each time, and two at the end.
+    # 100 lines of the product, one of the library, whose repetitions are suppressed, and two at the end.
     script.write_text(PROCESS.format(lines=100, result=str(result)))
 
     done = subprocess.run(
@@ -132,13 +132,13 @@ def test_a_process_works_and_ends_well_whatever_became_of_its_log(
 
     assert done.returncode == 0
     told = int(result.read_text())
-    # A pipe takes lines until its reader has ended.
+    # A pipe accepts lines until its reader has ended.
     assert told == dropped if dropped is not None else told <= 103
 
 
 @pytest.fixture
 def broken_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogOutput]:
-    """Let this process's own log be a pipe that nobody reads."""
+    """Replace this process's log by a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     monkeypatch.setattr(telemetry.OUTPUT, "_descriptor", writer)

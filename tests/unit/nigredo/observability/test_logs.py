@@ -1,17 +1,17 @@
-"""What libraries say in the log: each text, but not again and again."""
+"""Log lines of libraries: every text is written, repetitions are suppressed and counted."""
 
 from __future__ import annotations
 
 import logging
 
-from nigredo.observability.logs import SELDOM_MAX, SELDOM_S, RateLimitedFilter
+from nigredo.observability.logs import REPEAT_AFTER_S, TEXTS_MAX, RateLimitedFilter
 
 
 def said(text: str, *values: object) -> logging.LogRecord:
     return logging.LogRecord("aiokafka", logging.ERROR, __file__, 1, text, values, None)
 
 
-def test_a_library_that_repeats_itself_is_told_of_once_in_a_while_with_how_often_it_did() -> None:
+def test_repeated_lines_of_a_library_are_suppressed_and_counted() -> None:
     now = [0.0]
     seldom = RateLimitedFilter(lambda: now[0])
 
@@ -19,15 +19,15 @@ def test_a_library_that_repeats_itself_is_told_of_once_in_a_while_with_how_often
     assert not seldom.filter(said("cannot connect to %s", "b"))
     assert not seldom.filter(said("cannot connect to %s", "c"))
     assert seldom.filter(said("something else"))
-    now[0] = SELDOM_S
+    now[0] = REPEAT_AFTER_S
     again = said("cannot connect to %s", "d")
 
     assert seldom.filter(again)
-    assert again.getMessage() == "cannot connect to d (2 more like it were left out)"
+    assert again.getMessage() == "cannot connect to d (similar lines suppressed: 2)"
 
 
-def test_texts_that_are_all_different_are_all_told_and_not_remembered_for_ever() -> None:
+def test_different_texts_are_all_written_and_the_cache_of_texts_is_bounded() -> None:
     seldom = RateLimitedFilter(lambda: 0.0)
 
-    assert all(seldom.filter(said(f"text {number}")) for number in range(3 * SELDOM_MAX))
-    assert len(seldom._told) <= SELDOM_MAX
+    assert all(seldom.filter(said(f"text {number}")) for number in range(3 * TEXTS_MAX))
+    assert len(seldom._written) <= TEXTS_MAX

@@ -1,4 +1,4 @@
-"""The catalogue: closed labels, children at 0 from the start, the edges that alarms ask about."""
+"""Metrics catalogue: closed labels, children at 0 from the start, the bucket edges that alarms use."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def read(text: str) -> Told:
 
 
 def value(told: Told, name: str, **labels: str) -> float | None:
-    """Return one sample; None when it is not told."""
+    """Return one sample; None when the sample is not exposed."""
     return told.get((name, frozenset(labels.items())))
 
 
 @cache
 def told_at_start(process: str, *, and_then: str = "", **environment: str) -> Told:
-    """Return what a fresh process tells before it did anything."""
+    """Return the samples that a new process exposes before any work."""
     program = (
         "import os, sys; from nigredo import metrics; from nigredo.settings import Settings\n"
         f"metrics.start({process!r}, Settings.from_environment(os.environ)); {and_then}\n"
@@ -66,7 +66,7 @@ def told_at_start(process: str, *, and_then: str = "", **environment: str) -> To
     return read(done.stdout)
 
 
-def test_the_first_error_is_an_increase_since_everything_known_begins_at_zero() -> None:
+def test_the_first_error_is_an_increase_because_every_known_child_starts_at_zero() -> None:
     ingest = told_at_start("ingest", NIGREDO_ENV="prod", METRIC_SOURCES="google,ads")
     persister = told_at_start("persister", NIGREDO_ENV="prod")
     sender = told_at_start("webhook-sender")
@@ -86,7 +86,7 @@ def test_the_first_error_is_an_increase_since_everything_known_begins_at_zero() 
     assert value(sender, "nigredo_webhook_breaker_open", endpoint="fibonacci") == 0
 
 
-def test_a_process_tells_its_own_metrics_and_nobody_elses() -> None:
+def test_a_process_exposes_its_own_metrics_and_no_others() -> None:
     persister = {name for name, _ in told_at_start("persister")}
 
     assert "nigredo_batch_records_bucket" in persister
@@ -101,7 +101,7 @@ def test_latency_has_the_edges_that_alarms_ask_about(edge: str) -> None:
     assert value(ingest, "nigredo_api_latency_seconds_bucket", route="/api/leads", method="POST", le=edge) == 0
 
 
-def test_what_nobody_declared_is_other_and_takes_no_memory() -> None:
+def test_an_undeclared_value_counts_as_other_and_takes_no_memory() -> None:
     metric = Metric(
         prometheus.Counter,
         "nigredo_test_closed_total",
@@ -135,7 +135,7 @@ def test_endpoints_are_learned_up_to_a_bound() -> None:
     assert value(sender, "nigredo_webhook_failure_total", endpoint="crm-0", reason="5xx") == 0
 
 
-def test_a_gauge_leaves_out_what_the_process_has_nothing_to_do_with_any_more() -> None:
+def test_a_gauge_drops_the_children_of_lost_partitions() -> None:
     metrics.CONSUMER_LAG.of("nigredo.leads", "0").set(3)
     metrics.CONSUMER_LAG.of("nigredo.leads", "1").set(4)
 
@@ -159,7 +159,7 @@ def test_every_route_of_ingest_has_its_label(tmp_path: Path) -> None:
 
 
 def counted(*statuses: int, maintenance: bool = False, source: str | None = None) -> dict[str, float]:
-    """Count POSTs answered in one turn, by status; return which numbers grew, by how much, those of durations not."""
+    """Count POSTs answered in one turn, by status; return the increase of each sample that grew, durations left out."""
     metrics.start("ingest", Settings.from_environment({}))
     before = read(metrics.exposition().decode())
 
