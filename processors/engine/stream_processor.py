@@ -117,7 +117,7 @@ class StreamProcessor:
         self.probe.start()
 
     async def _restart_partitions(self) -> None:
-        """Restart every partition after the log was replaced or cut; drop the batch in flight, read from the old one."""
+        """Restart every partition after the log was replaced or cut; drop the batch in flight, read before that."""
         self._health.waiting("its partitions to restart, because the log changed")
         self.assignment.revoked()
         self._parking.forget()

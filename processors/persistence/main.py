@@ -38,10 +38,10 @@ def _serve(settings: Settings) -> None:
     reader = TopicReader(settings, COMPONENT)
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
     proof = LogProof(settings, COMPONENT)
-    in_order = StreamProcessor(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
+    processor = StreamProcessor(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
     with (
         _dead_letters_told(settings, health),
-        Watchdog(settings, COMPONENT, health, STORED, in_order, check=lambda: ping(settings)),
+        Watchdog(settings, COMPONENT, health, STORED, processor, check=lambda: ping(settings)),
     ):
         run_app(app, settings, health, GroupDrain(settings, COMPONENT))
 

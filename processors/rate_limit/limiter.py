@@ -1,7 +1,7 @@
-"""The limiter's work: verdicts out, then windows out, then memory; each step durable before the next.
+"""Rate limiter: judges submissions, publishing first verdicts, then windows; each step is durable before the next.
 
-A record read again at or below its network's input offset is known to be done. One above it is decided again from the
-same window and gets the same verdict. That is all there is to recovery.
+Recovery needs no more than the windows: a record read again at or below its network's input offset was judged already
+and is skipped, a record above it is judged again from the same window and gets the same verdict.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from nigredo.rate_limit.window import (
 from nigredo.settings import Settings
 from processors.engine.handler import AssignmentLost, Decoded, decode
 from processors.rate_limit.release import find_quarantined
-from processors.rate_limit.window_store import FAR_OFF_MS, WindowStore
+from processors.rate_limit.window_store import FAR_FUTURE_MS, WindowStore
 from schemas.events import (
     Event,
     Lead,
@@ -69,17 +69,19 @@ log = get_logger()
 
 COMPONENT = "rate-limiter"
 REGISTRY_DEADLINE_S = 10.0
-"""After it the process says what it waits for, and tries again."""
+"""Seconds to wait for the registry before the process reports it as missing and tries again."""
 IN_FLIGHT_MAX = 100
-"""Batches: one at a time, and those that were given up with their assignment."""
+"""Batches in flight: the current one, and those abandoned with their assignment."""
 Judged = Submission | LimitReset | RefusalCount | RejectionRelease
 LOAD_DEADLINE_S = 30.0
-FORGET_MIN = 100
+EVICT_MIN = 100
+"""Windows that a batch may evict, however small the batch is."""
 ACK_PATIENCE_S = 10.0
+"""Seconds without an acknowledgement after which the process reports that it waits for Kafka."""
 
 
 class Limiter:
-    """Judges submissions. Holds the windows of the networks in the partitions it was assigned."""
+    """Batch handler that judges submissions; caches the windows of the networks in its assigned partitions."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -88,12 +90,12 @@ class Limiter:
         self._reader = TopicReader(settings, COMPONENT)
         self._windows: dict[int, WindowStore] = {}
         self._assignments = 0
-        self._clock_went_back_to_ms: dict[int, int] = {}
+        self._clock_set_back_to_ms: dict[int, int] = {}
         self._codec: Codec
         self._publisher: BatchPublisher
 
     async def open(self) -> None:
-        """Connect. Raises DependencyDown."""
+        """Connect to the registry and create the producer. Raises DependencyDown."""
         settings = self._settings
         self._codec = await ready_codec(
             settings, [LEADS, REJECTIONS, RATE_LIMITS, DEAD_LETTERS], deadline_s=REGISTRY_DEADLINE_S
@@ -102,22 +104,28 @@ class Limiter:
         self._publisher = BatchPublisher(config, in_flight_max=IN_FLIGHT_MAX)
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
-        """Load the windows of a partition; of several states of a network the one that read furthest is true.
+        """Load a partition's windows and return its position; a network's window with the highest input offset counts.
 
-        They are not followed on: from here on nobody else writes them, and whoever does all the same is out of date.
+        The windows' topic is not followed afterwards, because from now on only this worker's windows are valid.
+        Raises PositionRefused when the log contradicts the offset or the windows, DependencyDown.
         """
         self._windows.pop(partition, None)
         windows = WindowStore(self._codec)
-        position = await asyncio.to_thread(self._checked, partition, committed)
+        position = await asyncio.to_thread(self._confirmed_position, partition, committed)
         await asyncio.to_thread(self._load, windows, partition, position)
         if (read := windows.furthest) is not None:
-            # By windows of another log everything in this one would count as judged.
-            await asyncio.to_thread(self._check, partition, LogPosition(read.offset + 1, None, read), exact_time=False)
+            # With the windows of another log, every record of this one would count as judged.
+            await asyncio.to_thread(
+                self._compare_with_log, partition, LogPosition(read.offset + 1, None, read), exact_time=False
+            )
         self._windows[partition] = windows
         return position
 
-    def _checked(self, partition: int, committed: LogPosition | None) -> LogPosition:
-        """Return the group's position with its proof. Raises PositionRefused, DependencyDown."""
+    def _confirmed_position(self, partition: int, committed: LogPosition | None) -> LogPosition:
+        """Return the group's position with its proof.
+
+        Raises PositionRefused for a missing or contradicted offset and for added partitions, DependencyDown.
+        """
         if refused := grown(self._reader, self._function, partition):
             raise PositionRefused(refused)
         if committed is None:
@@ -125,59 +133,65 @@ class Limiter:
                 f"{self._function} has no offset for {SUBMISSIONS} partition {partition}, which it judged before; "
                 f"repair it with: {REPAIR}"
             )
-        return proven(committed, self._check(partition, committed))
+        return proven(committed, self._compare_with_log(partition, committed))
 
-    def _check(self, partition: int, position: LogPosition, *, exact_time: bool = True) -> LogNow:
-        """Return the log that bears a position out. Raises PositionRefused, DependencyDown."""
+    def _compare_with_log(self, partition: int, position: LogPosition, *, exact_time: bool = True) -> LogNow:
+        """Return the partition's log if it confirms the position. Raises PositionRefused, DependencyDown."""
         now = self._reader.now(SUBMISSIONS, partition, position.asks_at, deadline_s=LOAD_DEADLINE_S)
         finding = compare(position, now, exact_time=exact_time)
         if not finding.believed and not (finding is Finding.TRIMMED and not exact_time):
-            who = self._function if exact_time else f"{RATE_LIMITS} partition {partition}"
-            # A window has its own proof, and the group's offset is not its place.
+            owner = self._function if exact_time else f"{RATE_LIMITS} partition {partition}"
+            # A position read from a window carries its own proof and must not replace the group's offset.
             keep = kept(position, now) if exact_time else None
-            raise PositionRefused(refusal(who, SUBMISSIONS, partition, position, now, finding), keep)
+            raise PositionRefused(refusal(owner, SUBMISSIONS, partition, position, now, finding), keep)
         return now
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
-        """Nothing to store: the group's offset is the authority."""
+        """Do nothing, because the limiter's authority is the group's offset."""
 
     def _load(self, windows: WindowStore, partition: int, position: LogPosition) -> None:
         assignment = self._assignments
 
-        def told(records: int) -> None:
+        def report(records: int) -> None:
             if assignment != self._assignments:
-                raise AssignmentLost  # Nobody waits for this thread any more.
+                raise AssignmentLost  # The start that waited for this thread was cancelled.
             self._health.waiting(f"the windows of partition {partition}: {counted(records, 'record')} read")
 
         following = self._reader.now(SUBMISSIONS, partition, position.next_offset, deadline_s=LOAD_DEADLINE_S).found
         times_ms = [] if following is None else [following.timestamp_ms]
-        times_ms.append(self._clock_went_back_to_ms.get(partition, FAR_OFF_MS))
+        times_ms.append(self._clock_set_back_to_ms.get(partition, FAR_FUTURE_MS))
         records = self._reader.read_to_end(RATE_LIMITS, [partition], deadline_s=LOAD_DEADLINE_S)
-        windows.load(records, position.next_offset, told, not_after_ms=min(times_ms))
+        windows.load(records, position.next_offset, report, not_after_ms=min(times_ms))
 
     def revoked(self) -> None:
-        """Let go of the windows, which may be somebody else's to change from here on."""
+        """Drop the windows of every partition, because another worker may change them from now on."""
         self._assignments += 1
         self._windows.clear()
-        self._clock_went_back_to_ms.clear()
+        self._clock_set_back_to_ms.clear()
         metrics.LIMITER_NETWORKS.of().set(0)
 
     async def decode(self, record: Record) -> Event:
-        """Return the submission event. Raises RecordRefused, DependencyDown."""
+        """Return a record's submission or command.
+
+        Raises RecordRefused for undecodable bytes and for events that this release does not support, DependencyDown.
+        """
         event = await decode(self._codec, record)
         if not isinstance(event, Judged):
             raise RecordRefused("unsupported", f"{type(event).__name__} is not handled by this release")
         return event
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
-        """Judge a batch and return once leads, rejections and windows are in Kafka."""
+        """Judge a batch and return once leads, rejections and windows are in Kafka.
+
+        Raises DependencyDown, RecordRefused for a release that takes too long to look up, AssignmentLost.
+        """
         changed: dict[tuple[int, str], RateLimitState] = {}
         outputs: list[tuple[str, Lead | Rejection]] = []
         quarantined = await find_quarantined(
             self._reader, self._codec, [event for _, event in records if isinstance(event, RejectionRelease)]
         )
         if not still_ours():
-            # The windows may be gone by now, with the partition.
+            # The windows may be dropped by now, with the partition.
             raise AssignmentLost
         released = []
         judged: list[tuple[Event, Lead | Rejection | None]] = []
@@ -189,9 +203,9 @@ class Limiter:
             if state is not None and record.offset <= state.input_offset:
                 continue
             after, output = _decide(state, event, record)
-            if isinstance(event, RejectionRelease) and (kept := quarantined.pop(event.lead_id, None)) is not None:
-                output = kept.lead()
-                released.append(kept)
+            if isinstance(event, RejectionRelease) and (found := quarantined.pop(event.lead_id, None)) is not None:
+                output = found.lead()
+                released.append(found)
             judged.append((event, output))
             if after is not None:
                 changed[key] = after
@@ -199,30 +213,30 @@ class Limiter:
                 outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
         await self._deliver((self._outgoing_output(topic, event) for topic, event in outputs), still_ours)
         if released:
-            # Only now: a tombstone without its lead would lose the person.
-            gone = [Outgoing(REJECTIONS, kept.key, None, partition=kept.partition) for kept in released]
-            await self._deliver(gone, still_ours)
+            # After the leads are acknowledged, because a tombstone without its lead would lose the person.
+            tombstones = [Outgoing(REJECTIONS, each.key, None, partition=each.partition) for each in released]
+            await self._deliver(tombstones, still_ours)
         await self._deliver((self._outgoing_state(at, state) for (at, _), state in changed.items()), still_ours)
         for (partition, _), state in changed.items():
-            self._windows[partition].keep(state)
-        # Brokers' clocks differ, so one partition's says nothing about another.
+            self._windows[partition].put(state)
+        # Each partition by the time of its own records, because brokers' clocks differ.
         for partition, now in {record.partition: record.timestamp for record, _ in records}.items():
-            self._windows[partition].forget(now, max(FORGET_MIN, 2 * len(records)))
+            self._windows[partition].evict_expired(now, max(EVICT_MIN, 2 * len(records)))
         self._count(judged)
 
     def _window(self, record: Record, network: str) -> RateLimitState | None:
-        """Return a network's window.
+        """Return a network's window; None for a network without one.
 
-        Raises Stale when it may have been forgotten by a clock that has been set back since: then the windows are
-        loaded again, so that the same log gets the same verdicts, whatever was in memory.
+        Raises AssignmentLost when a clock, since set back, may have evicted the window: then the partition's windows
+        are loaded again, so that the same log gets the same verdicts whatever was in memory.
         """
         windows = self._windows[record.partition]
         found = windows.get(network)
-        if found is None and (at_ms := round(record.timestamp.timestamp() * 1000)) < windows.forgotten_until_ms:
-            before_ms = self._clock_went_back_to_ms.get(record.partition, FAR_OFF_MS)
-            self._clock_went_back_to_ms[record.partition] = min(before_ms, at_ms)
-            log.warning("the broker's clock was set back, so that windows are loaded again", partition=record.partition)
-            raise AssignmentLost(f"windows of partition {record.partition} that count again were forgotten")
+        if found is None and (at_ms := round(record.timestamp.timestamp() * 1000)) < windows.evicted_until_ms:
+            before_ms = self._clock_set_back_to_ms.get(record.partition, FAR_FUTURE_MS)
+            self._clock_set_back_to_ms[record.partition] = min(before_ms, at_ms)
+            log.warning("broker clock set back, reloading windows", partition=record.partition)
+            raise AssignmentLost(f"evicted windows of partition {record.partition} are needed again")
         return found
 
     def _count(self, judged: Sequence[tuple[Event, Lead | Rejection | None]]) -> None:
@@ -236,10 +250,10 @@ class Limiter:
             verdicts[outcome] += 1
             durations.append((now - event.taken_at).total_seconds())
             if outcome == RATE_LIMITED and event.edge_verdict is None:
-                # The edge counted those that it refused itself.
+                # Ingest counted the submissions that its edge limiter refused.
                 metrics.RATE_LIMIT_HITS.of().inc()
-        for outcome, many in verdicts.items():
-            metrics.VERDICTS.of(outcome).inc(many)
+        for outcome, count in verdicts.items():
+            metrics.VERDICTS.of(outcome).inc(count)
         metrics.END_TO_END.of("judged").observe_all(durations)
         metrics.LIMITER_NETWORKS.of().set(sum(map(len, self._windows.values())))
 
@@ -249,38 +263,42 @@ class Limiter:
         return Outgoing(topic, str(event.id).encode(), self._codec.encode(topic, event), headers)
 
     def _outgoing_state(self, partition: int, state: RateLimitState) -> Outgoing:
-        # By the number of the input's partition: the next owner of that partition looks for it there.
+        # To the partition of the same number, because the input partition's next owner loads its windows from there.
         key, value = state.client_network.encode(), encode_window(self._codec, state)
         return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
     async def _deliver(self, records: Iterable[Outgoing], still_ours: Callable[[], bool]) -> None:
-        """Return once Kafka has all of them, which are made as they are sent. Raises DependencyDown, Stale."""
+        """Return once Kafka has acknowledged every record. Consumes `records` lazily, encoding each as it is sent.
+
+        Raises DependencyDown, AssignmentLost.
+        """
         sent = self._publisher.publish_all(records)
         while not sent.done():
             await asyncio.wait({sent}, timeout=ACK_PATIENCE_S)
             if not still_ours():
-                sent.add_done_callback(lambda late: late.cancelled() or late.exception())  # Nobody waits for it.
+                # Retrieve a late exception, because asyncio would log it as never retrieved.
+                sent.add_done_callback(lambda late: late.cancelled() or late.exception())
                 raise AssignmentLost
             if not sent.done():
                 self._health.waiting("Kafka's acknowledgement")
-                log.warning("Kafka has not acknowledged yet")
+                log.warning("records not acknowledged yet")
         sent.result()
         if not still_ours():
             raise AssignmentLost
 
     async def park(self, record: Record, reason: str, error: str) -> None:
-        """Put a record that can never be judged aside. Raises DependencyDown."""
+        """Dead-letter a record that can never be judged. Raises DependencyDown."""
         await park(self._publisher, self._codec, self._function, record, reason, error)
 
     async def close(self) -> None:
-        """Send what is still on its way, within a few seconds."""
+        """Flush records in flight and close the producer, within a few seconds."""
         await self._publisher.close()
 
 
 def _decide(
     state: RateLimitState | None, event: Judged, record: Record
 ) -> tuple[RateLimitState | None, Lead | Rejection | None]:
-    """Return the network's window after a record, and what is to be published about it."""
+    """Return the network's window after a record, and the lead or rejection to publish, if any."""
     at, offset = record.timestamp, record.offset
     match event:
         case LimitReset():
@@ -317,10 +335,10 @@ def _output(verdict: Verdict, submission: Submission, record: Record) -> Lead | 
 
 
 def check_offsets(settings: Settings) -> None:
-    """Commit where each partition begins, before the group has members. Raises DependencyDown.
+    """Commit the start offset of each partition that was never judged, before the group has members.
 
-    A partition that was never judged is begun at its start. One that was, and lost its offset, has none afterwards
-    either: any guess would judge records twice or never, so its owner stops it.
+    A partition with windows but without an offset has lost its offset and gets none here, because any guess would judge
+    records twice or never; its owner stops it. Does nothing when the group has an offset. Raises DependencyDown.
     """
     reader, group = TopicReader(settings, COMPONENT), settings.function(COMPONENT)
     partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
@@ -330,7 +348,7 @@ def check_offsets(settings: Settings) -> None:
     starts = {
         partition: reader.watermarks(SUBMISSIONS, partition)[0]
         for partition in partitions
-        # The end of the windows' partition never goes back, not even when all that was in it is gone.
+        # The end of the windows' partition never decreases, not even when all of its records are deleted.
         if partition in windows and reader.watermarks(RATE_LIMITS, partition)[1] == 0
     }
     if starts:
@@ -338,9 +356,9 @@ def check_offsets(settings: Settings) -> None:
 
 
 def grown(reader: TopicReader, group: str, partition: int) -> str | None:
-    """Say why a partition cannot be judged since partitions were added to the topic; None when it can.
+    """Return why a partition cannot be judged after partitions were added to the topic; None when it can be judged.
 
-    The networks' keys have moved, and their windows have not. Raises DependencyDown.
+    Added partitions move networks to other partitions than those of their windows. Raises DependencyDown.
     """
     partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
     committed = reader.committed(group, SUBMISSIONS, partitions)
@@ -349,7 +367,7 @@ def grown(reader: TopicReader, group: str, partition: int) -> str | None:
         return None
     added = [number for number in partitions if number not in windows or committed[number] is None]
     lost = [number for number in added if number in windows and reader.watermarks(RATE_LIMITS, number)[1] > 0]
-    # Doubled, keys stay or go to a new partition; else they move among the old ones too.
+    # In a multiple of the partitions a key stays or moves to a new one; otherwise keys move among the old ones too.
     if lost or not known or (partition not in added and len(partitions) % (len(partitions) - len(added)) == 0):
         return None
     return (

@@ -1,4 +1,4 @@
-"""The process `nigredo-rate-limiter-{env}`."""
+"""Rate limiter process, `nigredo-rate-limiter-{env}`: connects the limiter to Kafka and runs it under a watchdog."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from schemas.topics import SUBMISSIONS
 
 START_DEADLINE_S = 60.0
 BATCH_MAX = 4000
-"""A batch waits for the broker twice, whatever its size."""
+"""Records in a batch; large, because a batch waits for the broker twice, whatever its size."""
 
 
 def main() -> int:
@@ -40,8 +40,8 @@ def _serve(settings: Settings) -> None:
     watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
     parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
     proof = LogProof(settings, COMPONENT)
-    in_order = StreamProcessor(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
-    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], in_order):
+    processor = StreamProcessor(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
+    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], processor):
         run_app(app, settings, health, GroupDrain(settings, COMPONENT))
 
 

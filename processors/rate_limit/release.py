@@ -1,7 +1,8 @@
-"""Releases of refused submissions: outside the limit, and once, however often they are asked for.
+"""Releases of quarantined submissions: each becomes a lead outside the limit, once, however often it is requested.
 
-What makes it once is `nigredo.rejections` itself: a release is void unless the newest record of its id is the
-rejection, and it ends with a tombstone there. A crash in between leaves the rejection, and the same lead comes again.
+The topic `nigredo.rejections` ensures this: a release is ignored unless the newest record of its id is the rejection,
+and it ends with a tombstone there. After a crash in between, the rejection is still current and the same lead is
+published again.
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ from schemas.topics import REJECTIONS
 log = get_logger()
 
 READ_WITHIN_S = 30.0
+"""Seconds after which an unfinished look-up parks the release."""
 KAFKA_SILENT_S = 10.0
-"""Shorter: an outage of Kafka is waited for, and is no reason to park a release."""
+"""Shorter than `READ_WITHIN_S`, because an outage of Kafka is waited out and must not park a release."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A rejection that stands in `nigredo.rejections`, and the partition where its tombstone belongs."""
+    """A rejection current in `nigredo.rejections`, and the partition that its tombstone goes to."""
 
     rejection: Rejection
     partition: int
 
     @property
     def key(self) -> bytes:
-        """The record's key."""
+        """The rejection's record key: its id."""
         return str(self.rejection.id).encode()
 
     def lead(self) -> Lead:
-        """Return what its release makes of it."""
+        """Return the lead that the release publishes."""
         refused = self.rejection
         return Lead(
             id=refused.id,
@@ -60,11 +62,11 @@ class Quarantined:
 async def find_quarantined(
     reader: TopicReader, codec: Codec, releases: Sequence[RejectionRelease]
 ) -> dict[UUID, Quarantined]:
-    """Return which of these releases' submissions are still refused: take each out of the answer when it is released.
+    """Return the current rejections of these releases, by lead id; the caller removes each once it is released.
 
-    Reads each partition they name once, from the first place they name to its present end. Raises RecordRefused when
-    that takes longer than its deadline: the release is parked rather than holding the limit up, and may be repeated.
-    Raises DependencyDown.
+    Reads each partition that the releases name once, from the first offset named to its current end. Raises
+    RecordRefused past `READ_WITHIN_S`, because parking a release, which may be requested again, is better than holding
+    up the limiter. Raises DependencyDown.
     """
     if not releases:
         return {}
@@ -74,7 +76,9 @@ async def find_quarantined(
         raise RecordRefused("release_out_of_reach", str(error)) from error
     for release in releases:
         if release.lead_id not in found:
-            log.info("a release is void", lead_id=str(release.lead_id), requested_by=release.requested_by)
+            log.info(
+                "release ignored, no current rejection", lead_id=str(release.lead_id), requested_by=release.requested_by
+            )
     return found
 
 
@@ -86,8 +90,8 @@ def _read(reader: TopicReader, codec: Codec, releases: Sequence[RejectionRelease
         if partition is not None and offset is not None:
             wanted[partition][str(release.lead_id).encode()] = release
             first[partition] = min(first.get(partition, offset), offset)
-    known = reader.partitions(REJECTIONS) if wanted else []
-    asked = [partition for partition in wanted if partition in known]
+    existing = reader.partitions(REJECTIONS) if wanted else []
+    asked = [partition for partition in wanted if partition in existing]
     newest: dict[tuple[int, bytes], bytes | None] = {}
     for message in reader.read_to_end(
         REJECTIONS, asked, deadline_s=KAFKA_SILENT_S, offsets=first, within_s=READ_WITHIN_S
@@ -99,7 +103,7 @@ def _read(reader: TopicReader, codec: Codec, releases: Sequence[RejectionRelease
     for (partition, key), value in newest.items():
         release = wanted[partition][key]
         rejection = None if value is None else _decoded(codec, value)
-        # Another network's rejection is decided in another order than this one's records.
+        # Ignore another network's rejection, because it is not ordered with the records of this network.
         if rejection is not None and rejection.client_network == release.client_network:
             found[release.lead_id] = Quarantined(rejection, partition)
     return found
@@ -109,6 +113,6 @@ def _decoded(codec: Codec, value: bytes) -> Rejection | None:
     try:
         event = codec.decode(REJECTIONS, value)
     except Undecodable as error:
-        log.error("a rejection cannot be read", error=str(error))
+        log.error("rejection not decoded", error=str(error))
         return None
     return event if isinstance(event, Rejection) else None

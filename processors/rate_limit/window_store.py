@@ -1,4 +1,4 @@
-"""The windows of one partition's networks, in the limiter's memory."""
+"""Window store: the limiter's in-memory windows of one partition's networks."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from schemas.events import RateLimitState
 from schemas.topics import RATE_LIMITS
 
 WINDOW_LONGEST_MS = 86_400_000
-"""No window is longer (`RATE_LIMIT_WINDOW_SECONDS`)."""
+"""The longest window that `RATE_LIMIT_WINDOW_SECONDS` allows."""
 CLOCK_SLACK_MS = 600_000
-"""Windows are kept this much longer, so that a clock corrected by minutes costs no second loading."""
-FAR_OFF_MS = 2**62
-TOLD_EVERY = 10_000
+"""Expired windows stay this much longer, so that a clock corrected by minutes does not make them load again."""
+FAR_FUTURE_MS = 2**62
+REPORT_EVERY = 10_000
+"""Records loaded between two progress reports."""
 
 
 class WindowStore:
-    """Windows in the order of their last change: those that were loaded, as they came, then those that changed since.
+    """Windows in the order of their last change: first those loaded, in the topic's order, then those changed since.
 
-    What was loaded stays encoded until a record asks for it.
+    A loaded window stays encoded until a record of its network arrives.
     """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._loaded = LatestWindows(codec)
-        # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
+        # An OrderedDict, because a plain dict finds its first key ever more slowly as more keys before it are deleted.
         self._changed: OrderedDict[str, RateLimitState] = OrderedDict()
         self.furthest: Mark | None = None
-        """The record up to which the furthest window loaded read, its time as a bound."""
-        self.forgotten_until_ms = 0
-        """Of records that are no older than this, no window that was let go of decides anything."""
+        """The last record judged by any loaded window; its timestamp is an upper bound. None without windows."""
+        self.evicted_until_ms = 0
+        """Epoch milliseconds: judging a record older than this may need an evicted window."""
 
     def __len__(self) -> int:
         return len(self._loaded) + len(self._changed)
@@ -49,92 +50,92 @@ class WindowStore:
         self,
         messages: Iterable[Message],
         committed: int,
-        told: Callable[[int], None],
+        report: Callable[[int], None],
         *,
-        not_after_ms: int = FAR_OFF_MS,
+        not_after_ms: int = FAR_FUTURE_MS,
     ) -> None:
-        """Take the windows of a partition of `nigredo.rate-limits`, oldest record first.
+        """Load the windows from a partition of `nigredo.rate-limits`, oldest record first.
 
-        committed: where judging goes on. Windows at or past it are kept whatever their age: their record comes again.
-        told: called with the number of records every few thousand. not_after_ms: the time of a record that is still
-        to be judged; windows that decide about it are kept. Raises DependencyDown, also for a window that cannot be
-        read.
+        committed: the offset at which judging continues. Windows at or past it stay whatever their age, because their
+        record comes again. report: called with the number of records every `REPORT_EVERY`. not_after_ms: time of a
+        record still to be judged, in epoch milliseconds; windows that affect its verdict stay.
+        Raises DependencyDown, also for a window that cannot be decoded.
         """
         for number, message in enumerate(messages, 1):
             try:
                 self._loaded.take(message.key() or b"", message.value())
             except Undecodable as error:
-                # Without it the network's limit would begin at zero: nothing of the partition is judged meanwhile.
-                place = f"partition {message.partition()}, offset {message.offset()}"
-                raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read, {place}: {error}") from error
-            if number % TOLD_EVERY == 0:
-                told(number)
-                self._let_go_of_loaded(committed, not_after_ms)
-        self._let_go_of_loaded(committed, not_after_ms)
+                # Hold the partition, because without this window the network's count would restart at zero.
+                position = f"partition {message.partition()}, offset {message.offset()}"
+                raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read, {position}: {error}") from error
+            if number % REPORT_EVERY == 0:
+                report(number)
+                self._evict_loaded(committed, not_after_ms)
+        self._evict_loaded(committed, not_after_ms)
         self.furthest = self._loaded.furthest()
 
-    def _let_go_of_loaded(self, committed: int, not_after_ms: int) -> None:
-        """Let go of what was over when the newest window that was judged for good changed.
+    def _evict_loaded(self, committed: int, not_after_ms: int) -> None:
+        """Evict the loaded windows that had expired when the newest window below `committed` last changed.
 
-        What is still to be judged is no older than that, unless a clock was set back; windows past `committed` are
-        younger than some of it. Only what their bytes tell is asked here; `forget` lets go of the rest of them little
-        by little.
+        Records still to be judged are no older than that change, unless a clock was set back; windows past `committed`
+        may be younger than some of these records. Reads only the rank in the encoded window; `evict_expired` evicts the
+        rest little by little.
         """
         ranks = (rank_of(self._codec, value) for value in self._loaded)
         newest_ms = next((rank.updated_at_ms for rank in ranks if rank.input_offset < committed), 0)
         until_ms = min(newest_ms, not_after_ms) - CLOCK_SLACK_MS
 
-        def over(value: bytes) -> bool:
+        def expired(value: bytes) -> bool:
             rank = rank_of(self._codec, value)
             return until_ms - rank.updated_at_ms >= WINDOW_LONGEST_MS and rank.input_offset < committed
 
-        self._forgot(until_ms, self._loaded.evict(over))
+        self._note_evicted(until_ms, self._loaded.evict(expired))
 
-    def _forgot(self, until_ms: int, gone: int) -> None:
-        if gone:
-            self.forgotten_until_ms = max(self.forgotten_until_ms, until_ms)
+    def _note_evicted(self, until_ms: int, evicted: int) -> None:
+        if evicted:
+            self.evicted_until_ms = max(self.evicted_until_ms, until_ms)
 
     def get(self, network: str) -> RateLimitState | None:
-        """Return a network's window. Raises DependencyDown for one that cannot be read."""
+        """Return a network's window; None without one. Raises DependencyDown for a window that cannot be decoded."""
         found = self._changed.get(network)
         if found is None and (value := self._loaded.get(network.encode())) is not None:
             try:
                 found = self._changed[network] = decode_window(self._codec, value)
             except Undecodable as error:
-                # Broken between its beginning and its end, which alone were read so far.
+                # Corrupt in its middle: loading reads only the start and the end of the encoded window.
                 raise DependencyDown(f"a window in {RATE_LIMITS} cannot be read: {error}") from error
             self._loaded.pop(network.encode())
         return found
 
-    def keep(self, state: RateLimitState) -> None:
-        """Put a window in the place of the network's older one."""
+    def put(self, state: RateLimitState) -> None:
+        """Store a network's changed window, replacing its earlier one."""
         self._loaded.pop(state.client_network.encode())
         self._changed[state.client_network] = state
         self._changed.move_to_end(state.client_network)
 
-    def forget(self, now: datetime, at_once: int) -> None:
-        """Let go of windows that decide nothing any more, oldest first; the topic keeps them for days.
+    def evict_expired(self, now: datetime, at_once: int) -> None:
+        """Evict windows that affect no verdict any more, oldest first; the topic stores them for days.
 
-        now: the time of the newest record. A clock that is set back by less than `CLOCK_SLACK_MS` finds all it needs;
-        past that, `forgotten_until_ms` tells that the windows must be loaded again before they are asked.
-        at_once: how many may go; more than a batch can add, so that it keeps up. Where windows of different lengths
-        are mixed, a longer one may hold up shorter ones until it is over itself.
+        now: time of the newest record. After a clock was set back by less than `CLOCK_SLACK_MS`, every window needed is
+        still here; after a larger step `evicted_until_ms` shows that the windows must be loaded again first.
+        at_once: most windows to evict; more than a batch can add, so that eviction keeps up. Among windows of different
+        lengths, a longer one may delay the eviction of shorter ones until it expires itself.
         """
         until = now - timedelta(milliseconds=CLOCK_SLACK_MS)
 
-        def over(value: bytes) -> bool:
+        def expired(value: bytes) -> bool:
             try:
                 return forgettable(decode_window(self._codec, value), until)
             except Undecodable:
                 age_ms = until.timestamp() * 1000 - rank_of(self._codec, value).updated_at_ms
                 return age_ms >= WINDOW_LONGEST_MS
 
-        let_go = self._loaded.evict(over, at_once)
-        gone = []
-        for network, state in islice(self._changed.items(), at_once - let_go):
+        evicted = self._loaded.evict(expired, at_once)
+        expired_networks = []
+        for network, state in islice(self._changed.items(), at_once - evicted):
             if not forgettable(state, until):
                 break
-            gone.append(network)
-        for network in gone:
+            expired_networks.append(network)
+        for network in expired_networks:
             del self._changed[network]
-        self._forgot(round(until.timestamp() * 1000), let_go + len(gone))
+        self._note_evicted(round(until.timestamp() * 1000), evicted + len(expired_networks))

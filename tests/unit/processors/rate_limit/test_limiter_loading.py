@@ -12,7 +12,7 @@ from nigredo.observability.health import Health
 from nigredo.settings import Settings
 from processors.engine.handler import AssignmentLost
 from processors.rate_limit.limiter import Limiter
-from processors.rate_limit.window_store import TOLD_EVERY, WindowStore
+from processors.rate_limit.window_store import REPORT_EVERY, WindowStore
 from tests.unit.processors.rate_limit.test_window_store import CODEC, Told, told, window
 
 REVOKED_AFTER = 100
@@ -46,4 +46,4 @@ def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
     with pytest.raises(AssignmentLost):
         inside._load(WindowStore(CODEC), 0, LogPosition(0))
 
-    assert log.read <= REVOKED_AFTER + TOLD_EVERY
+    assert log.read <= REVOKED_AFTER + REPORT_EVERY

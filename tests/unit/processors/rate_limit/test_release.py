@@ -207,7 +207,7 @@ def test_a_release_counts_nothing_and_its_place_is_kept() -> None:
 def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
     kafka = Kafka()
     limiter, command = limiter_on(kafka), quarantined(kafka, rejection())
-    windows(limiter).keep(judge(None, submission(), at=NOON, offset=50).state)
+    windows(limiter).put(judge(None, submission(), at=NOON, offset=50).state)
     topic = {"lead": LEADS, "tombstone": REJECTIONS, "state": RATE_LIMITS}[lost]
     kafka.fails = lambda to, _: to == topic
     with pytest.raises(DependencyDown):

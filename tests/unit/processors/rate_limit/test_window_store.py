@@ -11,7 +11,7 @@ import pytest
 
 from nigredo.errors import DependencyDown
 from nigredo.log_position import Mark
-from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_OFF_MS, WindowStore
+from processors.rate_limit.window_store import CLOCK_SLACK_MS, FAR_FUTURE_MS, WindowStore
 from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 from tests.unit.nigredo.avro.test_encoded_window import a_codec
@@ -49,7 +49,7 @@ def told(*states: RateLimitState) -> list[Told]:
     return [Told(state.client_network, CODEC.encode(RATE_LIMITS, state)) for state in states]
 
 
-def loaded(*records: Told, committed: int = 0, not_after_ms: int = FAR_OFF_MS) -> WindowStore:
+def loaded(*records: Told, committed: int = 0, not_after_ms: int = FAR_FUTURE_MS) -> WindowStore:
     windows = WindowStore(CODEC)
     windows.load(cast(Any, records), committed, lambda _: None, not_after_ms=not_after_ms)
     return windows
@@ -88,9 +88,9 @@ def test_a_window_broken_in_its_middle_holds_the_record_that_asks_for_it_until_i
     for _ in range(2):
         with pytest.raises(DependencyDown, match="cannot be read"):
             windows.get("a")
-    windows.forget(NOON + HOUR + SLACK, 100)
+    windows.evict_expired(NOON + HOUR + SLACK, 100)
     assert len(windows) == 2
-    windows.forget(NOON + 24 * HOUR + SLACK, 100)
+    windows.evict_expired(NOON + 24 * HOUR + SLACK, 100)
     assert len(windows) == 0
 
 
@@ -105,9 +105,9 @@ def test_windows_over_for_good_are_not_loaded_unless_their_record_comes_again() 
 
 def test_a_network_whose_window_is_over_leaves_memory_and_no_other_does() -> None:
     windows = loaded(*told(window("first", 1, NOON), window("second", 2, NOON + HOUR)))
-    windows.keep(window("third", 3, NOON + 2 * HOUR))
+    windows.put(window("third", 3, NOON + 2 * HOUR))
 
-    windows.forget(NOON + 2 * HOUR + SLACK, 100)
+    windows.evict_expired(NOON + 2 * HOUR + SLACK, 100)
 
     assert len(windows) == 1
     assert windows.get("third") is not None
@@ -115,9 +115,9 @@ def test_a_network_whose_window_is_over_leaves_memory_and_no_other_does() -> Non
 
 def test_a_window_that_changed_is_the_last_to_go() -> None:
     windows = loaded(*told(window("a", 1), window("b", 2, NOON + timedelta(minutes=1))))
-    windows.keep(replace(window("a", 3, NOON + HOUR)))
+    windows.put(replace(window("a", 3, NOON + HOUR)))
 
-    windows.forget(NOON + HOUR + timedelta(minutes=1) + SLACK, 100)
+    windows.evict_expired(NOON + HOUR + timedelta(minutes=1) + SLACK, 100)
 
     assert windows.get("a") is not None
     assert windows.get("b") is None
@@ -126,12 +126,12 @@ def test_a_window_that_changed_is_the_last_to_go() -> None:
 def test_no_more_are_let_go_at_once_than_told() -> None:
     windows = loaded(*told(*(window(str(number), number) for number in range(10))))
     for number in range(10, 20):
-        windows.keep(window(str(number), number))
+        windows.put(window(str(number), number))
 
-    windows.forget(NOON + HOUR + SLACK, 4)
+    windows.evict_expired(NOON + HOUR + SLACK, 4)
     assert len(windows) == 16
 
-    windows.forget(NOON + HOUR + SLACK, 8)
+    windows.evict_expired(NOON + HOUR + SLACK, 8)
     assert len(windows) == 8
 
 
@@ -139,7 +139,7 @@ def test_a_window_that_changed_is_not_kept_a_second_time_as_it_was_loaded() -> N
     windows = loaded(*told(window("a", 1)))
     newer = window("a", 2)
 
-    windows.keep(newer)
+    windows.put(newer)
 
     assert windows.get("a") == newer
     assert len(windows) == 1
