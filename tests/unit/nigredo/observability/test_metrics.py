@@ -55,7 +55,7 @@ def value(told: Told, name: str, **labels: str) -> float | None:
 def told_at_start(process: str, *, and_then: str = "", **environment: str) -> Told:
     """Return the samples that a new process exposes before any work."""
     program = (
-        "import os, sys; from nigredo import metrics; from nigredo.settings import Settings\n"
+        "import os, sys; from nigredo.observability import metrics; from nigredo.settings import Settings\n"
         f"metrics.start({process!r}, Settings.from_environment(os.environ)); {and_then}\n"
         "sys.stdout.write(metrics.exposition().decode())"
     )
