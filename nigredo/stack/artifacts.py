@@ -1,8 +1,7 @@
-"""The Java parts of the embedded stack: downloaded once, checked against a committed lock, shared by all checkouts.
+"""Downloads of the embedded stack's Java programs, verified against a committed lock and shared by all checkouts.
 
-A file carries its checksum in its name and gets that name only once it was verified, so that what is there can be
-trusted without hashing it again, an interrupted download is simply begun anew, and nothing is needed from the network
-after the first time.
+A cached file carries its checksum in its name and gets that name only after verification, so that a present file is
+trusted without hashing it again, an interrupted download simply restarts, and a second start needs no network.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from nigredo.errors import DependencyDown
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
 LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
-"""Kafka speaks to slf4j 1.7; without a binding the broker logs nothing."""
+"""Binding for slf4j 1.7, which Kafka logs through; without a binding the broker logs nothing."""
 REGISTRY = "io.apicurio:apicurio-registry-app:3.3.3"
 DOWNLOADS_AT_ONCE = 6
 DOWNLOAD_TRIES = 4
@@ -36,7 +35,7 @@ REQUEST_TIMEOUT_S = 60
 LOCK_WAIT_S = 900.0
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes so far and the bytes in all; from several threads."""
+"""Called with bytes downloaded and bytes in total, from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +52,14 @@ class Artifact:
 
     @property
     def file_name(self) -> str:
-        """Name in our cache."""
+        """Name of the file in the cache, with the first 12 digits of its checksum."""
         suffix = f"-{self.classifier}" if self.classifier else ""
         return f"{self.name}-{self.version}{suffix}-{self.sha256[:12]}.{self.packaging}"
 
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """Where the Java parts are on this machine."""
+    """Locations of the Java programs on this machine."""
 
     cache: Path
     kafka_class_path: tuple[Path, ...]
@@ -68,7 +67,7 @@ class Artifacts:
 
 
 def cache_dir(environment: Mapping[str, str]) -> Path:
-    """Return the folder that several checkouts share: `NIGREDO_CACHE`, else below `XDG_CACHE_HOME` or `~/.cache`."""
+    """Return the cache folder of all checkouts: `NIGREDO_CACHE`, else `nigredo` in `XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := environment.get("NIGREDO_CACHE"):
         return Path(chosen).absolute()
     base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -76,7 +75,7 @@ def cache_dir(environment: Mapping[str, str]) -> Path:
 
 
 def read_lock() -> list[Artifact]:
-    """Return the locked files; the last one is the registry's archive."""
+    """Return the locked files; the registry's archive is the last."""
     text = (resources.files("nigredo.stack") / "artifacts.lock").read_text(encoding="utf-8")
     artifacts = []
     for line in text.splitlines():
@@ -88,9 +87,9 @@ def read_lock() -> list[Artifact]:
 
 
 def fetch(cache: Path, progress: Progress) -> Artifacts:
-    """Return where the parts are, downloading what is missing.
+    """Return the locations of the Java programs, after downloading missing files.
 
-    Raises DependencyDown when the repository cannot be reached or gives another file than the locked one.
+    Raises DependencyDown when the Maven repository cannot be reached or serves a file that differs from the lock.
     """
     jars, archive = [a for a in read_lock() if a.packaging == "jar"], read_lock()[-1]
     found = Artifacts(
@@ -101,7 +100,7 @@ def fetch(cache: Path, progress: Progress) -> Artifacts:
     if not _missing(cache, jars) and found.registry_dir.is_dir():
         return found
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache):
+    with _locked(cache):
         unfinished = cache / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         wanted = _missing(cache, jars) + ([] if found.registry_dir.is_dir() else _missing(cache, [archive]))
@@ -118,8 +117,8 @@ def _missing(cache: Path, artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Hold the cache's lock, which its owner's death frees."""
+def _locked(cache: Path) -> Iterator[None]:
+    """Hold the cache's lock; the kernel releases it when its owner dies."""
     deadline = time.monotonic() + LOCK_WAIT_S
     with (cache / "lock").open("w") as lock:
         while True:
@@ -137,47 +136,47 @@ def _download(wanted: Sequence[Artifact], cache: Path, unfinished: Path, progres
     total, done = sum(artifact.size for artifact in wanted), [0]
 
     @contextmanager
-    def counted(_name: str, _size: int) -> Iterator[Callable[[int], None]]:
+    def counting(_name: str, _size: int) -> Iterator[Callable[[int], None]]:
         def add(size: int) -> None:
             done[0] += size
             progress(done[0], total)
 
         yield add
 
-    def one(artifact: Artifact) -> None:
+    def download(artifact: Artifact) -> None:
         backoff = Backoff(first_s=1.0, longest_s=10.0)
         while True:
             try:
-                return _download_one(artifact, cache, unfinished, counted)
+                return _download_one(artifact, cache, unfinished, counting)
             except DependencyDown:
-                # A line that is cut for a moment, or a file that came in half.
+                # A connection that broke for a moment, or a truncated file.
                 if backoff.failures + 1 >= DOWNLOAD_TRIES:
                     raise
                 time.sleep(backoff.next_wait_s())
 
     pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
     try:
-        # The largest first: it takes longest.
-        for _ in pool.map(one, sorted(wanted, key=lambda artifact: -artifact.size)):
+        # Largest first, because it takes longest.
+        for _ in pool.map(download, sorted(wanted, key=lambda artifact: -artifact.size)):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _download_one(artifact: Artifact, cache: Path, unfinished: Path, counted: Callable[..., Any]) -> None:
-    """Download one file into a folder of its own, and move it into the cache once it is whole."""
+def _download_one(artifact: Artifact, cache: Path, unfinished: Path, counting: Callable[..., Any]) -> None:
+    """Download one file into a temporary folder, verify its checksum and move it into the cache."""
     with tempfile.TemporaryDirectory(dir=unfinished) as scratch:
         context = MavenContext(
-            repo_cache=Path(scratch), timeout=REQUEST_TIMEOUT_S, resolver=PythonResolver(progress_callback=counted)
+            repo_cache=Path(scratch), timeout=REQUEST_TIMEOUT_S, resolver=PythonResolver(progress_callback=counting)
         )
         component = context.project(artifact.group, artifact.name).at_version(artifact.version)
         try:
             path = component.artifact(classifier=artifact.classifier, packaging=artifact.packaging).resolve()
         except Exception as error:
-            # Whatever stands between us and the repository: the client's own errors are of many kinds.
+            # The client raises errors of many kinds, from DNS to proxies.
             raise DependencyDown(
-                f"cannot download {artifact.name} {artifact.version}: {error}; type it once more when that is mended: "
-                "the files that came are kept"
+                f"cannot download {artifact.name} {artifact.version}: {error}; fix that and run the command again: "
+                "files already downloaded are kept"
             ) from error
         if _sha256(path) != artifact.sha256:
             raise DependencyDown(f"{artifact.name} {artifact.version} is not the locked file: its checksum differs")
@@ -185,11 +184,11 @@ def _download_one(artifact: Artifact, cache: Path, unfinished: Path, counted: Ca
 
 
 def _unpack(archive: Path, target: Path, unfinished: Path) -> None:
-    """Unpack the registry beside its place and move it there in one step."""
+    """Unpack the registry beside its target folder and rename it there in one step."""
     unfinished.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=unfinished) as scratch:
         with tarfile.open(archive) as tar:
-            # Python 3.11.4 and later refuse what leaves the folder; before, the checksum alone vouches for it.
+            # Python 3.11.4 and later refuse members outside the folder; before, the checksum alone vouches for them.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             tar.extractall(scratch)  # noqa: S202
         Path(scratch).chmod(0o755)
@@ -205,10 +204,10 @@ def _sha256(path: Path) -> str:
 
 
 def write_lock(target: Path) -> None:
-    """Resolve the parts anew and write their lock; `make lock` calls it after a version was changed above."""
+    """Resolve the Java programs and their dependencies again and write the lock; `make lock` runs this."""
     with tempfile.TemporaryDirectory() as scratch:
         context = MavenContext(repo_cache=Path(scratch), timeout=REQUEST_TIMEOUT_S)
-        # The binding is added without its dependencies: resolved together, its parent would choose Kafka's versions.
+        # The binding comes without its dependencies: resolved together, its parent would choose Kafka's versions.
         roots = [context.create_dependency(coordinates) for coordinates in (KAFKA, LOGGING)]
         _, resolved = context.resolver.resolve(roots[:1])
         group, name, version = REGISTRY.split(":")

@@ -1,4 +1,4 @@
-"""The whole product on one machine: which parts there are, in which order they start, and the run of them all."""
+"""The embedded stack: its parts and the order of their start, and the run of all of them on one machine."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from nigredo.stack.supervised import seen
 from nigredo.stack.supervisor import Step, Supervisor, Watch, end_leftovers
 
 START_DEADLINE_S = 600.0
-"""Until forms are accepted. A cold and busy machine takes minutes; nothing but patience helps it."""
+"""Seconds until forms must be accepted; a cold and busy machine takes minutes."""
 REST_DEADLINE_S = 180.0
-"""How long a start waits for the rest of the parts once forms are accepted; they are tried on afterwards."""
+"""Seconds a start waits for the other parts once forms are accepted; their retries go on afterwards."""
 PART_DEADLINE_S = 300.0
-"""How long `nigredo start PART` waits."""
+"""Seconds `nigredo start PART` waits."""
 PROGRESS_EVERY_S = 15.0
 PROGRESS_POLL_S = 0.1
 SCHEMAS_EVERY_S = 30.0
 GOAL = "ingest"
 INFRASTRUCTURE = ("kafka", "registry", "postgres")
 OWN_GRACE_S = 100.0
-"""Longer than the longest request that ingest may still answer."""
+"""Seconds the product's processes get to stop: longer than the longest request that ingest may still answer."""
 EXTERNAL = INFRASTRUCTURE
-"""The parts that may be run from outside."""
+"""Parts that an operator may run outside of the stack."""
 OTHER_CLUSTER = (
     "Kafka's data is not that of the last start: settings, blocks, maintenance and other API keys are gone with it, "
     "and so are leads that were neither stored nor delivered; `nigredo recover` shows what is left"
@@ -59,20 +59,20 @@ Tell = Callable[[str], None]
 
 
 def own_part(home: Home, name: str, environment: Mapping[str, str]) -> Part:
-    """Describe one of our own processes."""
+    """Return the part of a process of the product."""
     return _part(home, name, name, home.port(name), environment)
 
 
 def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
-    """Describe the senders of further endpoints, in the order of their settings file.
+    """Return the senders of further endpoints, in the order of their settings file.
 
-    One whose settings are wrong is a part too: it says so, takes its settings as they are at each try, and keeps no
-    other part from its work.
+    An endpoint with wrong settings is a part too: each start reads the settings again and reports what is wrong, and
+    no other part is affected.
     """
     parts = []
     for number, (name, port) in enumerate(sender_ports(home, _endpoint_names(home, environment)).items()):
         if name != FIRST_ENDPOINT:
-            # A name that is none does not become a file's.
+            # An invalid endpoint name must not become part of a file name.
             part = f"{COMPONENT}-{name if NAME.fullmatch(name) else f'misnamed-{number}'}"
             settings = {"WEBHOOK_ENDPOINT": name, "HEALTH_PORT": str(port)}
             parts.append(_sender(home, part, name, port, environment, **settings))
@@ -83,11 +83,11 @@ def _endpoint_names(home: Home, environment: Mapping[str, str]) -> list[str]:
     try:
         return list(examine_endpoints(_settings(home, environment))[0])
     except ConfigurationError:
-        return [FIRST_ENDPOINT]  # Its sender says so.
+        return [FIRST_ENDPOINT]  # Its sender reports the error.
 
 
 def _named_endpoints(home: Home, environment: Mapping[str, str]) -> list[str]:
-    """Return the endpoints whose names can be those of topics; the others never get any."""
+    """Return the endpoints with valid names; the others get no topics, hence no schemas."""
     return [name for name in _endpoint_names(home, environment) if NAME.fullmatch(name)]
 
 
@@ -103,9 +103,9 @@ def _settings(home: Home, environment: Mapping[str, str]) -> Settings:
 
 
 def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
-    """Return where the sender of each endpoint tells of itself.
+    """Return the health port of each endpoint's sender, by endpoint name.
 
-    endpoints: their names, in the order of their settings file.
+    endpoints: names in the order of the settings file.
     """
     further = [name for name in endpoints if name != FIRST_ENDPOINT]
     ports = {name: home.further_port(number) for number, name in enumerate(further)}
@@ -113,7 +113,7 @@ def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
 
 
 def _check_secret(endpoint: Endpoint) -> None:
-    """Raise ConfigurationError for a secret file that the endpoint's sender could not use."""
+    """Raise ConfigurationError when the endpoint's sender could not use its secret file."""
     try:
         read_secrets(endpoint.secret_file)
     except ConfigurationError as error:
@@ -143,24 +143,24 @@ def steps(
     external: Collection[str] = (),
     tell: Tell = lambda _: None,
 ) -> list[Step]:
-    """Return what makes up a stack, each step with what must be there before it.
+    """Return the steps that start a stack, each with the steps it needs.
 
-    external: parts that are run from outside, at this stack's own addresses: they are waited for, not started.
+    external: parts run outside, at this stack's addresses; the stack waits for them and does not start them.
     """
     as_admin = Settings.from_environment(home.part_environment(environment, "prepare", role="admin"))
 
-    def given(part: Part) -> Part | Callable[[], object]:
-        return (lambda: _look_at(part)) if part.name in external else part
+    def start_or_check(part: Part) -> Part | Callable[[], object]:
+        return (lambda: _check_external(part)) if part.name in external else part
 
-    # The stand-in first: what another program on its port would be sent is personal data.
+    # The stand-in receiver first, because another program on its port would receive personal data.
     needs = {"persister": ("tables", "topics"), COMPONENT: ("topics", "fibonacci")}
     senders = [_sender(home, COMPONENT, FIRST_ENDPOINT, home.port(COMPONENT), environment)]
     senders += endpoint_parts(home, environment)
     processes = [own_part(home, name, environment) for name in PROCESSES if name != COMPONENT]
     return [
-        Step("kafka", given(kafka_part(home, artifacts, environment))),
-        Step("postgres", given(postgres_part(home, environment))),
-        Step("registry", given(registry_part(home, artifacts, environment)), needs=("postgres",)),
+        Step("kafka", start_or_check(kafka_part(home, artifacts, environment))),
+        Step("postgres", start_or_check(postgres_part(home, environment))),
+        Step("registry", start_or_check(registry_part(home, artifacts, environment)), needs=("postgres",)),
         Step("tables", lambda: migrate(as_admin), needs=("postgres",)),
         Step("topics", lambda: topics.ensure_topics(as_admin), needs=("kafka",)),
         Step(
@@ -169,8 +169,8 @@ def steps(
             needs=("registry", "topics"),
         ),
         Step("api key", lambda: _ensure_api_key(as_admin, home, tell), needs=("schemas",)),
-        # They wait for the pins of the schemas by themselves, and find those of an earlier start: forms are accepted
-        # without PostgreSQL and without the registry.
+        # Processes wait for the pinned schemas by themselves, and find those of an earlier start, so that forms are
+        # accepted without PostgreSQL and without the registry.
         *(
             Step(part.name, part, needs=needs.get(part.name, ("topics",)), awaits=("schemas",))
             for part in (*processes, *senders)
@@ -179,35 +179,35 @@ def steps(
 
 
 def watches(home: Home, environment: Mapping[str, str]) -> list[Watch]:
-    """Return the questions about the running stack that no part of it answers by itself."""
+    """Return the checks of the running stack that no part makes by itself."""
     ids = SchemaIds(Settings.from_environment(home.part_environment(environment, "prepare", role="admin")))
     look = Watch("schema ids", lambda: conflict(ids.findings()), "schemas", SCHEMAS_EVERY_S, part="registry")
     return [look]
 
 
 def _ensure_api_key(settings: Settings, home: Home, tell: Tell) -> None:
-    """Make the key that `nigredo env` prints known to this cluster, unless it was: then it may have been revoked.
+    """Put the API key of `nigredo env` into this cluster once, so that a revoked key stays revoked.
 
-    A cluster that lost its data has another id, and knows nothing of what Kafka alone keeps.
+    A cluster that lost its data has another id: it gets the key again, and the loss is reported.
     """
-    known, cluster = home.dir / "secrets" / "api-key.known", TopicReader(settings, "stack").cluster_id()
-    before = known.read_text(encoding="utf-8").strip() if known.exists() else None
+    mark, cluster = home.dir / "secrets" / "api-key.known", TopicReader(settings, "stack").cluster_id()
+    before = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
     if before == cluster:
         return
-    # An earlier release wrote no id: of the cluster that there was.
+    # The empty mark of an earlier release stands for the present cluster.
     if before != "":
         key = stored_form(home.secret("api-key"), "nigredo env", frozenset(SCOPES))
         ControlAdmin(settings, "nigredo up").put(API_KEY, key.id, as_value(key))
-    unfinished = known.with_suffix(".unfinished")
+    unfinished = mark.with_suffix(".unfinished")
     unfinished.touch(mode=0o600)
     unfinished.write_text(cluster, encoding="utf-8")
-    unfinished.replace(known)
+    unfinished.replace(mark)
     if before:
         tell(OTHER_CLUSTER)
 
 
-def _look_at(part: Part) -> None:
-    """Raise DependencyDown when a part that is run from outside is not ready."""
+def _check_external(part: Part) -> None:
+    """Raise DependencyDown when a part that is run outside is not ready."""
     if (reason := part.waiting_for()) is not None:
         raise DependencyDown(f"{part.name}, run from outside, is not ready: {reason}")
 
@@ -222,14 +222,14 @@ async def run(
     when_accepting: Callable[[], None],
     when_ready: Callable[[], None],
 ) -> bool:
-    """Run the stack until it is told to stop by a signal or by `nigredo down`; return whether forms were accepted.
+    """Run the stack until a signal or `nigredo down` stops it; return whether forms were accepted.
 
-    external: as in `steps`. `tell` gets one line a step. `when_accepting` is called once forms are accepted and the
-    rest had its time, `when_ready` once everything is ready; both run in a thread that the end does not wait for. The
-    home must be owned.
-    Raises NigredoError when no form can be accepted; nothing is left running then.
+    external: as in `steps`. tell: prints one line of progress. when_accepting: called once when forms are accepted
+    but other parts are not ready in time. when_ready: called once when everything is ready. Both run in a thread that
+    the end does not wait for. The home must be owned.
+    Raises NigredoError when no form can be accepted; no part is left running then.
     """
-    stop, tell = asyncio.Event(), _unbroken(tell)
+    stop, tell = asyncio.Event(), _suppressing_errors(tell)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     for name in await asyncio.to_thread(end_leftovers, home):
@@ -246,7 +246,7 @@ async def run(
 
     server = await control.serve(home, answer)
     supervisor.begin()
-    telling = asyncio.create_task(_tell_progress(supervisor, tell))
+    reporting = asyncio.create_task(_report_progress(supervisor, tell))
     starting = asyncio.create_task(_start(supervisor, tell, when_accepting, when_ready))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -256,14 +256,14 @@ async def run(
             await stopping
     finally:
         accepted = supervisor.accepted
-        for task in (starting, telling):
+        for task in (starting, reporting):
             task.cancel()
-        await asyncio.gather(starting, telling, return_exceptions=True)
+        await asyncio.gather(starting, reporting, return_exceptions=True)
         tell("stopping")
         await supervisor.stop()
         stopped.set()
         server.close()
-        # The command that asked for it gets its answer before the process ends.
+        # Gives `nigredo down` its answer before the process ends.
         await asyncio.sleep(0.1)
     return accepted
 
@@ -271,56 +271,56 @@ async def run(
 async def _start(
     supervisor: Supervisor, tell: Tell, when_accepting: Callable[[], None], when_ready: Callable[[], None]
 ) -> None:
-    """Wait for each stage of the start and say so."""
+    """Wait for each stage of the start, report it, and call its hook."""
     await supervisor.until_accepting(START_DEADLINE_S)
     await supervisor.until_settled(REST_DEADLINE_S)
     if not supervisor.ready:
         tell("forms are accepted, and these parts are not ready; they are tried again:")
         for line in supervisor.missing():
             tell(f"  {line}")
-        _aside(when_accepting)
+        _in_thread(when_accepting)
         await seen(lambda: supervisor.ready)
         tell("everything is ready")
-    _aside(when_ready)
+    _in_thread(when_ready)
 
 
-def _aside(call: Callable[[], None]) -> None:
+def _in_thread(call: Callable[[], None]) -> None:
     threading.Thread(target=call, name=call.__name__, daemon=True).start()
 
 
-def _unbroken(tell: Tell) -> Tell:
-    """Let nothing depend on the terminal or the pipe that is told: its other end may be gone."""
+def _suppressing_errors(tell: Tell) -> Tell:
+    """Return `tell` without its errors, because the terminal or pipe may be closed and the stack must go on."""
 
-    def told(line: str) -> None:
+    def tell_if_open(line: str) -> None:
         with suppress(OSError, ValueError):
             tell(line)
 
-    return told
+    return tell_if_open
 
 
-async def _tell_progress(supervisor: Supervisor, tell: Tell) -> None:
-    """Tell of each part when it is ready for the first time, and from time to time what the start waits for."""
-    began, told = time.monotonic(), set[str]()
+async def _report_progress(supervisor: Supervisor, tell: Tell) -> None:
+    """Print each part when it is first ready, and after `PROGRESS_EVERY_S` of silence the causes of the wait."""
+    began, reported = time.monotonic(), set[str]()
     quiet_since = began
     while not supervisor.ready:
         now = time.monotonic()
         for name, part in supervisor.parts.items():
-            if part.ready and name not in told:
-                told.add(name)
+            if part.ready and name not in reported:
+                reported.add(name)
                 tell(f"{name} ready after {now - began:.1f} s")
                 quiet_since = now
         if not supervisor.settled and now - quiet_since > PROGRESS_EVERY_S:
             tell(f"still waiting after {now - began:.0f} s: {'; '.join(supervisor.causes())}")
             quiet_since = now
         await asyncio.sleep(PROGRESS_POLL_S)
-    for name in [name for name in supervisor.parts if name not in told]:
+    for name in [name for name in supervisor.parts if name not in reported]:
         tell(f"{name} ready after {time.monotonic() - began:.1f} s")
 
 
 async def _answer(
     supervisor: Supervisor, stop: asyncio.Event, stopped: asyncio.Event, request: dict[str, Any]
 ) -> dict[str, Any]:
-    """Do what a command asks for and return what it prints."""
+    """Execute a command's request and return the document it prints. Raises NigredoError for a part that fails."""
     match request:
         case {"do": "status"}:
             return supervisor.status()

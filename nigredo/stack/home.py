@@ -1,4 +1,4 @@
-"""One embedded stack on disk: its folders, ports, secrets, and the settings it hands to its parts and its users."""
+"""Home of an embedded stack on disk: folders, ports, secrets, and the environments of its parts and its users."""
 
 from __future__ import annotations
 
@@ -32,45 +32,45 @@ PORTS = (
     "webhook-sender",
     "ingest-metrics",
 )
-"""A stack's ports follow each other in this order, beginning with the port base."""
+"""Names of a stack's ports, which are consecutive in this order from the port base on."""
 FOLDERS = ("logs", "run", "state", "secrets", "kafka", "registry")
-"""What a home holds, beside `postgres`, which belongs to its own user."""
+"""Folders of a home, beside `postgres`, which belongs to the database's user."""
 LOOPBACK = "127.0.0.0/8,::1/128"
 DATABASE = "fibonacci"
 ROLES = ("admin", "nigredo_app", "apicurio")
-"""Operators and migrations, the processes, the registry. None is a superuser."""
+"""Database roles of operators and migrations, of the processes, and of the registry. None is a superuser."""
 
 KAFKA_ADMIN, KAFKA_PROCESSES, KAFKA_READER = KAFKA_USERS = ("admin", "nigredo", "reader")
-"""Operators, the processes, analysts."""
+"""Kafka users of operators, of the processes, and of analysts."""
 REGISTRY_USER = "nigredo"
 SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule"
 KAFKA_CLIENTS = (KAFKA_ADMIN, KAFKA_READER)
-"""The users that people's own clients log in as: for each there are files that such clients read."""
+"""Kafka users with client configuration files, for kcat and Kafka's own tools."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder of one stack and its port base."""
+    """Folder and port base of one stack."""
 
     dir: Path
     port_base: int
 
     @classmethod
     def open(cls, directory: Path, port_base: int | None = None) -> Home:
-        """Return the stack in `directory`; a port base that is not given is the one it had before, else 8080.
+        """Return the stack in `directory`. The port base defaults to that of the last start, else 8080.
 
-        Raises ConfigurationError for a directory that cannot be one or cannot be read, and for an impossible port base.
+        Raises ConfigurationError for a path that is no folder or cannot be read, and for an impossible port base.
         """
         directory = directory.absolute()
-        known = directory / "stack.json"
+        noted = directory / "stack.json"
         try:
-            there = next(path for path in (directory, *directory.parents) if path.exists())
-            if port_base is None and known.exists():
-                port_base = int(json.loads(known.read_text(encoding="utf-8"))["port_base"])
+            nearest = next(path for path in (directory, *directory.parents) if path.exists())
+            if port_base is None and noted.exists():
+                port_base = int(json.loads(noted.read_text(encoding="utf-8"))["port_base"])
         except PermissionError:
             raise ConfigurationError(f"--home: {directory} may not be read by this user") from None
-        if not there.is_dir():
-            raise ConfigurationError(f"--home: {there} is not a folder")
+        if not nearest.is_dir():
+            raise ConfigurationError(f"--home: {nearest} is not a folder")
         chosen = DEFAULT_PORT_BASE if port_base is None else port_base
         if not 1024 <= chosen <= 65535 - len(PORTS):
             raise ConfigurationError(f"the port base must be from 1024 to {65535 - len(PORTS)}")
@@ -78,13 +78,14 @@ class Home:
 
     @property
     def exists(self) -> bool:
-        """Whether a stack was ever started here."""
+        """Whether a stack was ever started in this folder."""
         return (self.dir / "stack.json").exists()
 
     def claim(self) -> None:
-        """Make the folder of a stack, or take one that is there. Raises ConfigurationError where that would do harm.
+        """Create the stack's folders, or use existing ones; they are open to their user alone.
 
-        A folder that was there before keeps its mode: it may be more than ours. What is ours in it is closed to others.
+        An existing home keeps its mode, because it may hold other things. Raises ConfigurationError for a folder that
+        every user may write to, or that is not a stack's and has folders of the same names.
         """
         if not self.dir.exists():
             self.dir.mkdir(parents=True, mode=0o700)
@@ -92,11 +93,11 @@ class Home:
         if not (self.exists or owner.exists()):
             if self.dir.stat().st_mode & stat.S_IWOTH:
                 raise ConfigurationError(f"--home: every user of this machine may write to {self.dir}; choose another")
-            # Secrets may be put there beforehand, such as the passwords of a database that is run from outside.
+            # Secrets may be provided beforehand, such as the passwords of an external database.
             others = {*FOLDERS, "postgres"} - {"secrets"}
-            if taken := sorted(name for name in others if (self.dir / name).exists()):
+            if foreign := sorted(name for name in others if (self.dir / name).exists()):
                 raise ConfigurationError(
-                    f"--home: {self.dir} is not a stack's folder, and has a {taken[0]} of its own; choose another"
+                    f"--home: {self.dir} is not a stack's folder, and has a {foreign[0]} of its own; choose another"
                 )
             owner.parent.mkdir(mode=0o700, exist_ok=True)
             owner.touch(mode=0o600)
@@ -106,7 +107,7 @@ class Home:
 
     @property
     def kafka_auth(self) -> str:
-        """How the stack's broker knows its clients: `scram`, or `none`, as in homes of before there was a choice."""
+        """Authentication of the stack's broker: `scram` or `none`; `none` for homes older than this choice."""
         return str(self._noted().get("kafka_auth", "none"))
 
     def _noted(self) -> dict[str, Any]:
@@ -121,11 +122,11 @@ class Home:
 
     @property
     def registry_auth(self) -> str:
-        """How the stack's registry knows its clients: `basic`, or `none`, where it is not the stack's own."""
+        """Authentication of the stack's registry: `basic`, or `none` for an external registry without a password."""
         return str(self._noted().get("registry_auth", "none"))
 
     def create(self, *, kafka_auth: str = "none", registry_auth: str = "none") -> None:
-        """Make the secrets that are missing; note the port base, and how broker and registry know their clients.
+        """Create missing secrets and client files, and write port base and authentication into `stack.json`.
 
         The home must be owned.
         """
@@ -139,9 +140,9 @@ class Home:
         host, port = "127.0.0.1", self.port("postgres")
         lines = [f"{host}:{port}:*:{role}:{self.secret(f'database-{role}')}" for role in ROLES]
         self._write_secret("pgpass", "\n".join(lines) + "\n")
-        # No password that nothing asks for: one that is there says that a part which is run from outside asks for it.
-        asked = [f"kafka-{user}" for user in KAFKA_USERS] if kafka_auth == "scram" else []
-        for name in asked + (["registry"] if registry_auth == "basic" else []):
+        # Only the passwords in use: a present one means that the external part asks for it.
+        passwords = [f"kafka-{user}" for user in KAFKA_USERS] if kafka_auth == "scram" else []
+        for name in passwords + (["registry"] if registry_auth == "basic" else []):
             self._create_secret(name, secrets.token_urlsafe(24))
         self._note({"kafka_auth": kafka_auth, "registry_auth": registry_auth})
         for user in KAFKA_CLIENTS:
@@ -154,27 +155,27 @@ class Home:
         return self.port_base + PORTS.index(name)
 
     def health_port(self, part: str) -> int | None:
-        """Return where a process tells of its health and its metrics; None where it does not.
+        """Return the port of a process's health and metrics; None for a process without one.
 
-        Ingest's own port is for everybody and tells its health there; its metrics are on another one.
+        For ingest it is the port of its metrics: the health of ingest is on its public port too.
         """
         name = f"{part}-metrics" if f"{part}-metrics" in PORTS else part
         return self.port(name) if name in PORTS else None
 
     def further_port(self, number: int) -> int:
-        """Return the port of the part that is further endpoint `number`, from 0 on."""
+        """Return the health port of the sender of further endpoint `number`, counted from 0."""
         return self.port_base + len(PORTS) + number
 
     def secret(self, name: str) -> str:
-        """Return a secret's text."""
+        """Return the text of a secret."""
         return (self.dir / "secrets" / name).read_text(encoding="utf-8").strip()
 
     def has_secret(self, name: str) -> bool:
-        """Say whether there is such a secret."""
+        """Return whether the secret exists."""
         return (self.dir / "secrets" / name).exists()
 
     def log_file(self, part: str) -> Path:
-        """Return where a part's output goes."""
+        """Return the log file of a part's output."""
         return self.dir / "logs" / f"{part}.log"
 
     def url(self, part: str) -> str:
@@ -182,7 +183,7 @@ class Home:
         return f"http://127.0.0.1:{self.port(part)}"
 
     def conninfo(self, role: str) -> str:
-        """Return libpq keywords for a role: the password stays in the pass file."""
+        """Return the libpq connection string of a role; the password stays in the pass file."""
         port, passfile = self.port("postgres"), self.dir / "secrets" / "pgpass"
         quoted = str(passfile).replace("\\", "\\\\").replace("'", "\\'")
         return f"host=127.0.0.1 port={port} dbname={DATABASE} user={role} passfile='{quoted}'"
@@ -190,11 +191,11 @@ class Home:
     def part_environment(
         self, inherited: Mapping[str, str], part: str, *, role: str = "nigredo_app", operator: bool = False
     ) -> dict[str, str]:
-        """Return the environment of one of our own processes.
+        """Return the environment of a process of the product.
 
-        role: of the database. operator: whether a person acts, who may do everything at the broker; as `admin` anyway.
-        What the caller's environment sets wins where it is a choice (limits, time-outs, `TRUSTED_PROXIES`); where the
-        embedded parts are is not.
+        inherited: the caller's environment; its choices (limits, time-outs, `TRUSTED_PROXIES`) win, but the addresses
+        and credentials of the embedded parts do not. role: the database role. operator: use the broker's admin user,
+        as role `admin` always does.
         """
         chosen = {"TRUSTED_PROXIES": LOOPBACK, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK} | dict(inherited)
         return chosen | {
@@ -212,51 +213,51 @@ class Home:
         }
 
     def _kafka_environment(self, user: str) -> dict[str, str]:
-        """Return where the broker is and how it is spoken to; an empty setting hides the caller's of another broker."""
-        proved = self.kafka_auth == "scram"
+        """Return the settings of a broker client; empty values hide the caller's settings for another broker."""
+        authenticated = self.kafka_auth == "scram"
         return {
             "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.port('kafka')}",
-            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT" if proved else "PLAINTEXT",
-            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512" if proved else "",
-            "KAFKA_SASL_USERNAME": user if proved else "",
-            "KAFKA_SASL_PASSWORD_FILE": str(self.dir / "secrets" / f"kafka-{user}") if proved else "",
+            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT" if authenticated else "PLAINTEXT",
+            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512" if authenticated else "",
+            "KAFKA_SASL_USERNAME": user if authenticated else "",
+            "KAFKA_SASL_PASSWORD_FILE": str(self.dir / "secrets" / f"kafka-{user}") if authenticated else "",
             "KAFKA_SSL_CA_FILE": "",
             "KAFKA_SSL_CERTIFICATE_FILE": "",
             "KAFKA_SSL_KEY_FILE": "",
         }
 
     def _registry_environment(self) -> dict[str, str]:
-        """Return where the registry is and how it is spoken to, as `_kafka_environment` does for the broker."""
-        proved = self.registry_auth == "basic"
+        """Return the settings of a registry client; empty values hide the caller's settings for another registry."""
+        authenticated = self.registry_auth == "basic"
         return {
             "SCHEMA_REGISTRY_URL": self.url("registry") + "/apis/ccompat/v7",
-            "SCHEMA_REGISTRY_USERNAME": REGISTRY_USER if proved else "",
-            "SCHEMA_REGISTRY_PASSWORD_FILE": str(self.dir / "secrets" / "registry") if proved else "",
+            "SCHEMA_REGISTRY_USERNAME": REGISTRY_USER if authenticated else "",
+            "SCHEMA_REGISTRY_PASSWORD_FILE": str(self.dir / "secrets" / "registry") if authenticated else "",
         }
 
     @property
     def registry_credentials(self) -> tuple[str, str] | None:
-        """User and password of the registry; None where it asks for none."""
+        """User and password of the registry; None when it asks for none."""
         return (REGISTRY_USER, self.secret("registry")) if self.registry_auth == "basic" else None
 
     def write_librdkafka_file(self, user: str, password: str | None = None) -> None:
-        """Write what kcat (`KCAT_CONFIG`) and other clients that are built on librdkafka read.
+        """Write the configuration file of kcat (`KCAT_CONFIG`) and other clients built on librdkafka.
 
-        password: for PLAIN; None for a broker that asks for none.
+        password: for SASL/PLAIN; None for a broker without authentication.
         """
-        proof = {"sasl.mechanism": "PLAIN", "sasl.username": user, "sasl.password": password} if password else {}
-        self._write_secret(f"kafka-{user}.conf", _properties(self._client_settings(user) | proof))
+        login = {"sasl.mechanism": "PLAIN", "sasl.username": user, "sasl.password": password} if password else {}
+        self._write_secret(f"kafka-{user}.conf", _properties(self._client_settings(user) | login))
 
     def _write_java_file(self, user: str) -> None:
-        """Write what Kafka's own tools (`--command-config`) and other Java clients read."""
-        proof = {}
+        """Write the configuration file of Kafka's own tools (`--command-config`) and other Java clients."""
+        login = {}
         if self.kafka_auth == "scram":
-            login = f'{SCRAM_LOGIN} required username="{user}" password="{self.secret(f"kafka-{user}")}";'
-            proof = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.jaas.config": login}
-        self._write_secret(f"kafka-{user}.properties", _properties(self._client_settings(user) | proof))
+            jaas = f'{SCRAM_LOGIN} required username="{user}" password="{self.secret(f"kafka-{user}")}";'
+            login = {"sasl.mechanism": "SCRAM-SHA-512", "sasl.jaas.config": jaas}
+        self._write_secret(f"kafka-{user}.properties", _properties(self._client_settings(user) | login))
 
     def _client_settings(self, user: str) -> dict[str, str]:
-        """Return what clients of every make call the same."""
+        """Return the client settings that librdkafka and Java name alike."""
         settings = self._kafka_environment(user)
         return {
             "bootstrap.servers": settings["KAFKA_BOOTSTRAP_SERVERS"],
@@ -264,8 +265,8 @@ class Home:
         }
 
     def user_environment(self) -> dict[str, str]:
-        """Return what `nigredo env` exports for people and their tools."""
-        proof = self.registry_credentials
+        """Return the variables that `nigredo env` exports for people and their tools."""
+        registry_login = self.registry_credentials
         return {
             "NIGREDO_HOME": str(self.dir),
             "NIGREDO_URL": self.url("ingest"),
@@ -274,7 +275,7 @@ class Home:
             "KCAT_CONFIG": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.conf"),
             "KAFKA_CLIENT_PROPERTIES": str(self.dir / "secrets" / f"kafka-{KAFKA_ADMIN}.properties"),
             **{name: value for name, value in self._registry_environment().items() if value},
-            **({"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": ":".join(proof)} if proof else {}),
+            **({"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": ":".join(registry_login)} if registry_login else {}),
             "DATABASE_URL": self.conninfo("admin"),
             "DB_ENDPOINT": "127.0.0.1",
             "DB_USERNAME": "admin",
@@ -293,7 +294,7 @@ class Home:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that nobody else could read at any moment, and that is never seen half written."""
+    """Write a file atomically, with mode 0600 from the start."""
     unfinished = path.with_name(f".{path.name}")
     unfinished.unlink(missing_ok=True)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What the supervisor needs to know of a part: how to start it, when it is ready, how to end it."""
+"""A part of the stack as the supervisor sees it: how to start a process, check its readiness and stop it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Part:
     command: Sequence[str]
     environment: Mapping[str, str]
     waiting_for: Callable[[], str | None]
-    """Blocks for a few seconds at most; returns None when ready, else what is missing in a few words."""
+    """Readiness check: blocks for a few seconds at most; returns None when ready, else the missing condition."""
     ports: Sequence[int] = ()
     url: str | None = None
     prepare: Callable[[], None] | None = None
-    """Runs before each start, in a thread."""
+    """Called in a thread before each start."""
     ended: Callable[[], None] | None = None
-    """Runs, in a thread, once it was ended on purpose and not by force."""
+    """Called in a thread after an intended stop that did not need SIGKILL."""
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
-    """How long it may take to end before it is killed."""
+    """Seconds between `stop_signal` and SIGKILL."""
     refusal: int | None = None
-    """The exit code by which it says that its settings cannot work."""
+    """Exit code by which the process reports settings that cannot work."""
     prefix: Sequence[str] = field(default=())
-    """What changes the user before the command runs."""
+    """Command line put before `command`, such as `setpriv` to change the user."""
 
 
 def http_waiting_for(port: int, path: str, *, basic_auth: tuple[str, str] | None = None) -> str | None:
-    """Ask a local health route; a 200 means ready, and the body of another answer may say what is missing."""
+    """Ask a local health route: None for a 200, else what is missing, from the answer's body where it says so."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CHECK_TIMEOUT_S)
     try:
-        proof = {"Authorization": f"Basic {b64encode(':'.join(basic_auth).encode()).decode()}"} if basic_auth else {}
-        connection.request("GET", path, headers=proof)
+        headers = {"Authorization": f"Basic {b64encode(':'.join(basic_auth).encode()).decode()}"} if basic_auth else {}
+        connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         body = response.read(10_000)
         if response.status == http.client.OK:
@@ -59,7 +59,7 @@ def http_waiting_for(port: int, path: str, *, basic_auth: tuple[str, str] | None
 
 
 def check_ports(parts: Sequence[Part]) -> None:
-    """Raise DependencyDown when another program listens where a part will."""
+    """Raise DependencyDown when another program listens on a port of these parts."""
     for part in parts:
         for port in part.ports:
             with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""A sample lead, followed through the running stack: what `make run` shows when everything is ready."""
+"""Sample lead of `make run` and `nigredo up --sample`: posted, followed through the stack and timed at each step."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ WHERE l.id = %s
 
 
 def show_sample(home: Home, tell: Callable[[str], None]) -> None:
-    """Post a form and tell of each step with the milliseconds since the post.
+    """Post a form and print each step with the milliseconds since the post.
 
-    Raises NigredoError when a step is not seen in time.
+    Raises NigredoError when the form is not accepted, or a step is missing after `DEADLINE_S`.
     """
     began = time.monotonic()
 
@@ -46,14 +46,14 @@ def show_sample(home: Home, tell: Callable[[str], None]) -> None:
         return f"{(time.monotonic() - began) * 1000:.0f} ms"
 
     lead_id = _post(home)
-    tell(f"\nA sample lead:\n  {'taken by Kafka':<17}{lead_id}, {ms()}")
+    tell(f"\nA sample lead:\n  {'accepted':<17}{lead_id}, {ms()}")
     row: tuple[Any, ...] | None = None
     stored = None
     while row is None or row[5] is None:
         if time.monotonic() - began > DEADLINE_S:
             missing = "row" if row is None else "delivery"
             raise NigredoError(f"the sample lead has no {missing} after {DEADLINE_S:g} s; see {home.dir / 'logs'}")
-        # A database that is started again meanwhile is asked again.
+        # Reconnect when the database restarts meanwhile.
         with (
             suppress(psycopg.OperationalError),
             psycopg.connect(home.conninfo("admin"), autocommit=True, connect_timeout=2) as database,
@@ -72,13 +72,13 @@ def show_sample(home: Home, tell: Callable[[str], None]) -> None:
 
 
 def _post(home: Home) -> str:
-    """Post the form and return the lead's id, as often as it takes: the answer may be 503 for a moment."""
-    # From a documentation network of its own, so that samples never meet the rate limit.
+    """Post the form until it is accepted and return the lead's id; retries 503 and broken connections."""
+    # A random documentation network, so that samples never reach the rate limit.
     client = f"2001:db8:{secrets.randbelow(65536):x}:{secrets.randbelow(65536):x}::1"
     headers = {"Content-Type": "application/json", "X-Forwarded-For": client}
     backoff, deadline, reason = Backoff(longest_s=2.0), time.monotonic() + DEADLINE_S, "no answer"
     while time.monotonic() < deadline:
-        # Not urllib's, which would ask a proxy of the environment.
+        # Not urllib, which would use a proxy from the environment.
         connection = http.client.HTTPConnection("127.0.0.1", home.port("ingest"), timeout=POST_TIMEOUT_S)
         try:
             connection.request("POST", "/api/leads", json.dumps(FIELDS), headers)

@@ -1,4 +1,4 @@
-"""One part under supervision: its process, its state, and the task that starts it again when it ends."""
+"""Supervision of one part: its process, its state, and the task that restarts the process when it ends."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from nigredo.stack.part import Part, check_ports
 POLL_STARTING_S = 0.1
 POLL_READY_S = 2.0
 STABLE_AFTER_S = 30.0
-"""A part that stayed ready this long starts again at once when it dies."""
+"""A part that was ready for this long restarts without back-off."""
 TROUBLE_AFTER = 5
-"""A part that ended this often without ever being ready is in trouble: it is tried on, and commands stop to wait."""
+"""Failed starts in a row after which a part is in trouble: restarts go on, but commands stop waiting for the part."""
 STATE_DIR = "NIGREDO_STATE_DIR"
-"""In the environment of every part: the mark of the stack that it belongs to."""
+"""Environment variable that marks every process with the stack it belongs to."""
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_MAX = 500
 
 
 class Supervised:
-    """One part under supervision: its process, its state, and the task that starts it again when it ends."""
+    """A supervised part: its process, its state, and the task that restarts the process when it ends."""
 
     def __init__(self, part: Part, home: Home, threads: ThreadPoolExecutor) -> None:
         self.part = part
@@ -44,43 +44,43 @@ class Supervised:
         self.failed_starts = 0
         self.waiting_for: str | None = "start"
         self.refused = False
-        """Whether its last start ended with a refusal, which waiting alone does not cure."""
+        """Whether the last start was refused because of wrong settings; a retry alone does not help."""
         self.stopped = False
-        """Whether an operator stopped it."""
+        """Whether an operator stopped the part."""
         self._stopped_by: str | None = None
         self._stopped_at: datetime | None = None
         self.process: asyncio.subprocess.Process | None = None
         self._last_end: str | None = None
         self._home = home
         self._threads = threads
-        self._keeper: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._supervision: asyncio.Task[None] | None = None
+        self._start_or_stop = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
-        """Its process id while it runs."""
+        """Process id; None when the process does not run."""
         return self.process.pid if self.process and self.process.returncode is None else None
 
     @property
     def ready(self) -> bool:
-        """Whether it runs and said at the last look that it is ready."""
+        """Whether the process runs and passed its last readiness check."""
         return self.pid is not None and self.waiting_for is None
 
     @property
     def in_trouble(self) -> bool:
-        """Whether it is not ready, and a person should look: it refuses, ends again and again, or was stopped."""
+        """Whether an operator should look: the part is not ready, and was refused, was stopped or ends repeatedly."""
         return not self.ready and (self.refused or self.stopped or self.failed_starts >= TROUBLE_AFTER)
 
     @property
     def reason(self) -> str | None:
-        """What it waits for, in a few words; None when it is ready."""
+        """Missing condition in a few words; None when ready."""
         if self.ready:
             return None
         if self.stopped:
             by = self._stopped_by or "`nigredo stop`"
             return f"stopped by {by} at {self._stopped_at:%Y-%m-%d %H:%M:%S} UTC: `nigredo start {self.part.name}`"
-        if self._keeper is not None and self._keeper.done():
-            return f"its supervision ended; `nigredo restart {self.part.name}` begins it again"
+        if self._supervision is not None and self._supervision.done():
+            return f"its supervision ended; `nigredo restart {self.part.name}` starts it again"
         waiting_for = self.waiting_for or "start"
         return f"{waiting_for}; before, {self._last_end}" if self._last_end else waiting_for
 
@@ -91,11 +91,11 @@ class Supervised:
 
     @property
     def begun(self) -> bool:
-        """Whether it was started, or stopped by an operator."""
-        return self._keeper is not None or self.stopped
+        """Whether the part was started, or stopped by an operator."""
+        return self._supervision is not None or self.stopped
 
     def describe(self) -> dict[str, Any]:
-        """Return its entry in `nigredo status --json`."""
+        """Return the part's entry in `nigredo status --json`."""
         return {
             "pid": self.pid,
             "ready": self.ready,
@@ -109,31 +109,32 @@ class Supervised:
         }
 
     async def start(self) -> None:
-        """Begin to keep it running; nothing to do when that is so."""
-        async with self._turn:
+        """Start the part and keep it running; does nothing when it is supervised already."""
+        async with self._start_or_stop:
             self.stopped = False
-            if self._keeper is None or self._keeper.done():
+            if self._supervision is None or self._supervision.done():
                 self.waiting_for, self.failed_starts, self.refused, self._last_end = "start", 0, False, None
-                self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.part.name}")
+                self._supervision = asyncio.create_task(self._supervise(), name=f"supervision of {self.part.name}")
 
     async def stop(self, by: str | None = None) -> None:
-        """End it, by force when its grace has passed, and do not start it again.
+        """Stop the part and leave it stopped; SIGKILL follows after `grace_s`.
 
-        by: name of the operator, where that is known.
+        by: the operator's name, when known.
         """
-        async with self._turn:
+        async with self._start_or_stop:
             self.stopped, self._stopped_by, self._stopped_at = True, by, utc_now()
-            keeper, self._keeper = self._keeper, None
-            if keeper is not None:
-                keeper.cancel()
-                # Whatever it ended with: the process is to end all the same.
-                await asyncio.gather(keeper, return_exceptions=True)
+            supervision, self._supervision = self._supervision, None
+            if supervision is not None:
+                supervision.cancel()
+                # The process must end even when the task failed.
+                await asyncio.gather(supervision, return_exceptions=True)
             await self._end_process()
 
     async def until_ready(self, deadline_s: float) -> None:
-        """Wait until it is ready.
+        """Wait until the part is ready.
 
-        Raises NigredoError past the deadline, or when it is in trouble; in both cases it is still being started.
+        Raises NigredoError past the deadline or when the part is in trouble. Unless an operator stopped the part, its
+        supervision goes on restarting it.
         """
         deadline = time.monotonic() + deadline_s
         while not self.ready:
@@ -141,16 +142,16 @@ class Supervised:
             if self.stopped:
                 raise NigredoError(f"{name} was {self.reason}")
             if self.in_trouble:
-                raise NigredoError(f"{name} does not come up, and is tried again: {self.reason}; see {log}")
+                raise NigredoError(f"{name} does not come up and is retried: {self.reason}; see {log}")
             if time.monotonic() > deadline:
                 raise NigredoError(
-                    f"{name} is not ready after {deadline_s:g} s, and is still on its way: {self.reason}; "
+                    f"{name} is not ready after {deadline_s:g} s and is still starting: {self.reason}; "
                     f"`nigredo status` shows it, and see {log}"
                 )
             await asyncio.sleep(POLL_STARTING_S / 2)
 
-    async def _keep(self) -> None:
-        """Run the process again and again, whatever happens: this task ends by being cancelled and no other way."""
+    async def _supervise(self) -> None:
+        """Run the process and restart it with back-off; every error is caught, so only cancellation ends this task."""
         backoff = Backoff(first_s=0.2, longest_s=10.0)
         while True:
             ready_for_s = 0.0
@@ -182,23 +183,23 @@ class Supervised:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    # Its own group: a Ctrl-C on the terminal is for the supervisor, which ends the parts in order.
+                    # Its own process group, so that Ctrl-C reaches only the supervisor, which stops the parts in order.
                     start_new_session=True,
                 )
             )
             try:
                 self.process = await asyncio.shield(spawning)
             except asyncio.CancelledError:
-                # It exists by now or will in a moment; whoever cancelled us ends it, so it must be known.
+                # The process exists now or in a moment: record it, because the canceller must end it.
                 self.process = await spawning
                 raise
-        # A process that has already ended leaves nothing to be found again.
+        # A process that has already ended needs no pid file.
         with suppress(psutil.NoSuchProcess):
             self._pid_file.write_text(identity(self.process.pid), encoding="utf-8")
         return self.process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> float:
-        """Look after the process until it ends; return for how long it was ready, in seconds."""
+        """Check the readiness of the process until it ends; return the seconds it was ready."""
         ended = asyncio.create_task(process.wait())
         ready_since: float | None = None
         try:
@@ -206,8 +207,8 @@ class Supervised:
                 try:
                     reason = await self._in_thread(self.part.waiting_for)
                 except Exception as error:
-                    # The look failed, not the part: ending it would make things worse.
-                    reason = f"a look at it failed: {describe(error)}"
+                    # The check failed, not the part: ending the part would make things worse.
+                    reason = f"the readiness check failed: {describe(error)}"
                 self.waiting_for = reason
                 if reason is None and not ended.done():
                     ready_since = ready_since or time.monotonic()
@@ -217,7 +218,7 @@ class Supervised:
             ended.cancel()
         code, words = process.returncode or 0, last_words(self._home.log_file(self.part.name))
         self.refused = code == self.part.refusal
-        self.waiting_for = "a new start"
+        self.waiting_for = "a restart"
         self._last_end = f"it ended with {code}" + (f": {words}" if words and code > 0 else "")
         return 0.0 if ready_since is None else time.monotonic() - ready_since
 
@@ -238,12 +239,12 @@ class Supervised:
         self.waiting_for = "start"
         self._pid_file.unlink(missing_ok=True)
         if self.part.ended is not None and not by_force:
-            # A saving for later starts: a disk that is full ends nothing.
+            # This only makes later starts faster, so a full disk must not fail the stop.
             with suppress(OSError):
                 await self._in_thread(self.part.ended)
 
     def _end_group(self) -> None:
-        """End whatever the process left behind in its group, such as a server's workers: they hold its port."""
+        """Kill the rest of the process group, such as a server's workers, because they hold its port."""
         if self.process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -257,14 +258,14 @@ class Supervised:
 
 
 async def seen(look: Callable[[], bool], deadline: float = math.inf) -> bool:
-    """Wait until `look` finds it so; return whether it did by the deadline."""
-    while not (found := look()) and time.monotonic() < deadline:  # noqa: ASYNC110 - most of it no event tells of
+    """Wait until `look` returns True; return whether it did by the deadline, a value of `time.monotonic`."""
+    while not (found := look()) and time.monotonic() < deadline:  # noqa: ASYNC110 - most conditions have no event
         await asyncio.sleep(POLL_STARTING_S / 2)
     return found
 
 
 def describe(error: Exception) -> str:
-    """Say what went wrong without a secret: another library's text may repeat a connection's password."""
+    """Describe an error without secrets: of a foreign exception only its type, because its text may hold a password."""
     if isinstance(error, NigredoError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -273,7 +274,7 @@ def describe(error: Exception) -> str:
 
 
 def last_words(log: Path) -> str | None:
-    """Return the reason that one of our own processes gave for its end as its last line; None without one."""
+    """Return the reason a process of the product logged as its last line before it ended; None without one."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LAST_WORDS_BYTES))
@@ -291,5 +292,5 @@ def last_words(log: Path) -> str | None:
 
 
 def identity(pid: int) -> str:
-    """Return what tells this process from every other: its id and when it started."""
+    """Return the process id and start time, which together identify a process although ids are reused."""
     return f"{pid} {psutil.Process(pid).create_time()}"

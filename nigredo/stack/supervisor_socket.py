@@ -1,4 +1,4 @@
-"""The supervisor's ear: one JSON line in, one JSON line out, over a Unix socket in the home."""
+"""Requests to a running supervisor over a Unix socket in its home, one JSON line each way; ownership of the home."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nigredo.stack.home import Home
 
 Answer = dict[str, Any]
 OWNER = "NIGREDO_OWNER_FD"
-"""Names the open file by which a process that starts the supervisor hands the home over to it."""
+"""Environment variable with the descriptor of the locked owner file, which passes ownership to a started process."""
 OWNING_S = 0.5
-"""Longer than a command takes to see whether a home is owned: it holds the lock for a moment."""
+"""Seconds to retry the lock, because `owner_of` holds it for a moment to check the owner."""
 
 
 class NotRunning(NigredoError):
@@ -34,7 +34,7 @@ class AlreadyRunning(NigredoError):
 
 @contextmanager
 def owned(home: Home) -> Iterator[IO[str]]:
-    """Own the home as its one supervisor; the owner's death frees it. Raises AlreadyRunning."""
+    """Own the home as its only supervisor; the kernel releases the lock when the owner dies. Raises AlreadyRunning."""
     given = os.environ.pop(OWNER, None)
     path = home.dir / "run" / "owner"
     with path.open("a+", encoding="utf-8") if given is None else os.fdopen(int(given), "a+", encoding="utf-8") as file:
@@ -61,7 +61,7 @@ def _lock(home: Home, file: IO[str]) -> None:
 
 
 def owner_of(home: Home) -> int | None:
-    """Return the process that owns the home; None when it belongs to no process."""
+    """Return the id of the process that owns the home; None when no process does."""
     try:
         with (home.dir / "run" / "owner").open(encoding="utf-8") as file:
             try:
@@ -74,16 +74,16 @@ def owner_of(home: Home) -> int | None:
 
 
 async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> asyncio.AbstractServer:
-    """Answer requests until the returned server is closed. A NigredoError goes to the asker as its text."""
+    """Answer requests until the returned server is closed. A NigredoError is sent to the client as its text."""
 
-    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = json.loads(await asyncio.wait_for(reader.readline(), 5.0))
             if not isinstance(request, dict):
                 raise ValueError("no request")
             try:
-                # A copy of a home may hold a link to this very socket.
-                if request.pop("folder", ours) != ours:
+                # A copied home may hold a hard link to this socket.
+                if request.pop("folder", own_folder) != own_folder:
                     raise NigredoError(f"the stack that answers runs in {home.dir}, of which this folder is a copy")
                 reply = await answer(request)
             except NigredoError as error:
@@ -91,31 +91,31 @@ async def serve(home: Home, answer: Callable[[Answer], Awaitable[Answer]]) -> as
             writer.write(json.dumps(reply).encode() + b"\n")
             await asyncio.wait_for(writer.drain(), 5.0)
         except (TimeoutError, ValueError, ConnectionError):
-            pass  # The asker left or does not speak our language; it learns nothing and nothing is harmed.
+            pass  # The client left or sent no valid request: no answer is due.
         finally:
             writer.close()
 
-    ours = _folder(home)
+    own_folder = _folder_id(home)
     path = home.dir / "run" / "control"
     path.unlink(missing_ok=True)
-    with _short(path) as reachable:
+    with _short_path(path) as reachable:
         if sys.version_info >= (3, 13):
-            # At its end the server would look for the socket under this name, which is gone by then.
-            return await asyncio.start_unix_server(one, reachable, cleanup_socket=False)
-        return await asyncio.start_unix_server(one, reachable)
+            # At its end the server would delete the socket by this path, which is invalid by then.
+            return await asyncio.start_unix_server(serve_connection, reachable, cleanup_socket=False)
+        return await asyncio.start_unix_server(serve_connection, reachable)
 
 
 def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
     """Send a request to the supervisor and return its answer.
 
-    Raises NotRunning when nobody listens, NigredoError with the supervisor's own words when it refuses.
+    Raises NotRunning when no supervisor listens, NigredoError with its text when it refuses or is late.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(deadline_s)
         try:
-            with _short(home.dir / "run" / "control") as reachable:
+            with _short_path(home.dir / "run" / "control") as reachable:
                 connection.connect(reachable)
-            connection.sendall(json.dumps(request | {"folder": _folder(home)}).encode() + b"\n")
+            connection.sendall(json.dumps(request | {"folder": _folder_id(home)}).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline()
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
@@ -132,15 +132,15 @@ def ask(home: Home, request: Answer, *, deadline_s: float) -> Answer:
     return answer
 
 
-def _folder(home: Home) -> list[int]:
-    """Return what tells a home from its copies, by whatever path it is reached."""
+def _folder_id(home: Home) -> list[int]:
+    """Return device and inode of a home, which differ from those of its copies and are equal through every link."""
     found = home.dir.stat()
     return [found.st_dev, found.st_ino]
 
 
 @contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """Give a name for a socket that fits into the 107 bytes the kernel allows, however deep the home lies."""
+def _short_path(path: Path) -> Iterator[str]:
+    """Yield a path to a socket that fits the kernel's limit of 107 bytes, however long the home's path is."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY) if path.parent.is_dir() else None
     if folder is None:
         raise FileNotFoundError(path)

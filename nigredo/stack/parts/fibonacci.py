@@ -1,9 +1,9 @@
-"""A stand-in for the customer's system: takes webhooks, shows what it received, and fails on request.
+"""Stand-in receiver of the embedded stack: accepts webhooks, shows the received ones, and fails on request.
 
-`POST /public/nigredo-event` takes one; a probe (`X-Nigredo-Probe`) is answered alike and not kept. `GET /received`
-lists them as JSON, oldest first; `DELETE /received` forgets them; `/` is a page for people. `PUT /fault` makes it fail:
-`{"status": 500}`, `{"delay_s": 10}`, `{"refuse": true}`, `{"fail_ids": ["…"]}`, several at once, or `{}` to heal. What
-was received is kept on disk over restarts, and shown to the stack's own user alone.
+`POST /public/nigredo-event` receives a webhook; a probe (`X-Nigredo-Probe`) gets the same answer and is not stored.
+`GET /received` lists the webhooks as JSON, oldest first; `DELETE /received` deletes them; `/` is a page for people.
+`PUT /fault` injects faults: `{"status": 500}`, `{"delay_s": 10}`, `{"refuse": true}`, `{"fail_ids": ["…"]}`, several at
+once, or `{}` for none. Received webhooks survive restarts on disk, and only the stack's own user may read them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nigredo.stack.socket_owner import owners
 
 PATH = "/public/nigredo-event"
 PROBE = "X-Nigredo-Probe"
-KEPT_MAX = 100_000
+STORED_MAX = 100_000
 BODY_MAX_BYTES = 1024 * 1024
 DELAY_MAX_S = 3600.0
 SHOWN_MAX = 50
@@ -40,7 +40,7 @@ SHOWN_MAX = 50
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong at present."""
+    """Injected fault: status of every answer, delay, cut connection, lead ids answered 500."""
 
     status: int | None = None
     delay_s: float = 0.0
@@ -49,7 +49,7 @@ class Fault:
 
     @classmethod
     def from_json(cls, document: Any) -> Fault:
-        """Return the fault that a `PUT /fault` describes. Raises ValueError saying what is wrong with it."""
+        """Return the fault of a `PUT /fault` body. Raises ValueError with the reason for an invalid one."""
         if not isinstance(document, dict) or set(document) - {"status", "delay_s", "refuse", "fail_ids"}:
             raise ValueError("must be an object with status, delay_s, refuse or fail_ids")
         status, delay_s = document.get("status"), document.get("delay_s", 0)
@@ -64,33 +64,36 @@ class Fault:
 
 
 class Receiver:
-    """The stand-in's state and its routes."""
+    """State and routes of the stand-in receiver.
+
+    file: a JSON line for each received webhook; the newest `STORED_MAX` are loaded.
+    """
 
     def __init__(self, file: Path) -> None:
         self._fault = Fault()
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._received: deque[dict[str, Any]] = deque(maxlen=KEPT_MAX)
+        self._received: deque[dict[str, Any]] = deque(maxlen=STORED_MAX)
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
-                if line.endswith("}"):  # The last line of a file that was cut off by kill -9 may be half a line.
+                if line.endswith("}"):  # The last line is incomplete after kill -9 during a write.
                     self._received.append(json.loads(line))
         self._path = file
         self._file = file.open("a", encoding="utf-8")
 
     def routes(self) -> list[web.RouteDef]:
-        """Return what the server answers to."""
+        """Return the routes of the server."""
         return [
-            web.post(PATH, self.take),
+            web.post(PATH, self.receive),
             web.get("/received", self.show),
-            web.delete("/received", self.forget),
-            web.put("/fault", self.fail),
+            web.delete("/received", self.clear),
+            web.put("/fault", self.set_fault),
             web.get("/", self.page),
             web.get("/health", self.health),
             web.get("/health/ready", self.health),
         ]
 
-    async def take(self, request: web.Request) -> web.StreamResponse:
-        """Take one webhook, unless a fault says otherwise; refused ones leave no trace."""
+    async def receive(self, request: web.Request) -> web.StreamResponse:
+        """Store a webhook and answer 200, or as the injected fault says; a cut connection stores nothing."""
         body = await request.text()
         fault = self._fault
         if fault.delay_s:
@@ -99,7 +102,7 @@ class Receiver:
             request.transport.abort()
         status = fault.status or (500 if request.headers.get("webhook-id") in fault.fail_ids else 200)
         if not fault.refuse and PROBE not in request.headers:
-            self._keep(
+            self._store(
                 {
                     "received_at": utc_now().isoformat(),
                     "status": status,
@@ -109,24 +112,24 @@ class Receiver:
             )
         return web.json_response({"received": status < 300}, status=status)
 
-    def _keep(self, entry: dict[str, Any]) -> None:
+    def _store(self, entry: dict[str, Any]) -> None:
         self._received.append(entry)
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
     async def show(self, _: web.Request) -> web.Response:
-        """List what was received, oldest first."""
+        """List the received webhooks, oldest first."""
         return web.json_response(list(self._received))
 
-    async def forget(self, _: web.Request) -> web.Response:
-        """Forget what was received."""
+    async def clear(self, _: web.Request) -> web.Response:
+        """Delete the received webhooks, in memory and on disk."""
         self._received.clear()
         self._file.close()
         self._file = self._path.open("w", encoding="utf-8")
         return web.Response(status=204)
 
-    async def fail(self, request: web.Request) -> web.Response:
-        """Begin or end to fail."""
+    async def set_fault(self, request: web.Request) -> web.Response:
+        """Set or clear the injected fault; 400 for an invalid one."""
         try:
             self._fault = Fault.from_json(await request.json())
         except ValueError as error:
@@ -138,7 +141,7 @@ class Receiver:
         return web.json_response({"status": "ok"})
 
     async def page(self, _: web.Request) -> web.Response:
-        """Show the newest ones to a person."""
+        """Show the newest webhooks on an HTML page."""
         newest = list(self._received)[-SHOWN_MAX:][::-1]
         rows = "".join(
             f"<tr><td>{html.escape(entry['received_at'][:19].replace('T', ' '))}<td>{entry['status']}"
@@ -160,19 +163,19 @@ class Receiver:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides to which requests the stand-in answers at all.
+    """Access control of the stand-in receiver.
 
-    What was received is personal data, so a person's routes are for the stack's own user and root; any sender on the
-    machine may deliver.
+    Received webhooks are personal data, so the routes that show, delete or fault them are for the stack's own user and
+    root. Any local process may deliver or ask for the health.
     """
 
     allowed_hosts: frozenset[str]
     own_uid: int
     owners: Callable[[int], set[int]]
-    """Returns the users whose sockets have a local port, as `socket_owner.owners` does."""
+    """Returns the ids of the users whose sockets have a local port, as `socket_owner.owners` does."""
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """Return the answer to a request that is not let in; None for one that is."""
+        """Return the answer to a forbidden request: 421 for a foreign Host, 403 for another user; None when allowed."""
         if not may_ask(request.headers.get("Host"), self.allowed_hosts):
             return web.json_response({"status": 421, "title": REFUSED}, status=421)
         if request.path == PATH or request.path.startswith("/health"):
@@ -188,7 +191,7 @@ class Guard:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let a request in or refuse it."""
+        """Refuse a forbidden request, and pass every other on."""
         return self.refusal(request) or await handler(request)
 
 
@@ -204,15 +207,15 @@ def _pretty(body: str) -> str:
 
 
 def main() -> int:
-    """Serve until a signal ends it; return the exit code."""
+    """Serve until a signal stops the process; return the exit code."""
     return run_process("fibonacci-stub", _serve)
 
 
 def _serve(settings: Settings) -> None:
-    where = urlsplit(settings.webhook_url)
-    names = frozenset({*settings.health_allowed_hosts, (where.hostname or "").lower()})
+    address = urlsplit(settings.webhook_url)
+    names = frozenset({*settings.health_allowed_hosts, (address.hostname or "").lower()})
     guard = Guard(names, os.geteuid(), partial(owners, listening=False))
     app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[guard.middleware])
     app.on_response_prepare.append(_add_headers)
     app.add_routes(Receiver(settings.state_dir / "fibonacci" / "received.jsonl").routes())
-    web.run_app(app, host=where.hostname, port=where.port, access_log=None, print=None, shutdown_timeout=2.0)
+    web.run_app(app, host=address.hostname, port=address.port, access_log=None, print=None, shutdown_timeout=2.0)

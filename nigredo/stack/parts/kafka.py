@@ -1,4 +1,4 @@
-"""The embedded broker: Apache Kafka in KRaft mode, one node that is its own controller."""
+"""Embedded broker: Apache Kafka in KRaft mode, a single node that is its own controller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ rootLogger.appenderRef.out.ref = out
 
 
 def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
-    """Describe the broker of a stack."""
+    """Return the broker of a stack."""
     folder = home.dir / "kafka"
     data, configuration = folder / "data", folder / "server.properties"
     class_path = os.pathsep.join(map(str, artifacts.kafka_class_path))
@@ -42,7 +42,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         "kafka",
         folder,
         artifacts.cache,
-        # The serial collector and a small heap: one quiet node needs no more, and others want the machine too.
+        # Serial collector and small heap, because one quiet node needs no more and shares the machine.
         ("-Xmx512m", "-XX:+UseSerialGC", "-cp", class_path),
         (f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "kafka.Kafka", str(configuration)),
         class_path,
@@ -60,7 +60,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         cluster_id = uuid.uuid4().hex[:22]
         command = java.tool("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration))
         with home.log_file("kafka").open("ab") as log:
-            done = subprocess.run(
+            result = subprocess.run(
                 [*command, "--ignore-formatted"],
                 stdout=log,
                 stderr=log,
@@ -68,9 +68,9 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
                 timeout=FORMAT_TIMEOUT_S,
                 check=False,
             )
-        if done.returncode != 0:
+        if result.returncode != 0:
             raise DependencyDown(f"Kafka's storage cannot be formatted; see {home.log_file('kafka')}")
-        users.forget()
+        users.recreate()
         (folder / "formatted").touch()
 
     def waiting_for() -> str | None:
@@ -107,7 +107,7 @@ def _properties(home: Home, data: Path) -> dict[str, object]:
         "inter.broker.listener.name": "CLIENTS",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": data,
-        # Topics come from `nigredo topics ensure`; a mistyped name must not become one.
+        # `nigredo topics ensure` creates the topics; a mistyped name must not create one.
         "auto.create.topics.enable": "false",
         "offsets.topic.replication.factor": 1,
         "offsets.topic.num.partitions": 4,
@@ -117,10 +117,10 @@ def _properties(home: Home, data: Path) -> dict[str, object]:
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
         "share.coordinator.state.topic.num.partitions": 1,
-        # After kill -9 the controller takes the broker back only when its old session is over; 9 s is the default.
+        # After kill -9 the controller readmits the broker only when its old session expired; the default is 9 s.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
-        # One consumer a group is the rule here: nobody else is worth waiting for.
+        # Most groups have one consumer, so a first rebalance need not wait for more members.
         "group.initial.rebalance.delay.ms": 0,
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
         "num.network.threads": 2,

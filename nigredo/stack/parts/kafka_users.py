@@ -1,7 +1,7 @@
-"""Users of the embedded broker and their rights: the person at the machine, the product's processes, readers.
+"""Users of the embedded broker and their ACLs: operators, the product's processes, analysts.
 
-The cluster's own metadata keeps them, so they are made once a home. Until then the broker lets in `FIRST_USER` alone,
-with a password that is drawn at each start and that nothing but its configuration and this module ever holds.
+SCRAM credentials and ACLs are stored in the cluster's metadata, so they are created once per home, by `FIRST_USER`. Its
+password is generated at each start of the broker, and only the broker's configuration and this module hold it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from nigredo.stack.socket_owner import owners
 
 FIRST_USER = "broker"
 SUPER_USERS = (FIRST_USER, KAFKA_ADMIN)
-"""The broker's own connections to itself, and the person that `nigredo env` speaks for."""
+"""Users without ACL checks: the broker's connections to itself, and the operator's user of `nigredo env`."""
 ITERATIONS = 4096
-"""The least that Kafka allows: guessing 192 random bits takes for ever, however quick a guess is."""
+"""SCRAM iterations: Kafka's minimum, because 192 random bits cannot be guessed however cheap a guess is."""
 PLAIN_LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
 CALL_TIMEOUT_S = 4.0
 
@@ -52,7 +52,7 @@ RIGHTS = (
     (KAFKA_PROCESSES, ResourceType.TOPIC, "nigredo.", _OURS, AclOperation.ALL, _ALLOW),
     (KAFKA_PROCESSES, ResourceType.GROUP, "nigredo-", _OURS, AclOperation.ALL, _ALLOW),
     (KAFKA_READER, ResourceType.TOPIC, "nigredo.", _OURS, AclOperation.READ, _ALLOW),
-    # Keys of the API and switches are no analyst's business, and a group of the product is not to be joined.
+    # Analysts may neither read API keys and switches nor join a group of the product.
     (KAFKA_READER, ResourceType.TOPIC, "nigredo.control", _ANY, AclOperation.READ, _DENY),
     (KAFKA_READER, ResourceType.GROUP, "*", _ANY, AclOperation.READ, _ALLOW),
     (KAFKA_READER, ResourceType.GROUP, "nigredo-", _OURS, AclOperation.ALL, _DENY),
@@ -60,19 +60,20 @@ RIGHTS = (
 
 
 class KafkaUsers:
-    """Users of one stack's broker, and the settings with which the broker asks for them."""
+    """Users of one stack's broker, and the broker settings that authenticate them."""
 
-    def __init__(self, home: Home, made: Path) -> None:
-        """made: a file that says for which users, rights and passwords the work is done."""
+    def __init__(self, home: Home, marker: Path) -> None:
+        """marker: file with the hash of the users, ACLs and passwords that the cluster has."""
         self._home = home
-        self._made = made
+        self._marker = marker
         self._first_password = ""
 
     def broker_settings(self) -> dict[str, object]:
-        """Return what the broker is told at this start, and tell clients that know no SCRAM their password for it.
+        """Return the broker's security settings for this start, and write new PLAIN passwords into the client files.
 
-        SCRAM never shows a password to what holds the port; for PLAIN the passwords end with each start. librdkafka
-        before 2.6.1, in kcat of Debian 12 and Ubuntu 24.04, fails at SCRAM with brokers from Kafka 4.0 on.
+        PLAIN is for librdkafka before 2.6.1, in kcat of Debian 12 and Ubuntu 24.04, whose SCRAM fails with Kafka 4.0
+        and later. SCRAM never shows a password to the owner of the port; PLAIN does, so its passwords are valid for
+        one start only.
         """
         passwords = {user: secrets.token_urlsafe(24) for user in (FIRST_USER, *KAFKA_CLIENTS)}
         self._first_password = passwords[FIRST_USER]
@@ -93,29 +94,29 @@ class KafkaUsers:
             "super.users": ";".join(f"User:{user}" for user in SUPER_USERS),
         }
 
-    def forget(self) -> None:
-        """Have the users made again: the cluster is a new one."""
-        self._made.unlink(missing_ok=True)
+    def recreate(self) -> None:
+        """Make `waiting_for` create the users again, because the cluster is new."""
+        self._marker.unlink(missing_ok=True)
 
     def waiting_for(self) -> str | None:
-        """Make the users where that is still to be done; return what is missing before that, or None."""
+        """Create the users unless the marker says that the cluster has them; return the missing condition, or None."""
         if not self._first_password:
-            return None  # The broker is run from outside, and has its users already.
+            return None  # The broker is run outside and has its users already.
         passwords = {user: self._home.secret(f"kafka-{user}") for user in KAFKA_USERS}
         wanted = hashlib.sha256(repr((RIGHTS, passwords)).encode()).hexdigest()
-        if self._made.exists() and self._made.read_text(encoding="ascii") == wanted:
+        if self._marker.exists() and self._marker.read_text(encoding="ascii") == wanted:
             return None
-        # Another user's process could have taken the port before the broker did, and would be handed the password.
+        # Another user's process that occupied the port before the broker would receive the password.
         if owners(self._home.port("kafka"), listening=True) != {os.geteuid()}:
             return "start"
         try:
-            self._make(passwords)
+            self._create(passwords)
         except (KafkaException, TimeoutError):
             return "its users"
-        write_private(self._made, wanted)
+        write_private(self._marker, wanted)
         return None
 
-    def _make(self, passwords: Mapping[str, str]) -> None:
+    def _create(self, passwords: Mapping[str, str]) -> None:
         admin = AdminClient(
             {
                 "bootstrap.servers": f"127.0.0.1:{self._home.port('kafka')}",

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: its data folder made once, its roles and databases in it, nobody able to be superuser."""
+"""Embedded PostgreSQL: a data folder created once, with the stack's roles and databases and no superuser login."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ host  all  admin,nigredo_app,apicurio  127.0.0.1/32  scram-sha-256
 
 
 def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
-    """Describe the database server of a stack."""
+    """Return the database server of a stack."""
     data = home.dir / "postgres"
     prefix = unprivileged_prefix(home)
     settings = {
@@ -39,7 +39,7 @@ def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
         "shared_preload_libraries": "pg_stat_statements",
         "max_connections": 100,
         "wal_compression": "on",
-        # No value of a row in the log: neither the statement that failed nor the DETAIL that quotes the row.
+        # No row values in the log: neither the failed statement nor the DETAIL that quotes the row.
         "log_min_error_statement": "panic",
         "log_error_verbosity": "terse",
         "timezone": "UTC",
@@ -57,7 +57,7 @@ def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
         lambda: READY if database_answers(home) else "start",
         ports=(home.port("postgres"),),
         prepare=prepare,
-        # Fast shutdown: SIGTERM would wait for every client to leave.
+        # Fast shutdown, because SIGTERM would wait for every client to disconnect.
         stop_signal=signal.SIGINT,
         grace_s=20.0,
         prefix=prefix,
@@ -65,7 +65,7 @@ def postgres_part(home: Home, environment: Mapping[str, str]) -> Part:
 
 
 def database_answers(home: Home) -> bool:
-    """Say whether the database takes a connection; blocks for two seconds at most."""
+    """Return whether the database accepts a connection; blocks for two seconds at most."""
     try:
         with psycopg.connect(home.conninfo("admin"), connect_timeout=2):
             return True
@@ -74,7 +74,7 @@ def database_answers(home: Home) -> bool:
 
 
 def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
-    """Make the cluster beside its place, and move it there when it is whole, so that a cut leaves nothing behind."""
+    """Create the cluster in a temporary folder and rename it when complete, so that an interruption leaves no half."""
     unfinished = data.with_name("postgres.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -85,14 +85,14 @@ def _bootstrap(home: Home, data: Path, prefix: Sequence[str]) -> None:
     _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), *initdb, "--auth=reject"])
     _single_user(home, unfinished, "postgres", role_statements(home), prefix)
     _single_user(home, unfinished, DATABASE, ["CREATE EXTENSION pg_stat_statements"], prefix)
-    # Written into, not made anew: it stays the server's own, whatever this process's user and umask are.
+    # Overwritten in place, so that the server's user keeps owning the file, whatever this process's user and umask.
     (unfinished / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")
     _run(home, [*prefix, str(postgres_bin() / "initdb"), "-D", str(unfinished), "--sync-only"])
     unfinished.rename(data)
 
 
 def role_statements(home: Home) -> list[str]:
-    """Return what makes the stack's roles and databases in an empty cluster; they hold passwords."""
+    """Return the SQL that creates the stack's roles and databases in an empty cluster; contains passwords."""
     return [
         f"CREATE ROLE admin LOGIN CREATEROLE PASSWORD '{home.secret('database-admin')}'",
         "GRANT pg_monitor, pg_signal_backend TO admin",
@@ -107,7 +107,7 @@ def role_statements(home: Home) -> list[str]:
 
 
 def _single_user(home: Home, data: Path, database: str, statements: Sequence[str], prefix: Sequence[str]) -> None:
-    """Run statements without a server, and so without a superuser that could log in. Passwords go through stdin."""
+    """Run statements in single-user mode, so that no superuser needs a login; passwords go through stdin."""
     command = [*prefix, str(postgres_bin() / "postgres"), "--single", "-j", "-D", str(data), "-c", "fsync=off"]
     command += ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", database]
     _run(home, command, stdin="".join(f"{statement};\n\n" for statement in statements))
@@ -117,7 +117,7 @@ def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
     log_file = home.log_file("postgres")
     with log_file.open("ab") as log:
         began = log.tell()
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             input=stdin.encode(),
             stdout=log,
@@ -126,20 +126,20 @@ def _run(home: Home, command: Sequence[str], *, stdin: str = "") -> None:
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"},
             check=False,
         )
-    if done.returncode != 0:
-        with log_file.open("rb") as said:
-            said.seek(began)
-            reasons = REASON.findall(said.read(OUTPUT_MAX_BYTES).decode(errors="replace"))
+    if result.returncode != 0:
+        with log_file.open("rb") as output:
+            output.seek(began)
+            reasons = REASON.findall(output.read(OUTPUT_MAX_BYTES).decode(errors="replace"))
         reason = f": {reasons[-1][:REASON_MAX]}" if reasons else ""
         raise DependencyDown(f"PostgreSQL cannot be set up{reason}; see {log_file}")
 
 
 def unprivileged_prefix(home: Home) -> list[str]:
-    """Return what to put before a command of PostgreSQL, which refuses to run as root; nothing for any other user.
+    """Return the prefix that runs a PostgreSQL command as another user when this one is root; empty for other users.
 
-    The unprivileged user often cannot pass the folders above the checkout or the home (`/root` is closed), so it
-    keeps one right of root: to read and to pass folders. Its data folder belongs to it.
-    Raises ConfigurationError where that cannot work.
+    PostgreSQL refuses to run as root. The unprivileged user often cannot traverse the folders above the checkout or
+    the home (`/root` is closed), so it then keeps one capability of root: to read and traverse folders. The data
+    folder belongs to that user. Raises ConfigurationError when no prefix works.
     """
     if os.geteuid() != 0:
         return []
@@ -150,7 +150,7 @@ def unprivileged_prefix(home: Home) -> list[str]:
     identity = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
     if _open_to_all(postgres_bin()) and _open_to_all(home.dir):
         return [setpriv, *identity, "--"]
-    for right in ("dac_read_search", "dac_override"):  # Containers often have but the second.
+    for right in ("dac_read_search", "dac_override"):  # Containers often have only the second.
         # initdb asks the kernel with access(2), which drops the rights of a process whose real user is not root
         # unless this bit is set.
         rights = [f"--inh-caps=+{right}", f"--ambient-caps=+{right}", "--securebits=+no_setuid_fixup"]

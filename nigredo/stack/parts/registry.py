@@ -1,4 +1,4 @@
-"""The embedded schema registry: Apicurio with the Confluent API, stored in the embedded PostgreSQL."""
+"""Embedded schema registry: Apicurio with the Confluent API, stored in the embedded PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nigredo.stack.parts.postgres import database_answers
 
 
 def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
-    """Describe the registry of a stack."""
+    """Return the registry of a stack."""
     port, folder = home.port("registry"), home.dir / "registry"
     configuration = folder / "registry.properties"
     program = str(artifacts.registry_dir / "quarkus-run.jar")
@@ -23,7 +23,7 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
         ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
         (
             f"-Dquarkus.config.locations={configuration}",
-            # Left alone it is /tmp/vertx-cache, which every user may write to.
+            # The default is /tmp/vertx-cache, which every user may write to.
             f"-Dvertx.cacheDirBase={folder / 'vertx-cache'}",
             "-jar",
             program,
@@ -37,7 +37,7 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
 
     def waiting_for() -> str | None:
         reason = http_waiting_for(port, "/apis/ccompat/v7/subjects", basic_auth=home.registry_credentials)
-        # Without its database the registry answers late or never, and does not say why.
+        # Without its database the registry answers late or never, and reports no reason.
         return reason if reason is None or database_answers(home) else "PostgreSQL, which does not answer"
 
     return Part(
@@ -55,13 +55,13 @@ def registry_part(home: Home, artifacts: Artifacts, environment: Mapping[str, st
 
 def _settings(home: Home) -> dict[str, object]:
     return {
-        "config_ordinal": 500,  # Over the environment of the caller.
+        "config_ordinal": 500,  # Overrides the caller's environment.
         "quarkus.http.host": "127.0.0.1",
         "quarkus.http.port": home.port("registry"),
-        # A second listener that we have no use for; left alone it takes port 9000 of every interface.
+        # An unused second listener, which by default opens port 9000 on every interface.
         "quarkus.management.host": "127.0.0.1",
         "quarkus.management.port": 0,
-        # Every user of the machine, and every page in its browsers, reaches the port: all of it asks for a password.
+        # Every user of the machine and every page in its browsers reaches the port, so every path asks for a password.
         "quarkus.http.auth.basic": "true",
         "quarkus.http.auth.permission.all.paths": "/*",
         "quarkus.http.auth.permission.all.policy": "authenticated",

@@ -1,4 +1,4 @@
-"""The key that `nigredo env` prints is known to each cluster once: a new one gets it, a revoked one stays revoked."""
+"""API key of `nigredo env`: put into each new cluster once, so that a revoked key stays revoked."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 def started(home: Home, cluster: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
-    """Return how many keys a start made known to a cluster, and what it told."""
+    """Return how many keys a start put into a cluster, and the lines it printed."""
     put: list[str] = []
-    told: list[str] = []
+    printed: list[str] = []
     (home.dir / "cluster").write_text(cluster)
     monkeypatch.setattr(ControlAdmin, "put", lambda _, kind, *__, **___: put.append(kind))
     monkeypatch.setattr("nigredo.stack.embedded.stored_form", lambda *_: type("Key", (), {"id": "k"}))
     monkeypatch.setattr("nigredo.stack.embedded.as_value", lambda _: {})
-    _ensure_api_key(Settings.from_environment({}), home, told.append)
-    return len(put), told
+    _ensure_api_key(Settings.from_environment({}), home, printed.append)
+    return len(put), printed
 
 
-def test_a_cluster_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_gets_the_key_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert started(home, "first", monkeypatch) == (1, [])
     assert started(home, "first", monkeypatch) == (0, [])
 
 
-def test_another_cluster_gets_the_key_and_what_is_gone_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_cluster_gets_the_key_and_the_loss_is_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     started(home, "first", monkeypatch)
 
     assert started(home, "second", monkeypatch) == (1, [OTHER_CLUSTER])
     assert started(home, "second", monkeypatch) == (0, [])
 
 
-def test_the_mark_of_an_earlier_release_is_of_the_cluster_that_there_is(
+def test_the_mark_of_an_earlier_release_counts_for_the_present_cluster(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home.dir / "secrets" / "api-key.known").touch()

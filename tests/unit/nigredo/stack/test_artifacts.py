@@ -1,4 +1,4 @@
-"""A download that is cut, or comes in half, is tried again; what came whole is kept."""
+"""An interrupted or truncated download is retried; verified files are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def artifact(name: str, content: bytes) -> Artifact:
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[bytes | Exception]]:
-    """What a played repository answers for each file, one answer after another; the last one stays."""
+    """Answers of a fake repository for each file, in order; the last one repeats."""
     answers: dict[str, list[bytes | Exception]] = {}
 
     class Context:
@@ -53,7 +53,7 @@ def download(cache: Path, *wanted: Artifact) -> None:
     artifacts._download(wanted, cache, cache / "unfinished", lambda *_: None)
 
 
-def test_a_line_that_is_cut_and_half_a_file_are_tried_again(
+def test_a_broken_connection_and_a_truncated_file_are_retried(
     repository: dict[str, list[bytes | Exception]], tmp_path: Path
 ) -> None:
     repository["kafka"] = [ConnectionResetError(), CONTENT[:3], CONTENT]
@@ -65,13 +65,13 @@ def test_a_line_that_is_cut_and_half_a_file_are_tried_again(
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
-def test_without_the_network_a_line_says_what_to_do_and_what_came_is_kept(
+def test_without_the_network_the_error_says_what_to_do(
     repository: dict[str, list[bytes | Exception]], tmp_path: Path
 ) -> None:
     repository |= {"kafka": [CONTENT], "registry": [ConnectionError("no route")]}
     kafka, registry = artifact("kafka", CONTENT), artifact("registry", OTHER)
 
-    with pytest.raises(DependencyDown, match="cannot download registry 1: no route; type it once more"):
+    with pytest.raises(DependencyDown, match="cannot download registry 1: no route; fix that and run the command"):
         download(tmp_path, kafka, registry)
 
     assert not (tmp_path / registry.file_name).exists()

@@ -29,7 +29,7 @@ start = "beginning"
 
 
 def settings_file(folder: Path) -> Path:
-    """Return a file with two endpoints, whose secrets are there."""
+    """Return a settings file of two endpoints, and write their secrets."""
     for name in ("crm", "erp"):
         write_secrets(folder / name, [Secret(name.encode() * 10)])
     file = folder / "endpoints.toml"
@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_read_stops_no_other_part(tmp_path: Path) -> None:
 
 
 def prepare(part: Part) -> None:
-    """Do what its supervisor does before each start."""
+    """Call the hook that the supervisor calls before each start."""
     assert part.prepare is not None
     part.prepare()
 

@@ -1,4 +1,4 @@
-"""Parts that outlived their supervisor are ended; those of another stack never are, whatever a folder says."""
+"""Parts that outlived their supervisor are ended; processes of another stack never are, even in a copied home."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLEEP = "import time; print(flush=True); time.sleep(600)"
 
 @contextmanager
 def part(home: Home, name: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process of this home and note it as the supervisor does."""
+    """Run a process of this home and write its pid file as the supervisor does."""
     (home.dir / "run").mkdir(parents=True, exist_ok=True)
     (home.dir / "state").mkdir(exist_ok=True)
     plain = {key: text for key, text in os.environ.items() if key != "NIGREDO_STATE_DIR"}

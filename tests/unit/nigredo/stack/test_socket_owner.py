@@ -1,4 +1,4 @@
-"""Users that sockets belong to, read from the kernel's table."""
+"""Owners of TCP sockets, read from the kernel's table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a stack waits for whatever may pass, ends only for what cannot, and keeps every part apart."""
+"""Supervisor: retries transient errors, ends a start only for permanent ones, and isolates the parts."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ PASSING = [
 
 
 def part(name: str, command: list[str] = SLEEPS, looks: Callable[[], str | None] = lambda: READY) -> Part:
-    """Return a part that is a small program."""
+    """Return a part that runs a small program."""
     return Part(name, command, dict(os.environ), looks, grace_s=5.0)
 
 
 def fails_first(errors: list[BaseException]) -> Callable[[], None]:
-    """Return work that meets these errors one after another, and then succeeds."""
+    """Return work that raises these errors one after another, and then succeeds."""
     left = list(errors)
 
     def work() -> None:
@@ -56,7 +56,7 @@ def fails_first(errors: list[BaseException]) -> Callable[[], None]:
 
 
 def supervised(tmp_path: Path, steps: list[Step], body: Callable[[Supervisor], Awaitable[Any]]) -> Any:
-    """Run a supervisor of these steps, whose goal is `ingest`, and return what `body` does."""
+    """Run a supervisor of these steps, whose goal is `ingest`, and return the result of `body`."""
     home = Home(tmp_path / "home", 8080)
     home.claim()
 
@@ -102,7 +102,7 @@ def test_a_process_that_says_its_settings_cannot_work_ends_the_start_with_its_wo
 def test_a_start_that_takes_too_long_says_what_it_waits_for_and_what_to_do(tmp_path: Path) -> None:
     steps = [Step("kafka", part("kafka", looks=lambda: "a broker")), Step("ingest", part("ingest"), needs=("kafka",))]
 
-    with pytest.raises(StartFailed, match=r"waiting for: kafka: a broker\. Type it once more: .*logs"):
+    with pytest.raises(StartFailed, match=r"waiting for: kafka: a broker\. Run the command again: .*logs"):
         supervised(tmp_path, steps, lambda supervisor: supervisor.until_accepting(0.5))
 
 
@@ -122,7 +122,7 @@ def test_forms_are_accepted_although_nothing_else_comes_up(tmp_path: Path) -> No
 
     async def body(supervisor: Supervisor) -> dict[str, Any]:
         await supervisor.until_accepting(DEADLINE_S)
-        # Long before the deadline: a person must look at all that is left.
+        # Long before the deadline, because everything left is in trouble.
         await supervisor.until_settled(DEADLINE_S)
         return supervisor.status()
 
@@ -161,7 +161,7 @@ def test_a_part_that_ends_within_milliseconds_is_started_again_and_again(tmp_pat
     supervised(tmp_path, steps, body)
 
 
-def test_a_look_that_fails_does_not_end_the_part_it_looks_at(tmp_path: Path) -> None:
+def test_a_failing_readiness_check_does_not_end_the_part(tmp_path: Path) -> None:
     answers = [RuntimeError("a password"), KafkaException(KafkaError(KafkaError._RESOLVE)), OSError(24, "Too many")]
 
     def look() -> str | None:
@@ -217,11 +217,11 @@ def test_a_part_that_an_operator_stopped_is_shown_as_stopped_by_that_person(tmp_
     assert stopped["parts"]["sender"]["stopped"]["at"].endswith("+00:00")
     (line,) = (line for line in table(stopped) if line.startswith("sender"))
     assert re.fullmatch(r"sender +stopped +- +\d+  stopped by ana at [\d :-]+ UTC: `nigredo start sender`", line)
-    (told,) = (line for line in not_ready(stopped) if line.startswith("sender"))
-    assert told.startswith("sender is stopped by ana at ")
+    (reported,) = (line for line in not_ready(stopped) if line.startswith("sender"))
+    assert reported.startswith("sender is stopped by ana at ")
 
 
-def test_a_trouble_that_a_watch_finds_is_told_until_it_is_gone_and_an_unanswered_question_is_none(
+def test_a_trouble_of_a_watch_is_reported_until_it_is_gone_and_a_failed_check_is_none(
     tmp_path: Path,
 ) -> None:
     answers: list[str | Exception | None] = [None]
@@ -253,7 +253,7 @@ def test_a_trouble_that_a_watch_finds_is_told_until_it_is_gone_and_an_unanswered
     asyncio.run(run())
 
 
-def test_a_watch_asks_at_once_about_a_new_process_of_its_part(tmp_path: Path) -> None:
+def test_a_watch_checks_a_new_process_of_its_part_at_once(tmp_path: Path) -> None:
     asked: list[int | None] = []
 
     async def body(supervisor: Supervisor) -> None:
@@ -298,7 +298,7 @@ def test_a_registry_without_its_database_names_it(
     assert registry.registry_part(home, Artifacts(tmp_path, (), tmp_path), {}).waiting_for() == reason
 
 
-def test_a_command_that_waits_for_a_part_is_told_that_it_is_still_on_its_way(tmp_path: Path) -> None:
+def test_a_command_that_waits_for_a_part_learns_that_it_is_still_starting(tmp_path: Path) -> None:
     async def body(supervisor: Supervisor) -> str:
         try:
             await supervisor.parts["ingest"].until_ready(0.2)
@@ -308,10 +308,10 @@ def test_a_command_that_waits_for_a_part_is_told_that_it_is_still_on_its_way(tmp
 
     said = supervised(tmp_path, [Step("ingest", part("ingest", looks=lambda: "a topic"))], body)
 
-    assert "is still on its way: a topic; `nigredo status` shows it" in said
+    assert "is still starting: a topic; `nigredo status` shows it" in said
 
 
-def test_a_log_that_cannot_be_bounded_is_told_and_bounding_goes_on(
+def test_a_log_that_cannot_be_bounded_is_reported_and_bounding_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = [True]
@@ -333,7 +333,7 @@ def test_a_log_that_cannot_be_bounded_is_told_and_bounding_goes_on(
     supervised(tmp_path, [Step("ingest", part("ingest"))], body)
 
 
-def test_a_task_that_ended_is_told_and_a_restart_begins_it_again(
+def test_a_supervision_that_ended_is_reported_and_a_restart_starts_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body(supervisor: Supervisor) -> None:
@@ -343,7 +343,7 @@ def test_a_task_that_ended_is_told_and_a_restart_begins_it_again(
         async def breaks() -> None:
             raise RuntimeError
 
-        monkeypatch.setattr(ingest, "_keep", breaks)
+        monkeypatch.setattr(ingest, "_supervise", breaks)
         await ingest.stop()
         await ingest.start()
         assert await seen(lambda: "its supervision ended" in str(ingest.reason))
@@ -386,7 +386,7 @@ def test_another_librarys_text_is_not_repeated() -> None:
 
 
 def test_a_supervised_part_has_no_process_after_its_end(tmp_path: Path) -> None:
-    """Its id may be another program's by then, and would be signalled."""
+    """The process id may be reused by another program, which would be signalled."""
 
     async def body(supervisor: Supervisor) -> None:
         ingest: Supervised = supervisor.parts["ingest"]

@@ -1,4 +1,4 @@
-"""The stand-in shows what it received to the user of its stack, under a name that is its own."""
+"""The stand-in receiver shows received webhooks only to the user of its stack, and only under an allowed Host."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def status(path: str, *, owner: int | None = OWN, host: str = "127.0.0.1:8082", 
 
 
 @pytest.mark.parametrize("path", ["/", "/received", "/fault"])
-def test_another_user_of_the_machine_sees_nothing_of_what_was_received(path: str) -> None:
+def test_another_user_of_the_machine_sees_no_received_webhook(path: str) -> None:
     assert status(path, owner=OTHER) == 403
-    assert status(path, owner=None) == 403  # The kernel's table did not tell.
+    assert status(path, owner=None) == 403  # Unknown to the kernel's table.
     assert status(path, owner=OWN) == status(path, owner=ROOT) == 200
 
 
@@ -39,5 +39,5 @@ def test_a_request_of_another_machine_belongs_to_no_user_here() -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, "/", "/received", "/health"])
-def test_a_page_of_a_strangers_name_gets_nothing_whoever_opened_it(path: str) -> None:
+def test_a_request_for_a_foreign_host_is_refused_whoever_sent_it(path: str) -> None:
     assert status(path, host="evil.example:8082") == 421

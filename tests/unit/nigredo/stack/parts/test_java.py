@@ -1,4 +1,4 @@
-"""Ahead-of-time caches of the Java parts, with a shell script in the place of the JVM."""
+"""Ahead-of-time caches of the Java programs, with a shell script in place of the JVM."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def jvm(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def prepared(program: JavaProgram) -> str:
-    """Prepare a start; return the options of the JVM that is started then."""
+    """Prepare a start; return the JVM options it writes."""
     program.prepare()
     return Path(program.command[1].removeprefix("@")).read_text(encoding="utf-8")
 
 
 def run_once(program: JavaProgram) -> None:
-    """Start without a cache, and end cleanly: the JVM leaves its recording behind."""
+    """Start without a cache and end cleanly, so that the JVM leaves a recording."""
     options = prepared(program)
     assert "-XX:AOTMode=record" in options
     recording = options.partition("-XX:AOTConfiguration=")[2].partition('"')[0]
@@ -71,7 +71,7 @@ def test_two_homes_that_record_at_once_leave_one_recording_which_is_whole(progra
     run_once(program)
     run_once(dataclasses.replace(program, folder=tmp_path / "other", options=program.options))
 
-    # The second one's start made a cache of the first recording, or its own end replaced it: never both, never halves.
+    # The second start built a cache from the first recording, or its end replaced that: never both, never halves.
     eventually(lambda: ".part" not in cache_files(program), within_s=60, what="nothing unfinished")
     assert set(cache_files(program)) <= {".aot", ".recording"}
 

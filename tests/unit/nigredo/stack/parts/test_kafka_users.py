@@ -1,4 +1,4 @@
-"""The embedded broker's users, and what a home tells clients of it."""
+"""Users of the embedded broker, and the client settings of a home."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nigredo.stack.home import Home
 from nigredo.stack.parts.kafka_users import KafkaUsers
 
 
-def test_a_home_of_before_speaks_to_its_broker_as_it_did(tmp_path: Path) -> None:
+def test_a_home_older_than_passwords_connects_to_its_broker_without_one(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text('{"port_base": 9000}\n')
     home = Home.open(tmp_path)
 
@@ -19,7 +19,7 @@ def test_a_home_of_before_speaks_to_its_broker_as_it_did(tmp_path: Path) -> None
     assert settings.kafka_security_protocol == "PLAINTEXT"
 
 
-def test_a_closed_home_tells_each_role_its_own_user_and_hides_the_callers_broker(tmp_path: Path) -> None:
+def test_a_home_with_passwords_gives_each_role_its_user_and_hides_the_callers_broker(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
     home.create(kafka_auth="scram")
     callers = {"KAFKA_SASL_USERNAME": "me", "KAFKA_SSL_CA_FILE": "/ca", "KAFKA_SASL_MECHANISM": "PLAIN"}
@@ -38,7 +38,7 @@ def test_a_closed_home_tells_each_role_its_own_user_and_hides_the_callers_broker
     assert home.secret("kafka-admin") in Path(exported["KAFKA_CLIENT_PROPERTIES"]).read_text()
 
 
-def test_a_part_from_outside_that_asks_for_no_password_finds_none_at_the_next_start_either(tmp_path: Path) -> None:
+def test_an_external_part_without_a_password_gets_none_at_the_next_start_either(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
 
     for _ in range(2):
@@ -50,7 +50,7 @@ def test_a_part_from_outside_that_asks_for_no_password_finds_none_at_the_next_st
         assert "sasl" not in home.secret("kafka-admin.conf") + home.secret("kafka-admin.properties")
 
 
-def test_a_broker_that_is_run_from_outside_is_not_given_users(tmp_path: Path) -> None:
+def test_no_users_are_created_in_an_external_broker(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
     home.create(kafka_auth="scram")
 
@@ -70,7 +70,7 @@ def test_passwords_for_plain_are_new_at_each_start_of_the_broker(tmp_path: Path)
     assert started[0] != started[1]
 
 
-def test_every_file_that_a_home_makes_is_its_users_alone(tmp_path: Path) -> None:
+def test_every_file_of_a_home_is_readable_by_its_user_alone(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "home", 9000)
     previous = os.umask(0)
     try:

@@ -1,4 +1,4 @@
-"""A database that cannot be set up says why in one line, without a statement's text."""
+"""A failed setup of the database reports its reason in one line, without the text of a statement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nigredo.stack.parts import postgres
 FULL = 'FATAL:  could not write to file "pg_wal/xlogtemp.27776": No space left on device'
 
 
-def test_the_reason_of_the_program_is_told(tmp_path: Path) -> None:
+def test_a_failed_setup_reports_the_reason_of_the_program(tmp_path: Path) -> None:
     home = Home(tmp_path, 8080)
     (tmp_path / "logs").mkdir()
     home.log_file("postgres").write_text("FATAL:  of an earlier time\n")
