@@ -1,7 +1,7 @@
-"""Producing to Kafka batch by batch, where what counts is that every record of a batch was acknowledged.
+"""Producer for batches, for callers that need to know only that every record of a batch was acknowledged.
 
 `nigredo/kafka/publisher.py` reports the offset of each record. Here no Python code runs for an acknowledged record:
-librdkafka calls back for failures alone, and a batch is complete when no record is in flight.
+librdkafka calls back for failures only, and a batch is complete when no record is in flight.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from nigredo.observability.logs import get_logger
 log = get_logger()
 
 LINGER_MS = 20
-"""While a batch is still being handed over. Once it is whole, it is flushed, and nothing lingers."""
+"""Linger while a batch is being produced; the complete batch is flushed, which ends the linger."""
 LOOK_EVERY_S = 0.1
 AFTER_AN_ERROR_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A record to be produced. Without a `partition` its key decides."""
+    """A record to produce. Without a `partition`, the key decides."""
 
     topic: str
     key: bytes | None
@@ -49,19 +49,19 @@ class _Batch:
         self.error: Exception | None = None
 
     def failed(self, error: KafkaError | None, _: Message) -> None:
-        """Keep the first failure; called by librdkafka in the flushing thread, for records that failed alone."""
+        """Store the batch's first failure; librdkafka calls this in the flushing thread, for failed records only."""
         if error is not None and self.error is None:
             self.error = as_product_error(error)
 
 
 class BatchPublisher:
-    """An idempotent producer whose every batch answers with one future on the event loop.
+    """An idempotent producer that gives every batch one future on the event loop.
 
-    Belongs to the event loop it was made in; `publish_all` is called there. Always `await close()`.
+    Bound to the event loop in which it is created: `publish_all` must be called there. Always `await close()`.
     """
 
     def __init__(self, config: dict[str, Any], *, in_flight_max: int) -> None:
-        """config: of `producer_config`. in_flight_max: how many batches may wait."""
+        """config: of `producer_config`. in_flight_max: batches that may be in flight at a time."""
         self._config = config | {"linger.ms": LINGER_MS, "delivery.report.only.error": True}
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class BatchPublisher:
         self._silence = Silence()
         self._left = 0
         self._producer = Producer(self._config)
-        # Held while a batch is handed over whole: a batch belongs to one producer.
+        # Held while a batch is produced, so that all its records go to the same producer.
         self._lock = threading.Lock()
         self._waiting: list[_Batch] = []
         self._some_wait = threading.Event()
@@ -78,12 +78,12 @@ class BatchPublisher:
         self._flusher.start()
 
     def publish_all(self, records: Iterable[Outgoing]) -> asyncio.Future[None]:
-        """Hand records to Kafka; the future resolves once all in-sync replicas have every one of them.
+        """Produce records; the future resolves once all in-sync replicas have stored every record.
 
-        records: may be made one by one as they are taken; the first are on their way while the last are made.
-        The future fails with DependencyDown when the delivery timeout passed first, and with RecordRefused when the
-        broker can never take one of them: any of the others may have been written. Both, Overloaded, and whatever
-        making a record raises may be raised at once, then too with some of them written perhaps.
+        records: may be a generator; the first records are sent while the last are being created.
+        The future fails with DependencyDown when the delivery timeout passes first, and with RecordRefused when the
+        broker can never accept one of the records. Raises at once Overloaded, the same two errors, or any error of the
+        generator. After an error some of the records may have been written.
         """
         if self._stopping.is_set() or len(self._waiting) >= self._in_flight_max:
             raise Overloaded("too many batches wait for Kafka's acknowledgement")
@@ -109,11 +109,11 @@ class BatchPublisher:
         return batch.future
 
     def publish(self, topic: str, *, key: bytes | None, value: bytes | None) -> asyncio.Future[None]:
-        """Hand over one record, as `publish_all` does."""
+        """Produce one record as a batch of its own; see `publish_all`."""
         return self.publish_all([Outgoing(topic, key, value)])
 
     async def close(self, *, deadline_s: float = 5.0) -> int:
-        """Wait until everything is acknowledged, at most `deadline_s`; return how many batches were not."""
+        """Wait at most `deadline_s` for the batches in flight; fail those not acknowledged, and return their number."""
         try:
             if waiting := {batch.future for batch in self._waiting if not batch.future.done()}:
                 await asyncio.wait(waiting, timeout=deadline_s)
@@ -121,7 +121,7 @@ class BatchPublisher:
             self._stopping.set()
             self._some_wait.set()
         await asyncio.to_thread(self._flusher.join, 2.0)
-        # Lets what the thread still handed over come first.
+        # Lets the callbacks run that the thread scheduled last.
         await asyncio.sleep(0)
         return fail_left(batch.future for batch in self._waiting)
 
@@ -129,29 +129,29 @@ class BatchPublisher:
 
     def _flush(self) -> None:
         while not self._stopping.is_set():
-            # Taken before the flush: what is handed over during it may not be on its way yet when it ends.
+            # Copied before the flush: a batch produced during the flush may have records queued when the flush ends.
             waiting = tuple(self._waiting)
             try:
                 self._finish(waiting, self._left_of(waiting))
             except Exception as error:
-                # This thread is what every waiting future depends on: it does not end while the publisher lives.
-                log.error("the producer's thread met an error", error=type(error).__name__)
+                # Every future in flight depends on this thread, so an error must not end it.
+                log.error("producer flush failed", error=type(error).__name__)
                 self._stopping.wait(AFTER_AN_ERROR_S)
 
     def _left_of(self, waiting: Sequence[_Batch]) -> int:
-        """Return how many records are on their way still, after a while of waiting for them."""
+        """Return how many records are still in flight after a flush of at most `LOOK_EVERY_S`."""
         try:
             if waiting:
                 left = self._producer.flush(LOOK_EVERY_S)
                 if not self._silent(left):
                     return left
-                log.error("producer replaced: nothing was acknowledged though Kafka answers")
+                log.error("producer replaced: Kafka answers, but no record was acknowledged")
                 self._replace("Kafka acknowledged nothing")
                 return 1
             if not self._some_wait.wait(LOOK_EVERY_S):
                 self._producer.poll(0)
         except KafkaException as error:
-            # So the Python client tells of a fatal error, and never by `error_cb`.
+            # The Python client reports a fatal error by raising it here, and never through `error_cb`.
             if not error.args[0].fatal():
                 raise
             self._fatal = True
@@ -161,7 +161,7 @@ class BatchPublisher:
         return 1
 
     def _silent(self, left: int) -> bool:
-        """Say whether the producer is to be replaced, since Kafka answers it and acknowledges none of the records."""
+        """Return whether the producer must be replaced, because Kafka answers but acknowledges no record."""
         fewer, self._left, now_s = left < self._left, left, time.monotonic()
         if fewer or not left:
             self._silence.ends()
@@ -170,21 +170,21 @@ class BatchPublisher:
         return self._silence.look_due(now_s) and self._silence.looked(now_s, answered=answers(self._producer))
 
     def _finish(self, waiting: Sequence[_Batch], left: int) -> None:
-        """Answer the batches that failed, and all of them if nothing is left on its way."""
+        """Resolve the failed batches, and every batch when no record is in flight."""
         done = [batch for batch in waiting if not left or batch.error is not None]
         if done:
             with self._lock:
                 self._waiting = [batch for batch in self._waiting if batch not in done]
                 if not self._waiting:
                     self._some_wait.clear()
-            # The loop may be closed: the process is ending and nobody waits for these any more.
+            # The loop is closed when the process is ending; then no caller waits for these batches.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, done)
 
     def _replace(self, reason: str) -> None:
-        """Go on with a new producer: an idempotent one refuses all work for good after a fatal error.
+        """Switch to a new producer, because an idempotent producer refuses all records after a fatal error.
 
-        What the old one still had has failed, whether or not it comes to say so.
+        Every batch in flight fails, whether or not the old producer reports its records.
         """
         self._silence.ends()
         fresh = Producer(self._config)

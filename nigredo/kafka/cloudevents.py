@@ -1,4 +1,4 @@
-"""Kafka headers of the events: CloudEvents attributes in binary mode, beside the Avro value."""
+"""CloudEvents headers of Kafka records, in binary mode beside the Avro value."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from uuid import UUID
 
 CONTENT_TYPE = b"application/avro"
 REQUEST_ID = "request_id"
-"""The header of a submission that leads to the line of its request in the log, by the name it has there."""
+"""Header of a submission with its request id, under the same name as the field in the access log."""
 
 
 def cloud_event(kind: str, event_id: UUID, source: str, at: datetime) -> list[tuple[str, bytes]]:
-    """Return the headers that CloudEvents 1.0's Kafka binding requires, so that any consumer can route by them.
+    """Return the headers that the Kafka binding of CloudEvents 1.0 requires, so that any consumer can route by them.
 
-    kind: such as `lead.created`. source: the function that published it.
+    kind: event type such as `lead.created`. source: the publishing function.
     """
-    return [*_alike(kind, source), ("ce_id", str(event_id).encode()), ("ce_time", _time(at))]
+    return [*_constant(kind, source), ("ce_id", str(event_id).encode()), ("ce_time", _time(at))]
 
 
 @cache
-def _alike(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
+def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
     return (
         ("ce_specversion", b"1.0"),
         ("ce_type", kind.encode()),
@@ -29,7 +29,7 @@ def _alike(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
     )
 
 
-# Under load many events have the same millisecond.
+# Cached, because under load many events share a millisecond.
 @lru_cache(maxsize=64)
 def _time(at: datetime) -> bytes:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()

@@ -1,4 +1,4 @@
-"""Offsets of consumer groups, set from outside while a group has no members."""
+"""Consumer groups from outside: members, unassigned partitions, committed offsets, and offsets set while none reads."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ METADATA_TRIES = 20
 
 
 def members(settings: Settings, group: str) -> int:
-    """Return how many members a group has. Raises DependencyDown, also while it is between two assignments."""
+    """Return the number of a group's members. Raises DependencyDown, also during a rebalance."""
     found = _described(settings, group)
     if found.state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
         return 0
     if found.state != ConsumerGroupState.STABLE:
-        raise DependencyDown(f"group {group} is being assigned")
+        raise DependencyDown(f"group {group} is rebalancing")
     return len(found.members)
 
 
 def unread(settings: Settings, group: str, topic: str, partitions: Iterable[int]) -> list[int]:
-    """Return the partitions of a topic that no member of a group reads. Raises DependencyDown.
+    """Return the partitions of a topic that are not assigned to any member of a group. Raises DependencyDown.
 
-    None while the group has no members, or is between two assignments.
+    Empty while the group has no members or is rebalancing.
     """
     read = assigned(_described(settings, group))
     return [] if read is None else [number for number in sorted(partitions) if (topic, number) not in read]
 
 
 def assigned(group: ConsumerGroupDescription) -> set[tuple[str, int]] | None:
-    """Return topic and partition of all that members have; None without members, or between two assignments."""
+    """Return the (topic, partition) pairs assigned to members; None without members or during a rebalance."""
     if group.state != ConsumerGroupState.STABLE:
         return None
     return {
@@ -62,10 +62,10 @@ def _described(settings: Settings, group: str) -> ConsumerGroupDescription:
 
 
 def ensure_answer(admin: AdminClient) -> None:
-    """Raise DependencyDown unless a broker answers, before a call that has to find a group's coordinator.
+    """Raise DependencyDown unless a broker answers; to be called before a request that looks up a group's coordinator.
 
-    librdkafka ends the process when the connection is lost under such a call (confluentinc/librdkafka#4605), so none is
-    begun while Kafka is away.
+    librdkafka aborts the process when the connection is lost during such a request (confluentinc/librdkafka#4605), so
+    no such request is started while Kafka is unavailable.
     """
     try:
         admin.list_topics(timeout=ANSWER_TIMEOUT_S)
@@ -74,10 +74,10 @@ def ensure_answer(admin: AdminClient) -> None:
 
 
 def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicPartition]) -> list[TopicPartition]:
-    """Return what a group committed, in the order asked, with the metadata that `from_metadata` takes.
+    """Return a group's committed offsets in the order of `asked`, with the metadata that `from_metadata` parses.
 
-    Not a consumer's `committed`: that fails for most metadata, since librdkafka copies it without an end, and what
-    follows it in memory is no text (confluentinc/librdkafka#4649). Raises DependencyDown.
+    Replaces a consumer's `committed`, which fails for most metadata: librdkafka copies the text without its end, and
+    the bytes that follow in memory are no UTF-8 (confluentinc/librdkafka#4649). Raises DependencyDown.
     """
     if not asked:
         return []
@@ -88,18 +88,18 @@ def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicParti
             answer = admin.list_consumer_group_offsets(request, request_timeout=CALL_TIMEOUT_S)
             found: list[TopicPartition] = answer[group].result(CALL_TIMEOUT_S + 2).topic_partitions
         except UnicodeDecodeError:
-            continue  # Here too, though seldom: the next copy has another end.
+            continue  # The same defect, though rare here; the next copy ends in other bytes.
         except KafkaException as error:
             raise DependencyDown(describe_error(error.args[0])) from error
         except TimeoutError as error:
             raise DependencyDown("Kafka does not answer") from error
         for at in found:
             if at.error is not None:
-                # Not to be taken for a partition without an offset: some begin such a one anew.
+                # An error must not look like "no offset": some callers start such a partition from its beginning.
                 raise DependencyDown(describe_error(at.error))
-        by_place = {(at.topic, at.partition): at for at in found}
-        return [by_place[at.topic, at.partition] for at in asked]
-    raise DependencyDown(f"the metadata of {group} cannot be read")
+        by_slot = {(at.topic, at.partition): at for at in found}
+        return [by_slot[at.topic, at.partition] for at in asked]
+    raise DependencyDown(f"the commit metadata of group {group} cannot be read")
 
 
 def commit_offsets(
@@ -109,11 +109,10 @@ def commit_offsets(
     offsets: Mapping[int, int],
     metadata: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
-    """Set the next offset of each partition for a group, with the metadata its members read.
+    """Set a group's committed offset of each partition, with the metadata that its members read.
 
-    The metadata is a position's proof (`nigredo/log_position.py`).
-
-    Kafka allows it only while the group has no members. Raises DependencyDown, also when it has some.
+    offsets: next offset by partition. metadata: a position's proof by partition (`nigredo/log_position.py`).
+    Kafka allows this only while the group has no members: with members, DependencyDown is raised as for any failure.
     """
     admin = AdminClient(client_config(settings, settings.function("groups")))
     wanted = [

@@ -1,4 +1,4 @@
-"""Parks a record that a stage could not use, byte for byte, where an operator finds it with the reason."""
+"""Dead letters: park a record that a stage could not use, byte for byte with the reason, and count those that wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEFT_OUT = "is left out: too large"
 
 
 class Origin(NamedTuple):
-    """The place of a parked record, and the function that could not use it: together the key of its dead letter."""
+    """Position of a parked record and the function that could not use it: together the key of its dead letter."""
 
     function: str
     topic: str
@@ -35,12 +35,12 @@ class Origin(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """The key under which it is parked, so that parking it again after a crash replaces it."""
+        """Key `function:topic:partition:offset` of the dead letter, so that parking again after a crash replaces it."""
         return f"{self.function}:{self.topic}:{self.partition}:{self.offset}".encode()
 
     @classmethod
     def of(cls, key: bytes | None) -> Origin | None:
-        """Return the origin that a key names; None for a key of another form."""
+        """Return the origin in a dead letter's key; None for a key of another form."""
         try:
             # A function's name may hold anything, a topic's no colon.
             function, topic, partition, offset = (key or b"").decode().rsplit(":", 3)
@@ -50,14 +50,18 @@ class Origin(NamedTuple):
 
 
 class Publishes(Protocol):
-    """What puts a record on a topic, and can be waited for until Kafka has it."""
+    """A producer whose acknowledgement can be awaited."""
 
     def publish(self, topic: str, *, key: bytes | None, value: bytes | None) -> Awaitable[object]:
-        """Hand a record to Kafka."""
+        """Produce a record; the result resolves once Kafka has acknowledged."""
 
 
 async def park(publisher: Publishes, codec: Codec, function: str, record: Record, reason: str, error: str) -> None:
-    """Publish the record to the dead letters and return once Kafka has it. Raises DependencyDown."""
+    """Publish a record to the dead-letter topic and return once Kafka has acknowledged. Raises DependencyDown.
+
+    function: the consumer group's name. reason: the metric's label. error: cut to `ERROR_MAX` characters.
+    A record that is too large for a dead letter is published without value and headers.
+    """
     letter = DeadLetter(
         function=function,
         reason=reason,
@@ -75,75 +79,75 @@ async def park(publisher: Publishes, codec: Codec, function: str, record: Record
     try:
         await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, letter))
     except RecordRefused:
-        # A record near the broker's limit no longer fits with its reason around it: its place must do.
-        told = f"{letter.error} (a value of {counted(len(record.value or b''), 'byte')} {LEFT_OUT})"
-        small = replace(letter, error=told, value=None, headers=())
+        # A record near the broker's size limit does not fit together with its reason, so its position must suffice.
+        shortened = f"{letter.error} (a value of {counted(len(record.value or b''), 'byte')} {LEFT_OUT})"
+        small = replace(letter, error=shortened, value=None, headers=())
         await publisher.publish(DEAD_LETTERS, key=key, value=codec.encode(DEAD_LETTERS, small))
     metrics.RECORDS_PARKED.of(reason).inc()
 
 
 def parked_before(reader: TopicReader, function: str, topic: str) -> Before:
-    """Return which of the last records of a topic, before its group's positions, a function parked.
+    """Return a function's parking history of a topic, before its group's committed positions.
 
     Blocks. Raises DependencyDown.
     """
-    standing: dict[int, set[int]] = {}
+    parked: dict[int, set[int]] = {}
     for message in reader.read_to_end(DEAD_LETTERS, reader.partitions(DEAD_LETTERS), deadline_s=READ_DEADLINE_S):
         origin = Origin.of(message.key())
         if origin is not None and (origin.function, origin.topic) == (function, topic):
-            offsets = standing.setdefault(origin.partition, set())
+            offsets = parked.setdefault(origin.partition, set())
             (offsets.discard if message.value() is None else offsets.add)(origin.offset)
-    # A function's group has its name.
-    return before(standing, reader.committed(function, topic, reader.partitions(topic)))
+    # A function's consumer group has the function's name.
+    return before(parked, reader.committed(function, topic, reader.partitions(topic)))
 
 
 class WaitingDeadLetters:
-    """Counts the dead letters that wait, by topic and reason, as a `TopicView` hands them over.
+    """Counts the waiting dead letters by topic and reason, as the state of a `MaterializedView`.
 
-    Keeps one small entry for each. The counts may be asked for from any thread.
+    Stores topic and reason of each letter. The counts may be read from any thread.
     """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._kept: dict[bytes, tuple[str, str]] = {}
+        self._labels: dict[bytes, tuple[str, str]] = {}
         self._loaded = False
         self._counts: Mapping[tuple[str, str], int] | None = None
 
     @property
     def counts(self) -> Mapping[tuple[str, str], int] | None:
-        """How many wait, by topic and reason; None until they were read."""
+        """Number of waiting dead letters by (topic, reason); None until the topic is loaded."""
         return self._counts
 
     def document(self) -> Mapping[str, Any]:
-        """Return the counts as the health document tells them."""
+        """Return the counts for the health document."""
         counts = self._counts
-        told = None if counts is None else [
+        listed = None if counts is None else [
             {"topic": topic, "reason": reason, "count": count} for (topic, reason), count in sorted(counts.items())
         ]  # fmt: skip
-        return {"dead_letters": told}
+        return {"dead_letters": listed}
 
     def begin(self) -> None:
-        """Start afresh, as `TopicView` asks; the counts stand meanwhile."""
-        self._kept, self._loaded = {}, False
+        """Start a load; the previous counts stay current until `loaded`."""
+        self._labels, self._loaded = {}, False
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take what came."""
+        """Apply dead letters and their tombstones."""
         for row in rows:
             if row.key is None:
                 continue
             if row.value is None:
-                self._kept.pop(row.key, None)
+                self._labels.pop(row.key, None)
             else:
-                self._kept[row.key] = self._described(row.key, row.value)
+                self._labels[row.key] = self._labels_of(row.key, row.value)
         if rows and self._loaded:
             self._count()
 
     def loaded(self) -> None:
-        """Make the counts hold."""
+        """Make the loaded counts current."""
         self._loaded = True
         self._count()
 
-    def _described(self, key: bytes, value: bytes) -> tuple[str, str]:
+    def _labels_of(self, key: bytes, value: bytes) -> tuple[str, str]:
         origin = Origin.of(key)
         try:
             letter = self._codec.decode(DEAD_LETTERS, value)
@@ -152,10 +156,10 @@ class WaitingDeadLetters:
         return (origin.topic if origin else OTHER, letter.reason if isinstance(letter, DeadLetter) else OTHER)
 
     def _count(self) -> None:
-        counts = Counter(self._kept.values())
-        told = Counter[tuple[str, str]]()
+        counts = Counter(self._labels.values())
+        known = Counter[tuple[str, str]]()
         for (topic, reason), count in counts.items():
-            told[topic if topic in TOPICS else OTHER, reason if reason in metrics.PARKING_REASONS else OTHER] += count
-        for topic, reason in {*told, *(self._counts or ())}:
-            metrics.DEAD_LETTERS_WAITING.of(topic, reason).set(told[topic, reason])
-        self._counts = dict(told)
+            known[topic if topic in TOPICS else OTHER, reason if reason in metrics.PARKING_REASONS else OTHER] += count
+        for topic, reason in {*known, *(self._counts or ())}:
+            metrics.DEAD_LETTERS_WAITING.of(topic, reason).set(known[topic, reason])
+        self._counts = dict(known)

@@ -1,4 +1,4 @@
-"""Consumers without a group, kept from call to call: each new one connects and logs in, with SCRAM in 20 ms."""
+"""Reusable consumer without a group: a new consumer would connect and log in for each call, 20 ms with SCRAM."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from nigredo.kafka.publisher import describe_error
 
 
 class KeptConsumer:
-    """Keeps one consumer. May be used from several threads: no two calls share a consumer at a time."""
+    """Caches one consumer between calls. Thread-safe, because no two calls share a consumer at a time."""
 
     def __init__(self, make: Callable[[], Consumer], *, for_s: float = math.inf) -> None:
-        """make: returns a consumer. for_s: how long one is kept."""
+        """make: creates a consumer. for_s: age in seconds after which the cached consumer is replaced."""
         self._make = make
         self._for_s = for_s
-        self._kept: deque[tuple[float, Consumer]] = deque(maxlen=1)
+        self._idle: deque[tuple[float, Consumer]] = deque(maxlen=1)
 
     @contextmanager
     def lend(self) -> Iterator[Consumer]:
-        """Lend a consumer, and close it if the call fails: a fresh one finds the cluster soonest.
+        """Lend a consumer; after an error it is closed, because a fresh consumer finds the cluster soonest.
 
-        Raises DependencyDown in the place of a KafkaException.
+        Raises DependencyDown instead of a KafkaException.
         """
-        began, consumer = self._take()
+        created_at, consumer = self._acquire()
         try:
             yield consumer
         except KafkaException as error:
@@ -38,12 +38,12 @@ class KeptConsumer:
         except BaseException:
             consumer.close()
             raise
-        self._kept.append((began, consumer))
+        self._idle.append((created_at, consumer))
 
-    def _take(self) -> tuple[float, Consumer]:
+    def _acquire(self) -> tuple[float, Consumer]:
         with suppress(IndexError):
-            began, consumer = self._kept.pop()
-            if time.monotonic() - began < self._for_s:
-                return began, consumer
+            created_at, consumer = self._idle.pop()
+            if time.monotonic() - created_at < self._for_s:
+                return created_at, consumer
             consumer.close()
         return time.monotonic(), self._make()

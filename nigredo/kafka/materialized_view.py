@@ -1,7 +1,7 @@
-"""A compacted topic kept in memory: read to its recorded end, then followed, by a consumer without a group.
+"""Materialized view of a compacted topic: read to its recorded end, then followed, by a consumer without a group.
 
-One thread reads; whoever keeps what it says (`Keeper`) is called from that thread alone. Kafka may be away for any
-time: what is known stands meanwhile. A topic that was made again, grew, or came back with another log is loaded again.
+One thread reads, and calls the view's state (`ViewState`) from that thread only. While Kafka is unavailable the state
+stays as it is. A topic that was deleted and created again, got more partitions, or has another log is loaded again.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ COMPARED_EVERY_S = 3.0
 
 
 class Row(NamedTuple):
-    """One record. A tuple and not a dataclass: hundreds of thousands are made while a topic is loaded."""
+    """One record. A tuple rather than a dataclass, because loading a topic creates hundreds of thousands."""
 
     key: bytes | None
     value: bytes | None
-    """None is a tombstone: the key is gone."""
+    """None for a tombstone: the key was deleted."""
     partition: int
     offset: int
     timestamp_ms: int
 
 
 class ViewState(Protocol):
-    """Keeps what a topic says. What it raises makes the view load the topic again after a while, from `begin` on."""
+    """State built from a topic's records. An error raised here makes the view load the topic again after a back-off."""
 
     def begin(self) -> None:
-        """Start afresh: every record comes again. What was known stands until `loaded`."""
+        """Start a load: every record is applied again. The previous contents stay current until `loaded`."""
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take the next records, in order within a partition, at most `BATCH_MAX`.
+        """Apply the next records, at most `BATCH_MAX`, in offset order within a partition.
 
-        Called every `POLL_S` seconds at least, then perhaps without a row: for what time alone changes.
+        Called at least every `POLL_S` seconds, also without rows, so that the state can expire entries by time.
         """
 
     def loaded(self) -> None:
-        """Take over what came since `begin`: it is all that the topic held when it was begun."""
+        """Make the records applied since `begin` current: they are all that the topic held when the load started."""
 
 
 class MaterializedView:
-    """Reads all of one topic for a keeper, from `open` to `close`."""
+    """Reads one whole topic into a `ViewState` and follows it, from `open` to `close`."""
 
-    def __init__(self, settings: Settings, component: str, topic: str, keeper: ViewState) -> None:
+    def __init__(self, settings: Settings, component: str, topic: str, state: ViewState) -> None:
         self._topic = topic
-        self._keeper = keeper
+        self._state = state
         self._config = client_config(settings, settings.function(component)) | {
             "group.id": f"{settings.function(component)}-view",  # Required by the client; never joined.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            # An offset that is gone means that records were missed: told, so that all is loaded again.
+            # An offset that no longer exists means missed records: the error makes the view load the topic again.
             "auto.offset.reset": "error",
             **READ_AHEAD,
         }
@@ -80,20 +80,20 @@ class MaterializedView:
         self._thread = threading.Thread(target=self._run, name=f"view-{topic}", daemon=True)
 
     def open(self) -> None:
-        """Begin to read; returns at once."""
+        """Start reading; returns at once."""
         self._thread.start()
 
     @property
     def loaded(self) -> bool:
-        """Whether the keeper has had the whole topic once. Stays so: what it knew stands while it is loaded again."""
+        """Whether the topic was loaded completely once. Stays true during a reload, which leaves the state current."""
         return self._loaded.is_set()
 
     def wait_loaded(self, timeout_s: float) -> bool:
-        """Wait until loaded, for at most `timeout_s`; return whether it is. Blocks: for a command or a thread."""
+        """Wait at most `timeout_s` for the load; return whether it is complete. Blocks: call in a command or thread."""
         return self._loaded.wait(timeout_s)
 
     def close(self, *, deadline_s: float = 5.0) -> None:
-        """End the thread. Blocks until it has ended, for at most `deadline_s`; may be called again."""
+        """Stop the thread and wait at most `deadline_s` for its end. Blocks. Safe to call again."""
         self._stopping.set()
         self._proof.close()
         if self._thread.is_alive():
@@ -105,14 +105,14 @@ class MaterializedView:
                 self._read()
             except (DependencyDown, KafkaException) as error:
                 reason = str(error) if isinstance(error, DependencyDown) else describe_error(error.args[0])
-                log.warning("a topic is loaded again", topic=self._topic, reason=reason)
+                log.warning("view interrupted, reloading topic", topic=self._topic, reason=reason)
             except Exception as error:
-                # Nobody else would notice that what it keeps no longer changes.
-                log.error("a topic is loaded again", topic=self._topic, reason=type(error).__name__)
+                # The thread goes on, because a view that silently stopped changing would not be noticed.
+                log.error("view failed, reloading topic", topic=self._topic, reason=type(error).__name__)
             self._stopping.wait(self._backoff.next_wait_s())
 
     def _read(self) -> None:
-        """Load and follow until closed. Raises DependencyDown or what the keeper raised: then all is to be loaded."""
+        """Load and follow the topic until `close`. Any error, of Kafka or of the state, requires a new load."""
         consumer = Consumer(self._config)
         try:
             partitions, topic_id = self._partitions(consumer), self._topic_id()
@@ -122,16 +122,16 @@ class MaterializedView:
             )
             followed = _Followed(self._topic, topic_id, {partition: end for partition, (_, end) in marks.items()})
             while not loading.over(consumer):
-                loading.took(self._hand_over(consumer, followed))
+                loading.took(self._apply_next(consumer, followed))
                 if self._stopping.is_set():
                     return
-            self._keeper.loaded()
+            self._state.loaded()
             self._loaded.set()
             self._backoff.reset()
             followed.begin()
             compared_at = time.monotonic()
             while not self._stopping.is_set():
-                self._hand_over(consumer, followed)
+                self._apply_next(consumer, followed)
                 if time.monotonic() - compared_at > COMPARED_EVERY_S:
                     compared_at = time.monotonic()
                     if (change := self._change(consumer, partitions, followed)) is not None:
@@ -140,14 +140,14 @@ class MaterializedView:
             consumer.close()
 
     def _begin(self, consumer: Consumer, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Start to read every partition at its beginning; return where each begins and ends."""
+        """Assign every partition from its log start; return log start and log end of each."""
         marks: dict[int, tuple[int, int]] = {}
         for partition in partitions:
             found = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=CALL_TIMEOUT_S)
             if found is None:
-                raise DependencyDown(f"Kafka did not tell where {self._topic} ends")
+                raise DependencyDown(f"Kafka did not report the end of {self._topic}")
             marks[partition] = found
-        self._keeper.begin()
+        self._state.begin()
         consumer.assign([TopicPartition(self._topic, partition, low) for partition, (low, _) in marks.items()])
         return marks
 
@@ -164,7 +164,7 @@ class MaterializedView:
         return found
 
     def _change(self, consumer: Consumer, partitions: Sequence[int], followed: _Followed) -> str | None:
-        """Return how the topic is another one than the one that was loaded; None while it is not, or Kafka is away."""
+        """Return how the topic differs from the loaded one; None without a difference or while Kafka is unavailable."""
         try:
             if self._partitions(consumer) != partitions:
                 return "partitions were added"
@@ -172,55 +172,58 @@ class MaterializedView:
         except (DependencyDown, KafkaException):
             return None
 
-    def _hand_over(self, consumer: Consumer, followed: _Followed) -> int:
-        """Give the keeper what is there, after waiting at most `POLL_S` for something; return how much it was."""
+    def _apply_next(self, consumer: Consumer, followed: _Followed) -> int:
+        """Apply the records fetched so far, after waiting at most `POLL_S` for the first; return their number."""
         first = consumer.poll(POLL_S)
-        # Whatever else has arrived comes without a further wait: a single change is told at once, many together.
+        # Further fetched records come without a wait: a single change is applied at once, many as one batch.
         messages: list[Message] = [] if first is None else [first, *consumer.consume(BATCH_MAX - 1, 0)]
         good = [message for message in messages if message.error() is None]
-        self._keeper.apply(
+        self._state.apply(
             [Row(m.key(), m.value(), m.partition() or 0, m.offset() or 0, m.timestamp()[1]) for m in good]
         )
         followed.take(list({message.partition(): message for message in good}.values()))
         for message in messages:
             if (error := message.error()) is not None:
-                # A topic that was deleted, an offset that is gone: what was missed only loading everything can tell.
+                # The topic was deleted or the offset no longer exists: only a full load recovers the missed records.
                 raise DependencyDown(describe_error(error))
         return len(messages)
 
 
 class _Followed:
-    """How far a topic was read, to be compared with the log."""
+    """Positions up to which a topic was read, to be compared with the log."""
 
     def __init__(self, topic: str, topic_id: str, ends: Mapping[int, int]) -> None:
-        """ends: of all partitions, as they were when reading began."""
+        """ends: end offset of every partition when the load started."""
         self._topic_id = topic_id
         self._positions = {(topic, partition): LogPosition(end, topic_id) for partition, end in ends.items()}
         self._trail = Trail()
         self._arrivals = Arrivals()
 
     def begin(self) -> None:
-        """Begin to compare from here on: everything up to the ends was read."""
-        for place, position in self._positions.items():
-            self._trail.begin(place, position, time.monotonic())
+        """Start the trail at the ends, up to which every partition has been read."""
+        for slot, position in self._positions.items():
+            self._trail.begin(slot, position, time.monotonic())
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Take the last record that came of each partition."""
+        """Advance the positions by the last record received from each partition."""
         for message in messages:
-            place, at = (message.topic() or "", message.partition() or 0), mark_of(message)
-            next_offset = max(at.offset + 1, self._positions[place].next_offset)
-            self._positions[place] = LogPosition(next_offset, self._topic_id, at)
-            self._trail.add(place, self._positions[place], time.monotonic())
-            self._arrivals.arrived([place])
+            slot, mark = (message.topic() or "", message.partition() or 0), mark_of(message)
+            next_offset = max(mark.offset + 1, self._positions[slot].next_offset)
+            self._positions[slot] = LogPosition(next_offset, self._topic_id, mark)
+            self._trail.add(slot, self._positions[slot], time.monotonic())
+            self._arrivals.arrived([slot])
 
     def compare(self, proof: LogProof) -> str | None:
-        """Return how the log differs from what was read, or that it is not read any more. Raises DependencyDown."""
-        kept = {place: self._trail.of(place) for place in self._positions}
-        found = proof.compare(kept)
+        """Return how the log differs from the records read, or that reading stalls; None if neither.
+
+        Raises DependencyDown.
+        """
+        trail = {slot: self._trail.of(slot) for slot in self._positions}
+        found = proof.compare(trail)
         if found.disproved:
             return "the log is not the one that was read"
-        for place, positions in kept.items():
-            self._trail.confirmed(place, positions)
-        waiting = [place for place, at in self._positions.items() if found.ends.get(place, 0) > at.next_offset]
-        # Only a new client reads on: librdkafka may take every word about a leader for outdated.
+        for slot, positions in trail.items():
+            self._trail.confirmed(slot, positions)
+        waiting = [slot for slot, at in self._positions.items() if found.ends.get(slot, 0) > at.next_offset]
+        # Only a new client reads on, because librdkafka may ignore every leader it learns of as outdated.
         return "no record arrives though there are some" if self._arrivals.looked(waiting) else None

@@ -1,10 +1,9 @@
-"""A bound of parking: past it records wait where they are, since the cause is not in them, until an operator acts.
+"""Limits of parking (dead-lettering): past them a topic stops instead of emptying into the dead-letter topic.
 
-A single bad record among good ones is parked and the stream goes on. Many of them, for whatever reason, mean that the
-reader of the topic is broken (a release, a schema, an index of the database), and parking would empty the topic into
-the dead letters. Then nothing further is parked: the record is tried again and again, and once it succeeds, because
-its cause was mended, all goes on by itself. A restart forgets nothing of it: the run is found again in the dead
-letters.
+A single bad record among good ones is parked, and the stream goes on. Many bad records mean that the reader of the
+topic is broken (a release, a schema, an index of the database). Then no further record is parked: the record is retried
+until the cause is fixed, and processing resumes by itself. The run survives a restart, because it is rebuilt from the
+dead letters.
 """
 
 from __future__ import annotations
@@ -24,37 +23,37 @@ from nigredo.settings import Settings
 log = get_logger()
 
 WINDOW = 100
-"""Records of a topic over which the share of parked ones is taken; it counts nothing before it is full."""
+"""Number of last records of a topic over which the parked share is computed; missing ones count as processed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much may be parked of a topic: so many records in a row, and such a share of the last `WINDOW`."""
+    """Limits of one topic: parked records in a row, and the parked share (0 to 1) of the last `WINDOW` records."""
 
     in_a_row_max: int
     share_max: float
 
     @classmethod
     def of(cls, settings: Settings) -> Bounds:
-        """Return the bounds that the settings ask for."""
+        """Return the limits of the settings."""
         return cls(settings.dead_letters_in_a_row_max, settings.dead_letters_share_max)
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What the dead letters tell of the records before the position at which a member began."""
+    """Parking history of a topic, read from the dead letters: the records before a group's committed positions."""
 
     in_a_row: int = 0
     of_last: int = 0
-    """Of the last `WINDOW` records, so many were parked."""
+    """Number of parked records among the last `WINDOW`."""
     again: frozenset[tuple[int, int]] = frozenset()
-    """Partitions and offsets of records that were parked and come once more, since their batch was not finished."""
+    """(partition, offset) of parked records that are consumed again, because their batch was not committed."""
 
 
 def before(parked: Mapping[int, Collection[int]], committed: Mapping[int, int | None]) -> Before:
-    """Return what was parked of a topic before a group's positions.
+    """Return the parking history of a topic before a group's positions. Pure.
 
-    parked: the offsets of the dead letters by partition.
+    parked: offsets of the dead letters, by partition. committed: the group's next offset, by partition.
     """
     in_a_row, of_last, share = 0, 0, max(1, WINDOW // max(1, len(committed)))
     again: set[tuple[int, int]] = set()
@@ -71,32 +70,32 @@ def before(parked: Mapping[int, Collection[int]], committed: Mapping[int, int | 
 
 @dataclass(slots=True)
 class Run:
-    """The last records of one topic, as far as it matters which were parked. Pure."""
+    """Outcome (parked or processed) of the last records of one topic at one stage. Pure."""
 
     in_a_row: int = 0
     handled_any: bool = False
     _last: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def began(self, before: Before) -> None:
-        """Take over what was parked before."""
+        """Prepend the parking history from before the start."""
         if not self.handled_any:
             self.in_a_row += before.in_a_row
         earlier = [False] * (WINDOW - before.of_last) + [True] * before.of_last
         self._last = deque([*earlier, *self._last], maxlen=WINDOW)
 
     def handled(self, records: int) -> None:
-        """Count records that were no trouble."""
+        """Count records that were processed."""
         if records:
             self.in_a_row, self.handled_any = 0, True
             self._last.extend([False] * min(records, WINDOW))
 
     def parked(self) -> None:
-        """Count one that was parked."""
+        """Count one parked record."""
         self.in_a_row += 1
         self._last.append(True)
 
     def spent(self, bounds: Bounds) -> str | None:
-        """Return why no further record may be parked; None while one may."""
+        """Return the exceeded limit as a text for operators; None while another record may be parked."""
         if self.in_a_row >= bounds.in_a_row_max:
             return f"{counted(self.in_a_row, 'record in a row was', 'records in a row were')} parked"
         share = sum(self._last) / WINDOW
@@ -104,10 +103,10 @@ class Run:
 
 
 class Parking:
-    """Decides in one process whether a record may be parked, and says so when none may.
+    """Decides whether a record may be parked, and reports a stopped topic in log, metric and health.
 
-    parked_before: returns what the dead letters tell of a topic's last records; blocking, may raise DependencyDown.
-    Belongs to the event loop.
+    One instance per process, used on the event loop only. parked_before: returns a topic's parking history; blocking,
+    may raise DependencyDown.
     """
 
     def __init__(self, bounds: Bounds, health: Health, parked_before: Callable[[str], Before]) -> None:
@@ -117,35 +116,36 @@ class Parking:
         self._runs: dict[tuple[str, str], Run] = {}
         self._before: dict[str, Before] = {}
         self._stopped: set[str] = set()
-        self._asking = asyncio.Lock()
+        self._history_lock = asyncio.Lock()
 
     def forget(self) -> None:
-        """Begin afresh with another assignment: another member may have parked what came before."""
+        """Reset for a new assignment, because another member may have parked records of these partitions meanwhile."""
         self._runs.clear()
         self._before.clear()
         self.go_on()
 
     def go_on(self) -> None:
-        """Say no more that a topic is stopped."""
+        """Report no topic as stopped any more."""
         for topic in list(self._stopped):
             self._release(topic)
 
     def handled(self, stage: str, records: Mapping[str, int]) -> None:
-        """Count records, by their topics, that passed a stage of the work such as decoding."""
+        """Count records, by topic, that passed a stage such as `decoding`."""
         for topic, number in records.items():
             if topic in self._stopped:
-                # Its cause is mended: what was parked because of it says nothing of the next one.
+                # The cause is fixed, so the records parked because of it do not count towards the next stop.
                 self._runs[stage, topic] = Run()
                 self._release(topic)
             self._run(stage, topic).handled(number)
 
     async def allows(self, stage: str, record: Record, reason: str) -> bool:
-        """Say whether one more record may be parked, and count it; if not, the process says what it waits for.
+        """Return whether the record may be parked, and count it; if not, report its topic as stopped.
 
-        Raises DependencyDown as long as the dead letters cannot be read for the first time.
+        stage: such as `decoding`. reason: why the record cannot be used, for operators. Raises DependencyDown until the
+        dead letters have been read once.
         """
         topic = record.topic
-        async with self._asking:
+        async with self._history_lock:
             if topic not in self._before:
                 before = await asyncio.to_thread(self._parked_before, topic)
                 for (_, of), run in self._runs.items():
@@ -159,7 +159,7 @@ class Parking:
             run.parked()
             return True
         self._stop(topic, f"{topic} is stopped: {spent}, and the next one too cannot be used ({reason}); see "
-                          "`nigredo dead-letters list`, and mend the cause: it goes on by itself")  # fmt: skip
+                          "`nigredo dead-letters list`, and fix the cause: the topic resumes by itself")  # fmt: skip
         return False
 
     def _run(self, stage: str, topic: str) -> Run:
@@ -171,13 +171,13 @@ class Parking:
     def _stop(self, topic: str, why: str) -> None:
         if topic not in self._stopped:
             self._stopped.add(topic)
-            log.error("too many records were parked", topic=topic, reason=why)
+            log.error("topic stopped: too many records parked", topic=topic, reason=why)
             metrics.DEAD_LETTERS_STOPPED.of(topic).set(1)
         self._health.hold(f"parking of {topic}", why)
 
     def _release(self, topic: str) -> None:
         if topic in self._stopped:
             self._stopped.discard(topic)
-            log.info("records can be used again", topic=topic)
+            log.info("topic resumed: records can be used again", topic=topic)
             metrics.DEAD_LETTERS_STOPPED.of(topic).set(0)
             self._health.release(f"parking of {topic}")

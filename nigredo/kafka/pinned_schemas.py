@@ -1,6 +1,6 @@
-"""Schema pins as a process reads them: what an id in the log means is asked of the log's own cluster, at any time.
+"""Schema look-up by the pins in the cluster's own log (`nigredo.schemas`), and the writing of pins.
 
-The registry is asked only for an id that is not pinned: a record that no process of the product wrote.
+The registry is asked only for an id that is not pinned, which means a record written by a foreign producer.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from schemas.topics import SCHEMAS
 PARTITION = 0
 READ_DEADLINE_S = 10.0
 UNKNOWN_AFTER_S = 5.0
-"""An id that neither the pins nor the registry know for this long is taken for unknown."""
-ASKED_AGAIN_S = 60.0
-"""And what was unknown is not asked for again before this."""
+"""An id found neither in the pins nor in the registry for this long is unknown."""
+UNKNOWN_CACHED_S = 60.0
+"""An unknown id is not looked up again for this long."""
 UNKNOWN_MAX = 1000
+"""Unknown ids cached at a time."""
 DELIVERY_TIMEOUT_S = 10.0
 
 
 class PinnedSchemas:
-    """What `Codec` encodes and decodes by. Safe to use from several threads; every call may block."""
+    """The `Schemas` of a `Codec`, from the pins and then the registry. Thread-safe; every call may block."""
 
     def __init__(self, settings: Settings, component: str = "schemas") -> None:
         self._reader = TopicReader(settings, component)
@@ -52,10 +53,10 @@ class PinnedSchemas:
         return found
 
     def schema_of(self, schema_id: int) -> Any:
-        """Return the schema that an id means. Blocks for at most `UNKNOWN_AFTER_S` beside the calls themselves.
+        """Return the schema of an id. Blocks, retrying for at most `UNKNOWN_AFTER_S` beyond the calls themselves.
 
-        Raises SchemaUnknown when neither the pins nor the registry know it, though they were asked again for a while,
-        and for one that is no Avro schema; DependencyDown while they cannot be asked.
+        Raises SchemaUnknown when neither the pins nor the registry have the id after the retries, and for a schema that
+        is not Avro; DependencyDown while Kafka or the registry does not answer.
         """
         if (pin := self._pins.get(schema_id)) is not None:
             return json.loads(pin.text)
@@ -79,14 +80,14 @@ class PinnedSchemas:
                 return json.loads(text)
         if len(self._unknown) >= UNKNOWN_MAX:
             self._unknown.clear()
-        self._unknown[schema_id] = time.monotonic() + ASKED_AGAIN_S
+        self._unknown[schema_id] = time.monotonic() + UNKNOWN_CACHED_S
         raise SchemaUnknown("neither pinned nor known to the registry")
 
 
 def read_pins(reader: TopicReader) -> Pins:
-    """Return the pins of the cluster as they stand. Raises DependencyDown, also for pins that contradict each other."""
+    """Return the cluster's current pins. Blocks. Raises DependencyDown, also for pins that contradict each other."""
     pins = Pins()
-    reader.partitions(SCHEMAS)  # Told apart from a partition that is empty.
+    reader.partitions(SCHEMAS)  # Raises for a missing topic, which must not look like an empty partition.
     for message in reader.read_to_end(SCHEMAS, [PARTITION], deadline_s=READ_DEADLINE_S):
         try:
             pins.add(pin_of(message.key(), message.value()))
@@ -96,7 +97,7 @@ def read_pins(reader: TopicReader) -> Pins:
 
 
 def write_pins(settings: Settings, pins: Sequence[Pin]) -> None:
-    """Pin ids, in this order, and return once Kafka has them all. Blocks. Raises DependencyDown."""
+    """Write pins in this order and return once Kafka has acknowledged all. Blocks. Raises DependencyDown."""
     if not pins:
         return
 
@@ -106,7 +107,7 @@ def write_pins(settings: Settings, pins: Sequence[Pin]) -> None:
         publisher = Publisher(config, in_flight_max=1)
         try:
             for pin in pins:
-                # One after the other: what a crash leaves out is pinned by the next run.
+                # One after the other, so that after a crash the next run writes the missing rest.
                 await publisher.publish(SCHEMAS, key=pin.key, value=pin.value, partition=PARTITION)
         finally:
             await publisher.close()

@@ -1,4 +1,4 @@
-"""Producing to Kafka with an acknowledgement that can be awaited, and the client settings every part shares."""
+"""Producer whose acknowledgements can be awaited record by record, and the client settings shared by every process."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ NOBODY_ANSWERS = (
     KafkaError._RESOLVE,
 )
 POLL_EVERY_S = 0.001
-"""While something waits for its acknowledgement: what a poll that finds nothing costs is some microseconds."""
+"""Poll interval while records are in flight; an empty poll costs some microseconds."""
 POLL_IDLE_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.1
 BY_KEY = -1
-"""librdkafka's number for a partition that the key decides."""
+"""librdkafka's partition number for "chosen by the partitioner", from the key."""
 SILENT_FOR_S = 10.0
 SILENT_LOOK_EVERY_S = 3.0
 SILENT_LOOKS = 4
-"""Answers of Kafka in a row, without an acknowledgement meanwhile, after which a producer is replaced."""
+"""A producer is replaced after this many answers of Kafka in a row without an acknowledgement in between."""
 HOLD_INPUT_DELIVERY_TIMEOUT_S = 3600.0
-"""Delivery timeout of a process that holds its input back until Kafka takes the output."""
+"""Delivery timeout of a process that pauses its input until Kafka acknowledges the output."""
 
 
 class Overloaded(DependencyDown):
-    """As many records as allowed already wait for their acknowledgement: slow down."""
+    """The allowed number of records is in flight already: slow down."""
 
 
 class AckedPosition(NamedTuple):
-    """Where the broker put a record; the offset is unknown when it only says that it had the record before."""
+    """Position of an acknowledged record; the offset is None when the broker recognised the record as a duplicate."""
 
     topic: str
     partition: int
@@ -52,45 +52,47 @@ class AckedPosition(NamedTuple):
 
 
 def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
-    """Return what every librdkafka client of the product sets. Raises ConfigurationError for a file it cannot use."""
+    """Return the settings that every librdkafka client shares. Raises ConfigurationError for an unusable TLS file."""
     return librdkafka_security(settings) | {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": client_id,
-        # A broker that comes back is found within a second; librdkafka's default waits up to ten.
+        # A broker that is available again is found within a second; librdkafka's default waits up to ten.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
-        # Nothing in its own format: what matters comes as an error and is logged as JSON by whoever got it.
+        # librdkafka's own log lines are off: errors that matter are raised, and the caller logs them as JSON.
         "log_level": 0,
         "error_cb": refusal_notice,
     }
 
 
 def producer_config(settings: Settings, client_id: str, *, delivery_timeout_s: float) -> dict[str, Any]:
-    """Return the settings of an idempotent producer that is acknowledged by all in-sync replicas.
+    """Return the settings of an idempotent producer with `acks=all`.
 
-    `murmur2_random` puts a key where Java's and aiokafka's producers put it; librdkafka's default does not.
+    delivery_timeout_s: a record not acknowledged by then fails.
+    `murmur2_random` maps a key to the same partition as Java's and aiokafka's producers; librdkafka's default does not.
     """
     return client_config(settings, client_id) | {
         "acks": "all",
         "enable.idempotence": True,
         "partitioner": "murmur2_random",
         "linger.ms": 1,
-        # One request is worked on by the broker, which takes a connection's in turn, and one is on the way to it. With
-        # more, librdkafka's thread goes round without a pause while a partition waits for an acknowledgement.
+        # One request at the broker, which processes a connection's requests in order, and one on the wire. With more,
+        # librdkafka's thread spins while a partition waits for an acknowledgement.
         "max.in.flight.requests.per.connection": 2,
         "delivery.timeout.ms": int(delivery_timeout_s * 1000),
-        # One try may not outlast the whole budget, else a lost connection is noticed only when it is spent.
+        # Shorter than the delivery timeout, so that a lost connection is noticed while there is time for another try.
         "request.timeout.ms": max(1000, min(10_000, int(delivery_timeout_s * 1000))),
         "compression.type": "none",
     }
 
 
 class Silence:
-    """Notices a producer of which nothing is acknowledged although Kafka answers it. Pure.
+    """Detects a producer that gets no acknowledgement although Kafka answers its metadata requests. Pure.
 
-    librdkafka ignores a partition's leader whose epoch is lower than one it has seen, as after a disk of Kafka was set
-    back: it sends nothing any more, without an error, until it is replaced.
+    librdkafka ignores a partition leader with a lower epoch than one seen before, as after a broker's disk was set back
+    to a snapshot: the producer then sends nothing, without an error, until it is replaced. Times are seconds of a
+    monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -98,20 +100,20 @@ class Silence:
         self._answers = 0
 
     def waits(self, now_s: float) -> None:
-        """Note that a record waits for its acknowledgement."""
+        """Record that a record is in flight."""
         if self._look_due_s is None:
             self._look_due_s = now_s + SILENT_FOR_S
 
     def ends(self) -> None:
-        """Note that the broker acknowledged or refused a record."""
+        """Record that the broker acknowledged or refused a record."""
         self._look_due_s, self._answers = None, 0
 
     def look_due(self, now_s: float) -> bool:
-        """Say whether it is time to see if Kafka answers."""
+        """Return whether it is time to check if Kafka answers."""
         return self._look_due_s is not None and now_s >= self._look_due_s
 
     def looked(self, now_s: float, *, answered: bool) -> bool:
-        """Note whether Kafka answered; say whether the producer is to be replaced."""
+        """Record whether Kafka answered the check; return whether the producer must be replaced."""
         if self._look_due_s is None:
             return False
         self._look_due_s = now_s + SILENT_LOOK_EVERY_S
@@ -120,7 +122,7 @@ class Silence:
 
 
 def answers(producer: Producer) -> bool:
-    """Say whether Kafka answers a producer. Blocks, for a thread."""
+    """Return whether Kafka answers a producer's metadata request. Blocks: call in a thread."""
     try:
         producer.list_topics(timeout=SILENT_LOOK_EVERY_S)
     except KafkaException:
@@ -129,21 +131,25 @@ def answers(producer: Producer) -> bool:
 
 
 class Publisher:
-    """An idempotent producer whose every record answers with a future on the event loop.
+    """An idempotent producer that gives every record a future on the event loop.
 
-    Belongs to the event loop it was made in: `publish` is called there, and a timer there fetches the
-    acknowledgements that have come (docs/adr/0020). Always `await close()`.
+    Bound to the event loop in which it is created: `publish` must be called there, and a timer on that loop polls for
+    acknowledgements (docs/adr/0020). Always `await close()`.
     """
 
     def __init__(self, config: dict[str, Any], *, in_flight_max: int, answer_within_s: float | None = None) -> None:
-        """answer_within_s: a future fails after this long whatever librdkafka does; longer than its own timeout."""
+        """config: of `producer_config`. in_flight_max: records that may be in flight at a time.
+
+        answer_within_s: a future fails after this time even if librdkafka has not reported; must be longer than the
+        delivery timeout.
+        """
         self._config = config
         self._in_flight_max = in_flight_max
         self._loop = asyncio.get_running_loop()
         self._fatal: KafkaError | None = None
         self._producer = Producer(self._config)
         self._answer_within_s = answer_within_s
-        # In the order of publishing, with the time by which each is answered.
+        # Futures of the records in flight, in publishing order, each with its deadline.
         self._pending: dict[asyncio.Future[AckedPosition], float] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -161,11 +167,11 @@ class Publisher:
         headers: Headers = (),
         partition: int | None = None,
     ) -> asyncio.Future[AckedPosition]:
-        """Hand a record to Kafka; the future resolves to its position once all in-sync replicas have it.
+        """Produce a record; the future resolves to its position once all in-sync replicas have stored it.
 
-        The future fails with DependencyDown when the delivery timeout passed first (the record may still have been
-        written: an error is no proof of absence) and with RecordRefused when the broker can never take it. Raises
-        Overloaded at once when `in_flight_max` records already wait. Cancelling the future does not unsend.
+        The future fails with DependencyDown when the delivery timeout passes first (the record may have been written
+        all the same) and with RecordRefused when the broker can never accept the record. Raises Overloaded at once when
+        `in_flight_max` records are in flight. Cancelling the future does not unsend the record.
         """
         if self._closed or len(self._pending) >= self._in_flight_max:
             raise Overloaded("too many records wait for Kafka's acknowledgement")
@@ -197,11 +203,11 @@ class Publisher:
 
     @property
     def in_flight(self) -> int:
-        """How many records wait for their acknowledgement."""
+        """Number of records in flight."""
         return len(self._pending)
 
     def probe(self, topic: str, timeout_s: float) -> None:
-        """Ask the broker about a topic; blocks, for a thread. Raises DependencyDown when it does not answer."""
+        """Check that the broker answers and the topic exists. Blocks: call in a thread. Raises DependencyDown."""
         try:
             found = self._producer.list_topics(topic, timeout=timeout_s).topics.get(topic)
         except KafkaException as error:
@@ -210,7 +216,7 @@ class Publisher:
             raise DependencyDown(f"there is no topic {topic} yet")
 
     async def close(self, *, deadline_s: float = 5.0) -> int:
-        """Wait until everything is acknowledged, at most `deadline_s`; return how many records were not."""
+        """Wait at most `deadline_s` for the records in flight; fail those not acknowledged, and return their number."""
         try:
             if self._pending:
                 await asyncio.wait(set(self._pending), timeout=deadline_s)
@@ -224,9 +230,9 @@ class Publisher:
         return left
 
     def _fail_overdue(self) -> None:
-        """Fail what should have been answered by now. One timer for all is cheaper than one for each."""
+        """Fail the futures whose deadline has passed. One timer for all records is cheaper than one per record."""
         now = self._loop.time()
-        # What is over stays counted until librdkafka lets go of it: the bound is on what it holds.
+        # A failed record stays counted until librdkafka releases it, because `in_flight_max` bounds librdkafka's queue.
         for future, due in self._pending.items():
             if due > now:
                 break
@@ -235,7 +241,7 @@ class Publisher:
         self._sweep = self._loop.call_later(SWEEP_EVERY_S, self._fail_overdue) if self._pending else None
 
     def _delivered(self, future: asyncio.Future[AckedPosition], error: KafkaError | None, message: Message) -> None:
-        """Answer one record; called by librdkafka out of `_poll`."""
+        """Resolve one record's future; librdkafka calls this from within `_poll`."""
         if error is not None:
             outcome = as_product_error(error)
             if isinstance(outcome, RecordRefused):
@@ -262,8 +268,8 @@ class Publisher:
                 self._replace("Kafka: a fatal error of the producer")
             self._end_silence()
         except Exception as error:
-            # This timer is what every waiting future depends on: it does not end while the publisher lives.
-            log.error("polling the producer met an error", error=type(error).__name__)
+            # Every future in flight depends on this timer, so an error must not end it.
+            log.error("producer poll failed", error=type(error).__name__)
             self._poll_again(soon=False)
         else:
             self._poll_again(soon=bool(self._pending))
@@ -272,7 +278,7 @@ class Publisher:
         try:
             self._producer.poll(0)
         except KafkaException as error:
-            # So the Python client tells of a fatal error, once, and never by `error_cb`.
+            # The Python client reports a fatal error by raising it here, once, and never through `error_cb`.
             if not error.args[0].fatal():
                 raise
             self._fatal = error.args[0]
@@ -282,48 +288,51 @@ class Publisher:
         self._next_poll = self._loop.call_later(POLL_EVERY_S if soon else POLL_IDLE_EVERY_S, self._poll)
 
     def _end_silence(self) -> None:
-        """Replace a producer of which nothing is acknowledged although Kafka answers it, some looks in a row."""
+        """Replace the producer after `SILENT_LOOKS` checks in a row that Kafka answered without an acknowledgement."""
         if self._looking is not None and self._looking.done():
             answered, self._looking = self._looking.result(), None
             if self._silence.looked(self._loop.time(), answered=answered):
-                log.error("producer replaced: nothing was acknowledged though Kafka answers")
+                log.error("producer replaced: Kafka answers, but no record was acknowledged")
                 self._replace("Kafka acknowledged nothing")
         elif self._looking is None and self._silence.look_due(self._loop.time()):
             self._looking = self._loop.run_in_executor(None, answers, self._producer)
 
     def _replace(self, reason: str) -> None:
-        """Go on with a new producer: an idempotent one refuses all work for good after a fatal error."""
+        """Switch to a new producer, because an idempotent producer refuses all records after a fatal error.
+
+        Every record in flight fails with DependencyDown, unless the old producer reports its outcome at once.
+        """
         old, self._producer, self._fatal = self._producer, Producer(self._config), None
         self._silence.ends()
-        # Of what is at hand by then: the loop does not stand still for a second.
+        # The purged records' reports are ready, so this flush returns well before its limit of one second.
         give_up(old)
         for future in list(self._pending):
             self._resolve(future, DependencyDown(reason))
 
 
 def fail_left(futures: Iterable[asyncio.Future[Any]]) -> int:
-    """Fail what a producer that is closed leaves without an answer; return how many these are."""
+    """Fail the futures that a closed producer left unresolved; return their number."""
     left = [future for future in futures if not future.done()]
     for future in left:
         future.set_exception(DependencyDown("the producer was closed before Kafka acknowledged"))
-        future.exception()  # Marks it as retrieved: nobody may be waiting any more.
+        future.exception()  # Marks the exception as retrieved, because the caller may have stopped waiting.
     return len(left)
 
 
 def give_up(producer: Producer) -> None:
-    """Have a producer that met a fatal error say what it can of its records."""
+    """Purge a replaced producer and collect its outstanding delivery reports, for at most a second."""
     producer.purge()
     with suppress(KafkaException):
         producer.flush(1.0)
 
 
 def describe_error(error: KafkaError) -> str:
-    """Return an error in the words of the product; Kafka's own name of it where it is more than that nobody answers."""
+    """Return an error's text for operators: "Kafka does not answer" for a connection error, else librdkafka's name."""
     return "Kafka does not answer" if error.code() in NOBODY_ANSWERS else f"Kafka: {error.name()}"
 
 
 def as_product_error(error: KafkaError) -> Exception:
-    """Classify a client error by what its caller must do."""
+    """Return the error to raise for a client error: RecordRefused (never retry) or DependencyDown (retry later)."""
     if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD):
         return RecordRefused("too_large" if error.code() != KafkaError.INVALID_RECORD else "invalid", error.name())
     return DependencyDown(describe_error(error))

@@ -1,4 +1,4 @@
-"""One record of a topic as the log has it, whichever client read it."""
+"""Consumed record of a topic, independent of the client library that read it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from nigredo.log_position import LogPosition, Mark
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record and its place. `timestamp` is the topic's own clock: the append time, or the producer's.
+    """A consumed record with its topic-partition and offset.
 
-    Its text form tells the place alone: what a person wrote must not slip into a log with an exception.
+    timestamp: by the topic's clock, which is the append time or the producer's time (UTC).
+    `repr` omits key, value and headers, so that a person's data cannot enter a log with an exception.
     """
 
     topic: str
@@ -30,17 +31,17 @@ class Record:
 
     @property
     def next_offset(self) -> int:
-        """What is committed once this record is done."""
+        """Offset to commit once this record is processed."""
         return self.offset + 1
 
     def position(self, topic_id: str) -> LogPosition:
-        """Return the position after this record, which proves it."""
+        """Return the position after this record, with the record itself as its proof."""
         last = Mark.of(self.offset, round(self.timestamp.timestamp() * 1000), self.key)
         return LogPosition(self.next_offset, topic_id, last)
 
 
 def record_of(message: Message) -> Record:
-    """Return the record in a message of librdkafka that carries no error."""
+    """Return the record in a librdkafka message, which must not carry an error."""
     _, timestamp_ms = message.timestamp()
     return Record(
         message.topic() or "",

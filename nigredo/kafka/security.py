@@ -1,4 +1,4 @@
-"""How Kafka's clients prove an identity and check the brokers': one set of settings in each client library's words."""
+"""Kafka authentication and TLS: one set of settings, translated for librdkafka and for Python's `ssl`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ log = get_logger()
 
 
 class RefusalNotice:
-    """Says why a client does not get through to Kafka, where it is its proof: else that looks like Kafka being away."""
+    """Logs a rejected login or TLS handshake, which would otherwise look like an unavailable Kafka."""
 
     def __init__(self) -> None:
         self._next_at = float("-inf")
 
     def __call__(self, error: KafkaError) -> None:
-        """Take note of an error of a connection, which librdkafka tries again; logged once a minute a process."""
+        """Handle a connection error, after which librdkafka reconnects; logged at most once a minute per process."""
         if error.code() in REFUSED and time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + NOTICE_EVERY_S
             log.error(
-                "Kafka refuses this client's proof; see the settings KAFKA_SASL and KAFKA_SSL", error=error.name()
+                "Kafka login or TLS handshake rejected; see the settings KAFKA_SASL_* and KAFKA_SSL_*",
+                error=error.name(),
             )
 
 
@@ -37,7 +38,7 @@ refusal_notice = RefusalNotice()
 
 
 def librdkafka_security(settings: Settings) -> dict[str, str]:
-    """Return the security settings of a librdkafka client. Raises ConfigurationError for a file that it cannot use."""
+    """Return the security settings of a librdkafka client. Raises ConfigurationError for an unusable file."""
     found = {"security.protocol": settings.kafka_security_protocol}
     if settings.kafka_security_protocol.startswith("SASL_"):
         found |= {
@@ -46,7 +47,7 @@ def librdkafka_security(settings: Settings) -> dict[str, str]:
             "sasl.password": sasl_password(settings),
         }
     if settings.kafka_security_protocol.endswith("SSL"):
-        ssl_context(settings)  # Says which file is at fault; librdkafka only says that something is.
+        ssl_context(settings)  # Its error names the unusable file, which librdkafka's does not.
         files = {
             "ssl.ca.location": settings.kafka_ssl_ca_file,
             "ssl.certificate.location": settings.kafka_ssl_certificate_file,
@@ -57,19 +58,22 @@ def librdkafka_security(settings: Settings) -> dict[str, str]:
 
 
 def sasl_password(settings: Settings) -> str:
-    """Return the password in the file of the settings. Raises ConfigurationError when there is none."""
+    """Return the password from KAFKA_SASL_PASSWORD_FILE. Raises ConfigurationError when the file holds none."""
     return read_password(settings.kafka_sasl_password_file, "KAFKA_SASL_PASSWORD_FILE")
 
 
 def ssl_context(settings: Settings) -> ssl.SSLContext:
-    """Return what a TLS connection to a broker checks and shows. Raises ConfigurationError for an unusable file."""
+    """Return the TLS context for brokers: trusted authorities and the client's certificate, if any.
+
+    Raises ConfigurationError for an unusable file.
+    """
     try:
         context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
     except OSError as error:
         raise ConfigurationError(f"KAFKA_SSL_CA_FILE: cannot be used ({_reason(error)})") from None
     if settings.kafka_ssl_certificate_file is not None:
         try:
-            # A key with a password would be asked for on the terminal.
+            # An empty password, because OpenSSL would prompt on the terminal for that of an encrypted key.
             context.load_cert_chain(settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file, password="")
         except OSError as error:
             raise ConfigurationError(
@@ -79,7 +83,7 @@ def ssl_context(settings: Settings) -> ssl.SSLContext:
 
 
 def _reason(error: OSError) -> str:
-    """Return why, in words that hold nothing of the file."""
+    """Return the reason without any of the file's content."""
     if isinstance(error, ssl.SSLError):
-        return "not PEM that OpenSSL takes"
+        return "not PEM that OpenSSL accepts"
     return error.strerror or type(error).__name__

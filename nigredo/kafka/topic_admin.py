@@ -1,4 +1,4 @@
-"""Brings the topics into the state that `schemas/topics.py` describes."""
+"""Topic administration: create topics, correct their settings as `schemas/topics.py` describes, add partitions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERYWHERE: Mapping[str, TopicSpec] = {**TOPICS, **SCHEMA_PINS}
 """The topics of every installation."""
 CALL_TIMEOUT_S = 10.0
 NONE_WANTED: Mapping[str, int] = MappingProxyType({})
-PASSING = (
+NOT_READY = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -37,15 +37,15 @@ PASSING = (
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError._UNKNOWN_PARTITION,
 )
-"""How a broker answers that has not heard yet what it leads."""
+"""Error codes of a broker that has not learned yet which partitions it leads; they pass."""
 
 
 def ensure_topics(settings: Settings, specs: Mapping[str, TopicSpec] = EVERYWHERE) -> list[str]:
-    """Create missing topics and correct differing settings; return what was changed, as lines.
+    """Create missing topics and correct differing settings; return one line per change.
 
-    specs: by name; those of an endpoint are not among the ones that every installation has.
-    Safe to repeat and to run from several places at once. Partitions are never added here: that would move keys to
-    other partitions under the consumers' feet. Raises DependencyDown when Kafka does not answer.
+    specs: by name; an endpoint's topics are passed separately, because `EVERYWHERE` does not contain them.
+    Idempotent, also when several processes call at once. Never adds partitions, because that would move keys to other
+    partitions while consumers run. Raises DependencyDown when Kafka does not answer.
     """
     admin = AdminClient(client_config(settings, settings.function("topics")))
     try:
@@ -67,7 +67,7 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
             spec.name,
             num_partitions=spec.partitions or settings.topic_partitions,
             replication_factor=settings.topic_replication,
-            # All in-sync replicas acknowledge: with three of them that must mean two at least.
+            # `acks=all` waits for the in-sync replicas only: of three replicas at least two must be in sync.
             config=dict(spec.config) | {"min.insync.replicas": str(max(1, settings.topic_replication - 1))},
         )
         for spec in missing
@@ -85,9 +85,10 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
 
 
 def add_partitions(settings: Settings, wanted: Mapping[str, int]) -> None:
-    """Give topics as many partitions as wanted. Keys move by it: only for topics that no hash spreads, or on purpose.
+    """Grow topics to the wanted partition counts; return once the broker serves the new partitions.
 
-    Returns once the broker serves them: a moment passes after their creation. Raises DependencyDown.
+    Adding partitions moves keys: use only for topics that are not partitioned by key hash, or on purpose.
+    wanted: partition count by topic. Raises DependencyDown.
     """
     admin = AdminClient(client_config(settings, settings.function("topics")))
     try:
@@ -104,9 +105,10 @@ def add_partitions(settings: Settings, wanted: Mapping[str, int]) -> None:
 def _until_served(
     admin: AdminClient, names: Collection[str], fresh: Collection[str], many: Mapping[str, int] = NONE_WANTED
 ) -> None:
-    """Wait until the broker knows every topic and serves the fresh ones: a moment passes after their creation.
+    """Wait until the broker lists every topic and serves the new ones, which it does a moment after their creation.
 
-    many: of these topics so many partitions.
+    names: topics to be listed. fresh: topics whose every partition must have a leader. many: least partition count by
+    topic. Raises DependencyDown after `CALL_TIMEOUT_S`.
     """
     deadline = time.monotonic() + CALL_TIMEOUT_S
     while missing := _not_served(admin, names, fresh, many):
@@ -118,7 +120,7 @@ def _until_served(
 def _not_served(
     admin: AdminClient, names: Collection[str], fresh: Collection[str], many: Mapping[str, int]
 ) -> list[str]:
-    """Return the topics that are not known, and the fresh ones of which a partition has no leader that answers."""
+    """Return topics that are not listed or too small, and fresh ones with a partition whose leader does not answer."""
     known = admin.list_topics(timeout=CALL_TIMEOUT_S).topics
     missing = [name for name in names if name not in known or known[name].error or not known[name].partitions]
     missing += [name for name, wanted in many.items() if name in known and len(known[name].partitions) < wanted]
@@ -131,7 +133,7 @@ def _not_served(
         try:
             answer.result(CALL_TIMEOUT_S + 2)
         except KafkaException as error:
-            if error.args[0].code() not in PASSING:
+            if error.args[0].code() not in NOT_READY:
                 raise
             unserved.add(partition.topic)
     return sorted(unserved)
@@ -157,7 +159,7 @@ def _correct(admin: AdminClient, specs: Mapping[str, TopicSpec]) -> list[str]:
 
 
 def _differences(now: Mapping[str, str | None], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that differ; lists such as a clean-up policy compare without their order."""
+    """Return the wanted settings that differ; the order within a list, such as a clean-up policy, does not matter."""
     return {name: value for name, value in wanted.items() if _items(now.get(name)) != _items(value)}
 
 

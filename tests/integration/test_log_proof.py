@@ -62,7 +62,7 @@ def test_positions_near_and_far_are_borne_out_by_one_client_again_and_again(
 
     for _ in range(3):
         assert proof.disproved(positions) == {}
-    assert len(proof._client._kept) == 1
+    assert len(proof._client._idle) == 1
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])

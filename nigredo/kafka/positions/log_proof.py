@@ -1,7 +1,7 @@
-"""Comparison of a consumer's positions with the log: their records are read again. Blocking, for a thread.
+"""Comparison of a consumer's positions with the log, by reading their records again. Blocks: call in a thread.
 
-Nothing but the records proves that a log is still the one that was read. No client notices every restart of a broker
-(librdkafka tells of equal errors once in 30 s), and leader epochs repeat on a disk that was set back.
+Only the records prove that the log is still the one that was read: no client notices every broker restart (librdkafka
+reports equal errors once in 30 s), and leader epochs repeat on a disk that was set back.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from nigredo.log_position import compare as compare_position
 from nigredo.settings import Settings
 
 NEAR_MAX = 300
-"""Records between two positions that are read through; past it the second one is sought."""
+"""Longest distance, in offsets, that is read through to the next position; beyond it the consumer seeks."""
 READ_DEADLINE_S = 10.0
 POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Of each partition the first position that the log contradicts, if there is one, and where the log ends."""
+    """Result of a comparison: by partition, the first position that the log contradicts, if any, and the log end."""
 
     disproved: Mapping[Place, LogPosition]
     ends: Mapping[Place, int]
 
 
 class LogProof:
-    """Compares by one client that is kept. May be used from several threads."""
+    """Compares positions with the log, by one reused client. Thread-safe."""
 
     def __init__(self, settings: Settings, component: str) -> None:
         config = client_config(settings, settings.function(component)) | {
             "group.id": f"{settings.function(component)}-proof",  # Required by the client; never joined.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            # Where the records asked for are gone, the first one that is left and the end are to be seen.
+            # Where the requested records no longer exist, the first existing record and the end must become visible.
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 20,
-            # What a partition holds behind the records asked for stays there.
+            # Small fetches, because the records after the requested ones are not needed.
             "queued.min.messages": 1,
             "fetch.queue.backoff.ms": 20,
             "fetch.message.max.bytes": 65_536,
@@ -60,41 +60,41 @@ class LogProof:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """End a comparison that is under way."""
+        """Abort a comparison in flight, which raises DependencyDown."""
         self._closed.set()
 
     def disproved(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Mapping[Place, LogPosition]:
-        """Return, of each partition, the first position that the log contradicts. Raises DependencyDown."""
+        """Return, by partition, the first position that the log contradicts. Raises DependencyDown."""
         return self.compare(positions).disproved
 
     def compare(self, positions: Mapping[Place, Sequence[LogPosition]]) -> Comparison:
-        """Compare positions with the log. Raises DependencyDown when Kafka does not answer, or a topic is gone."""
+        """Compare positions with the log. Raises DependencyDown when Kafka does not answer or a topic is missing."""
         ids = self._reader.topic_ids(sorted({topic for topic, _ in positions}))
-        wrong: dict[Place, LogPosition] = {}
-        asked: dict[Place, list[LogPosition]] = {}
-        for place, kept in positions.items():
-            if place[0] not in ids:
-                raise DependencyDown(f"there is no topic {place[0]}")
-            other = next((position for position in kept if position.topic_id not in (None, ids[place[0]])), None)
+        disproved: dict[Place, LogPosition] = {}
+        to_read: dict[Place, list[LogPosition]] = {}
+        for slot, trail in positions.items():
+            if slot[0] not in ids:
+                raise DependencyDown(f"there is no topic {slot[0]}")
+            other = next((position for position in trail if position.topic_id not in (None, ids[slot[0]])), None)
             if other is not None:
-                wrong[place] = other
-            elif kept:
-                asked[place] = sorted(kept, key=lambda position: position.asks_at)
-        found = self._read({place: [position.asks_at for position in kept] for place, kept in asked.items()})
-        for place, kept in asked.items():
-            suspects = (at for at in kept if not _borne_out(at, found[place][at.asks_at]))
-            # Asked once more, with what only the broker can tell of the partition.
-            if (first := next(filter(lambda at: not self._confirmed(place, at), suspects), None)) is not None:
-                wrong[place] = first
-        return Comparison(wrong, {place: max(now.end for now in found[place].values()) for place in asked})
+                disproved[slot] = other
+            elif trail:
+                to_read[slot] = sorted(trail, key=lambda position: position.asks_at)
+        found = self._read({slot: [position.asks_at for position in trail] for slot, trail in to_read.items()})
+        for slot, trail in to_read.items():
+            suspects = (at for at in trail if not _borne_out(at, found[slot][at.asks_at]))
+            # A suspect is compared once more, with the topic id and log start that only the broker can report.
+            if (first := next(filter(lambda at: not self._confirmed(slot, at), suspects), None)) is not None:
+                disproved[slot] = first
+        return Comparison(disproved, {slot: max(now.end for now in found[slot].values()) for slot in to_read})
 
     def _confirmed(self, place: Place, position: LogPosition) -> bool:
         now = self._reader.now(*place, position.asks_at, deadline_s=READ_DEADLINE_S)
-        # What was read is not lost by retention.
+        # Retention that deletes records already read is no loss, so the log start is moved back to the position.
         return compare_position(position, replace(now, start=min(now.start, position.next_offset))).believed
 
     def _read(self, asked: Mapping[Place, Sequence[int]]) -> dict[Place, dict[int, LogNow]]:
-        """Return what partitions hold at or after ascending offsets. Raises DependencyDown."""
+        """Return the log's state at each offset of each partition. asked: ascending offsets. Raises DependencyDown."""
         if not asked:
             return {}
         with self._client.lend() as consumer:
@@ -107,7 +107,7 @@ class LogProof:
         left, deadline = set(readings), time.monotonic() + READ_DEADLINE_S
         while left:
             if self._closed.is_set() or time.monotonic() > deadline:
-                raise DependencyDown("records could not be read again")
+                raise DependencyDown("the records of the positions could not be read again")
             message = consumer.poll(POLL_S)
             if message is None or (place := (message.topic() or "", message.partition() or 0)) not in left:
                 continue
@@ -121,7 +121,7 @@ class LogProof:
 
 
 class _Reading:
-    """Offsets of one partition that are looked up in turn."""
+    """Look-up of one partition's offsets, in ascending order."""
 
     def __init__(self, place: Place, offsets: Sequence[int]) -> None:
         self.found: dict[int, LogNow] = {}
@@ -131,7 +131,7 @@ class _Reading:
 
     @property
     def over(self) -> bool:
-        """Whether each offset is looked up."""
+        """Whether every offset was looked up."""
         return not self._left
 
     @property
@@ -140,7 +140,7 @@ class _Reading:
         return self._left[0]
 
     def take(self, consumer: Consumer, message: Message) -> bool:
-        """Take a record, or the end; say whether the next offset is to be sought. Raises KafkaException."""
+        """Process a record or the partition's end; return whether to seek the next offset. Raises KafkaException."""
         at, error = message.offset() or 0, message.error()
         if error is not None:
             if error.code() != KafkaError._PARTITION_EOF:
@@ -149,7 +149,7 @@ class _Reading:
         _, end = consumer.get_watermark_offsets(TopicPartition(*self._place), cached=True)
         now = LogNow("", 0, max(at + 1, end), mark_of(message))
         if at < self._sought:
-            # The log ends before the offset that was sought, and is read from its start.
+            # The log ends before the requested offset, so the consumer was reset to the log start.
             return self._none_after(now.end)
         while self._left and self._left[0] <= at:
             self.found[self._left.popleft()] = now

@@ -1,8 +1,8 @@
-"""Positions that a consumer came past since the log was last found unchanged, to be compared with it. Pure.
+"""Trail of positions that a consumer passed since the last successful comparison with the log. Pure.
 
-A broker that comes back with a shorter log may have grown past the next offset before anything is fetched. The record
-that arrives then fits, and the commit after it replaces the only position that tells of the loss; so those before it
-are kept until a comparison with the log has confirmed them.
+A broker that restarts with a truncated log may grow past the consumer's next offset before the next fetch. The record
+that arrives then fits, and the commit after it would replace the only position that proves the loss. Earlier positions
+are therefore stored until a comparison with the log has confirmed them.
 """
 
 from __future__ import annotations
@@ -14,53 +14,54 @@ from typing import TypeAlias
 from nigredo.log_position import LogPosition
 
 Place: TypeAlias = tuple[str, int]
-"""A topic and a partition."""
+"""Topic-partition: (topic, partition)."""
 
 BURST_S = 0.25
-"""Of what is read within it the last position is kept: no broker restarts in so short a time."""
+"""Of the records read within this time only the last position is stored, because no broker restarts that fast."""
 POSITIONS_MAX = 512
-"""Of a partition; past it every second one goes, so that what is left still reaches as far back."""
+"""Positions per partition; past it every second one is dropped, so that the trail still reaches as far back."""
 STALLED_LOOKS = 5
+"""A partition stalls after this many looks in a row that found records to read while none arrived."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Entry:
     position: LogPosition
     burst_began_s: float
 
 
 class Trail:
-    """Positions by partition, in the order in which they came. They stay true whichever process reads on."""
+    """Passed positions by partition, oldest first. They stay valid whichever process consumes the partition next."""
 
     def __init__(self) -> None:
-        self._kept: dict[Place, list[_Kept]] = {}
+        self._entries: dict[Place, list[_Entry]] = {}
 
     def begin(self, place: Place, position: LogPosition, read_s: float) -> None:
-        """Keep one position, which the log bears out, in the place of all before it."""
-        self._kept[place] = [_Kept(position, read_s)]
+        """Restart a partition's trail with one position that the log has confirmed."""
+        self._entries[place] = [_Entry(position, read_s)]
 
     def add(self, place: Place, position: LogPosition, read_s: float) -> None:
-        """Keep a position. read_s: the time, by a clock that never goes back, at which its record was read."""
-        kept = self._kept.setdefault(place, [])
-        last = kept[-1] if kept else None
+        """Append a position. read_s: the time at which its record was read, by a monotonic clock."""
+        entries = self._entries.setdefault(place, [])
+        last = entries[-1] if entries else None
         if last is None or not _of_one_burst(last, position, read_s):
-            kept.append(_Kept(position, read_s))
-            if len(kept) > POSITIONS_MAX:
-                del kept[1:-1:2]
+            entries.append(_Entry(position, read_s))
+            if len(entries) > POSITIONS_MAX:
+                del entries[1:-1:2]
         else:
-            kept[-1] = _Kept(position, last.burst_began_s)
+            entries[-1] = _Entry(position, last.burst_began_s)
 
     def of(self, place: Place) -> Sequence[LogPosition]:
-        """Return what is kept of a partition."""
-        return tuple(kept.position for kept in self._kept.get(place, ()))
+        """Return a partition's stored positions, oldest first."""
+        return tuple(entry.position for entry in self._entries.get(place, ()))
 
     def confirmed(self, place: Place, positions: Sequence[LogPosition]) -> None:
-        """Let go of positions that the log bears out, but for the last of them: the log may lose it from now on."""
-        gone = set(positions[:-1])
-        self._kept[place] = [kept for kept in self._kept.get(place, ()) if kept.position not in gone]
+        """Drop positions that the log has confirmed, except the last, which the log may still lose from now on."""
+        dropped = set(positions[:-1])
+        self._entries[place] = [entry for entry in self._entries.get(place, ()) if entry.position not in dropped]
 
 
-def _of_one_burst(last: _Kept, position: LogPosition, read_s: float) -> bool:
+def _of_one_burst(last: _Entry, position: LogPosition, read_s: float) -> bool:
     marks = (last.position.last, position.last)
     epochs = {None if mark is None else mark.leader_epoch for mark in marks}
     return (
@@ -72,20 +73,20 @@ def _of_one_burst(last: _Kept, position: LogPosition, read_s: float) -> bool:
 
 
 class Arrivals:
-    """How often in a row each partition was found to have records without one that arrived meanwhile.
+    """Stall detector: counts looks in a row that found records in a partition while none arrived.
 
-    By looks and not by a clock: a process that was frozen saw nothing meanwhile.
+    Counts looks instead of time, because a frozen process receives nothing in the meantime.
     """
 
     def __init__(self) -> None:
         self._looks: dict[Place, int] = {}
 
     def arrived(self, places: Collection[Place]) -> None:
-        """Note partitions from which a record arrived."""
+        """Reset the count of partitions from which a record arrived."""
         for place in places:
             self._looks.pop(place, None)
 
     def looked(self, waiting: Collection[Place]) -> Mapping[Place, int]:
-        """Take a look at which partitions have records to read; return in how many looks, of those that stall."""
+        """Count a look. waiting: partitions with records to read. Return the stalled partitions with their looks."""
         self._looks = {place: self._looks.get(place, 0) + 1 for place in waiting}
         return {place: looks for place, looks in self._looks.items() if looks >= STALLED_LOOKS}

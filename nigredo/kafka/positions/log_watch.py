@@ -1,4 +1,4 @@
-"""What the cluster says of topics and of the group that consumes them, in one look that is cheap enough for a probe."""
+"""Watch on a group's topics: missing topics and unassigned partitions, in one look cheap enough for a probe."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CALL_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PartitionObservation:
-    """Topics as they are at one moment."""
+    """State of a group's topics at one moment."""
 
     missing: Sequence[str]
     unassigned: Sequence[Place]
-    """Partitions that no member of the group has; empty while the group is between two assignments."""
+    """Partitions assigned to no member of the group; empty while the group has no members or is rebalancing."""
 
 
 class LogWatch:
-    """Looks at the topics of one group; blocking, for a thread. Its one client is kept from look to look."""
+    """Observes the topics of one group by one cached client. Blocks: call in a thread."""
 
     def __init__(self, settings: Settings, component: str, topics: Sequence[str]) -> None:
         self._settings = settings
@@ -44,7 +44,7 @@ class LogWatch:
         return AdminClient(client_config(self._settings, self._name))
 
     def look(self) -> PartitionObservation:
-        """Raises DependencyDown when Kafka does not answer."""
+        """Return the current state of the topics. Raises DependencyDown when Kafka does not answer."""
         try:
             partitions = self._partitions()
             return PartitionObservation(
@@ -62,7 +62,7 @@ class LogWatch:
             raise DependencyDown("Kafka does not answer") from error
 
     def _replace_admin(self) -> None:
-        # As `LogReader` does: one that failed may never find the coordinator again.
+        # Dropped after a failure, because the old client may never find the group's coordinator again.
         self.__dict__.pop("_admin", None)
 
     def _partitions(self) -> dict[str, list[int]]:
@@ -82,7 +82,7 @@ class LogWatch:
         ensure_answer(self._admin)
         asked = self._admin.describe_consumer_groups([self._name], request_timeout=CALL_TIMEOUT_S)
         held = assigned(_answer(asked[self._name]))
-        return [] if held is None else [place for place in places if place not in held]
+        return [] if held is None else [slot for slot in places if slot not in held]
 
 
 def _answer(future: Future[T]) -> T:

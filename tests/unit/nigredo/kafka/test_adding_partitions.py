@@ -1,4 +1,4 @@
-"""Partitions that are added to topics, at a broker that serves them a moment later."""
+"""Adding partitions to topics, at a broker that serves them a moment later."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Slow:
 
 
 def test_added_partitions_are_served_when_the_call_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look right afterwards would otherwise fail at one without a leader."""
+    """A reader that starts right after the call must not meet a partition without a leader."""
     admin = Slow(None)
     monkeypatch.setattr(topics, "AdminClient", lambda _: admin)
 

@@ -1,4 +1,4 @@
-"""Partitions without a reader: those that no member has, once the group is assigned."""
+"""Partitions without a reader: not assigned to any member although the group is stable."""
 
 from __future__ import annotations
 

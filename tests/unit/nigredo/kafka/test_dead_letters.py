@@ -1,4 +1,4 @@
-"""Dead letters are counted as they stand, and a record comes back as it was, or not at all."""
+"""Dead letters: waiting ones are counted, and a retried record is restored byte for byte or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parked(one: DeadLetter) -> Parked:
 
 
 class FakeCodec:
-    """Values are the letters themselves."""
+    """A codec whose values are the letters themselves."""
 
     def decode(self, _: str, value: Any) -> DeadLetter:
         if not isinstance(value, DeadLetter):
@@ -46,7 +46,7 @@ def row(one: DeadLetter, *, gone: bool = False) -> Row:
     return Row(parked(one).key, None if gone else cast(Any, one), 0, 0, 0)
 
 
-def test_what_stands_is_counted_by_topic_and_reason() -> None:
+def test_waiting_letters_are_counted_by_topic_and_reason() -> None:
     waiting = WaitingDeadLetters(cast(Any, FakeCodec()))
     first, second, third = letter(1), letter(2), letter(3, "failed")
 
@@ -71,7 +71,7 @@ def test_a_letter_that_no_reader_knows_is_counted_all_the_same() -> None:
 
 
 class FakeReader:
-    """One record at offset 5 of each partition."""
+    """A reader that finds one record, at offset 5 of each partition."""
 
     def __init__(self, key: bytes = b"k", low: int = 0) -> None:
         self._key, self._low = key, low
@@ -101,7 +101,7 @@ def test_a_record_comes_back_byte_for_byte() -> None:
     assert record == Record(SUBMISSIONS, 1, 7, AT, b"k", b"v", headers)
 
 
-def test_a_record_that_was_too_large_is_read_where_it_stands() -> None:
+def test_a_record_that_was_too_large_is_read_at_its_own_position() -> None:
     left_out = letter(5, value=None, headers=(), error=f"x (a value of 5 bytes {LEFT_OUT})")
 
     record = letters().original(parked(left_out))
@@ -110,7 +110,7 @@ def test_a_record_that_was_too_large_is_read_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize("reader", [FakeReader(key=b"of another record"), FakeReader(low=6)])
-def test_another_record_in_its_place_is_not_taken_for_it(reader: FakeReader) -> None:
+def test_another_record_at_the_same_position_is_not_retried(reader: FakeReader) -> None:
     left_out = letter(5, value=None, headers=(), error=f"x (a value of 5 bytes {LEFT_OUT})")
 
     with pytest.raises(NotRetried):

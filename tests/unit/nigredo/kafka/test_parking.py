@@ -1,4 +1,4 @@
-"""A bound of parking is found again from the dead letters alone, and counted by topic and stage."""
+"""Limits of parking: rebuilt from the dead letters after a restart, and counted by topic and stage."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_the_tails_of_all_partitions_are_the_run_before_a_restart() -> None:
     assert before(parked, {0: 10, 1: 6, 2: 10, 3: None}).in_a_row == 3 + 2
 
 
-def test_what_lies_long_before_the_positions_is_not_counted() -> None:
+def test_dead_letters_long_before_the_positions_are_not_counted() -> None:
     assert before({0: {1, 2, 95, 99}}, {0: 100}) == Before(in_a_row=1, of_last=4)
     assert before({0: {1, 2, 395, 399}}, {0: 400}).of_last == 2
 
 
-def test_what_was_parked_in_a_batch_that_was_not_finished_belongs_to_the_run() -> None:
+def test_records_parked_in_a_batch_that_was_not_committed_belong_to_the_run() -> None:
     found = before({0: {99, 100, 104}, 1: {7}}, {0: 100, 1: 7})
 
     assert found.in_a_row == 4

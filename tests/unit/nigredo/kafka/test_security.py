@@ -1,4 +1,4 @@
-"""Kafka's clients prove an identity as the settings say, and no setting of it is left unused in silence."""
+"""Authentication of Kafka clients by the settings; a setting without effect is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A producer of which nothing is acknowledged although Kafka answers it: replaced, with what waits failed."""
+"""Producer without acknowledgements although Kafka answers: it is replaced, and its records in flight fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_acknowledgement_ends_the_silence() -> None:
 
 
 class Silent:
-    """A producer that takes records and acknowledges none; it answers, or does not."""
+    """A producer that accepts records and acknowledges none; `reachable` decides whether metadata requests succeed."""
 
     made = 0
     reachable = True
@@ -94,13 +94,15 @@ def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return lambda within_s=DEADLINE_S: asyncio.run(published(within_s))
 
 
-def test_what_waits_fails_with_the_producer_that_is_replaced(publish: Callable[..., None]) -> None:
+def test_records_in_flight_fail_when_their_producer_is_replaced(publish: Callable[..., None]) -> None:
     with pytest.raises(DependencyDown, match="acknowledged nothing"):
         publish()
     assert Silent.made == 2
 
 
-def test_while_kafka_is_away_a_producer_is_kept(publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_is_not_replaced_while_kafka_is_unavailable(
+    publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Silent, "reachable", False)
     with pytest.raises(TimeoutError):
         publish(0.5)

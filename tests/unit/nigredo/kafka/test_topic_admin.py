@@ -1,4 +1,4 @@
-"""A broker that is just coming up answers many things; creating topics waits for it or says that it may pass."""
+"""Topic creation at a broker that is starting: each of its errors is waited for or raised as DependencyDown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REQUESTS = ["list_topics", "create_topics", "list_offsets", "describe_configs", 
 
 
 class PlayedAdmin:
-    """A broker with topics, one request of which meets an error for a while."""
+    """A broker with topics, at which one kind of request fails for the first `times` calls."""
 
     def __init__(self, failing: str, error: int | None, times: int) -> None:
         self.failing, self.error, self.times = failing, error, times
@@ -96,7 +96,7 @@ def test_no_answer_of_a_broker_that_comes_up_is_final(
             continue
         break
     else:
-        pytest.fail("it did not pass")
+        pytest.fail("the topics were not created within ten calls")
 
     assert admin.failed == 3
     assert set(admin.topics) == set(topics.EVERYWHERE)

@@ -1,4 +1,4 @@
-"""Reading a topic as it stands: where its young records begin."""
+"""Offset lookup by time, on a topic that is appended to meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nigredo.settings import Settings
 
 
 class Growing:
-    """A consumer of a partition of old records, to which a young one is appended after the first question."""
+    """A consumer of a partition of old records, to which a young record is appended after the first request."""
 
     def __init__(self) -> None:
         self._end = 5
@@ -33,6 +33,6 @@ def test_a_record_that_is_appended_meanwhile_is_not_taken_for_an_old_one(
 ) -> None:
     reader = TopicReader(Settings.from_environment({"NIGREDO_STATE_DIR": str(tmp_path)}), "test")
 
-    monkeypatch.setattr(reader, "_asking", KeptConsumer(cast("Any", Growing)))
+    monkeypatch.setattr(reader, "_query_client", KeptConsumer(cast("Any", Growing)))
 
     assert reader.offset_at("nigredo.rejections", 0, datetime.now(UTC)) == 5

@@ -1,4 +1,4 @@
-"""Positions that are kept until the log was compared with them."""
+"""Trail of positions, stored until the log has confirmed them, and the detection of stalled partitions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_last_position_before_a_pause_is_kept_however_many_there_are() -> No
     assert offsets(trail) == [999, 1001]
 
 
-def test_what_comes_without_a_pause_leaves_a_position_every_so_often() -> None:
+def test_reading_without_a_pause_stores_a_position_per_burst() -> None:
     trail = Trail()
     for number in range(300):
         trail.add(AT, position(number), number * 0.01)
@@ -43,7 +43,7 @@ def test_another_leader_epoch_and_a_step_back_end_a_burst_at_once() -> None:
     assert offsets(trail) == [7, 8, 3]
 
 
-def test_what_was_confirmed_is_let_go_of_but_for_the_last_which_may_be_lost_from_then_on() -> None:
+def test_confirmed_positions_are_dropped_except_the_last_which_may_be_lost_from_then_on() -> None:
     trail = Trail()
     for number in range(3):
         trail.add(AT, position(number), number * 1.0)
@@ -54,7 +54,7 @@ def test_what_was_confirmed_is_let_go_of_but_for_the_last_which_may_be_lost_from
     assert offsets(trail) == [2, 3]
 
 
-def test_it_is_bounded_and_reaches_as_far_back_as_before() -> None:
+def test_the_trail_is_bounded_and_reaches_as_far_back_as_before() -> None:
     trail = Trail()
     for number in range(10 * POSITIONS_MAX):
         trail.add(AT, position(number), number * 1.0)
