@@ -12,8 +12,7 @@ from nigredo.observability import metrics
 from nigredo.observability.instrument import OTHER
 from schemas.events import Lead
 from schemas.topics import LEADS
-from sinks.webhook.delivery.retry_policy import DELIVERED
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.model import AttemptResult, Outcome
 
 
 def count_attempt(endpoint: str, lead: Lead, attempt: AttemptResult, *, replay: bool) -> None:
@@ -22,7 +21,7 @@ def count_attempt(endpoint: str, lead: Lead, attempt: AttemptResult, *, replay: 
     How long ago the form of a replayed lead was taken says nothing about how long deliveries take.
     """
     metrics.WEBHOOK_ATTEMPT.of().observe(attempt.duration_ms / 1000)
-    if attempt.outcome == DELIVERED:
+    if attempt.outcome == Outcome.DELIVERED:
         metrics.WEBHOOK_SUCCESS.of(endpoint).inc()
         if replay:
             return

@@ -10,18 +10,20 @@ from typing import Any
 from confluent_kafka import Message
 
 from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.kafka.positions.log_trail import Trail
 from nigredo.kafka.record import Record
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
 from nigredo.observability.logs import get_logger
 from nigredo.plural import counted
+from nigredo.settings import Settings
 from schemas.topics import LEADS, WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.consumer.group_consumer import GroupConsumer
-from sinks.webhook.consumer.offsets import Place, Ticket
 from sinks.webhook.consumer.partitions import Room
+from sinks.webhook.delivery.admission import AdmissionControl
 from sinks.webhook.dispatch.record_handler import RecordHandler
-from sinks.webhook.tools import Tools
+from sinks.webhook.model import PartitionId, Ticket
 
 log = get_logger()
 
@@ -43,23 +45,34 @@ LEAD, RETRY, PUT_OFF, REPLAY = "lead", "retry", "put off", "replay"
 class ConsumeLoop:
     """`run` it once."""
 
-    def __init__(self, tools: Tools, name: str, health: Health, partitions: int, trail: Trail) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        endpoint: Endpoint,
+        admission: AdmissionControl,
+        make_handler: Callable[[GroupConsumer], RecordHandler],
+        health: Health,
+        *,
+        partitions: int,
+        trail: Trail,
+    ) -> None:
         """partitions: of the leads, over all members. trail: what sessions before this one have read."""
-        self._tools = tools
+        self._endpoint = endpoint
+        self._admission = admission
         self._health = health
         self._partitions = partitions
         self._loop = asyncio.get_running_loop()
-        topics = [LEADS, *retry_topics(tools.endpoint.name), WEBHOOK_REPLAYS]
-        admission = tools.admission
+        topics = [LEADS, *retry_topics(endpoint.name), WEBHOOK_REPLAYS]
         self._group = GroupConsumer(
-            tools.settings(),
+            settings,
             name,
             topics,
             changed=self._changed_in_thread,
             busy=lambda: admission.under_way > 0,
             trail=trail,
         )
-        self._handler = RecordHandler(tools, self._group, name)
+        self._handler = make_handler(self._group)
         self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in (LEAD, RETRY, PUT_OFF, REPLAY)}
         self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
@@ -95,14 +108,14 @@ class ConsumeLoop:
                     last_commit = time.monotonic()
                     await self._group.commit()
                     await self._tell()
-                self._tools.admission.trust(self._group.ours_until)
+                self._admission.trust(self._group.ours_until)
         finally:
             await self._end(noting)
 
     async def _tell(self) -> None:
         self._report_health()
-        endpoint = self._tools.endpoint.name
-        metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._tools.admission.breaker.closed)
+        endpoint = self._endpoint.name
+        metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._admission.breaker.closed)
         metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handler.retries_waiting + self._handler.resting)
         await self._group.tell(endpoint)
 
@@ -129,7 +142,7 @@ class ConsumeLoop:
 
     async def _for_room(self) -> None:
         """With the hand full, wait until half of it is done, for a while: then it is polled only to stay a member."""
-        if self._leads_in_hand < LEADS_MAX or self._tools.admission.paused:
+        if self._leads_in_hand < LEADS_MAX or self._admission.paused:
             return
         self._room_made.clear()
         try:
@@ -144,7 +157,7 @@ class ConsumeLoop:
         return Room(
             leads=max(0, LEADS_MAX - self._leads_in_hand),
             replays=0 if self._replays_full else REPLAYS_AHEAD_MAX - replays,
-            paused=self._tools.admission.paused,
+            paused=self._admission.paused,
         )
 
     # --- records ------------------------------------------------------------------------------------------------------
@@ -187,17 +200,17 @@ class ConsumeLoop:
 
     # --- assignments --------------------------------------------------------------------------------------------------
 
-    def _changed_in_thread(self, assigned: Sequence[Place]) -> None:
+    def _changed_in_thread(self, assigned: Sequence[PartitionId]) -> None:
         # Before the loop hears of the first record of the new assignment: both go through the same door.
         self._loop.call_soon_threadsafe(self._changed, assigned)
 
-    def _changed(self, assigned: Sequence[Place]) -> None:
+    def _changed(self, assigned: Sequence[PartitionId]) -> None:
         """Forget what the assignment before had waiting, and take this member's share of the endpoint's rate."""
         self._handler.forget()
         mine = sum(topic == LEADS for topic, _ in assigned)
         self._assigned = len(assigned)
         if mine:
-            self._tools.admission.limit(self._tools.endpoint.rate_per_s * mine / max(mine, self._partitions))
+            self._admission.limit(self._endpoint.rate_per_s * mine / max(mine, self._partitions))
         self._report_health()
 
     def _report_health(self) -> None:

@@ -28,14 +28,16 @@ from nigredo.observability.logs import get_logger
 from nigredo.process import ready_codec
 from nigredo.settings import Settings
 from schemas.topics import CONTROL, DEAD_LETTERS, DELIVERIES, LEADS, WEBHOOK_DEAD, retry_topics
+from sinks.webhook.consumer.group_consumer import GroupConsumer
 from sinks.webhook.consumer.lead_lookup import LeadLookup
 from sinks.webhook.consumer.start_offsets import ensure_start_offsets
 from sinks.webhook.delivery.admission import AdmissionControl
 from sinks.webhook.delivery.attempt_log import AttemptLog
 from sinks.webhook.delivery.breaker import Breaker
+from sinks.webhook.delivery.lead_delivery import LeadDelivery
 from sinks.webhook.delivery.token_bucket import TokenBucket
+from sinks.webhook.dispatch.record_handler import RecordHandler
 from sinks.webhook.loop import ConsumeLoop
-from sinks.webhook.tools import Tools
 from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.secret_file import SecretFile
 
@@ -81,22 +83,24 @@ class Worker:
             endpoint.url, connections_max=endpoint.in_flight_max, allowed=settings.webhook_allowed_networks
         )
         leads, attempts = LeadLookup(settings, self._name), AttemptLog(settings, endpoint, codec, publisher)
-        tools = Tools(
-            endpoint=endpoint,
-            codec=codec,
-            publisher=publisher,
-            attempts=attempts,
-            client=client,
-            admission=self._admission,
-            leads=leads,
-            parking=Parking(
-                Bounds.of(settings),
-                self._health,
-                partial(parked_before, TopicReader(settings, COMPONENT), self._name),
-            ),
-            settings=lambda: self._keeper.current.settings,
-            keys=self._secrets.keys,
-        )
+        parked = partial(parked_before, TopicReader(settings, COMPONENT), self._name)
+        parking = Parking(Bounds.of(settings), self._health, parked)
+
+        def make_handler(group: GroupConsumer) -> RecordHandler:
+            delivery = LeadDelivery(
+                endpoint,
+                client,
+                attempts,
+                self._admission,
+                settings=lambda: self._keeper.current.settings,
+                keys=self._secrets.keys,
+                still_assigned=group.holds,
+            )
+            return RecordHandler(
+                self._name, endpoint, group, delivery, attempts, leads,
+                codec=codec, publisher=publisher, parking=parking,
+            )  # fmt: skip
+
         try:
             await self._until_known(view, stop)
             trail = Trail()
@@ -107,7 +111,16 @@ class Worker:
                 elif await self._begun(stop):
                     await asyncio.to_thread(codec.prepare, retry_topics(endpoint.name))
                     partitions = await asyncio.to_thread(TopicReader(settings, COMPONENT).partitions, LEADS)
-                    self._session = ConsumeLoop(tools, self._name, self._health, len(partitions), trail)
+                    self._session = ConsumeLoop(
+                        self._keeper.current.settings,
+                        self._name,
+                        endpoint,
+                        self._admission,
+                        make_handler,
+                        self._health,
+                        partitions=len(partitions),
+                        trail=trail,
+                    )
                     await self._session.run(lambda: self._ended(stop))
         finally:
             await asyncio.to_thread(view.close)

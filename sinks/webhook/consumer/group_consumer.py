@@ -33,10 +33,11 @@ from nigredo.settings import Settings
 from schemas.topics import LEADS, WEBHOOK_REPLAYS
 from sinks.webhook.consumer.log_comparison import Compare, LogComparison
 from sinks.webhook.consumer.membership import Commits, consumer_config
-from sinks.webhook.consumer.offsets import OffsetTracker, Place, Ticket
+from sinks.webhook.consumer.offsets import OffsetTracker
 from sinks.webhook.consumer.partitions import WINDOW_MAX, Partition, Room, counts_since
 from sinks.webhook.consumer.positions import Look, Refused, check
 from sinks.webhook.instrumentation import tell_open
+from sinks.webhook.model import PartitionId, Ticket
 
 log = get_logger()
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class GroupConsumer:
         name: str,
         topics: Sequence[str],
         *,
-        changed: Callable[[Sequence[Place]], None],
+        changed: Callable[[Sequence[PartitionId]], None],
         busy: Callable[[], bool],
         clock: Callable[[], float] = since_boot_s,
         trail: Trail | None = None,
@@ -86,13 +87,13 @@ class GroupConsumer:
         self._lock = threading.Lock()
         self._progress = OffsetTracker()
         self._leads: dict[int, Partition] = {}
-        self._paused: set[Place] = set()
-        self._full: set[Place] = set()
+        self._paused: set[PartitionId] = set()
+        self._full: set[PartitionId] = set()
         self._assignments = 0
-        self._unchecked: dict[Place, TopicPartition] = {}
+        self._unchecked: dict[PartitionId, TopicPartition] = {}
         """Assigned partitions, as committed, that were not compared with the log yet."""
-        self._stopped: dict[Place, str] = {}
-        self._doubted: set[Place] = set()
+        self._stopped: dict[PartitionId, str] = {}
+        self._doubted: set[PartitionId] = set()
         """Partitions that are read, and to be compared again before anything more is read of them."""
         self._check_again_at = 0.0
         self._checks_failed = Backoff(longest_s=5.0)
@@ -166,7 +167,7 @@ class GroupConsumer:
                 self._leads[ticket.place[1]].begun.pop(ticket.offset, None)
         metrics.RECORDS_HANDLED.of(ticket.place[0]).inc()
 
-    def positions(self) -> dict[Place, int]:
+    def positions(self) -> dict[PartitionId, int]:
         """Return how far each assigned partition may be committed."""
         with self._lock:
             return {place: at.next_offset for place, at in self._progress.positions().items()}
@@ -194,7 +195,7 @@ class GroupConsumer:
             return len(self._leads)
 
     @property
-    def stopped(self) -> Mapping[Place, str]:
+    def stopped(self) -> Mapping[PartitionId, str]:
         """The assigned partitions that are not read because the log does not bear out their positions, and why."""
         with self._lock:
             return dict(self._stopped)
@@ -205,7 +206,7 @@ class GroupConsumer:
         return self._unread
 
     @property
-    def stalled(self) -> Mapping[Place, float]:
+    def stalled(self) -> Mapping[PartitionId, float]:
         """For how many seconds partitions have had records of which none arrived: another client has to read them."""
         return self._proving.stalled
 
@@ -265,7 +266,7 @@ class GroupConsumer:
         for place, wrong in self._proving.disproved(positions, idle).items():
             self._put_back(consumer, place, wrong)
 
-    def _put_back(self, consumer: Consumer, place: Place, wrong: LogPosition) -> None:
+    def _put_back(self, consumer: Consumer, place: PartitionId, wrong: LogPosition) -> None:
         """Stop a partition at a position that the log contradicts: a later one would hide the loss."""
         with self._lock:
             at = self._progress.positions().get(place)
@@ -323,7 +324,7 @@ class GroupConsumer:
             at |= {place: max(0, committed.offset) for place, committed in self._unchecked.items()}
         consumer.assign([TopicPartition(*place, offset) for place, offset in at.items()])
 
-    def _stop(self, consumer: Consumer, place: Place, refused: Refused) -> None:
+    def _stop(self, consumer: Consumer, place: PartitionId, refused: Refused) -> None:
         """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart.
 
         Raises DependencyDown while a position cannot be stored that would be believed once the log has grown.
@@ -339,7 +340,7 @@ class GroupConsumer:
             self._stopped[place] = refused.reason
         log.error("partition stopped", topic=place[0], partition=place[1], reason=refused.reason)
 
-    def _offset(self, place: Place, position: LogPosition) -> TopicPartition:
+    def _offset(self, place: PartitionId, position: LogPosition) -> TopicPartition:
         """Return how a position is committed now. Under the lock."""
         leads = self._leads.get(place[1]) if place[0] == LEADS else None
         metadata = to_metadata(position) if leads is None else leads.metadata(position)

@@ -17,13 +17,13 @@ from typing import TypeAlias
 from nigredo.kafka.positions.log_proof import Comparison
 from nigredo.kafka.positions.log_trail import Arrivals, Trail
 from nigredo.log_position import LogPosition
-from sinks.webhook.consumer.offsets import Place
+from sinks.webhook.model import PartitionId
 
 EVERY_S = 3.0
 
-Compare: TypeAlias = Callable[[Mapping[Place, Sequence[LogPosition]]], Comparison]
+Compare: TypeAlias = Callable[[Mapping[PartitionId, Sequence[LogPosition]]], Comparison]
 """Raises DependencyDown."""
-_Kept: TypeAlias = dict[Place, Sequence[LogPosition]]
+_Kept: TypeAlias = dict[PartitionId, Sequence[LogPosition]]
 
 
 class LogComparison:
@@ -38,10 +38,10 @@ class LogComparison:
         self._under_way: tuple[_Kept, Future[Comparison]] | None = None
         self._due_s = 0.0
         self._arrivals = Arrivals()
-        self.stalled: Mapping[Place, float] = {}
+        self.stalled: Mapping[PartitionId, float] = {}
         """For how many seconds partitions have had records of which none arrived."""
 
-    def read(self, place: Place, position: LogPosition) -> None:
+    def read(self, place: PartitionId, position: LogPosition) -> None:
         """Note the position after a record that was read, whatever becomes of it."""
         with self._lock:
             self._trail.add(place, position, time.monotonic())
@@ -50,7 +50,7 @@ class LogComparison:
         """Begin a new assignment: nothing has arrived in it yet."""
         self._arrivals, self.stalled = Arrivals(), {}
 
-    def arrived(self, places: Collection[Place]) -> None:
+    def arrived(self, places: Collection[PartitionId]) -> None:
         """Note that records of these partitions came."""
         self._arrivals.arrived(places)
 
@@ -60,8 +60,8 @@ class LogComparison:
         return time.monotonic() >= self._due_s if self._under_way is None else self._under_way[1].done()
 
     def disproved(
-        self, positions: Mapping[Place, LogPosition], idle: AbstractSet[Place]
-    ) -> Mapping[Place, LogPosition]:
+        self, positions: Mapping[PartitionId, LogPosition], idle: AbstractSet[PartitionId]
+    ) -> Mapping[PartitionId, LogPosition]:
         """Return what a comparison that has ended contradicts, and begin one that is due. Never waits.
 
         positions: where the partitions that are read may be committed. idle: those that are neither paused nor worked

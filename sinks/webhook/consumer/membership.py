@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from nigredo.kafka.publisher import client_config
 from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
-from sinks.webhook.consumer.offsets import Place
+from sinks.webhook.model import PartitionId
 
 log = get_logger()
 
@@ -48,7 +48,7 @@ class Commits:
         self._session_s = session_s
         self._clock = clock
         self._heard_at = clock() - session_s
-        self._committed: dict[Place, TopicPartition] = {}
+        self._committed: dict[PartitionId, TopicPartition] = {}
 
     @property
     def ours_until(self) -> float:
@@ -63,7 +63,9 @@ class Commits:
         """Begin a new assignment: nothing is known to be committed in it."""
         self._committed = {}
 
-    def due(self, next_offsets: Mapping[Place, int], offset: Callable[[Place], TopicPartition]) -> list[TopicPartition]:
+    def due(
+        self, next_offsets: Mapping[PartitionId, int], offset: Callable[[PartitionId], TopicPartition]
+    ) -> list[TopicPartition]:
         """Return what is to be committed of the partitions that are read.
 
         With nothing new to commit, an old position is repeated after a while. offset: returns how one is committed.
@@ -75,11 +77,11 @@ class Commits:
             return []
         return [at for place, at in self._committed.items() if place in next_offsets][:1]
 
-    def _moved(self, place: Place, next_offset: int) -> bool:
+    def _moved(self, place: PartitionId, next_offset: int) -> bool:
         committed = self._committed.get(place)
         return committed is None or committed.offset != next_offset
 
-    def send(self, consumer: Consumer, offsets: list[TopicPartition]) -> set[Place]:
+    def send(self, consumer: Consumer, offsets: list[TopicPartition]) -> set[PartitionId]:
         """Commit, and return which of the partitions the broker took. One that fails costs a repetition, never a lead.
 
         The broker takes commits of its members alone, and counts their session from then: so each is a sign that what

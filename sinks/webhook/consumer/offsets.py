@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from nigredo.log_position import LogPosition, Mark
-
-Place = tuple[str, int]
-"""A topic and a partition."""
+from sinks.webhook.model import PartitionId, Ticket
 
 
 class Watermark:
@@ -52,34 +49,25 @@ class Watermark:
             self.next_offset = self._last.offset + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """One record in hand, and the assignment under which it was begun."""
-
-    epoch: int
-    place: Place
-    offset: int
-
-
 class OffsetTracker:
     """What is in hand of all assigned partitions. Each assignment has its epoch, and discards what older ones began."""
 
     def __init__(self) -> None:
         self._epoch = 0
-        self._marks: dict[Place, Watermark] = {}
+        self._marks: dict[PartitionId, Watermark] = {}
 
-    def assigned(self, positions: Mapping[Place, LogPosition]) -> None:
+    def assigned(self, positions: Mapping[PartitionId, LogPosition]) -> None:
         """Begin a new assignment at these positions."""
         self._epoch += 1
         self._marks = {}
         for place, position in positions.items():
             self.add(place, position)
 
-    def add(self, place: Place, position: LogPosition) -> None:
+    def add(self, place: PartitionId, position: LogPosition) -> None:
         """Begin one more partition of the present assignment."""
         self._marks[place] = Watermark(position)
 
-    def drop(self, place: Place) -> LogPosition | None:
+    def drop(self, place: PartitionId) -> LogPosition | None:
         """End one partition of the present assignment where it may be committed; None when it is none of it."""
         mark = self._marks.pop(place, None)
         return None if mark is None else mark.position
@@ -89,7 +77,7 @@ class OffsetTracker:
         self._epoch += 1
         self._marks = {}
 
-    def begin(self, place: Place, record: Mark) -> Ticket | None:
+    def begin(self, place: PartitionId, record: Mark) -> Ticket | None:
         """Note that a record is being handled; None when it is old news or its partition is not assigned."""
         mark = self._marks.get(place)
         return Ticket(self._epoch, place, record.offset) if mark is not None and mark.begin(record) else None
@@ -105,14 +93,14 @@ class OffsetTracker:
         self._marks[ticket.place].finish(ticket.offset)
         return True
 
-    def topic_id(self, place: Place) -> str | None:
+    def topic_id(self, place: PartitionId) -> str | None:
         """Return the topic's id in the position at which a partition was begun."""
         return self._marks[place].topic_id
 
-    def open(self, place: Place) -> int:
+    def open(self, place: PartitionId) -> int:
         """How many records of a partition are above what may be committed."""
         return self._marks[place].open
 
-    def positions(self) -> dict[Place, LogPosition]:
+    def positions(self) -> dict[PartitionId, LogPosition]:
         """Return how far each partition may be committed, with what proves it."""
         return {place: mark.position for place, mark in self._marks.items()}

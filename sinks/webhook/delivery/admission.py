@@ -16,9 +16,8 @@ from uuid import UUID
 
 from nigredo.clock import since_boot_s
 from sinks.webhook.delivery.breaker import Breaker
-from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED
 from sinks.webhook.delivery.token_bucket import TokenBucket
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.model import AttemptResult, Outcome
 
 LIVE_FOR_S = 10.0
 """So long after the last live lead or due retry the next one is expected."""
@@ -109,10 +108,10 @@ class AdmissionControl:
 
     def told(self, lead_id: UUID, attempt: AttemptResult) -> None:
         """Learn what came of an attempt."""
-        if attempt.outcome == DELIVERED:
+        if attempt.outcome == Outcome.DELIVERED:
             self.breaker.succeeded()
         else:
-            blocked = attempt.outcome == BLOCKED
+            blocked = attempt.outcome == Outcome.BLOCKED
             self.breaker.failed(self._clock(), lead_id, asked_s=attempt.retry_after_s, at_once=blocked)
 
     def release(self, *, behind: bool) -> None:

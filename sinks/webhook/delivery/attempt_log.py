@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -25,10 +24,9 @@ from nigredo.observability.logs import get_logger
 from nigredo.settings import Settings
 from schemas.events import DeliveryAttempt, Event, Lead, WebhookDead, WebhookRetry
 from schemas.topics import DELIVERIES, WEBHOOK_DEAD, retry_topic
-from sinks.webhook.consumer.offsets import Place
-from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, delay_for
+from sinks.webhook.delivery.retry_policy import delay_for
 from sinks.webhook.instrumentation import count_attempt
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.model import AttemptResult, InFlightLead, Outcome, PartitionId
 
 log = get_logger()
 T = TypeVar("T")
@@ -42,23 +40,8 @@ REREAD_MAX = 10_000
 """Of a partition so many references above the committed offset may have been settled: the window, and what was done
 since the last commit."""
 
-Settled = dict[tuple[Place, bytes], int]
+Settled = dict[tuple[PartitionId, bytes], int]
 """Where the end of a reference stands, by the reference's place and key."""
-
-
-@dataclass(slots=True, eq=False)
-class InFlightLead:
-    """One lead on its way to the receiver: where the lead stands, and what was tried so far."""
-
-    lead_partition: int
-    lead_offset: int
-    first_attempt_at: datetime
-    number: int = 0
-    """Attempts made."""
-    replay: bool = False
-    """Whether somebody asked for it, so that it is sent although it was delivered before."""
-    withdrawn: bool = False
-    """Whether the person was erased meanwhile, so that nothing more is sent."""
 
 
 class AttemptLog:
@@ -83,7 +66,7 @@ class AttemptLog:
             attempt=case.number,
             sent_at=attempt.sent_at,
             duration_ms=attempt.duration_ms,
-            outcome="dead" if dead else DELIVERED if attempt.outcome == DELIVERED else "retry",
+            outcome="dead" if dead else "delivered" if attempt.outcome is Outcome.DELIVERED else "retry",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
             lead_partition=case.lead_partition,
@@ -100,7 +83,7 @@ class AttemptLog:
             endpoint=told.endpoint,
             webhook_url=told.webhook_url,
             attempt=told.attempt,
-            success=told.outcome == DELIVERED,
+            success=told.outcome == Outcome.DELIVERED,
             status_code=told.status_code,
             error_message=told.error_message,
             duration_ms=told.duration_ms,
@@ -115,7 +98,7 @@ class AttemptLog:
             lead_id=lead.id,
             endpoint=self._endpoint.name,
             attempts=case.number,
-            reason="refused" if attempt.outcome == REFUSED else "gave_up",
+            reason="refused" if attempt.outcome == Outcome.REFUSED else "gave_up",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
             died_at=utc_now(),
@@ -129,7 +112,7 @@ class AttemptLog:
         """Take a lead that was sent again, and delivered, out of the dead ones, whether or not it is among them."""
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), None, partition=case.lead_partition)
 
-    async def schedule_retry(self, lead: Lead, case: InFlightLead, wait_s: float) -> Place:
+    async def schedule_retry(self, lead: Lead, case: InFlightLead, wait_s: float) -> PartitionId:
         """Let a lead wait in a retry topic for its next attempt; return where."""
         topic = retry_topic(self._endpoint.name, delay_for(wait_s))
         later = WebhookRetry(
@@ -146,7 +129,7 @@ class AttemptLog:
         await self._publish(topic, _key(lead.id), later, partition=case.lead_partition)
         return topic, case.lead_partition
 
-    async def tombstone(self, place: Place, key: bytes) -> None:
+    async def tombstone(self, place: PartitionId, key: bytes) -> None:
         """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
         await self._publish(place[0], key, None, partition=place[1])
 
@@ -164,7 +147,7 @@ class AttemptLog:
         """
         return await self._in_thread(self._failing)
 
-    async def settled_after(self, positions: Mapping[Place, int]) -> Settled:
+    async def settled_after(self, positions: Mapping[PartitionId, int]) -> Settled:
         """Return which of the next references of these places are settled further on. Raises DependencyDown."""
         return await self._in_thread(self._settled_after, positions)
 
@@ -179,7 +162,7 @@ class AttemptLog:
         delivered: dict[UUID, datetime] = {}
         for message in self._reader.read_to_end(DELIVERIES, [partition], deadline_s=LOAD_DEADLINE_S, since=since):
             attempt = self._own(message)
-            if attempt is not None and attempt.outcome == DELIVERED:
+            if attempt is not None and attempt.outcome == Outcome.DELIVERED:
                 delivered[attempt.lead_id] = attempt.sent_at
         return delivered
 
@@ -192,7 +175,7 @@ class AttemptLog:
                 attempt = self._own(message)
                 if attempt is None:
                     continue
-                if attempt.outcome == DELIVERED:
+                if attempt.outcome == Outcome.DELIVERED:
                     taken_at = max(taken_at, attempt.sent_at)
                 else:
                     failed[attempt.lead_id] = attempt.sent_at
@@ -208,9 +191,9 @@ class AttemptLog:
             return attempt
         return None
 
-    def _settled_after(self, positions: Mapping[Place, int]) -> Settled:
+    def _settled_after(self, positions: Mapping[PartitionId, int]) -> Settled:
         settled: Settled = {}
-        standing: dict[Place, set[bytes]] = {place: set() for place in positions}
+        standing: dict[PartitionId, set[bytes]] = {place: set() for place in positions}
         for topic in sorted({place[0] for place in positions}):
             offsets = {place[1]: offset for place, offset in positions.items() if place[0] == topic}
             for message in self._reader.read_to_end(topic, list(offsets), deadline_s=LOAD_DEADLINE_S, offsets=offsets):

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.errors import DependencyDown
 from nigredo.kafka.record import Record
 from nigredo.observability.logs import get_logger
+from nigredo.settings import Settings
 from schemas.events import Lead
-from sinks.webhook.consumer.group_consumer import GroupConsumer
-from sinks.webhook.consumer.offsets import Place, Ticket
-from sinks.webhook.delivery.attempt_log import InFlightLead
-from sinks.webhook.delivery.retry_policy import IN_PLACE_LONGEST_S, REFUSED, EndpointState, RetryDecision, decide_retry
-from sinks.webhook.tools import Tools
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.delivery.admission import AdmissionControl
+from sinks.webhook.delivery.attempt_log import AttemptLog
+from sinks.webhook.delivery.retry_policy import IN_PLACE_LONGEST_S, EndpointState, RetryDecision, decide_retry
+from sinks.webhook.model import AttemptResult, InFlightLead, Origin, Outcome, Ticket
+from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.request import traceparent_of
 
 log = get_logger()
@@ -27,20 +28,34 @@ log = get_logger()
 RESTING_MAX = 2000
 """Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
 
-Settle = Callable[[Place | None], Awaitable[None]]
-"""Ends the reference by which a lead was found; told where the lead waits now, if it was put off."""
-
 
 class LeadDelivery:
     """What one membership has under way, or resting. Belongs to the event loop."""
 
-    def __init__(self, tools: Tools, group: GroupConsumer, reached: Callable[[UUID, int], Awaitable[None]]) -> None:
-        """reached: told of a lead, and its partition, that needs no further attempt."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        client: WebhookClient,
+        attempts: AttemptLog,
+        admission: AdmissionControl,
+        *,
+        settings: Callable[[], Settings],
+        keys: Callable[[], Sequence[bytes]],
+        still_assigned: Callable[[Ticket], bool],
+    ) -> None:
+        """settings, keys: return the settings and the signing keys that hold at present.
+
+        still_assigned: says whether the assignment of a ticket still holds.
+        """
         self.resting = 0
         """Leads that wait in place."""
-        self._tools = tools
-        self._group = group
-        self._reached = reached
+        self._endpoint = endpoint
+        self._client = client
+        self._attempts = attempts
+        self._admission = admission
+        self._settings = settings
+        self._keys = keys
+        self._still_assigned = still_assigned
         self._stopping = asyncio.Event()
         self._last_taken_at: datetime | None = None
         self._in_hand: dict[UUID, set[InFlightLead]] = {}
@@ -48,89 +63,91 @@ class LeadDelivery:
     def stop(self) -> None:
         """Begin no further attempt."""
         self._stopping.set()
-        self._tools.admission.clear()
+        self._admission.clear()
+
+    def clear(self) -> None:
+        """Send away whatever waits for admission and is not wanted any more."""
+        self._admission.clear()
 
     def ours(self, ticket: Ticket) -> bool:
         """Say whether a record is still to be handled here."""
-        return not self._stopping.is_set() and self._group.holds(ticket)
+        return not self._stopping.is_set() and self._still_assigned(ticket)
 
     def withdraw(self, lead_id: UUID) -> None:
         """Make no further attempt at a lead."""
         for case in self._in_hand.get(lead_id, ()):
             case.withdrawn = True
-        self._tools.admission.clear()
+        self._admission.clear()
 
-    async def run(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, settle: Settle) -> bool:
-        """Attempt until the lead is delivered, dead, put off or withdrawn, and settle its reference.
+    async def run(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, origin: Origin) -> bool:
+        """Attempt until the lead is delivered, dead, rescheduled or withdrawn, and settle its origin.
 
         Returns False when the assignment ended first.
         """
         cases = self._in_hand.setdefault(lead.id, set())
         cases.add(case)
         try:
-            return await self._attempt(lead, record, ticket, case, settle)
+            return await self._attempt(lead, record, ticket, case, origin)
         finally:
             cases.discard(case)
             if not cases:
                 self._in_hand.pop(lead.id, None)
 
-    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, settle: Settle) -> bool:
-        tools, trace = self._tools, traceparent_of(record.headers)
+    async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, origin: Origin) -> bool:
+        trace = traceparent_of(record.headers)
 
         def wanted() -> bool:
             return not case.withdrawn and self.ours(ticket)
 
-        while await tools.admission.acquire(wanted, fresh=case.number == 0, behind=case.replay):
+        while await self._admission.acquire(wanted, fresh=case.number == 0, behind=case.replay):
             # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
             try:
                 case.number += 1
-                timeout_s = tools.endpoint.timeout_s or tools.settings().webhook_timeout_s
-                attempt = await tools.client.attempt(
-                    lead, case.number, tools.keys(), timeout_s=timeout_s, traceparent=trace
+                timeout_s = self._endpoint.timeout_s or self._settings().webhook_timeout_s
+                attempt = await self._client.attempt(
+                    lead, case.number, self._keys(), timeout_s=timeout_s, traceparent=trace
                 )
-                tools.admission.told(lead.id, attempt)
+                self._admission.told(lead.id, attempt)
                 following = decide_retry(
                     attempt.outcome,
-                    tools.settings().webhook_retry_schedule,
+                    self._settings().webhook_retry_schedule,
                     number=case.number,
                     failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
                     endpoint=await self._standing(lead.id, case, attempt),
                     retry_after_s=attempt.retry_after_s,
                 )
-                await tools.attempts.append(lead, case, attempt, dead=following.dead)
-                if await self._ended(lead, case, attempt, following, settle):
+                await self._attempts.append(lead, case, attempt, dead=following.dead)
+                if await self._ended(lead, case, attempt, following, origin):
                     return True
             finally:
-                tools.admission.release(behind=case.replay)
+                self._admission.release(behind=case.replay)
             await self.rest(following.retry_in_s, ticket)
         if case.withdrawn:
-            await settle(None)
+            await origin.withdrawn()
         return case.withdrawn
 
     async def _ended(
-        self, lead: Lead, case: InFlightLead, attempt: AttemptResult, following: RetryDecision, settle: Settle
+        self, lead: Lead, case: InFlightLead, attempt: AttemptResult, following: RetryDecision, origin: Origin
     ) -> bool:
         """Write what follows from an attempt; False when the next one is made here, after a rest."""
-        put_off: Place | None = None
         if following.done:
             self._last_taken_at = utc_now()
             if case.replay:
-                await self._tools.attempts.clear_dead(lead, case)
+                await self._attempts.clear_dead(lead, case)
         elif following.dead:
-            await self._tools.attempts.mark_dead(lead, case, attempt)
+            await self._attempts.mark_dead(lead, case, attempt)
         elif following.retry_in_s > IN_PLACE_LONGEST_S or self.resting >= RESTING_MAX:
-            put_off = await self._tools.attempts.schedule_retry(lead, case, following.retry_in_s)
+            await origin.rescheduled(await self._attempts.schedule_retry(lead, case, following.retry_in_s))
+            return True
         else:
             return False
-        await settle(put_off)
-        if put_off is None:
-            await self._reached(lead.id, case.lead_partition)
+        await origin.ended()
         return True
 
     async def _standing(self, lead_id: UUID, case: InFlightLead, attempt: AttemptResult) -> EndpointState:
-        breaker = self._tools.admission.breaker
+        breaker = self._admission.breaker
         others_fail = breaker.others_fail(lead_id)
-        if attempt.outcome == REFUSED and breaker.closed and not others_fail and not breaker.informed:
+        if attempt.outcome == Outcome.REFUSED and breaker.closed and not others_fail and not breaker.informed:
             others_fail = not await self._fails_alone(lead_id)
         took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
         return EndpointState(breaker.closed, others_fail, took_others)
@@ -140,9 +157,9 @@ class LeadDelivery:
 
         A process that has just begun has seen too little: in a run of refusals each restart would give up a lead.
         """
-        breaker = self._tools.admission.breaker
+        breaker = self._admission.breaker
         try:
-            failing = await self._tools.attempts.failing()
+            failing = await self._attempts.failing()
         except DependencyDown as error:
             log.warning("attempts on record cannot be read", error=str(error))
             return False

@@ -7,13 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from schemas.topics import RETRY_DELAYS_S
-
-DELIVERED = "delivered"
-RETRY = "retry"
-REFUSED = "refused"
-"""The receiver says that it will never take it: the lead's fault, or that of a secret or a route gone wrong."""
-BLOCKED = "blocked"
-"""Nothing was sent: the receiver's address is one that nothing may be sent to. An operator's mistake, no lead's."""
+from sinks.webhook.model import Outcome
 
 JITTER = 0.2
 """Waits differ by so much either way, so that leads that failed together do not come back together."""
@@ -45,7 +39,7 @@ class RetryDecision:
 
 
 def decide_retry(
-    outcome: str,
+    outcome: Outcome,
     schedule_s: Sequence[float],
     *,
     number: int,
@@ -59,13 +53,13 @@ def decide_retry(
     schedule_s: the waits before the second, third, … attempt. failing_for_s: since its first attempt. retry_after_s:
     what the receiver asked for; never sooner.
     """
-    if outcome == DELIVERED:
+    if outcome == Outcome.DELIVERED:
         return RetryDecision(done=True)
     asked_s = retry_after_s * uniform(1.0, 1.0 + JITTER)
     if not endpoint.closed:
         return RetryDecision(retry_in_s=asked_s)
     # A single lead is refused for what it is; when others are too, it is for what the endpoint became.
-    if outcome == REFUSED and not endpoint.others_fail:
+    if outcome == Outcome.REFUSED and not endpoint.others_fail:
         return RetryDecision(dead=True)
     spent = number > len(schedule_s) and failing_for_s >= SPENT_SHARE * sum(schedule_s)
     if spent and endpoint.took_others:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from sinks.webhook.consumer.offsets import Place, Ticket
+from sinks.webhook.model import PartitionId, Ticket
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class DelayQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[datetime, int, Delayed[T]]] = []
-        self._by_key: dict[tuple[Place, bytes], Delayed[T]] = {}
+        self._by_key: dict[tuple[PartitionId, bytes], Delayed[T]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -40,11 +40,11 @@ class DelayQueue(Generic[T]):
         heapq.heappush(self._heap, (due, self._count, waits))
         return older
 
-    def cancel(self, place: Place, key: bytes) -> Delayed[T] | None:
+    def cancel(self, place: PartitionId, key: bytes) -> Delayed[T] | None:
         """Take one out before its time, if it is there."""
         return self._by_key.pop((place, key), None)
 
-    def holds(self, place: Place, key: bytes) -> bool:
+    def holds(self, place: PartitionId, key: bytes) -> bool:
         """Say whether one of this key waits."""
         return (place, key) in self._by_key
 

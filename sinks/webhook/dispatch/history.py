@@ -14,9 +14,9 @@ from uuid import UUID
 from nigredo.clock import utc_now
 from schemas.topics import LEADS
 from sinks.webhook.consumer.group_consumer import GroupConsumer
-from sinks.webhook.consumer.offsets import Place
 from sinks.webhook.consumer.partitions import INHERITED_MAX, Partition
 from sinks.webhook.delivery.attempt_log import AttemptLog, Settled
+from sinks.webhook.model import PartitionId
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class DeliveryHistory:
             if len(delivered) > partition.delivered_max:
                 del delivered[next(iter(delivered))]
 
-    async def settled(self, place: Place, key: bytes, *, after: int) -> bool:
+    async def settled(self, place: PartitionId, key: bytes, *, after: int) -> bool:
         """Say whether a reference is followed by its end after its offset.
 
         It stands above an older one that waits, so it is read again, perhaps long before its end is.

@@ -14,23 +14,26 @@ from functools import partial
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from nigredo.avro.codec import PREFIX, Undecodable
+from nigredo.avro.codec import PREFIX, Codec, Undecodable
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import park
+from nigredo.kafka.parking import Parking
+from nigredo.kafka.publisher import Publisher
 from nigredo.kafka.record import Record
 from nigredo.observability.logs import get_logger
 from schemas.events import Event, Lead, WebhookReplay, WebhookRetry
 from schemas.topics import WEBHOOK_REPLAYS, retry_topics
 from sinks.webhook.consumer.group_consumer import GroupConsumer
-from sinks.webhook.consumer.offsets import Place, Ticket
+from sinks.webhook.consumer.lead_lookup import LeadLookup
 from sinks.webhook.consumer.partitions import Partition
-from sinks.webhook.delivery.attempt_log import InFlightLead
+from sinks.webhook.delivery.attempt_log import AttemptLog
 from sinks.webhook.delivery.lead_delivery import LeadDelivery
 from sinks.webhook.dispatch.delay_queue import Delayed, DelayQueue
 from sinks.webhook.dispatch.history import DeliveryHistory
-from sinks.webhook.tools import Tools
+from sinks.webhook.model import InFlightLead, PartitionId, Ticket
 
 log = get_logger()
 
@@ -48,21 +51,39 @@ class Reference:
 class RecordHandler:
     """The records in hand of one membership. Belongs to the event loop."""
 
-    def __init__(self, tools: Tools, group: GroupConsumer, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        group: GroupConsumer,
+        delivery: LeadDelivery,
+        attempts: AttemptLog,
+        leads: LeadLookup,
+        *,
+        codec: Codec,
+        publisher: Publisher,
+        parking: Parking,
+    ) -> None:
+        """name: of the process, in dead letters. publisher: of dead letters."""
         self.retries: DelayQueue[Reference] = DelayQueue()
         self.replays: DelayQueue[Reference] = DelayQueue()
         self.put_off: DelayQueue[Reference] = DelayQueue()
         """Replays that failed before. Apart from the other retries: they wait behind live leads, and would fill the
         hands in which those are to be."""
         self._queues = (self.retries, self.replays, self.put_off)
-        self._tools = tools
-        self._retry_topics = retry_topics(tools.endpoint.name)
-        self._group = group
         self._name = name
-        self._delivery = LeadDelivery(tools, group, self._reached)
+        self._endpoint = endpoint
+        self._retry_topics = retry_topics(endpoint.name)
+        self._group = group
+        self._delivery = delivery
+        self._attempts = attempts
+        self._leads = leads
+        self._codec = codec
+        self._publisher = publisher
+        self._parking = parking
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         """By the prefix of their values, the turns of records whose schema was not known when they came."""
-        self._history = DeliveryHistory(tools.attempts, group)
+        self._history = DeliveryHistory(attempts, group)
 
     def stop(self) -> None:
         """Begin no further attempt."""
@@ -73,8 +94,8 @@ class RecordHandler:
         for queue in self._queues:
             queue.clear()
         self._history.forget()
-        self._tools.parking.forget()
-        self._tools.admission.clear()
+        self._parking.forget()
+        self._delivery.clear()
 
     @property
     def retries_waiting(self) -> int:
@@ -134,7 +155,7 @@ class RecordHandler:
             self._group.finish(ticket)
             return True
         event = await self._decoded(record)
-        if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._tools.endpoint.name:
+        if not isinstance(event, WebhookRetry | WebhookReplay) or event.endpoint != self._endpoint.name:
             self._group.finish(ticket)
             return True
         if await self._history.settled(ticket.place, record.key, after=record.offset):
@@ -148,7 +169,7 @@ class RecordHandler:
             if partition is not None and await self._history.was_delivered(
                 event.lead_id, partition, number, since=began
             ):
-                await self._tools.attempts.tombstone(ticket.place, record.key)
+                await self._attempts.tombstone(ticket.place, record.key)
                 self._group.finish(ticket)
                 return True
             queue, due = self.put_off if event.replay else self.retries, event.not_before
@@ -167,24 +188,20 @@ class RecordHandler:
             began, number, replay = utc_now(), 0, True
         case = InFlightLead(event.lead_partition, event.lead_offset, began, number, replay)
 
-        async def settle(put_off: Place | None) -> None:
-            # A newer record of its key, written or still to be read, is no business of this one.
-            if put_off != ticket.place and not any(queue.holds(ticket.place, waits.key) for queue in self._queues):
-                await self._tools.attempts.tombstone(ticket.place, waits.key)
-
-        record = await self._tools.leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
+        origin = _ReferenceOrigin(self, waits, case.lead_partition)
+        record = await self._leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
         lead = None if record is None else await self._decoded(record)
         partition = self._group.partition(case.lead_partition)
         if record is None or not isinstance(lead, Lead):
-            await settle(None)  # Erased.
+            await origin.withdrawn()
             return True
         if replay or partition is None:
-            return await self._delivery.run(lead, record, ticket, case, settle)
+            return await self._delivery.run(lead, record, ticket, case, origin)
         async with self._turn(partition, lead.id):
             if await self._history.was_delivered(lead.id, partition, case.lead_partition, since=began):
-                await settle(None)
+                await origin.withdrawn()  # Delivered meanwhile, by another record of the lead.
                 return True
-            return await self._delivery.run(lead, record, ticket, case, settle)
+            return await self._delivery.run(lead, record, ticket, case, origin)
 
     def _withdraw(self, key: bytes, partition: int) -> None:
         """Send a lead no more: the person was erased while it was in hand, or waited."""
@@ -195,9 +212,9 @@ class RecordHandler:
         self._delivery.withdraw(lead_id)
         for topic in self._retry_topics:
             self._take_out((topic, partition), key)
-        self._take_out((WEBHOOK_REPLAYS, partition), self._tools.endpoint.key(lead_id))
+        self._take_out((WEBHOOK_REPLAYS, partition), self._endpoint.key(lead_id))
 
-    def _take_out(self, place: Place, key: bytes) -> None:
+    def _take_out(self, place: PartitionId, key: bytes) -> None:
         for queue in self._queues:
             if (waits := queue.cancel(place, key)) is not None:
                 self._group.finish(waits.ticket)
@@ -220,9 +237,15 @@ class RecordHandler:
         async with self._turn(partition, lead.id):
             if await self._history.was_delivered(lead.id, partition, record.partition):
                 return True
-            return await self._delivery.run(lead, record, ticket, case, _nothing_to_settle)
+            return await self._delivery.run(lead, record, ticket, case, _LeadOrigin(self, lead.id, record.partition))
 
-    async def _reached(self, lead_id: UUID, number: int) -> None:
+    async def settle(self, delayed: Delayed[Reference]) -> None:
+        """Write the tombstone of a reference, unless a newer record of its key waits. Raises DependencyDown."""
+        place, key = delayed.ticket.place, delayed.key
+        if not any(queue.holds(place, key) for queue in self._queues):
+            await self._attempts.tombstone(place, key)
+
+    async def settle_others(self, lead_id: UUID, number: int) -> None:
         """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
         partition, key = self._group.partition(number), str(lead_id).encode()
         if partition is not None:
@@ -230,7 +253,7 @@ class RecordHandler:
         for topic in self._retry_topics:
             for queue in (self.retries, self.put_off):
                 if (waits := queue.cancel((topic, number), key)) is not None:
-                    await self._tools.attempts.tombstone(waits.ticket.place, key)
+                    await self._attempts.tombstone(waits.ticket.place, key)
                     self._group.finish(waits.ticket)
 
     async def _decoded(self, record: Record) -> Event | None:
@@ -238,7 +261,7 @@ class RecordHandler:
         if record.value is None:
             return None
         try:
-            codec, prefix = self._tools.codec, record.value[: PREFIX.size]
+            codec, prefix = self._codec, record.value[: PREFIX.size]
             asking = self._asking.get(prefix)
             if asking is None and codec.is_cached(record.value):
                 event = codec.decode(record.topic, record.value)
@@ -250,16 +273,50 @@ class RecordHandler:
                     known = codec.is_cached(record.value)
                     decode = partial(codec.decode, record.topic, record.value)
                     event = decode() if known else await asyncio.to_thread(decode)
-            self._tools.parking.handled(DECODING, {record.topic: 1})
+            self._parking.handled(DECODING, {record.topic: 1})
             return event
         except Undecodable as error:
-            if not await self._tools.parking.allows(DECODING, record, "undecodable"):
+            if not await self._parking.allows(DECODING, record, "undecodable"):
                 raise DependencyDown(f"{record.topic} is stopped: too many records were parked") from error
-            await park(self._tools.publisher, self._tools.codec, self._name, record, "undecodable", str(error))
+            await park(self._publisher, self._codec, self._name, record, "undecodable", str(error))
             log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
                       offset=record.offset)  # fmt: skip
             return None
 
 
-async def _nothing_to_settle(_: Place | None) -> None:
-    """A lead that was read where it stands has no reference."""
+@dataclass(frozen=True, slots=True)
+class _LeadOrigin:
+    """A lead delivered from its own record, which has no reference to settle."""
+
+    handler: RecordHandler
+    lead_id: UUID
+    partition: int
+
+    async def ended(self) -> None:
+        await self.handler.settle_others(self.lead_id, self.partition)
+
+    async def withdrawn(self) -> None:
+        """Nothing: the tombstone that withdrew the lead is in the log."""
+
+    async def rescheduled(self, to: PartitionId) -> None:
+        """Nothing: the offset alone says that the lead's record is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReferenceOrigin:
+    """A lead delivered by a retry or replay record, which a tombstone settles."""
+
+    handler: RecordHandler
+    delayed: Delayed[Reference]
+    lead_partition: int
+
+    async def ended(self) -> None:
+        await self.handler.settle(self.delayed)
+        await self.handler.settle_others(self.delayed.what.event.lead_id, self.lead_partition)
+
+    async def withdrawn(self) -> None:
+        await self.handler.settle(self.delayed)
+
+    async def rescheduled(self, to: PartitionId) -> None:
+        if to != self.delayed.ticket.place:  # Else the new record replaces it by its key.
+            await self.handler.settle(self.delayed)

@@ -7,7 +7,7 @@ import email.utils
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
@@ -17,7 +17,7 @@ from nigredo.clock import utc_now
 from nigredo.endpoints.receiver_url import secrets_of
 from nigredo.networks import Network
 from schemas.events import Lead
-from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, REFUSED, RETRY
+from sinks.webhook.model import AttemptResult, Outcome
 from sinks.webhook.transport.connection import ANSWERING, CONNECTING, CURRENT, RESOLVING, Exchange, make_session
 from sinks.webhook.transport.failure import ADDRESS_REFUSED, describe
 from sinks.webhook.transport.request import body_of, headers_of
@@ -31,19 +31,6 @@ UNTIL_DEADLINE = {
     CONNECTING: "no connection",
     ANSWERING: "no whole answer",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptResult:
-    """What came of one attempt. `retry_after_s` is what the receiver asked for."""
-
-    outcome: str
-    sent_at: datetime
-    duration_ms: int
-    status_code: int | None
-    error_message: str | None
-    retry_after_s: float = 0.0
-    answer_excerpt: str | None = None
 
 
 class Answer:
@@ -132,11 +119,11 @@ class WebhookClient:
             # A receiver may answer anything; not all of it is an error that the client has a name for.
             failed = describe(failure)
         status = exchange.status
-        outcome = BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
-        error = None if outcome == DELIVERED else failed if status is None else f"HTTP {status}"
-        if failed is not None and status is not None and outcome != DELIVERED:
+        outcome = Outcome.BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
+        error = None if outcome == Outcome.DELIVERED else failed if status is None else f"HTTP {status}"
+        if failed is not None and status is not None and outcome != Outcome.DELIVERED:
             # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
-            outcome, status, error = RETRY, None, f"{failed} (after HTTP {status})"
+            outcome, status, error = Outcome.RETRY, None, f"{failed} (after HTTP {status})"
         duration_ms = round((time.perf_counter() - began) * 1000)
         return AttemptResult(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
 
@@ -154,11 +141,11 @@ class WebhookClient:
         await self._transport.aclose()
 
 
-def _outcome(status: int | None) -> str:
+def _outcome(status: int | None) -> Outcome:
     if status is not None and 200 <= status < 300:
-        return DELIVERED
+        return Outcome.DELIVERED
     # Redirects too: following one would send a person's data where nobody agreed to.
-    return REFUSED if status is not None and 300 <= status < 500 and status not in RETRYABLE else RETRY
+    return Outcome.REFUSED if status is not None and 300 <= status < 500 and status not in RETRYABLE else Outcome.RETRY
 
 
 def _retry_after_s(header: str | None, now: datetime) -> float:

@@ -11,7 +11,8 @@ from nigredo.clock import utc_now
 from nigredo.endpoints.endpoint import Endpoint
 from nigredo.endpoints.secrets import active, read_secrets
 from nigredo.settings import Settings
-from sinks.webhook.transport.client import AttemptResult, WebhookClient
+from sinks.webhook.model import AttemptResult
+from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.request import signed
 
 PROBE_HEADER = "x-nigredo-probe"

@@ -32,7 +32,7 @@ from nigredo.observability.labels import ENDPOINTS_MAX, ROUTES
 from nigredo.postgres.pool import Pool, count_failure
 from nigredo.settings import Settings
 from sinks.webhook.instrumentation import reason_of
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.model import AttemptResult
 
 Told = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -14,10 +14,10 @@ from nigredo.kafka.record import Record
 from nigredo.observability.health import Health
 from schemas.events import WebhookRetry
 from schemas.topics import LEADS, retry_topic
-from sinks.webhook.consumer.offsets import Ticket
 from sinks.webhook.dispatch.delay_queue import Delayed
 from sinks.webhook.dispatch.record_handler import RecordHandler, Reference
 from sinks.webhook.loop import RETRIES_MAX, ConsumeLoop
+from sinks.webhook.model import Ticket
 
 TOPIC = retry_topic("fibonacci", "1m")
 NOW = utc_now()
@@ -42,14 +42,8 @@ class FakeGroup:
         return {}
 
 
-class FakeTools:
-    """As much of the tools as notes need."""
-
-    def __init__(self) -> None:
-        self.endpoint = SimpleNamespace(name="fibonacci")
-        self.codec = SimpleNamespace(is_cached=lambda _: True, decode=lambda _, value: pickle.loads(value))
-        self.attempts = self
-        self.parking = Parking(Bounds(in_a_row_max=3, share_max=1.0), Health("sink"), lambda _: Before())
+class FakeAttempts:
+    """An attempt log in which no reference is settled."""
 
     async def settled_after(self, _: Any) -> dict[Any, int]:
         return {}
@@ -73,7 +67,21 @@ async def note(handling: RecordHandler, offset: int, lead_id: UUID, *, replay: b
 
 
 def handling_of(group: FakeGroup) -> RecordHandler:
-    return RecordHandler(cast(Any, FakeTools()), cast(Any, group), "sink")
+    made: Any = RecordHandler
+    return cast(
+        RecordHandler,
+        made(
+            "sink",
+            SimpleNamespace(name="fibonacci"),
+            group,
+            SimpleNamespace(ours=group.holds),
+            FakeAttempts(),
+            leads=None,
+            codec=SimpleNamespace(is_cached=lambda _: True, decode=lambda _, value: pickle.loads(value)),
+            publisher=None,
+            parking=Parking(Bounds(in_a_row_max=3, share_max=1.0), Health("sink"), lambda _: Before()),
+        ),
+    )
 
 
 def test_replays_that_were_put_off_do_not_hold_up_a_live_leads_retry() -> None:
@@ -125,7 +133,7 @@ def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_w
             return value[-1]
 
         handling = handling_of(FakeGroup())
-        cast(Any, handling)._tools.codec = SimpleNamespace(is_cached=lambda _: known.is_set(), decode=decode)
+        cast(Any, handling)._codec = SimpleNamespace(is_cached=lambda _: known.is_set(), decode=decode)
 
         async def lead(number: int) -> None:
             value = bytes([0, 0, 0, 0, 7, number])

@@ -22,8 +22,8 @@ from schemas.topics import LEADS
 from sinks.webhook.consumer import group_consumer as group_module
 from sinks.webhook.consumer import log_comparison as proving
 from sinks.webhook.consumer.group_consumer import GroupConsumer
-from sinks.webhook.consumer.offsets import Place, Ticket
 from sinks.webhook.consumer.partitions import Room
+from sinks.webhook.model import PartitionId, Ticket
 
 NAME = "sender"
 DEADLINE_S = 30.0
@@ -64,7 +64,7 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
     assignments: list[int] = []
     read: set[tuple[int, int]] = set()
 
-    def changed(places: Sequence[Place]) -> None:
+    def changed(places: Sequence[PartitionId]) -> None:
         assignments.append(len(places))
         read.clear()  # It begins anew, where it was committed.
 
@@ -375,9 +375,9 @@ def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
         assert fields["since"].isdecimal()
 
 
-def compared(look: Callable[[str, int, int], LogNow], kept: Mapping[Place, Sequence[LogPosition]]) -> Comparison:
+def compared(look: Callable[[str, int, int], LogNow], kept: Mapping[PartitionId, Sequence[LogPosition]]) -> Comparison:
     """Compare as the real one does, with a log that is played."""
-    wrong, ends = dict[Place, LogPosition](), dict[Place, int]()
+    wrong, ends = dict[PartitionId, LogPosition](), dict[PartitionId, int]()
     for place, positions in kept.items():
         for position in positions:
             now = look(*place, position.asks_at)
@@ -428,7 +428,7 @@ def test_a_record_that_was_read_and_is_another_one_now_stops_its_partition_for_t
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
     monkeypatch.setattr(proving, "EVERY_S", 0.0)
     monkeypatch.setattr(log_trail, "BURST_S", 0.0)
-    marks: dict[Place, dict[int, Mark]] = {}
+    marks: dict[PartitionId, dict[int, Mark]] = {}
     set_back: list[bool] = []
 
     def look(topic: str, partition: int, asks_at: int) -> LogNow:

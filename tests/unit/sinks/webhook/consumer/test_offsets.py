@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nigredo.log_position import LogPosition, Mark
-from sinks.webhook.consumer.offsets import OffsetTracker, Place, Ticket, Watermark
+from sinks.webhook.consumer.offsets import OffsetTracker, Watermark
+from sinks.webhook.model import PartitionId, Ticket
 
 
 def record(offset: int) -> Mark:
@@ -66,22 +67,22 @@ class Sink(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.progress = OffsetTracker()
-        self.log: dict[Place, list[int]] = {place: [] for place in PLACES}
-        self.committed: dict[Place, LogPosition] = dict.fromkeys(PLACES, LogPosition(0, "id"))
-        self.read_up_to: dict[Place, int] = {}
-        self.done: set[tuple[Place, int]] = set()
+        self.log: dict[PartitionId, list[int]] = {place: [] for place in PLACES}
+        self.committed: dict[PartitionId, LogPosition] = dict.fromkeys(PLACES, LogPosition(0, "id"))
+        self.read_up_to: dict[PartitionId, int] = {}
+        self.done: set[tuple[PartitionId, int]] = set()
         self.in_hand: list[Ticket] = []
         self.stale: list[Ticket] = []
 
-    def _next(self, place: Place) -> int | None:
+    def _next(self, place: PartitionId) -> int | None:
         return next((offset for offset in self.log[place] if offset >= self.read_up_to[place]), None)
 
     @rule(place=st.sampled_from(PLACES), gap=st.integers(0, 3))
-    def append(self, place: Place, gap: int) -> None:
+    def append(self, place: PartitionId, gap: int) -> None:
         self.log[place].append((self.log[place][-1] + 1 if self.log[place] else 0) + gap)
 
     @rule(places=st.sets(st.sampled_from(PLACES)))
-    def assign(self, places: set[Place]) -> None:
+    def assign(self, places: set[PartitionId]) -> None:
         self.stale += self.in_hand
         self.in_hand = []
         self.read_up_to = {place: self.committed[place].next_offset for place in places}

@@ -9,9 +9,8 @@ from uuid import uuid4
 
 from sinks.webhook.delivery.admission import LIVE_FOR_S, AdmissionControl
 from sinks.webhook.delivery.breaker import OPEN_AFTER, Breaker
-from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, RETRY
 from sinks.webhook.delivery.token_bucket import TokenBucket
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.model import AttemptResult, Outcome
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -46,7 +45,7 @@ class Crowd:
         entered = await self.gate.acquire(lambda: name not in self.unwanted, fresh=fresh, behind=behind)
         (self.inside if entered else self.sent_away).append(name)
 
-    async def end(self, outcome: str = DELIVERED, *, behind: bool = False) -> None:
+    async def end(self, outcome: str = Outcome.DELIVERED, *, behind: bool = False) -> None:
         self.gate.told(uuid4(), AttemptResult(outcome, NOON, 1, None, None))
         self.gate.release(behind=behind)
         await self.settled()
@@ -205,7 +204,7 @@ def test_an_open_breaker_lets_one_probe_through_and_rather_the_newest_that_was_n
         crowd = Crowd(places=50)
         await crowd.come(*(f"lead {number}" for number in range(OPEN_AFTER)))
         for _ in range(OPEN_AFTER):
-            await crowd.end(RETRY)
+            await crowd.end(Outcome.RETRY)
         crowd.inside.clear()
         await crowd.come("tried", fresh=False)
         await crowd.come("fresh", "fresher")
@@ -214,7 +213,7 @@ def test_an_open_breaker_lets_one_probe_through_and_rather_the_newest_that_was_n
         crowd.gate.clear()
         await crowd.come("last")
         assert crowd.inside == ["last"]
-        await crowd.end(DELIVERED)
+        await crowd.end(Outcome.DELIVERED)
         return crowd
 
     crowd = asyncio.run(scenario())
@@ -226,7 +225,7 @@ def test_an_address_that_is_refused_opens_the_breaker_at_once() -> None:
     async def scenario() -> Crowd:
         crowd = Crowd(places=2)
         await crowd.come("a")
-        await crowd.end(BLOCKED)
+        await crowd.end(Outcome.BLOCKED)
         return crowd
 
     assert not asyncio.run(scenario()).gate.breaker.closed

@@ -17,9 +17,8 @@ from nigredo.endpoints.endpoint import Endpoint
 from nigredo.settings import Settings
 from schemas.events import Contact, DeliveryAttempt, Lead
 from sinks.webhook.delivery import attempt_log as module
-from sinks.webhook.delivery.attempt_log import AttemptLog, InFlightLead
-from sinks.webhook.delivery.retry_policy import DELIVERED
-from sinks.webhook.transport.client import AttemptResult
+from sinks.webhook.delivery.attempt_log import AttemptLog
+from sinks.webhook.model import AttemptResult, InFlightLead, Outcome
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in range(3))
@@ -90,12 +89,12 @@ def failing(*partitions: Sequence[DeliveryAttempt | None]) -> set[UUID] | None:
 
 def test_leads_that_failed_since_the_last_that_was_taken_are_failing_in_whatever_partition() -> None:
     assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, "retry", 2)]) == {A, B, C}
-    assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, DELIVERED, 2)]) == {B}
-    assert failing([made(A, "retry", 1), made(A, DELIVERED, 2)], []) == set()
+    assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, Outcome.DELIVERED, 2)]) == {B}
+    assert failing([made(A, "retry", 1), made(A, Outcome.DELIVERED, 2)], []) == set()
 
 
 def test_other_endpoints_and_what_cannot_be_read_say_nothing() -> None:
-    assert failing([None, made(A, "retry", 1), made(B, "retry", 2, "crm"), made(B, DELIVERED, 3, "crm")]) == {A}
+    assert failing([None, made(A, "retry", 1), made(B, "retry", 2, "crm"), made(B, Outcome.DELIVERED, 3, "crm")]) == {A}
 
 
 def test_an_endpoint_that_made_no_attempt_has_no_failing_leads() -> None:
@@ -104,7 +103,7 @@ def test_an_endpoint_that_made_no_attempt_has_no_failing_leads() -> None:
 
 def test_nothing_is_known_when_the_newest_attempts_are_all_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NEWEST_MAX", 2)
-    others = [made(B, DELIVERED, 3, "crm")] * 2
+    others = [made(B, Outcome.DELIVERED, 3, "crm")] * 2
 
     assert failing([made(A, "retry", 1), *others]) is None
     assert failing([made(A, "retry", 1), *others], [made(C, "retry", 2)]) == {C}
@@ -128,9 +127,9 @@ def test_an_attempt_is_on_record_whatever_its_log_line_does_and_without_the_url_
 
     with pytest.raises(BrokenPipeError):
         asyncio.run(
-            log.append(lead, InFlightLead(0, 0, NOON), AttemptResult(DELIVERED, NOON, 1, 200, None), dead=False)
+            log.append(lead, InFlightLead(0, 0, NOON), AttemptResult(Outcome.DELIVERED, NOON, 1, 200, None), dead=False)
         )
 
     (record,) = published.events
-    assert record.outcome == DELIVERED
+    assert record.outcome == Outcome.DELIVERED
     assert record.webhook_url == "https://x.example/hooks/***"

@@ -8,17 +8,8 @@ from hypothesis import strategies as st
 
 from nigredo.settings import Settings
 from schemas.topics import RETRY_DELAYS_S
-from sinks.webhook.delivery.retry_policy import (
-    BLOCKED,
-    DELIVERED,
-    JITTER,
-    REFUSED,
-    RETRY,
-    EndpointState,
-    RetryDecision,
-    decide_retry,
-    delay_for,
-)
+from sinks.webhook.delivery.retry_policy import JITTER, EndpointState, RetryDecision, decide_retry, delay_for
+from sinks.webhook.model import Outcome
 
 SCHEDULE_S = Settings.from_environment({}).webhook_retry_schedule
 DAY_S = 86_400.0
@@ -44,22 +35,22 @@ def decide(
 
 
 def test_delivered_is_done() -> None:
-    assert decide(DELIVERED) == RetryDecision(done=True)
+    assert decide(Outcome.DELIVERED) == RetryDecision(done=True)
 
 
 def test_a_lead_that_is_refused_alone_is_given_up_at_once() -> None:
-    assert decide(REFUSED) == RetryDecision(dead=True)
+    assert decide(Outcome.REFUSED) == RetryDecision(dead=True)
 
 
 def test_a_lead_that_is_refused_like_others_is_not() -> None:
     """A secret or a route gone wrong refuses all of them."""
-    decision = decide(REFUSED, endpoint=EndpointState(closed=True, others_fail=True, took_others=True))
+    decision = decide(Outcome.REFUSED, endpoint=EndpointState(closed=True, others_fail=True, took_others=True))
 
     assert not decision.dead
     assert decision.retry_in_s > 0
 
 
-@pytest.mark.parametrize("outcome", [REFUSED, RETRY, BLOCKED])
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.RETRY, Outcome.BLOCKED])
 def test_nothing_is_given_up_while_the_breaker_is_open(outcome: str) -> None:
     open_breaker = EndpointState(closed=False, others_fail=False, took_others=True)
 
@@ -68,27 +59,30 @@ def test_nothing_is_given_up_while_the_breaker_is_open(outcome: str) -> None:
 
 def test_a_failing_lead_is_tried_for_a_day_by_default() -> None:
     assert 0.9 * DAY_S < sum(SCHEDULE_S) < 1.1 * DAY_S
-    assert not decide(RETRY, number=len(SCHEDULE_S), failing_for_s=DAY_S).dead
-    assert decide(RETRY, number=len(SCHEDULE_S) + 1, failing_for_s=DAY_S).dead
+    assert not decide(Outcome.RETRY, number=len(SCHEDULE_S), failing_for_s=DAY_S).dead
+    assert decide(Outcome.RETRY, number=len(SCHEDULE_S) + 1, failing_for_s=DAY_S).dead
 
 
 def test_attempts_that_came_faster_than_the_schedule_do_not_shorten_it() -> None:
-    assert not decide(RETRY, number=1000, failing_for_s=3600).dead
+    assert not decide(Outcome.RETRY, number=1000, failing_for_s=3600).dead
 
 
 def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -> None:
     takes_nothing = EndpointState(closed=True, others_fail=True, took_others=False)
 
-    decision = decide(RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=takes_nothing)
+    decision = decide(Outcome.RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=takes_nothing)
 
     assert not decision.dead
     assert decision.retry_in_s > 3600
 
 
 @given(
-    st.sampled_from([RETRY, REFUSED, BLOCKED]), st.integers(1, 50), st.floats(0, 1e6), st.floats(0, DAY_S),
+    st.sampled_from([Outcome.RETRY, Outcome.REFUSED, Outcome.BLOCKED]),
+    st.integers(1, 50),
+    st.floats(0, 1e6),
+    st.floats(0, DAY_S),
     st.builds(EndpointState, st.booleans(), st.booleans(), st.booleans()),
-)  # fmt: skip
+)
 def test_no_attempt_comes_sooner_than_asked(
     outcome: str, number: int, failing_for_s: float, asked_s: float, endpoint: EndpointState
 ) -> None:
@@ -100,7 +94,7 @@ def test_no_attempt_comes_sooner_than_asked(
 
 @given(st.integers(1, len(SCHEDULE_S)))
 def test_waits_follow_the_schedule_with_jitter(number: int) -> None:
-    wait_s = decide(RETRY, number=number).retry_in_s
+    wait_s = decide(Outcome.RETRY, number=number).retry_in_s
 
     planned_s = SCHEDULE_S[number - 1]
     assert planned_s * (1 - JITTER) <= wait_s <= planned_s * (1 + JITTER)

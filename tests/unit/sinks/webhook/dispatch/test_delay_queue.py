@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinks.webhook.consumer.offsets import Ticket
 from sinks.webhook.dispatch.delay_queue import Delayed, DelayQueue
+from sinks.webhook.model import Ticket
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 PLACE = ("nigredo.webhook-retries.fibonacci.1m", 0)

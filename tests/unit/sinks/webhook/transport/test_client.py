@@ -12,14 +12,24 @@ from uuid import uuid4
 import pytest
 
 from schemas.events import Contact, Lead
-from sinks.webhook.delivery.retry_policy import BLOCKED, DELIVERED, REFUSED, RETRY
-from sinks.webhook.transport.client import ANSWER_MAX_BYTES, AttemptResult, WebhookClient, _retry_after_s
+from sinks.webhook.model import AttemptResult, Outcome
+from sinks.webhook.transport.client import ANSWER_MAX_BYTES, WebhookClient, _retry_after_s
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(
-    uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}),
-    NOON, NOON, False, 0, 0,
-)  # fmt: skip
+    uuid4(),
+    "192.0.2.1",
+    "192.0.2.1",
+    None,
+    None,
+    None,
+    Contact("Ana", "ana@example.com", "Oi", {}),
+    NOON,
+    NOON,
+    False,
+    0,
+    0,
+)
 KEYS = [b"k" * 32]
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -58,20 +68,33 @@ def saying(status: int, headers: str = "", body: bytes = b"") -> Answer:
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(200, DELIVERED), (204, DELIVERED), (299, DELIVERED), (301, REFUSED), (400, REFUSED), (401, REFUSED),
-     (404, REFUSED), (410, REFUSED), (408, RETRY), (425, RETRY), (429, RETRY), (500, RETRY), (503, RETRY)],
-)  # fmt: skip
+    [
+        (200, Outcome.DELIVERED),
+        (204, Outcome.DELIVERED),
+        (299, Outcome.DELIVERED),
+        (301, Outcome.REFUSED),
+        (400, Outcome.REFUSED),
+        (401, Outcome.REFUSED),
+        (404, Outcome.REFUSED),
+        (410, Outcome.REFUSED),
+        (408, Outcome.RETRY),
+        (425, Outcome.RETRY),
+        (429, Outcome.RETRY),
+        (500, Outcome.RETRY),
+        (503, Outcome.RETRY),
+    ],
+)
 def test_each_status_means_delivered_again_later_or_never(status: int, outcome: str) -> None:
     made = attempt(saying(status))
 
     assert (made.outcome, made.status_code) == (outcome, status)
-    assert made.error_message == (None if outcome == DELIVERED else f"HTTP {status}")
+    assert made.error_message == (None if outcome == Outcome.DELIVERED else f"HTTP {status}")
 
 
 def test_a_redirect_is_not_followed() -> None:
     made = attempt(saying(302, "Location: http://127.0.0.1:1/elsewhere\r\n"))
 
-    assert (made.outcome, made.status_code) == (REFUSED, 302)
+    assert (made.outcome, made.status_code) == (Outcome.REFUSED, 302)
 
 
 def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
@@ -89,7 +112,7 @@ def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
     began = time.monotonic()
     made = attempt(hang, timeout_s=0.3)
 
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     assert made.error_message is not None
     assert made.error_message.startswith("Connection timeout")
     assert time.monotonic() - began < 30
@@ -105,7 +128,7 @@ def test_a_receiver_that_drips_its_answer_is_given_up_at_the_deadline() -> None:
 
     made = attempt(drip, timeout_s=0.3)
 
-    assert made.outcome == RETRY
+    assert made.outcome == Outcome.RETRY
     assert made.duration_ms < 30_000
 
 
@@ -116,7 +139,7 @@ def test_an_endless_answer_is_cut_off_and_counts_by_its_status() -> None:
             writer.write(b"x" * ANSWER_MAX_BYTES)
             await writer.drain()
 
-    assert attempt(flood).outcome == DELIVERED
+    assert attempt(flood).outcome == Outcome.DELIVERED
 
 
 def test_a_lead_that_was_taken_is_taken_even_when_the_answer_never_ends() -> None:
@@ -126,7 +149,7 @@ def test_a_lead_that_was_taken_is_taken_even_when_the_answer_never_ends() -> Non
 
     made = attempt(half, timeout_s=1.5)
 
-    assert (made.outcome, made.status_code, made.error_message) == (DELIVERED, 200, None)
+    assert (made.outcome, made.status_code, made.error_message) == (Outcome.DELIVERED, 200, None)
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"\0" * 99, b"HTTP/1.1 200", b"HTTP/1.1 2000 OK\r\n\r\n"])
@@ -135,7 +158,7 @@ def test_an_answer_that_is_no_http_is_tried_again(answer: bytes) -> None:
         writer.write(answer)
         await writer.drain()
 
-    assert attempt(nonsense).outcome == RETRY
+    assert attempt(nonsense).outcome == Outcome.RETRY
 
 
 def test_a_connection_that_breaks_is_tried_again() -> None:
@@ -144,7 +167,7 @@ def test_a_connection_that_breaks_is_tried_again() -> None:
 
     made = attempt(slam)
 
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
 
 
 def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> None:
@@ -157,16 +180,20 @@ def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> N
 
     made = asyncio.run(scenario())
 
-    assert made.outcome == RETRY
+    assert made.outcome == Outcome.RETRY
     assert made.error_message is not None
     assert "ECONNREFUSED" in made.error_message
 
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:{port}/hook", "http://localhost:{port}/hook", "http://[::1]:{port}/hook",
-     "http://[::ffff:127.0.0.1]:{port}/hook"],
-)  # fmt: skip
+    [
+        "http://127.0.0.1:{port}/hook",
+        "http://localhost:{port}/hook",
+        "http://[::1]:{port}/hook",
+        "http://[::ffff:127.0.0.1]:{port}/hook",
+    ],
+)
 def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
     """Literals too, and names however they resolve: the address is judged when it is connected to."""
     connected = []
@@ -182,7 +209,7 @@ def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
 
     made = asyncio.run(scenario())
 
-    assert (made.outcome, made.status_code) == (BLOCKED, None)
+    assert (made.outcome, made.status_code) == (Outcome.BLOCKED, None)
     assert made.error_message is not None
     assert "WEBHOOK_ALLOWED_NETWORKS" in made.error_message
     assert connected == []
@@ -209,7 +236,7 @@ def test_the_connection_is_used_again() -> None:
             await deliverer.close()
             server.close()
 
-    assert [made.outcome for made in asyncio.run(scenario())] == [DELIVERED] * 3
+    assert [made.outcome for made in asyncio.run(scenario())] == [Outcome.DELIVERED] * 3
     assert len(connections) == 1
 
 

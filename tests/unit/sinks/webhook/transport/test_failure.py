@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from nigredo.clock import utc_now
-from sinks.webhook.delivery.retry_policy import RETRY
 from sinks.webhook.instrumentation import reason_of
-from sinks.webhook.transport.client import AttemptResult, WebhookClient
+from sinks.webhook.model import AttemptResult, Outcome
+from sinks.webhook.transport.client import WebhookClient
 
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 DAY = timedelta(days=1)
@@ -159,7 +159,7 @@ def test_a_certificate_that_is_not_accepted_is_told_as_such(
     if says is None:
         assert made.status_code == 200
         return
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     assert (made.error_message or "").startswith(says)
     assert reason_of(made) == "connect"
 
@@ -298,5 +298,5 @@ def test_the_deadline_says_what_was_waited_for() -> None:
 def test_a_url_that_cannot_be_used_is_told_as_such() -> None:
     made = run(lambda: send(f"http://{'a' * 64}.example/hook"))
 
-    assert made.outcome == RETRY
+    assert made.outcome == Outcome.RETRY
     assert made.error_message in ("the receiver's URL cannot be used", "ENOTFOUND: the receiver's name is not known")

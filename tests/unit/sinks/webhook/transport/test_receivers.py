@@ -20,15 +20,25 @@ import pytest
 import uvloop
 
 from schemas.events import Contact, Lead
-from sinks.webhook.delivery.retry_policy import DELIVERED, REFUSED, RETRY
-from sinks.webhook.transport.client import AttemptResult, WebhookClient
+from sinks.webhook.model import AttemptResult, Outcome
+from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEAD = Lead(
-    uuid4(), "192.0.2.1", "192.0.2.1", None, None, None, Contact("Ana", "ana@example.com", "Oi", {}),
-    NOON, NOON, False, 0, 0,
-)  # fmt: skip
+    uuid4(),
+    "192.0.2.1",
+    "192.0.2.1",
+    None,
+    None,
+    None,
+    Contact("Ana", "ana@example.com", "Oi", {}),
+    NOON,
+    NOON,
+    False,
+    0,
+    0,
+)
 KEYS = [b"k" * 32]
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -104,8 +114,9 @@ def attempt(play: Play, timeout_s: float = DEADLINE_S) -> AttemptResult:
         pytest.param([STATUS + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"], id="two transfer encodings"),
         pytest.param([STATUS + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"], id="chunked not last"),
         pytest.param([STATUS + b"Transfer-Encoding: nonsense\r\n\r\nok"], id="an unknown transfer encoding"),
-        pytest.param([STATUS + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n"],
-                     id="two framings"),
+        pytest.param(
+            [STATUS + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n"], id="two framings"
+        ),
         pytest.param([STATUS + b"Content-Length: 9\r\n\r\nok"], id="a Content-Length too large"),
         pytest.param([STATUS + b"Content-Length: 1\r\n\r\nok"], id="a Content-Length too small"),
         pytest.param([STATUS + b"Content-Length: -1\r\n\r\nok"], id="a negative Content-Length"),
@@ -131,19 +142,23 @@ def attempt(play: Play, timeout_s: float = DEADLINE_S) -> AttemptResult:
         pytest.param([b"HTTP/1.1 204 No Content\r\nContent-Length: 8\r\n\r\nbut some"], id="204 with a length"),
         pytest.param([b"HTTP/1.1 204 No Content\r\n\r\n", b"late"], id="late bytes after 204"),
         pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n" + STATUS + b"Content-Length: 0\r\n\r\n"], id="100 first"),
-        pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n", STATUS, b"X-A: b\r\n", b"Content-Length: 0\r\n\r\n"],
-                     id="100 first, then piece by piece"),
-        pytest.param([b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" * 5 + STATUS + b"Content-Length: 0\r\n\r\n"],
-                     id="early hints"),
+        pytest.param(
+            [b"HTTP/1.1 100 Continue\r\n\r\n", STATUS, b"X-A: b\r\n", b"Content-Length: 0\r\n\r\n"],
+            id="100 first, then piece by piece",
+        ),
+        pytest.param(
+            [b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" * 5 + STATUS + b"Content-Length: 0\r\n\r\n"],
+            id="early hints",
+        ),
         pytest.param([bytes([byte]) for byte in b"HTTP/1.1 200 OK\r\n\r\n"], id="byte by byte"),
         pytest.param([b"HTTP/1.1 226 IM Used\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"], id="226 with a Location"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("then", ["close", "reset"])
 def test_a_lead_is_taken_once_the_status_line_says_so(packets: Sequence[bytes], then: str) -> None:
     made = attempt(saying(*packets, then=then))
 
-    assert (made.outcome, made.error_message) == (DELIVERED, None)
+    assert (made.outcome, made.error_message) == (Outcome.DELIVERED, None)
     assert made.status_code in (200, 204, 226)
     assert made.duration_ms < 1000 * DEADLINE_S / 2  # No place is held until the deadline.
 
@@ -152,14 +167,24 @@ def test_a_lead_is_taken_once_the_status_line_says_so(packets: Sequence[bytes], 
 def test_a_lead_is_taken_by_its_status_line_though_the_rest_does_not_come_in_time(packets: Sequence[bytes]) -> None:
     made = attempt(saying(*packets, then="hold"), timeout_s=1.5)
 
-    assert (made.outcome, made.status_code) == (DELIVERED, 200)
+    assert (made.outcome, made.status_code) == (Outcome.DELIVERED, 200)
 
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(101, RETRY), (199, RETRY), (304, REFUSED), (404, REFUSED), (418, REFUSED), (429, RETRY), (500, RETRY),
-     (511, RETRY), (600, RETRY), (999, RETRY)],
-)  # fmt: skip
+    [
+        (101, Outcome.RETRY),
+        (199, Outcome.RETRY),
+        (304, Outcome.REFUSED),
+        (404, Outcome.REFUSED),
+        (418, Outcome.REFUSED),
+        (429, Outcome.RETRY),
+        (500, Outcome.RETRY),
+        (511, Outcome.RETRY),
+        (600, Outcome.RETRY),
+        (999, Outcome.RETRY),
+    ],
+)
 def test_other_statuses_mean_what_they_mean_with_large_heads_too(status: int, outcome: str) -> None:
     head = b"HTTP/1.1 %d X\r\nX-Big: " % status + b"x" * 9000 + b"\r\nContent-Length: 0\r\n\r\n"
 
@@ -177,7 +202,7 @@ def test_other_statuses_mean_what_they_mean_with_large_heads_too(status: int, ou
 def test_a_lead_is_refused_for_good_by_a_whole_answer_alone(rest: bytes, says: str) -> None:
     made = attempt(saying(b"HTTP/1.1 404 Not Found\r\n" + rest))
 
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     assert made.error_message is not None
     assert made.error_message.startswith(says)
     assert made.error_message.endswith("(after HTTP 404)")
@@ -186,7 +211,7 @@ def test_a_lead_is_refused_for_good_by_a_whole_answer_alone(rest: bytes, says: s
 def test_a_wait_that_was_asked_for_holds_though_the_answer_breaks_off() -> None:
     made = attempt(saying(b"HTTP/1.1 503 Oh\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nok"))
 
-    assert (made.outcome, made.error_message) == (RETRY, "ECONNRESET: the answer broke off (after HTTP 503)")
+    assert (made.outcome, made.error_message) == (Outcome.RETRY, "ECONNRESET: the answer broke off (after HTTP 503)")
     assert made.retry_after_s == 7
 
 
@@ -227,7 +252,7 @@ def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadl
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         made, longest_s = runner.run(scenario())
 
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     # Processor time, which other processes do not take.
     assert longest_s < 0.5
 
@@ -235,7 +260,7 @@ def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadl
 def test_only_interim_answers_are_no_answer() -> None:
     made = attempt(saying(b"HTTP/1.1 102 Processing\r\n\r\n" * 3))
 
-    assert (made.outcome, made.status_code) == (RETRY, None)
+    assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     assert made.error_message == "ECONNRESET: the receiver closed the connection before it answered"
 
 
@@ -263,7 +288,7 @@ def test_a_connection_that_the_receiver_closes_as_it_is_used_again_is_no_failure
 
     made = asyncio.run(attempts(answering_once_a_connection(requests, how), number=3))
 
-    assert [each.outcome for each in made] == [DELIVERED] * 3
+    assert [each.outcome for each in made] == [Outcome.DELIVERED] * 3
     assert len(requests) == 3
 
 
@@ -276,7 +301,7 @@ def test_a_fresh_connection_that_breaks_is_a_failure_and_not_tried_again() -> No
 
     made = attempt(play)
 
-    assert made.outcome == RETRY
+    assert made.outcome == Outcome.RETRY
     assert len(connections) == 1
 
 
@@ -336,7 +361,7 @@ def test_an_answer_is_read_by_the_charset_it_declares() -> None:
 
     assert attempt(declared).answer_excerpt == "não, ***"
     for charset in ("nonsense", "base64", "utf-16", "punycode", '"', "\xff"):
-        assert attempt(body(b"no, Ana", f"Content-Type: text/plain; charset={charset}")).outcome == REFUSED
+        assert attempt(body(b"no, Ana", f"Content-Type: text/plain; charset={charset}")).outcome == Outcome.REFUSED
 
 
 @pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
@@ -350,7 +375,7 @@ def test_the_lead_is_recognised_in_a_charset_that_is_not_declared(charset: str) 
 def test_nothing_is_unpacked_and_what_is_packed_is_not_kept() -> None:
     made = attempt(body(gzip.compress(b"\0" * 10_000_000), "Content-Encoding: gzip"))
 
-    assert (made.outcome, made.answer_excerpt) == (REFUSED, None)
+    assert (made.outcome, made.answer_excerpt) == (Outcome.REFUSED, None)
 
 
 # --- servers that people use ----------------------------------------------------------------------------------------
@@ -391,7 +416,7 @@ def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
             await deliverer.close()
 
     with standard_library(protocol) as port:
-        assert [each.outcome for each in asyncio.run(scenario(port))] == [DELIVERED] * 4
+        assert [each.outcome for each in asyncio.run(scenario(port))] == [Outcome.DELIVERED] * 4
 
 
 @pytest.mark.parametrize("keep_alive", [0.0, 60.0])
@@ -420,7 +445,7 @@ def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
             await deliverer.close()
             await runner.cleanup()
 
-    assert [each.outcome for each in asyncio.run(scenario())] == [DELIVERED] * 4
+    assert [each.outcome for each in asyncio.run(scenario())] == [Outcome.DELIVERED] * 4
 
 
 # --- the status line by itself --------------------------------------------------------------------------------------
