@@ -1,4 +1,4 @@
-"""What became of deliveries, asked from outside: failed attempts and leads without a delivered one; blocking."""
+"""Delivery queries on PostgreSQL: failed attempts, and leads without a successful attempt; blocking."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ DELIVERED = """
 SELECT DISTINCT lead_id FROM nigredo.webhook_logs WHERE lead_id = ANY(%(ids)s) AND endpoint = %(endpoint)s AND success
 """
 ATTEMPTS_KEPT = timedelta(days=365)
-"""An older lead may have been delivered without anything left that says so."""
+"""Retention of attempts: an older lead may have been delivered without a trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed attempt, in the columns of the operations runbook."""
+    """A failed attempt, with the columns of the operations runbook."""
 
     id: UUID
     lead_id: UUID
@@ -71,7 +71,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """One lead that the endpoint does not have, with its last attempt, if there was one."""
+    """A lead that the endpoint does not have, with its last attempt; None in the attempt's fields without one."""
 
     lead_id: UUID
     taken_at: datetime
@@ -84,13 +84,13 @@ class Undelivered:
 
 
 def failures(settings: Settings, endpoint: str | None, since: datetime, limit: int) -> Sequence[Failure]:
-    """Return the newest failed attempts at one endpoint, or at all, newest first. Raises DependencyDown."""
+    """Return the newest failed attempts at an endpoint (None for all), newest first. Raises DependencyDown."""
     return _rows(settings, Failure, FAILURES, {"endpoint": endpoint, "since": since, "limit": limit})
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """When an endpoint began, and at which offset in each partition of the leads: those before it are not for it."""
+    """Time and offsets by partition at which an endpoint began; earlier leads are not sent to the endpoint."""
 
     at: datetime
     starts: Mapping[int, int]
@@ -104,16 +104,17 @@ class _Id:
 def undelivered(
     settings: Settings, endpoint: str, since: datetime, limit: int, beyond: UnloggedLeads, begun: Begun | None
 ) -> Sequence[Undelivered]:
-    """Return the leads without a delivered attempt at an endpoint, oldest first, by the tables and what is beyond them.
+    """Return the leads without a successful attempt at an endpoint, oldest first.
 
-    begun: None for an endpoint that every lead is for. Raises DependencyDown.
+    beyond: records that the log holds and the tables do not. begun: None for an endpoint that gets every lead.
+    Raises DependencyDown.
     """
     starts = {} if begun is None else begun.starts
     gone = {*beyond.delivered, *beyond.erased}
     values = {
         "endpoint": endpoint,
         "since": since,
-        # So many rows more may turn out to be delivered or erased.
+        # As many rows more may turn out to be delivered or erased by the log.
         "limit": limit + len(gone),
         "begun": None if begun is None else begun.at,
         "partitions": list(starts),
@@ -140,7 +141,7 @@ def undelivered(
 
 
 def _with_attempts(row: Undelivered, made: Sequence[DeliveryAttempt]) -> Undelivered:
-    """Add attempts that the table does not hold yet."""
+    """Return the row with the attempts that only the log holds counted in."""
     later = [attempt for attempt in made if row.last_sent_at is None or attempt.sent_at > row.last_sent_at]
     if not later:
         return row

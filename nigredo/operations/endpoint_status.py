@@ -1,4 +1,4 @@
-"""How delivery to one endpoint goes, seen from outside; blocking. What is well is decided here, and pure."""
+"""Delivery status of one endpoint: reads it from outside (blocking) and decides which problems need an operator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas.topics import DEAD_LETTERS, DELIVERIES, LEADS, SUBMISSIONS
 COMPONENT = "webhook"
 RECENTLY = timedelta(minutes=10)
 FAILED_SHARE_MAX = 0.1
-"""Together with `RECENTLY` the operations runbook's alarm: more than 10 % for 10 minutes."""
+"""With `RECENTLY`, the alarm of the operations runbook: more than 10 % failed for 10 minutes."""
 UNDELIVERED_MAX = timedelta(minutes=10)
 LISTENER_TIMEOUT_S = 2.0
 READ_DEADLINE_S = 10.0
@@ -34,7 +34,7 @@ READ_DEADLINE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Oldest:
-    """The lead that waits longest, and since when."""
+    """The lead that has been waiting longest, and the time since when."""
 
     lead_id: UUID
     since: datetime
@@ -42,7 +42,7 @@ class Oldest:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """What the endpoint's process says of itself; `breaker` and `paused` are None when it did not answer."""
+    """State that the endpoint's sender process reports; `breaker` and `paused` are None without an answer."""
 
     ready: bool
     waiting_for: str | None
@@ -52,36 +52,36 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """How it stands. Counts are of leads, but for the attempts."""
+    """Delivery status of an endpoint. All counts are of leads, except for `attempts` and `failed`."""
 
     enabled: bool
     sender: Sender
     lag: int
-    """Offsets between what is settled and the end of the log: at least as many as leads."""
+    """Offsets between the committed one and the end of the log: an upper bound of the leads in between."""
     oldest: Oldest | None
     attempts: int
     failed: int
     waiting: int
-    """In retry topics."""
+    """Leads with a scheduled retry."""
     replays: int
     dead: int
     parked: int
-    """Dead letters of the endpoint's sender and of the limiter: leads that the receiver does not get because of it."""
+    """Dead letters of the endpoint's sender and of the limiter: leads that the receiver lacks because of them."""
     unread: Sequence[int] = ()
-    """Partitions of the leads that no running sender reads, such as those that were added while it runs."""
+    """Partitions of the leads that no running sender reads, such as partitions added since the sender joined."""
     not_judged: str | None = None
-    """Why submissions become no leads, although the limiter may run."""
+    """Reason why the limiter does not judge submissions of some partition; None when it judges all."""
 
     @property
     def failed_share(self) -> float:
-        """Share of the recent attempts that failed; 0 without any."""
+        """Share of the recent attempts that failed, 0 to 1; 0 without attempts."""
         return self.failed / self.attempts if self.attempts else 0.0
 
     def problems(self, now: datetime) -> list[str]:
-        """Return what a person should see to; empty when all is well.
+        """Return the problems that need an operator; empty when there is none.
 
-        Dead leads are none: they are in the list until somebody sends them again, which may rightly be never. Parked
-        records are one until they are put back or discarded.
+        Dead leads are no problem, because an operator may rightly never replay them. Parked records are a problem
+        until they are retried or discarded.
         """
         found = []
         if not self.enabled:
@@ -98,7 +98,7 @@ class EndpointHealth:
         if self.failed_share > FAILED_SHARE_MAX:
             found.append(f"{self.failed_share:.0%} of the attempts failed")
         if self.oldest is not None and now - self.oldest.since > UNDELIVERED_MAX:
-            found.append(f"a lead waits since {self.oldest.since:%Y-%m-%d %H:%M:%S} UTC")
+            found.append(f"a lead has been waiting since {self.oldest.since:%Y-%m-%d %H:%M:%S} UTC")
         if self.parked:
             found.append(f"{counted(self.parked, 'record is', 'records are')} parked, see `nigredo dead-letters list`")
         return found
@@ -107,11 +107,10 @@ class EndpointHealth:
 def read_status(
     settings: Settings, endpoint: str, now: datetime, *, enabled: bool, listener: str | None
 ) -> EndpointHealth:
-    """Return how delivery to an endpoint goes.
+    """Return the delivery status of an endpoint.
 
-    enabled: whether it is, by settings and switches; a sender that is ready knows better.
-    listener: address of the sender's health listener, where that is known. Raises ConfigurationError for an endpoint
-    that was never begun, DependencyDown.
+    enabled: by settings and switches; the answer of a ready sender overrides it. listener: URL of the sender's health
+    listener, None when unknown. Raises DependencyDown, and ConfigurationError for an endpoint that never began.
     """
     reader = TopicReader(settings, COMPONENT)
     topics = WebhookTopics(settings, reader)
@@ -149,7 +148,7 @@ def read_status(
 
 
 def _not_judged(settings: Settings, reader: TopicReader) -> str | None:
-    """Return why the limiter does not go on in some partition, as its positions and the log tell."""
+    """Return why the limiter has stopped in some partition, by its positions and the log; None when all agree."""
     group = settings.function("rate-limiter")
     for number, position in reader.positions(group, SUBMISSIONS, reader.partitions(SUBMISSIONS)).items():
         asks_at = 0 if position is None else position.asks_at
@@ -177,15 +176,18 @@ def _outcomes(reader: TopicReader, topics: WebhookTopics, endpoint: str, since: 
 
 
 def ask_sender(listener: str | None, endpoint: str) -> Sender:
-    """Ask the health listener of an endpoint's sender; never raises."""
-    unknown = Sender(True, None, None)  # That is not wrong: it may listen where only its orchestrator asks.
+    """Return the state that the health listener of an endpoint's sender reports; never raises.
+
+    listener: URL, None when unknown. Without a listener of this endpoint the sender counts as ready.
+    """
+    unknown = Sender(True, None, None)  # No problem: the listener may be reachable for the orchestrator only.
     if listener is None:
         return unknown
     try:
         answer: Any = httpx.get(f"{listener}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False).json()
     except (httpx.HTTPError, json.JSONDecodeError):
-        return Sender(False, "its start: nothing answers for it", None)
+        return Sender(False, "its start: its health listener does not answer", None)
     if not isinstance(answer, dict) or answer.get("endpoint") != endpoint:
-        return unknown  # Another's listener: the endpoints' file was changed since, or both have the same settings.
+        return unknown  # Another sender's listener: the endpoints' file has changed, or both have the same settings.
     waiting_for, paused = answer.get("waiting_for"), answer.get("paused")
     return Sender(waiting_for is None, waiting_for, answer.get("breaker"), paused if isinstance(paused, bool) else None)

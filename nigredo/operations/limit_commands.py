@@ -1,7 +1,7 @@
-"""The rate limiter seen from outside: the windows it wrote, commands to it, and whether it has come to them.
+"""Limiter commands from outside: read its windows, send resets and releases, wait until they are processed; blocking.
 
-Blocking, for commands. A command is a record in `nigredo.submissions` under the client network's key, so that it takes
-effect between the submissions before it and those after it, for every reader of the log.
+A command is a record in `nigredo.submissions` under the client network's key, so that the command takes effect at the
+same point between submissions for every reader of the log.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LOOK_EVERY_S = 0.2
 
 
 class LimiterCommands:
-    """Gives the limiter commands. Every call may raise DependencyDown."""
+    """Client of the rate limiter. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, actor: str) -> None:
-        """actor: who gives them, for the audit."""
+        """actor: the operator, for the commands and the audit."""
         self.actor = actor
         self.reader = TopicReader(settings, "control")
         self._settings = settings
@@ -41,14 +41,14 @@ class LimiterCommands:
 
     @property
     def codec(self) -> Codec:
-        """What reads and writes the topics that commands are about."""
+        """Codec for submissions, windows, rejections and the audit; prepared on first use."""
         if self._codec is None:
             topics = [SUBMISSIONS, RATE_LIMITS, REJECTIONS, AUDIT]
             self._codec = asyncio.run(ready_codec(self._settings, topics, deadline_s=10.0))
         return self._codec
 
     def windows(self, wanted: Callable[[str], bool]) -> Mapping[str, RateLimitState]:
-        """Return the windows of the client networks that are wanted, as far as the limiter wrote them."""
+        """Return the newest windows that the limiter wrote, by client network; `wanted` selects the networks."""
         codec, found = self.codec, dict[str, RateLimitState]()
         partitions = self.reader.partitions(RATE_LIMITS)
         for message in self.reader.read_to_end(RATE_LIMITS, partitions, deadline_s=READ_DEADLINE_S):
@@ -63,20 +63,20 @@ class LimiterCommands:
             except Undecodable:
                 continue
             known = found.get(network)
-            # Whoever read further is right, whoever wrote last.
+            # The window with the highest input offset counts, not the one written last.
             if isinstance(state, RateLimitState) and (known is None or known.input_offset <= state.input_offset):
                 found[network] = state
         return found
 
     def reset(self, networks: Sequence[str]) -> list[AckedPosition]:
-        """Ask for client networks to be freed; done when Kafka has it, and its audit."""
+        """Request a reset of client networks; return once Kafka has acknowledged the commands and their audit."""
         resets = [LimitReset(network, self.actor, utc_now()) for network in networks]
         return self._publish(
             [(reset, AuditEntry(self.actor, "limit.reset", reset.client_network, {}, utc_now())) for reset in resets]
         )
 
     def release(self, releases: Sequence[RejectionRelease]) -> list[AckedPosition]:
-        """Ask for refused submissions to be put through; done when Kafka has it, and its audit."""
+        """Request the release of refused submissions; return once Kafka has acknowledged commands and audit."""
         return self._publish(
             [
                 (release, AuditEntry(self.actor, "rejection.release", str(release.lead_id), {}, utc_now()))
@@ -91,16 +91,16 @@ class LimiterCommands:
             config = producer_config(self._settings, self._name, delivery_timeout_s=DELIVERY_TIMEOUT_S)
             publisher, positions = Publisher(config, in_flight_max=2 * AT_ONCE), list[AckedPosition]()
             try:
-                for some in (commands[start : start + AT_ONCE] for start in range(0, len(commands), AT_ONCE)):
-                    sent, told = [], []
-                    for command, audit in some:
+                for batch in (commands[start : start + AT_ONCE] for start in range(0, len(commands), AT_ONCE)):
+                    sent, audited = [], []
+                    for command, audit in batch:
                         key, value = command.client_network.encode(), codec.encode(SUBMISSIONS, command)
                         headers = cloud_event(audit.action, uuid4(), self._name, audit.at)
                         sent.append(publisher.publish(SUBMISSIONS, key=key, value=value, headers=headers))
                         key, value = audit.subject.encode(), codec.encode(AUDIT, audit)
-                        told.append(publisher.publish(AUDIT, key=key, value=value))
+                        audited.append(publisher.publish(AUDIT, key=key, value=value))
                     positions += await asyncio.gather(*sent)
-                    await asyncio.gather(*told)
+                    await asyncio.gather(*audited)
                 return positions
             finally:
                 await publisher.close()
@@ -108,13 +108,13 @@ class LimiterCommands:
         return asyncio.run(publish())
 
     def _end(self, partition: int) -> int:
-        # What Kafka has stands below it, wherever that is.
+        # Used where the producer reports no offset: an acknowledged record lies below the end.
         return self.reader.watermarks(SUBMISSIONS, partition)[1]
 
     def wait_handled(self, positions: Sequence[AckedPosition], *, deadline_s: float) -> None:
-        """Wait until the limiter has committed past these records: by then what it made of them is in Kafka.
+        """Wait until the limiter has committed past these records, so that their results are in Kafka.
 
-        Raises DependencyDown past the deadline; the commands hold all the same, as soon as the limiter comes to them.
+        Raises DependencyDown past the deadline; the commands stay valid and take effect once the limiter reads them.
         """
         deadline, group = time.monotonic() + deadline_s, self._settings.function("rate-limiter")
         open_ends: dict[int, int] = {}
@@ -127,7 +127,7 @@ class LimiterCommands:
             if open_ends and time.monotonic() > deadline:
                 raise DependencyDown(
                     f"Kafka has the command, but the rate limiter did not come to it within {deadline_s:g} s: "
-                    "it will as soon as it runs"
+                    "the command takes effect as soon as the limiter runs"
                 )
             if open_ends:
                 time.sleep(LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""What the limit would say of submissions that nobody sent. Pure; by the limiter's own function."""
+"""Simulation of the rate limit for submissions that were not sent. Pure; by the limiter's own function."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ NOBODY = Contact("", "", "", {})
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What would happen."""
+    """Result of a simulation."""
 
     counted: int
-    """Acceptances that count already."""
+    """Acceptances already counted in the window."""
     verdicts: list[str]
-    """One for each submission: as the limiter's, or `blocked` or `maintenance`, which ingest answers before it."""
+    """Verdict on each submission: the limiter's, or `blocked` or `maintenance`, with which ingest refuses before it."""
     next_at: datetime | None
-    """From when one more after all of these would be accepted; None when no time can be told."""
+    """Time from which another submission would be accepted after these; None while ingest refuses all."""
 
 
 def simulated(
     state: RateLimitState | None, address: Address, network: str, count: int, control: Control, *, at: datetime
 ) -> Simulated:
-    """Judge `count` submissions of an address, all of them at one time.
+    """Judge `count` submissions of an address, all at the time `at`.
 
-    state: the window as the limiter last wrote it; None for a network it does not know.
+    state: the window that the limiter wrote last; None for a network without a window.
     """
     settings = control.settings
     form = Submission(
@@ -54,8 +54,8 @@ def simulated(
     first = judge(state, form, at=at, offset=offset)
     counted = len(first.state.accepted) - (first.outcome == ACCEPTED and not form.exempt)
     if control.blocked.cover(address) or settings.maintenance_mode:
-        why = BLOCKED if control.blocked.cover(address) else MAINTENANCE
-        return Simulated(counted, [why] * count, None)
+        verdict_at_ingest = BLOCKED if control.blocked.cover(address) else MAINTENANCE
+        return Simulated(counted, [verdict_at_ingest] * count, None)
     verdicts = []
     for step in range(count):
         verdict = judge(state, _another(form), at=at, offset=offset + step)

@@ -1,7 +1,7 @@
-"""The true offset reset of a group: its members leave, its offsets are set back, its members come back; blocking.
+"""Offset reset of a consumer group: its members leave, its offsets are set back, its members rejoin; blocking.
 
-Offsets of the sink are Kafka's; those of the persister stand in the database, beside the rows they belong to. Whatever
-fails in between, the members come back: what keeps them away has an end.
+Senders have their offsets in Kafka; the persister has its offsets in PostgreSQL, beside the rows they belong to. The
+members rejoin after any failure in between, because the entry that keeps them away expires.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ UPDATE nigredo.stream_offsets SET
     next_offset = CASE WHEN next_offset < %s THEN %s ELSE LEAST(next_offset, %s) END, last_offset = NULL
 WHERE topic_id = %s AND partition = %s
 """
-"""Forward only to the start of the log. Without the proof, as a group's offset that is set by hand: it is believed."""
+"""Sets an offset back, or forward to the start of the log only. The proof is removed, because a position without a
+proof is believed, like an offset that an operator set."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewindTarget:
-    """Where to go back to: exactly one of a time, offsets by topic and partition, or the earliest there is."""
+    """Target of a rewind: exactly one of a time, offsets by (topic, partition), or the start of the log."""
 
     at: datetime | None = None
     offsets: Mapping[tuple[str, int], int] | None = None
@@ -45,42 +46,40 @@ class RewindTarget:
 
 @dataclass(frozen=True, slots=True)
 class PartitionRewind:
-    """What a rewind does to one partition."""
+    """Rewind of one partition from the committed offset `stands_at` to the offset `goes_to`."""
 
     topic: str
     partition: int
     stands_at: int
     goes_to: int
     records: int
-    """How many come again, counted: compaction leaves fewer than the offsets say."""
+    """Records to be processed again, counted, because compaction leaves fewer than the offsets say."""
     gone: int
-    """Offsets that were asked for and that retention has deleted: nothing can bring them again."""
+    """Requested offsets that retention has deleted: no rewind can repeat them."""
 
 
 def goes_to(wanted: int, stands_at: int, low: int) -> tuple[int, int]:
-    """Return where a partition goes, and how many of the offsets before that are gone.
+    """Return a partition's target offset, and the number of requested offsets that retention has deleted.
 
-    Never before the log's start, and forward only to it: a group that stands before it can go nowhere else.
+    wanted: requested offset. stands_at: committed offset. low: start of the log. The target is never before the start
+    of the log, and beyond the committed offset only when that lies before the start.
     """
     target = min(wanted, stands_at)
     return max(target, low), max(0, low - target)
 
 
 class Offsets(Protocol):
-    """Where a group's offsets are kept."""
+    """Store of a group's offsets."""
 
     def standing(self) -> Mapping[tuple[str, int], int]:
-        """Return the next offset of each partition that has one. Raises DependencyDown."""
+        """Return the next offset of each (topic, partition) that has one. Raises DependencyDown."""
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Set these, none of them forward but over what is gone, while the group has no members.
-
-        Raises DependencyDown.
-        """
+        """Set offsets while the group has no members; forward only past deleted records. Raises DependencyDown."""
 
 
 class KafkaOffsets:
-    """Those of a group that delivers leads. Set without our metadata: then all is sent again (docs/adr/0008)."""
+    """Offsets of a sender's group, in Kafka. Set without metadata, so that all leads are sent again (docs/adr/0008)."""
 
     def __init__(self, settings: Settings, group: str) -> None:
         self._settings = settings
@@ -88,13 +87,13 @@ class KafkaOffsets:
         self._reader = TopicReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
-        """Return the committed offsets. Raises DependencyDown."""
+        """Return the group's committed offsets. Raises DependencyDown."""
         committed = self._reader.committed(self._group, LEADS, self._reader.partitions(LEADS))
         return {(LEADS, partition): offset for partition, offset in committed.items() if offset is not None}
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Commit them for the group. Raises DependencyDown."""
-        # Another rewind may have gone further back since the plan was made.
+        """Commit the offsets for the group, or its own where those are lower. Raises DependencyDown."""
+        # Another rewind may have set the group further back since the plan was made.
         standing, wanted = self.standing(), {}
         for (topic, partition), offset in offsets.items():
             stands_at, (low, _) = standing.get((topic, partition), offset), self._reader.watermarks(topic, partition)
@@ -103,9 +102,9 @@ class KafkaOffsets:
 
 
 class DatabaseOffsets:
-    """Those of the persister, in `nigredo.stream_offsets`, for the topics as they are now.
+    """Offsets of the persister, in `nigredo.stream_offsets`, for the present topics.
 
-    A row of another topic, or of a partition that its topic does not have, moves nothing and is left alone.
+    A row for another topic id, or for a partition that the topic does not have, is ignored.
     """
 
     def __init__(self, settings: Settings, topics: Collection[str] = STORED) -> None:
@@ -114,7 +113,7 @@ class DatabaseOffsets:
         self._reader = TopicReader(settings, COMPONENT)
 
     def standing(self) -> Mapping[tuple[str, int], int]:
-        """Return what is stored. Raises DependencyDown."""
+        """Return the stored next offsets. Raises DependencyDown."""
         found = self._query(STANDING, (self._topics,))
         ids = self._reader.topic_ids(sorted({topic for topic, _, _, _ in found}))
         known = {(topic, ids[topic], partition) for topic in ids for partition in self._reader.partitions(topic)}
@@ -122,12 +121,12 @@ class DatabaseOffsets:
                 if (topic, topic_id, partition) in known}  # fmt: skip
 
     def set_back(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Store them, all or none. Raises DependencyDown."""
+        """Store the offsets in one transaction. Raises DependencyDown."""
         topics = sorted({topic for topic, _ in offsets})
         ids = self._reader.topic_ids(topics)
-        if gone := [topic for topic in topics if topic not in ids]:
-            raise DependencyDown(f"there is no topic {gone[0]} any more")
-        starts = {place: self._reader.watermarks(*place)[0] for place in offsets}
+        if missing := [topic for topic in topics if topic not in ids]:
+            raise DependencyDown(f"there is no topic {missing[0]} any more")
+        starts = {(topic, partition): self._reader.watermarks(topic, partition)[0] for topic, partition in offsets}
         try:
             with self._connect() as connection, connection.transaction():
                 for (topic, partition), offset in sorted(offsets.items()):
@@ -153,7 +152,7 @@ class DatabaseOffsets:
 
 
 class Rewind:
-    """One group's reset. Every call may raise DependencyDown."""
+    """Offset reset of one group. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, group: str, offsets: Offsets, actor: str) -> None:
         self._settings = settings
@@ -163,17 +162,18 @@ class Rewind:
         self._actor = actor
 
     def plan(self, to: RewindTarget) -> list[PartitionRewind]:
-        """Return what each partition does. Raises ConfigurationError for a place that there is not."""
+        """Return the rewind of each partition. Raises ConfigurationError for an offset that cannot be set."""
         standing = self._offsets.standing()
         if not standing:
             raise ConfigurationError(f"group {self._group} has no offsets: it never began")
-        for place, offset in (to.offsets or {}).items():
-            if place not in standing:
-                raise ConfigurationError(f"group {self._group} does not read {place[0]} partition {place[1]}")
-            if offset > max(standing[place], self._reader.watermarks(*place)[0]):
+        for (topic, partition), offset in (to.offsets or {}).items():
+            at = standing.get((topic, partition))
+            if at is None:
+                raise ConfigurationError(f"group {self._group} does not read {topic} partition {partition}")
+            if offset > max(at, self._reader.watermarks(topic, partition)[0]):
                 raise ConfigurationError(
-                    f"{place[0]} partition {place[1]} stands at {standing[place]}: to go on to {offset} would skip "
-                    "records, and a rewind only goes back"
+                    f"{topic} partition {partition} is at {at}: a move forward to {offset} would skip records, and a "
+                    "rewind only moves back"
                 )
         return [self._step(topic, partition, at, to) for (topic, partition), at in sorted(standing.items())]
 
@@ -184,25 +184,28 @@ class Rewind:
         elif to.at is not None:
             wanted = self._reader.offset_at(topic, partition, to.at)
             if wanted == low > 0 and not self._begins_before(topic, partition, low, to.at):
-                wanted = 0  # As far back as anybody could say: what was there at that time is deleted.
+                wanted = 0  # Retention has deleted the records of that time, so all deleted offsets count as gone.
         else:
             wanted = (to.offsets or {}).get((topic, partition), stands_at)
         target, gone = goes_to(wanted, stands_at, low)
-        # A topic that was made anew, or restored, may end before the place where the group stands.
+        # A topic that was created again, or restored, may end before the group's committed offset.
         again = self._reader.between(topic, partition, target, min(stands_at, end))
         return PartitionRewind(topic, partition, stands_at, target, sum(1 for _ in again), gone)
 
     def _begins_before(self, topic: str, partition: int, low: int, at: datetime) -> bool:
-        """Say whether the first record that is left is not younger than `at`, so that nothing after it is missing."""
+        """Return whether the log's first record is not younger than `at`, so that no record since then is missing."""
         for message in self._reader.between(topic, partition, low, low + 1):
             return from_ms(max(0, message.timestamp()[1])) <= at
         return False
 
-    def do(self, steps: Sequence[PartitionRewind], tell: Callable[[str], None]) -> None:
-        """Set the offsets back. Raises DependencyDown; the members come back in any case."""
+    def do(self, steps: Sequence[PartitionRewind], report: Callable[[str], None]) -> None:
+        """Set the offsets back. Raises DependencyDown; the members rejoin in any case.
+
+        report: called with each step as a line for the operator.
+        """
         wanted = {(step.topic, step.partition): step.goes_to for step in steps if step.goes_to != step.stands_at}
         note = " ".join(f"{topic}:{partition}:{offset}" for (topic, partition), offset in wanted.items())
-        with drained(self._settings, self._group, self._actor, tell, note=note) as in_time:
+        with drained(self._settings, self._group, self._actor, report, note=note) as in_time:
             in_time()
             self._offsets.set_back(wanted)
-            tell("set the offsets back")
+            report("set the offsets back")

@@ -41,8 +41,8 @@ class WebhookTopics:
         if all(offset is None for offset in committed.values()):
             # Kafka deletes a group's offsets together with the topic.
             raise ConfigurationError(
-                f"group {group} has no offsets: endpoint {endpoint} was never begun, or lost them; look with"
-                f" nigredo recover --dry-run"
+                f"group {group} has no offsets: endpoint {endpoint} never began, or its offsets were lost; see "
+                "`nigredo recover --dry-run`"
             )
         return {partition: offset or 0 for partition, offset in committed.items()}
 
