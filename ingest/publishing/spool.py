@@ -1,8 +1,8 @@
-"""Submissions on disk while Kafka does not take them: a bounded queue in one SQLite file, each put fsynced.
+"""Spool: submissions on disk while Kafka does not accept them, a bounded queue in one SQLite file, each put fsynced.
 
-A file belongs to one process at a time by SQLite's own lock, which the kernel lets go when the process dies; so several
-workers share a folder, and whoever starts takes over what a worker left that is no more. Why SQLite, and why so:
-docs/adr/0012-a-spool-for-a-kafka-that-is-away.md.
+A file belongs to one process at a time by SQLite's own lock, which the kernel releases when the process dies. So
+several workers share a folder, and a worker that starts takes over the files of workers that ended. For the choice of
+SQLite see docs/adr/0012-a-spool-for-a-kafka-that-is-away.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ log = get_logger()
 
 FILES_MAX = 1000
 OVERHEAD_BYTES = 64
-"""What a row takes beside its record, about."""
+"""Approximate size of a row beside its record."""
 BATCH_MAX = 500
 BATCH_MAX_BYTES = 4 * 1024 * 1024
 SHRINK_ABOVE_PAGES = 256
 REFUSED_KEPT_S = 30 * 24 * 3600.0
-"""As long as every other refused submission: it is a person's data, and nobody may ever look."""
+"""The retention of every other refused submission: it is personal data, and an operator may never look at it."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
@@ -43,12 +43,12 @@ CREATE TABLE IF NOT EXISTS spool (
 
 
 class SpoolFull(DependencyDown):
-    """The spool has no room, or its disk does not: as if there were none, send it again later."""
+    """The spool or its disk is full, or the file cannot be written; the client is to retry later."""
 
 
 @immutable
 class Entry:
-    """A record on its way to the topic of submissions, as it was first made: it keeps its id and its times."""
+    """A record for the topic of submissions, as it was first made: a retry keeps its id and its times."""
 
     key: bytes
     value: bytes
@@ -56,23 +56,23 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """What it counts for in the spool's bound."""
+        """Size in bytes counted against INGEST_SPOOL_MAX_BYTES: key, value, headers and the row's overhead."""
         headers = sum(map(len, chain.from_iterable(self.headers)))
         return len(self.key) + len(self.value) + headers + OVERHEAD_BYTES
 
 
 class Spooled(NamedTuple):
-    """An entry in the spool, under the number it is removed by; numbers grow."""
+    """An entry in the spool and its number, which `remove` takes; numbers grow."""
 
     number: int
     entry: Entry
 
 
 class Spool:
-    """The queue of one worker. Belongs to the event loop it is opened in; the file is touched in one thread alone."""
+    """The queue of one worker. Belongs to the event loop it is opened in; the file is accessed in one thread only."""
 
     def __init__(self, folder: Path, max_bytes: int, *, largest_bytes: int = 0) -> None:
-        """largest_bytes: what one entry may take; only for `has_room`."""
+        """largest_bytes: the largest possible entry, for `has_room` only."""
         self._folder = folder
         self._largest_bytes = largest_bytes
         self._max_bytes = max_bytes
@@ -84,24 +84,27 @@ class Spool:
         self._oldest_at: float | None = None
         self._last = 0
         self.records = 0
-        """How many are on disk and wait for Kafka."""
+        """Entries on disk that wait for Kafka."""
         self.bytes = 0
-        """What they take, those that are being written, and those that were set aside."""
+        """Size in bytes of the entries on disk, of those being written, and of those in quarantine."""
         self.refused = 0
-        """How many were set aside: Kafka can never take them."""
+        """Entries in quarantine, which Kafka can never accept."""
 
     async def open(self) -> None:
-        """Take a file that nobody holds, and over into it whatever other files hold. Raises StartRefused."""
+        """Lock the first free file, and move the entries of all other free files into it.
+
+        Raises StartRefused when no file is free, or one cannot be used.
+        """
         await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mine: sqlite3.Connection | None = None
         for file in (self._folder / f"spool-{number}.sqlite" for number in range(FILES_MAX)):
-            # Past the first that is free, only files that exist are of interest.
+            # After the first free file only existing files matter: they may hold entries.
             if mine is not None and not file.exists():
                 continue
-            db = _claimed(file)
+            db = _open_locked(file)
             if db is None:
                 continue
             if mine is None:
@@ -119,33 +122,33 @@ class Spool:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits in it, nor is about to."""
+        """Whether no entry waits on disk or is being written."""
         return self.records == 0 and not self.writing
 
     @property
     def writing(self) -> bool:
-        """Whether something was put and is not on disk yet."""
+        """Whether an entry was put and is not on disk yet."""
         return bool(self._waiting) or self._writing_count > 0
 
     async def written(self) -> None:
-        """Wait until all that was put is on disk, or refused."""
+        """Wait until every entry that was put is on disk, or failed."""
         while self._writing is not None:
             await asyncio.wait({self._writing})
 
     @property
     def has_room(self) -> bool:
-        """Whether one more fits in, however large it is."""
+        """Whether one more entry of the largest size fits."""
         return self.bytes + self._largest_bytes <= self._max_bytes
 
     @property
     def oldest_age_s(self) -> float:
-        """For how long the oldest waits; 0 when none does."""
+        """Age of the oldest waiting entry in seconds; 0 when none waits."""
         return 0.0 if self._oldest_at is None else max(0.0, time.time() - self._oldest_at)
 
     def put(self, entry: Entry) -> asyncio.Future[int]:
         """Add an entry; the future resolves to its number once it is fsynced, and may fail with SpoolFull.
 
-        All that are put while others are written share the next fsync. Raises SpoolFull at once past the bound.
+        Entries that are put during a write share the next fsync. Raises SpoolFull at once past the bound.
         """
         if self.bytes + entry.size_bytes > self._max_bytes:
             raise SpoolFull("the spool is full")
@@ -165,7 +168,7 @@ class Spool:
                 try:
                     numbers = await loop.run_in_executor(self._thread, self._add, [entry for entry, _ in batch])
                 except Exception as error:
-                    # Whatever it is, somebody waits for each of these. SQLite's own words tell of no row.
+                    # Every exception, because a request waits for each future. SQLite's texts quote no row.
                     reason = str(error) if isinstance(error, sqlite3.Error) else None
                     log.error("the spool cannot be written", error=type(error).__name__, reason=reason)
                     self.bytes -= sum(entry.size_bytes for entry, _ in batch)
@@ -183,25 +186,25 @@ class Spool:
             self._writing = None
 
     async def first(self) -> Sequence[Spooled]:
-        """Return the oldest entries, in the order they were put, as many as go to Kafka at once."""
+        """Return the oldest entries in the order of `put`: up to BATCH_MAX, and about BATCH_MAX_BYTES."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._first)
 
     async def remove(self, numbers: Sequence[int]) -> None:
-        """Let go of entries that Kafka has: they are overwritten on disk."""
+        """Delete entries that Kafka acknowledged; they are overwritten on disk."""
         await self._change("DELETE FROM spool WHERE number = ? AND NOT refused", numbers, frees=True)
 
     async def quarantine(self, number: int) -> None:
-        """Keep an entry that Kafka can never take out of the way; for a while a person may look at it in the file."""
+        """Set an entry aside that Kafka can never accept; an operator may look at it in the file for 30 days."""
         now = "(julianday('now') - 2440587.5) * 86400.0"
         statement = f"UPDATE spool SET refused = 1, at = {now} WHERE number = ? AND NOT refused"  # noqa: S608 - constants
         changed = await self._change(statement, [number], frees=False)
         self.refused += changed
 
     async def delete_expired_refusals(self) -> None:
-        """Let go of what was set aside and is past its time; as the clean-up of refused submissions does."""
+        """Delete expired entries from quarantine, as the retention of refused submissions does in the database."""
         if self.refused:
-            gone, freed = await asyncio.get_running_loop().run_in_executor(self._thread, self._forget_refused)
-            self.refused -= gone
+            deleted, freed = await asyncio.get_running_loop().run_in_executor(self._thread, self._delete_expired)
+            self.refused -= deleted
             self.bytes -= freed
 
     async def _change(self, statement: str, numbers: Sequence[int], *, frees: bool) -> int:
@@ -213,13 +216,13 @@ class Spool:
         return changed
 
     async def close(self) -> None:
-        """Wait until what was put is written, and let go of the file. What is in it is there at the next start."""
+        """Wait until every entry is written, and release the file. Its entries are drained after the next start."""
         await self.written()
         with suppress(sqlite3.Error):
             await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
         self._thread.shutdown(wait=False)
 
-    # --- in the spool's thread ----------------------------------------------------------------------------------------
+    # --- called in the spool's thread ---------------------------------------------------------------------------------
 
     def _add(self, entries: Sequence[Entry]) -> Sequence[int]:
         now = time.time()
@@ -228,7 +231,7 @@ class Spool:
             self._db.executemany(
                 "INSERT INTO spool (number, at, bytes, key, value, headers) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
-        # Counted here and not asked of the file: a number is not used again, not even when the queue was empty.
+        # Counted here instead of in the file, so that a number is not reused even when the queue was empty.
         self._last += len(rows)
         if self._oldest_at is None:
             self._oldest_at = now
@@ -255,23 +258,24 @@ class Spool:
         row = self._db.execute("SELECT at FROM spool WHERE NOT refused ORDER BY number LIMIT 1").fetchone()
         self._oldest_at = None if row is None else row[0]
         if row is None:
-            self._tidy()
+            self._shrink()
         return changed, freed
 
-    def _forget_refused(self) -> tuple[int, int]:
-        past = (time.time() - REFUSED_KEPT_S,)
+    def _delete_expired(self) -> tuple[int, int]:
+        before = (time.time() - REFUSED_KEPT_S,)
         sizes = "SELECT count(*), coalesce(sum(bytes), 0) FROM spool WHERE refused AND at < ?"
-        ((records, freed),) = self._db.execute(sizes, past)
+        ((records, freed),) = self._db.execute(sizes, before)
         if records:
-            self._db.execute("DELETE FROM spool WHERE refused AND at < ?", past)
-            self._tidy()
-            log.warning("spooled submissions that Kafka refused are past their time and gone", records=records)
+            self._db.execute("DELETE FROM spool WHERE refused AND at < ?", before)
+            self._shrink()
+            log.warning("expired submissions deleted from the spool's quarantine", records=records)
         return records, freed
 
-    def _tidy(self) -> None:
-        """Give the disk back, and leave nothing of what was in the log of changes either; if it cannot be, next time.
+    def _shrink(self) -> None:
+        """Return free pages to the disk and empty the write-ahead log, so that no deleted data stays in it.
 
-        It needs room itself, and what was changed before it is changed.
+        A failure is only logged and retried after the next change: shrinking needs room on the disk itself, and the
+        change before it is committed.
         """
         try:
             ((pages,),) = self._db.execute("PRAGMA page_count")
@@ -279,19 +283,19 @@ class Spool:
                 self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
-            log.warning("the spool's file is not made smaller", error=str(error))
+            log.warning("spool file not shrunk", error=str(error))
 
 
-def _claimed(file: Path) -> sqlite3.Connection | None:
-    """Open a spool's file for this process alone; None when another holds it. Raises StartRefused."""
+def _open_locked(file: Path) -> sqlite3.Connection | None:
+    """Open and lock a spool's file; None when another process has it locked. Raises StartRefused."""
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     db = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        # One writer that holds the file for good: no shared memory, and its death frees it.
+        # One writer holds the lock until it ends: no shared memory, and the kernel releases the lock.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
-        # In the log of changes a commit is one fsync; FULL is what waits for it.
+        # With the write-ahead log a commit is one fsync; only FULL waits for it.
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON")
         db.execute("BEGIN EXCLUSIVE")
@@ -309,7 +313,7 @@ def _claimed(file: Path) -> sqlite3.Connection | None:
 
 
 def _take_over(mine: sqlite3.Connection, other: sqlite3.Connection) -> None:
-    """Append what another file holds to ours. A crash in between leaves it in both, and it is sent twice."""
+    """Move the entries of another file to ours. A crash in between leaves them in both, and they are sent twice."""
     columns = "at, bytes, key, value, headers, refused"
     ((records,),) = other.execute("SELECT count(*) FROM spool")
     if not records:
@@ -320,7 +324,7 @@ def _take_over(mine: sqlite3.Connection, other: sqlite3.Connection) -> None:
     with _transaction(other):
         other.execute("DELETE FROM spool")
     other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    log.info("took over a spool that nobody held", records=records)
+    log.info("abandoned spool file taken over", records=records)
 
 
 @contextmanager
@@ -330,7 +334,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        # After a full disk SQLite may have rolled back by itself.
+        # SQLite may have rolled back by itself, as after a full disk.
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise

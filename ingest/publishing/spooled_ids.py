@@ -1,7 +1,7 @@
-"""Ids of spooled submissions: a record that waited on disk for Kafka goes out under the ids of the cluster that came.
+"""Schema ids of spooled submissions: a record from the spool is published under the ids of the cluster that came back.
 
-Most often that is the cluster that went. One that was made anew may have other pins, and by them the number in the
-record would be another schema's.
+That is most often the same cluster. A cluster that was created anew may pin other ids, so that the id in the record
+would mean another schema.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ log = get_logger()
 
 
 class SpooledIds:
-    """The pins that spooled submissions are held against. Belongs to the event loop."""
+    """Renumbers spooled submissions by the cluster's schema pins. Belongs to the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._reader = TopicReader(settings, "create-lead")
-        # Any of them may have spooled it: a spool outlives a release.
+        # Every version, newest first, because a spool outlives a release.
         self._texts = files()[spec_of(SUBMISSIONS).schema][::-1]
         self._pins = Pins()
 
     async def refresh(self) -> int | None:
-        """Read the pins as they are; return the id under which new submissions are written. Raises DependencyDown."""
+        """Read the current pins; return the id for new submissions, None when none is pinned. Raises DependencyDown."""
         self._pins = await asyncio.to_thread(read_pins, self._reader)
         return self._pins.written_id(self._texts[0])
 
     def value(self, value: bytes) -> bytes:
-        """Return a record's value under an id that means its schema; as it is where no such id is found."""
+        """Return a record's value under the id pinned for its schema; unchanged where no pin fits."""
         _, schema_id = PREFIX.unpack_from(value)
         payload = value[PREFIX.size :]
         pin = self._pins.get(schema_id)
@@ -43,6 +43,6 @@ class SpooledIds:
         for text in self._texts:
             found = self._pins.written_id(text)
             if found is not None and fits(text, payload):
-                log.warning("a spooled submission goes out under another schema id", before=schema_id, now=found)
+                log.warning("spooled submission renumbered to another schema id", before=schema_id, now=found)
                 return PREFIX.pack(MAGIC, found) + payload
         return value

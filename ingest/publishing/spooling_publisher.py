@@ -1,9 +1,9 @@
-"""Where a submission goes: to Kafka, or while Kafka does not take it to the spool, and from there to Kafka in order.
+"""Spooling publisher: sends submissions to Kafka, or to the spool while Kafka is unavailable, and drains it in order.
 
-With a spool the producer never gives up. What Kafka did not acknowledge within a moment is spooled and answered, and
-stays on its way too: its late acknowledgement takes it out of the spool again, and is what tells that Kafka is back.
-So the same record is sent twice only where a crash lies between. As long as the spool holds anything that the producer
-was not given, whatever is new goes behind it; the producer keeps the order from there on.
+With a spool the producer never gives up. A record that Kafka did not acknowledge within PATIENCE_S is spooled, its
+request is answered, and the record stays in flight: its late acknowledgement deletes it from the spool and shows that
+Kafka is back. So a record is sent twice only after a crash in between. While the spool holds an entry that the producer
+has not received, new records queue behind it; the producer keeps the order from there on.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from schemas.topics import SUBMISSIONS
 log = get_logger()
 
 PATIENCE_S = 1.0
-"""A submission that Kafka does not acknowledge within this is spooled: many times what Kafka needs when it is well."""
+"""A submission not acknowledged within this time is spooled; a healthy Kafka needs a small fraction of it."""
 LOOK_EVERY_S = 0.1
-TELL_EVERY_S = 10.0
-FORGET_EVERY_S = 3600.0
+REPORT_EVERY_S = 10.0
+DELETE_EXPIRED_EVERY_S = 3600.0
 RECORD_MAX_BYTES = 1_000_000
-"""What the topic takes; librdkafka's own bound, and a little less than the broker's default."""
+"""The largest record the topic accepts: librdkafka's own bound, a little less than the broker's default."""
 LARGE_BYTES = RECORD_MAX_BYTES // 2
-"""Whose value is smaller needs no exact look: key and headers are some hundred bytes."""
+"""Records with a smaller value are not measured exactly, because key and headers are some hundred bytes."""
 
 Acknowledgement = AckedPosition | None
-"""Where Kafka has a record; None when the spool has it."""
+"""Position of a record in Kafka; None when it is durable in the spool."""
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A record that is on its way to Kafka."""
+    """A record in flight to Kafka, due for the spool at `due` (the event loop's clock, seconds)."""
 
     entry: Entry
     answer: asyncio.Future[Acknowledgement]
     due: float
     spooled: asyncio.Future[int] | None = None
-    """Its number in the spool, where it waits too."""
+    """Resolves to the number of its copy in the spool; None while there is no copy."""
 
 
 class SpoolingPublisher:
-    """Keeps submissions, in Kafka or in the spool. Belongs to an event loop; `run` drains the spool meanwhile."""
+    """Makes submissions durable, in Kafka or in the spool. Belongs to an event loop; `run` drains the spool."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class SpoolingPublisher:
         drained: Callable[[Entry, AckedPosition], None] = lambda *_: None,
         refit: Callable[[], Awaitable[Callable[[bytes], bytes]]] | None = None,
     ) -> None:
-        """drained: told where Kafka has what was answered before.
+        """drained: called with an entry of the spool and its position once Kafka acknowledged it.
 
-        refit: returns, whenever Kafka is there again, what makes the value to send of one that waited in the spool;
-        may raise DependencyDown.
+        refit: called whenever Kafka is back; returns the function that makes the value to send from a spooled value.
+        May raise DependencyDown.
         """
         self._publisher = publisher
         self._spool = spool
@@ -72,19 +72,21 @@ class SpoolingPublisher:
         # In the order of sending, so that the first is due first.
         self._sent: dict[asyncio.Future[AckedPosition], _Sent] = {}
         self._late: set[asyncio.Task[None]] = set()
-        self._look: asyncio.TimerHandle | None = None
+        self._overdue_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._behind = spool is not None and not spool.empty
-        self._alive = False
-        """Whether Kafka acknowledged the last that was heard of it."""
+        """Whether new records queue in the spool behind its entries."""
+        self._kafka_up = False
+        """Whether the latest result from Kafka was an acknowledgement."""
         self._held: list[tuple[Entry, asyncio.Future[Acknowledgement]]] | None = None
-        """What comes in while the rest of the spool is given to the producer: some milliseconds."""
+        """Records sent while the last entries of the spool are passed to the producer, for some milliseconds."""
 
     def send(self, entry: Entry) -> asyncio.Future[Acknowledgement]:
         """Return a future that resolves once the record is durable.
 
-        It fails with DependencyDown when neither Kafka nor the spool took it in time (Kafka may have it all the same)
-        and with RecordRefused when Kafka can never take it. Raises either at once where it is known at once.
+        The future fails with DependencyDown when neither Kafka nor the spool stored the record in time (the record may
+        be in Kafka all the same), and with RecordRefused when Kafka can never accept it. Raises either where this is
+        known at once.
         """
         if len(entry.value) > LARGE_BYTES and entry.size_bytes > RECORD_MAX_BYTES:
             raise RecordRefused("too_large", "the record is larger than the topic takes")
@@ -111,14 +113,14 @@ class SpoolingPublisher:
             return
         self._sent[acknowledged] = _Sent(entry, answer, self._loop.time() + PATIENCE_S)
         acknowledged.add_done_callback(self._acknowledged)
-        if self._look is None:
-            self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue)
+        if self._overdue_timer is None:
+            self._overdue_timer = self._loop.call_later(LOOK_EVERY_S, self._spool_overdue)
 
     def _publish(self, entry: Entry) -> asyncio.Future[AckedPosition]:
         return self._publisher.publish(SUBMISSIONS, key=entry.key, value=entry.value, headers=entry.headers)
 
     def _put(self, entry: Entry, answer: asyncio.Future[Acknowledgement]) -> asyncio.Future[int] | None:
-        """Spool a record; its answer follows."""
+        """Spool a record; `answer` resolves once it is on disk."""
         if self._spool is None:
             return None
 
@@ -141,21 +143,21 @@ class SpoolingPublisher:
         self._wake.set()
         return spooled
 
-    def _look_for_overdue(self) -> None:
-        """Spool all that is on its way as soon as the first of it is overdue: Kafka does not take them at present."""
+    def _spool_overdue(self) -> None:
+        """Spool all records in flight as soon as the first is overdue, because Kafka does not accept them now."""
         now = self._loop.time()
         on_time = [sent for sent in self._sent.values() if sent.spooled is None and not sent.answer.done()]
         if on_time and on_time[0].due <= now:
-            log.warning("Kafka does not acknowledge: submissions are spooled", records=len(on_time))
-            self._alive = False
+            log.warning("submissions not acknowledged by Kafka, spooling", records=len(on_time))
+            self._kafka_up = False
             for sent in on_time:
                 sent.spooled = self._put(sent.entry, sent.answer)
-        self._look = self._loop.call_later(LOOK_EVERY_S, self._look_for_overdue) if self._sent else None
+        self._overdue_timer = self._loop.call_later(LOOK_EVERY_S, self._spool_overdue) if self._sent else None
 
     def _acknowledged(self, future: asyncio.Future[AckedPosition]) -> None:
         sent = self._sent.pop(future)
         error = None if future.cancelled() else future.exception()
-        self._alive = error is None
+        self._kafka_up = error is None
         if sent.spooled is not None:
             if error is None and not future.cancelled():
                 self._late.add(task := asyncio.create_task(self._unspool(sent, sent.spooled, future.result())))
@@ -171,7 +173,7 @@ class SpoolingPublisher:
             sent.answer.set_exception(error)
 
     async def _unspool(self, sent: _Sent, spooled: asyncio.Future[int], position: AckedPosition) -> None:
-        """Kafka took what was spooled meanwhile: out of the spool with it."""
+        """Delete a record's copy from the spool, because Kafka acknowledged it late."""
         try:
             number = await spooled
         except DependencyDown:
@@ -181,49 +183,46 @@ class SpoolingPublisher:
         self._drained(sent.entry, position)
 
     async def run(self) -> None:
-        """Move what is in the spool to Kafka, in order, whenever there is something; until cancelled.
-
-        What Kafka refused for good is let go of when it is past its time.
-        """
+        """Drain the spool to Kafka in order whenever it holds entries, and delete expired refusals; until cancelled."""
         spool, backoff = self._spool, Backoff(longest_s=2.0)
         if spool is None:
             return
         self._wake.set()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(FORGET_EVERY_S):
+                async with asyncio.timeout(DELETE_EXPIRED_EVERY_S):
                     await self._wake.wait()
             self._wake.clear()
             try:
                 if self._refit is not None and not spool.empty:
-                    await self._settled(spool)
+                    await self._wait_in_flight(spool)
                     self._value = await self._refit()
                 while not spool.empty:
-                    await self._settled(spool)
-                    await self._keep_all(spool, await self._next(spool))
+                    await self._wait_in_flight(spool)
+                    await self._remove_acknowledged(spool, await self._publish_next(spool))
                 self._behind = not spool.empty
                 backoff.reset()
             except Exception as error:
-                # This task alone empties the spool: it does not end while the process lives.
+                # No other task drains the spool, so this one goes on while the process lives.
                 reason = str(error) if isinstance(error, DependencyDown) else type(error).__name__
-                log.warning("the spool is not drained yet", records=spool.records, reason=reason)
-                self._behind, self._alive = True, False
+                log.warning("spool not drained, retrying", records=spool.records, reason=reason)
+                self._behind, self._kafka_up = True, False
                 self._wake.set()
                 await asyncio.sleep(backoff.next_wait_s())
             else:
-                await _forget_refused(spool)
+                await _delete_expired(spool)
 
-    async def _settled(self, spool: Spool) -> None:
-        """Wait for what is in the spool and still on its way too: if Kafka takes it, it takes its row along."""
+    async def _wait_in_flight(self, spool: Spool) -> None:
+        """Wait for records in flight that also have a copy in the spool: an acknowledgement deletes the copy."""
         while waiting := {future for future, sent in self._sent.items() if sent.spooled is not None} | self._late:
-            await _some(waiting, spool)
+            await _wait_some(waiting, spool)
 
-    async def _next(self, spool: Spool) -> Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]:
-        """Give the next entries to the producer; the last of them only together with what comes in meanwhile.
+    async def _publish_next(self, spool: Spool) -> Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]:
+        """Publish the next entries of the spool; the last entries together with the records sent meanwhile.
 
-        Else those who send one after another would put one more behind each that is taken out, for ever.
+        Without the second rule a steady stream of records would add an entry for each that is drained, for ever.
         """
-        if not self._alive or spool.records > BATCH_MAX:
+        if not self._kafka_up or spool.records > BATCH_MAX:
             return self._publish_all(await spool.first())
         self._held = []
         sent: Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]] = ()
@@ -238,7 +237,7 @@ class SpoolingPublisher:
                 self._dispatch(entry, answer)
 
     def _publish_all(self, entries: Sequence[Spooled]) -> Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]:
-        """Publish entries, up to the first that the producer has no room for."""
+        """Publish entries up to the first that the full producer does not accept."""
         sent: list[tuple[Spooled, asyncio.Future[AckedPosition]]] = []
         for spooled in entries:
             try:
@@ -252,41 +251,43 @@ class SpoolingPublisher:
                 sent.append((spooled, refused))
         return sent
 
-    async def _keep_all(self, spool: Spool, sent: Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]) -> None:
-        """Take entries out of the spool as far as Kafka has them all. Raises DependencyDown at the first it has not."""
+    async def _remove_acknowledged(
+        self, spool: Spool, sent: Sequence[tuple[Spooled, asyncio.Future[AckedPosition]]]
+    ) -> None:
+        """Delete acknowledged entries from the spool, in order. Raises the first failure, such as DependencyDown."""
         if not sent:
-            # The producer has no room, or a row is being written.
+            # The producer is full, or a row is being written.
             await asyncio.sleep(LOOK_EVERY_S / 10)
         waiting: set[asyncio.Future[AckedPosition]] = {future for _, future in sent}
         while waiting:
-            waiting = await _some(waiting, spool)
-        kept: list[int] = []
+            waiting = await _wait_some(waiting, spool)
+        acknowledged: list[int] = []
         failure: BaseException | None = None
         for (spooled, future), error in zip(sent, [future.exception() for _, future in sent], strict=True):
             failure = error
             if isinstance(failure, RecordRefused):
                 failure = None
-                await self._set_aside(spool, spooled)
+                await self._quarantine(spool, spooled)
             elif failure is not None:
                 break
             else:
-                self._alive = True
-                kept.append(spooled.number)
+                self._kafka_up = True
+                acknowledged.append(spooled.number)
                 self._drained(spooled.entry, future.result())
-        if kept:
-            await spool.remove(kept)
+        if acknowledged:
+            await spool.remove(acknowledged)
         if failure is not None:
             raise failure
 
-    async def _set_aside(self, spool: Spool, spooled: Spooled) -> None:
+    async def _quarantine(self, spool: Spool, spooled: Spooled) -> None:
         lead_id = dict(spooled.entry.headers).get("ce_id", b"").decode()
-        log.error("Kafka refuses a spooled submission: it is set aside", lead_id=lead_id, number=spooled.number)
+        log.error("spooled submission refused by Kafka, quarantined", lead_id=lead_id, number=spooled.number)
         await spool.quarantine(spooled.number)
 
     async def close(self) -> None:
-        """Spool what is still on its way, so that the process may end; call after `run` was cancelled."""
-        if self._look is not None:
-            self._look.cancel()
+        """Spool the records in flight, so that the process can end; call after `run` was cancelled."""
+        if self._overdue_timer is not None:
+            self._overdue_timer.cancel()
         if self._spool is None:
             return
         if self._sent:
@@ -299,17 +300,17 @@ class SpoolingPublisher:
         await self._spool.close()
 
 
-async def _forget_refused(spool: Spool) -> None:
-    """Let go of what Kafka refused and is past its time; if the disk cannot, forms have nothing to do with that."""
+async def _delete_expired(spool: Spool) -> None:
+    """Delete expired refusals; a failure is only logged, because forms do not depend on it."""
     try:
         await spool.delete_expired_refusals()
     except Exception as error:
-        log.warning("what Kafka refused is still in the spool, past its time", reason=type(error).__name__)
+        log.warning("expired refusals not deleted from the spool", reason=type(error).__name__)
 
 
-async def _some(waiting: set[Any], spool: Spool) -> set[Any]:
-    """Wait until something of this is done, and tell now and then that nothing is; return what is not."""
-    done, left = await asyncio.wait(waiting, timeout=TELL_EVERY_S, return_when=asyncio.ALL_COMPLETED)
+async def _wait_some(waiting: set[Any], spool: Spool) -> set[Any]:
+    """Wait up to REPORT_EVERY_S for these futures, log when none is done by then, and return the pending ones."""
+    done, left = await asyncio.wait(waiting, timeout=REPORT_EVERY_S, return_when=asyncio.ALL_COMPLETED)
     if not done:
-        log.warning("Kafka does not acknowledge yet", spooled=spool.records)
+        log.warning("spooled submissions not acknowledged by Kafka, waiting", spooled=spool.records)
     return left

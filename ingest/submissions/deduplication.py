@@ -99,7 +99,7 @@ class Deduplication:
 
 
 def read_secret(file: Path) -> bytes:
-    """Return the secret that lead ids are derived from. Raises ConfigurationError when it is unreadable or too short."""
+    """Return the secret that lead ids are derived from. Raises ConfigurationError when unreadable or too short."""
     try:
         secret = file.read_bytes().strip()
     except OSError as error:

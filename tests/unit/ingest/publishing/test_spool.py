@@ -1,4 +1,4 @@
-"""The spool: what was put is there after a crash, in order, within its bound."""
+"""Spool: entries survive a crash, in order, within the bound."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ class SpoolMachine(RuleBasedStateMachine):
             at = data.draw(st.integers(0, len(self.expected) - 1))
             spooled = (await self.spool.first())[at]
             await self.spool.remove([spooled.number])
-            await self.spool.remove([spooled.number])  # Once more changes nothing.
+            await self.spool.remove([spooled.number])  # A second removal changes nothing.
             del self.expected[at]
 
         self.run(remove())
 
     @rule()
     def crash(self) -> None:
-        """What a killed process leaves: its files as they are, and no lock."""
+        """A killed process leaves its files as they are, and no lock."""
         left = self.homes[-1]
         self.homes.append(self.folder / str(len(self.homes)))
         shutil.copytree(left, self.homes[-1])
@@ -151,13 +151,13 @@ def test_a_file_belongs_to_one_at_a_time_and_what_nobody_holds_is_taken_over(tmp
         assert (await values(first), await values(second)) == ([b"first"], [b"second"])
         await second.close()
 
-        # The next one cannot have the first file, and takes the second with what is in it.
+        # The next spool finds the first file locked, and takes the second with its entries.
         third = await opened(tmp_path)
         assert await values(third) == [b"second"]
         await third.close()
         await first.close()
 
-        # Fewer workers than before: one takes all, and the other file is left empty.
+        # Fewer workers than before: one takes all entries, and the other file is left empty.
         alone = await opened(tmp_path)
         assert await values(alone) == [b"first", b"second"]
         assert alone.records == 2

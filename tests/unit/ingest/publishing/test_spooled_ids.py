@@ -1,4 +1,4 @@
-"""Spooled submissions and a cluster that was made anew while they waited."""
+"""Schema ids of spooled submissions after the cluster was created anew."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def under(pins: Pins) -> SpooledIds:
 @pytest.mark.parametrize("body", [payload(1, "LimitReset", RESET), payload(3, "RefusalCount", COUNT)])
 @pytest.mark.parametrize("before", [7, 8, 9])
 def test_a_record_goes_out_under_an_id_that_means_its_schema(body: bytes, before: int) -> None:
-    """Its old id is now another schema's, its own still, or nobody's."""
+    """Its old id is now pinned for another schema, still for its own, or not at all."""
     ids = under(Pins([Pin(7, "other", 1, OTHER), Pin(8, "submissions", 3, SUBMISSIONS[2])]))
 
     assert ids.value(PREFIX.pack(0, before) + body) == PREFIX.pack(0, 8) + body

@@ -1,4 +1,4 @@
-"""Kafka or the spool: which of them gets a submission, and when it is sent again."""
+"""Spooling publisher: whether Kafka or the spool gets a submission, and when it is sent again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEADLINE_S = 20
 
 
 class PlayedKafka:
-    """Acknowledges at once, or only when it is back; keeps the order, as an idempotent producer does."""
+    """A producer that acknowledges at once, or after an outage; keeps the order, as an idempotent producer does."""
 
     def __init__(self) -> None:
         self.away = False
@@ -63,19 +63,19 @@ def entry(number: int) -> Entry:
 
 async def eventually(look: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not look():  # noqa: ASYNC110 - what is looked for has no event
+        while not look():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
 
 
 def play(
     tmp_path: Path, story: Callable[[PlayedKafka, SpoolingPublisher, Spool], Awaitable[None]], max_bytes: int = 10**6
 ) -> None:
-    """Run a story with a running outlet."""
+    """Run a story with a publisher whose drain is running."""
 
     async def run() -> None:
         kafka, spool = PlayedKafka(), Spool(tmp_path, max_bytes)
         await spool.open()
-        outlet = SpoolingPublisher(kafka, spool)  # type: ignore[arg-type] # what of a publisher it uses
+        outlet = SpoolingPublisher(kafka, spool)  # type: ignore[arg-type] # the part of a publisher it uses
         draining = asyncio.create_task(outlet.run())
         try:
             await asyncio.wait_for(story(kafka, outlet, spool), DEADLINE_S)
@@ -105,7 +105,7 @@ def test_an_outage_keeps_the_order_and_sends_each_once(tmp_path: Path) -> None:
     async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
         await outlet.send(entry(0))
         kafka.away = True
-        # The first ones wait for Kafka and go to the spool together; what follows does not wait at all.
+        # The first three wait for Kafka and are spooled together; later records do not wait at all.
         assert await asyncio.gather(*(outlet.send(entry(n)) for n in (1, 2, 3))) == [None] * 3
         for number in range(4, 10):
             assert await asyncio.wait_for(outlet.send(entry(number)), 5) is None
@@ -196,7 +196,7 @@ def test_what_kafka_refuses_for_good_is_told_or_set_aside(tmp_path: Path) -> Non
 def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.publishing.spooling_publisher.DELETE_EXPIRED_EVERY_S", 0.02)
     monkeypatch.setattr("ingest.publishing.spool.REFUSED_KEPT_S", 2.0)
 
     async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
@@ -213,7 +213,7 @@ def test_what_kafka_refused_for_good_is_let_go_of_while_the_process_lives(
 def test_a_disk_that_cannot_let_go_of_that_is_nothing_to_forms_that_kafka_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.publishing.spooling_publisher.FORGET_EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.publishing.spooling_publisher.DELETE_EXPIRED_EVERY_S", 0.02)
     asked = []
 
     async def story(kafka: PlayedKafka, outlet: SpoolingPublisher, spool: Spool) -> None:
