@@ -1,4 +1,4 @@
-"""The process `nigredo-persister-{env}`."""
+"""Persister process, `nigredo-persister-{env}`: connects the persister to Kafka and runs it under a watchdog."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def _serve(settings: Settings) -> None:
     proof = LogProof(settings, COMPONENT)
     processor = StreamProcessor(app, reader, watch, proof, health, STORED, Persister(settings, health), parking)
     with (
-        _dead_letters_told(settings, health),
+        _dead_letters_reported(settings, health),
         Watchdog(settings, COMPONENT, health, STORED, processor, check=lambda: ping(settings)),
     ):
         run_app(app, settings, health, GroupDrain(settings, COMPONENT))
 
 
 @contextmanager
-def _dead_letters_told(settings: Settings, health: Health) -> Iterator[None]:
-    """Tell how many dead letters wait, of every function: also while the database is away."""
+def _dead_letters_reported(settings: Settings, health: Health) -> Iterator[None]:
+    """Report the waiting dead letters of every function in the health document, also while the database is down."""
     waiting = WaitingDeadLetters(Codec(PinnedSchemas(settings)))
     health.add_details(waiting.document)
     view = MaterializedView(settings, COMPONENT, DEAD_LETTERS, waiting)

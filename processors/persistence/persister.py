@@ -1,4 +1,4 @@
-"""The persister's work: a batch of records into the tables, with the offsets they came from."""
+"""Persister: stores each batch of records in the tables, together with the offsets of its records."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ log = get_logger()
 
 COMPONENT = "persister"
 POOL_MAX = 4
-"""One for the writing, one for a partition that is begun meanwhile, one for each of the chores."""
+"""Connections: one for writing, one for a partition that starts meanwhile, two for the maintenance jobs."""
 REGISTRY_DEADLINE_S = 10.0
-"""After it the process says what it waits for, and tries again."""
+"""Seconds to wait for the registry before the process reports it as missing and tries again."""
 IN_FLIGHT_MAX = 1000
 READ_DEADLINE_S = 10.0
 
 
 class Persister:
-    """Stores what the topics hold. The database says where each partition goes on, not the consumer group."""
+    """Batch handler that stores records. The database's offsets are the authority, not the consumer group's."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -57,10 +57,10 @@ class Persister:
         self._pool: Pool
         self._store: Store
         self._resets: ResetOutbox
-        self._chores: Jobs
+        self._jobs: Jobs
 
     async def open(self) -> None:
-        """Connect. Raises DependencyDown."""
+        """Connect to registry, Kafka and database, and start the maintenance jobs. Raises DependencyDown."""
         settings = self._settings
         self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT], deadline_s=REGISTRY_DEADLINE_S)
         config = producer_config(
@@ -72,13 +72,13 @@ class Persister:
         self._store = Store(self._pool)
         self._resets = ResetOutbox(settings, self._pool, self._codec, self._reachable)
         now = partial(earlier_now, self._pool, utc_now)
-        self._chores = Jobs(self._resets, RowRetention(self._pool), TopicRetention(settings, COMPONENT, now))
+        self._jobs = Jobs(self._resets, RowRetention(self._pool), TopicRetention(settings, COMPONENT, now))
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
-        """Return where the database says that the partition goes on, as far as the log bears it out.
+        """Return the position stored in the database, or the start of the log when the log contradicts it.
 
-        Writing is idempotent, so whatever was not read for certain is read (again) from the start of the log. Raises
-        PositionRefused for leads that are gone from the log unread.
+        Reading all of the log again is safe, because writing is idempotent. Raises PositionRefused when leads were
+        deleted from the log unread, DependencyDown.
         """
         topic_id = (await asyncio.to_thread(self._reader.topic_ids, [topic])).get(topic)
         if topic_id is None:
@@ -87,50 +87,53 @@ class Persister:
         asks_at = 0 if stored is None else stored.asks_at
         now = await asyncio.to_thread(self._reader.now, topic, partition, asks_at, deadline_s=READ_DEADLINE_S)
         if now.topic_id != topic_id:
-            raise DependencyDown(f"the topic {topic} is being made again")
+            raise DependencyDown(f"the topic {topic} is being recreated")
         start = self._start(topic, partition, stored, now)
         if start != stored:
-            stood_at = start.next_offset if stored is None else stored.next_offset
-            if not await self._store.begin(OffsetStep(topic, partition, stood_at, start)):
-                raise DependencyDown(f"the database moved {topic} partition {partition} on meanwhile")
+            expected = start.next_offset if stored is None else stored.next_offset
+            if not await self._store.begin(OffsetStep(topic, partition, expected, start)):
+                raise DependencyDown(f"the stored offset of {topic} partition {partition} changed meanwhile")
         self._topic_ids[topic] = topic_id
         self._stored[topic, partition] = start.next_offset
         return start
 
     def _start(self, topic: str, partition: int, stored: LogPosition | None, now: LogNow) -> LogPosition:
-        at, begun = {"topic": topic, "partition": partition}, LogPosition(now.start, now.topic_id)
+        at, log_start = {"topic": topic, "partition": partition}, LogPosition(now.start, now.topic_id)
         if stored is None:
             if now.end > now.start:
-                # The database was emptied or is new, or the topic was made again: only the log can tell what is in it.
-                log.warning("the database has no position here, so that all of the log is read", end=now.end, **at)
-            return begun
+                # The database is new or was emptied, or the topic was recreated; nothing shows what was stored before.
+                log.warning("no stored position, reading all of the log", end=now.end, **at)
+            return log_start
         finding = compare(stored, now)
         if finding.believed:
             return proven(stored, now)
-        said = refusal(self._settings.function(COMPONENT), topic, partition, stored, now, finding)
+        reason = refusal(self._settings.function(COMPONENT), topic, partition, stored, now, finding)
         if finding is Finding.TRIMMED and topic == LEADS:
-            raise PositionRefused(said)
+            raise PositionRefused(reason)
         if finding is Finding.TRIMMED:
-            # Rows live as long as their records: these would be gone by now.
+            # No loss, because rows expire with their records: the rows would be deleted by now.
             log.warning("records expired before they were stored", next=stored.next_offset, start=now.start, **at)
         else:
-            log.error("the log was set back, so that all of it is read again", error=said, **at)
-        return begun
+            log.error("log contradicts the stored position, reading all of it again", error=reason, **at)
+        return log_start
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
-        """Store a position that the log contradicts in the place of a later one. Raises DependencyDown."""
+        """Store a position that the log contradicts, replacing a later one. Raises DependencyDown."""
         await self._store.put_back(OffsetStep(topic, partition, position.next_offset, position))
 
     def revoked(self) -> None:
-        """Forget where the partitions stand: somebody else may move them on."""
+        """Drop the cached offsets of every partition, because another worker may move them on."""
         self._stored.clear()
 
     async def decode(self, record: Record) -> Event | None:
-        """Return a record's event. Raises RecordRefused, DependencyDown."""
+        """Return a record's event; None for a tombstone. Raises RecordRefused, DependencyDown."""
         return await decode(self._codec, record)
 
     async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
-        """Store a batch in one transaction. Raises Stale when the database does not stand where it began."""
+        """Store a batch and its offsets in one transaction.
+
+        Raises AssignmentLost when a stored offset is not the batch's first, RecordRefused, DependencyDown.
+        """
         last = {(record.topic, record.partition): record for record, _ in records}
         progress = [
             OffsetStep(topic, partition, self._stored[topic, partition], record.position(self._topic_ids[topic]))
@@ -140,18 +143,18 @@ class Persister:
         self._reachable.answered()
         if not still_ours():
             raise AssignmentLost
-        self._stored.update({place: record.next_offset for place, record in last.items()})
+        self._stored.update({topic_partition: record.next_offset for topic_partition, record in last.items()})
         now = utc_now()
         taken_at = [event.taken_at for _, event in records if isinstance(event, Lead)]
         metrics.END_TO_END.of("persisted").observe_all([(now - at).total_seconds() for at in taken_at])
 
     async def park(self, record: Record, reason: str, error: str) -> None:
-        """Put a record that can never be stored aside. Raises DependencyDown."""
+        """Dead-letter a record that can never be stored. Raises DependencyDown."""
         await park(self._publisher, self._codec, self._settings.function(COMPONENT), record, reason, error)
 
     async def close(self) -> None:
-        """Release the connections, within a few seconds."""
-        await self._chores.close()
+        """Stop the maintenance jobs and close the connections, within a few seconds."""
+        await self._jobs.close()
         await self._resets.close()
         await self._publisher.close()
         await self._pool.close(timeout=5.0)

@@ -1,12 +1,12 @@
--- Every statement of the persister. `:name` headings are how `store.py` finds them; `%(rows)s` is a JSON array, so
--- that a batch is one statement a table, whatever its size.
+-- Statements of the persister. `store.py` finds them by their `:name` headings; `%(rows)s` is a JSON array, so that a
+-- batch is one statement a table, whatever its size.
 
 -- :name read_position
 SELECT next_offset, last_offset, last_timestamp_ms, last_key_crc32 FROM nigredo.stream_offsets
 WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
 
 -- :name begin_position
--- The only statement that makes a row. Nothing comes back when the row is not what was read a moment ago.
+-- The only statement that inserts a position. Returns no row when the stored offset has changed since it was read.
 INSERT INTO nigredo.stream_offsets AS present
     (topic_id, partition, topic, next_offset, last_offset, last_timestamp_ms, last_key_crc32)
 VALUES (%(topic_id)s, %(partition)s, %(topic)s, %(next_offset)s, %(last_offset)s, %(last_ms)s, %(last_key)s)
@@ -23,8 +23,8 @@ UPDATE nigredo.stream_offsets SET
 WHERE topic_id = %(topic_id)s AND partition = %(partition)s;
 
 -- :name move_offset
--- The fence: no row comes back when another writer has moved the partition on, the database was put back in time, or it
--- was emptied, so that the partition must begin again.
+-- The fence: returns no row when another writer has moved the partition on, or the database was restored to an earlier
+-- state or emptied, so that the partition must start again.
 UPDATE nigredo.stream_offsets SET
     next_offset = %(next_offset)s, last_offset = %(last_offset)s, last_timestamp_ms = %(last_ms)s,
     last_key_crc32 = %(last_key)s
@@ -32,7 +32,7 @@ WHERE topic_id = %(topic_id)s AND partition = %(partition)s AND next_offset = %(
 RETURNING next_offset;
 
 -- :name insert_leads
--- A lead that is there stays as it is: its status belongs to whoever works on it.
+-- A stored lead stays as it is, because its status belongs to the people who work on it.
 INSERT INTO nigredo.leads
     (id, name, email, message, extra, source, form_id, ip_address, user_agent, created_at, lead_partition, lead_offset)
 SELECT id, name, email, message, extra, source, form_id, ip_address, user_agent, created_at, lead_partition, lead_offset
@@ -49,7 +49,7 @@ DELETE FROM nigredo.leads WHERE id = ANY(%(ids)s);
 DELETE FROM nigredo.form_submissions WHERE id = ANY(%(ids)s);
 
 -- :name upsert_form_submissions
--- A lead beats a rejection of the same id, whichever is read first.
+-- A lead replaces a rejection of the same id, whichever is read first.
 INSERT INTO nigredo.form_submissions AS present
     (id, lead_id, ip_address, user_agent, source, form_id, verdict, reason, submitted_at,
      submission_partition, submission_offset)
@@ -73,17 +73,17 @@ FROM jsonb_to_recordset(%(rows)s) AS row (
 ON CONFLICT (ip_address) DO UPDATE SET
     submission_count = excluded.submission_count, window_start = excluded.window_start,
     updated_at = excluded.updated_at, input_partition = excluded.input_partition, input_offset = excluded.input_offset
--- Later, though with a lower offset: the topic of the submissions was made again. A window's clock never runs backwards.
+-- A later window with a lower offset comes from a recreated submissions topic. A window's clock never runs backwards.
 WHERE present.input_partition <> excluded.input_partition OR present.input_offset < excluded.input_offset
     OR present.updated_at < excluded.updated_at;
 
 -- :name bookkeeping
--- What this transaction deletes frees nobody: it follows the stream, or tidies up. Without it a deleted row of
--- `rate_limits` is an operator's wish (migration 0003).
+-- Rows that this transaction deletes reset no limit, because it follows the stream or removes expired rows. Without
+-- this setting a deleted row of `rate_limits` is an operator's request to reset the limit (migration 0003).
 SELECT set_config('nigredo.bookkeeping', 'on', true);
 
 -- :name delete_rate_limits
--- A freed window that is written late never removes a newer one.
+-- An empty window that is written late never deletes a newer window's row.
 DELETE FROM nigredo.rate_limits AS present
 USING jsonb_to_recordset(%(rows)s) AS row (ip_address text, input_offset bigint)
 WHERE present.ip_address = row.ip_address AND present.input_offset <= row.input_offset;
@@ -101,14 +101,14 @@ FROM jsonb_to_recordset(%(rows)s) AS row (
 ON CONFLICT (id) DO NOTHING;
 
 -- :name take_resets
--- Locked until the transaction ends: several persisters share the work, and none waits for another.
+-- Rows stay locked until the transaction ends and are skipped by others, so that persisters share the work unblocked.
 SELECT id, ip_address, requested_by, requested_at FROM nigredo.rate_limit_resets
 ORDER BY id LIMIT %(count)s FOR UPDATE SKIP LOCKED;
 
 -- :name delete_resets
 DELETE FROM nigredo.rate_limit_resets WHERE id = ANY(%(ids)s);
 
--- The clean-up takes what is over, some rows at a time, and passes by what somebody else is writing.
+-- Row retention deletes expired rows, a limited number at a time, and skips rows that another transaction is writing.
 
 -- :name clean_rate_limits
 DELETE FROM nigredo.rate_limits WHERE ip_address IN (

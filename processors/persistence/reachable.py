@@ -1,4 +1,4 @@
-"""Readiness of an idle persister: whether its database answers, seen by the question that is asked anyway."""
+"""Database readiness of an idle persister, taken from the reset outbox's polling, so that no extra query is needed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from nigredo.observability.health import Health
 
 UNREADY_AFTER_S = 3.0
-"""One question that fails says nothing: connections are ended, and a fail-over takes a moment."""
+"""Seconds of failures before the process is unready; shorter ones come from terminated sessions and fail-overs."""
 DATABASE = "the database"
 
 
 class Reachable:
-    """Keeps the process unready while nothing but failures came from the database for some seconds."""
+    """Holds the process unready once every database query has failed for `UNREADY_AFTER_S`, until one is answered."""
 
     def __init__(self, health: Health, timer: Callable[[], float] = time.monotonic) -> None:
         self._health = health
@@ -21,12 +21,12 @@ class Reachable:
         self._failing_since: float | None = None
 
     def answered(self) -> None:
-        """Note that a question was answered, or a batch stored."""
+        """Record that a query was answered or a batch stored; the process may be ready again."""
         self._failing_since = None
         self._health.release(DATABASE)
 
     def failed(self, reason: str) -> None:
-        """Note that a question got no answer."""
+        """Record that a query failed; past `UNREADY_AFTER_S` the process is unready with this reason."""
         now = self._timer()
         if self._failing_since is None:
             self._failing_since = now

@@ -1,4 +1,4 @@
-"""Events to rows: which record becomes which rows of which table. Pure."""
+"""Rows of a batch: maps each record's event to the rows of its tables. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Rows:
-    """What one batch writes. Keyed by primary key: within a batch the later record of a key wins."""
+    """Rows that one batch writes, by primary key; within a batch the later record of a key wins.
+
+    erased: ids of leads to delete. freed: networks whose row is deleted, with the input offset of their empty window.
+    """
 
     leads: dict[UUID, Row] = field(default_factory=dict)
     erased: set[UUID] = field(default_factory=set)
@@ -28,7 +31,7 @@ class Rows:
 
 
 def rows_of(records: Sequence[Decoded]) -> Rows:
-    """Return the rows of a batch."""
+    """Return the rows of a batch; events without a table add none."""
     rows = Rows()
     for record, event in records:
         match event:
@@ -38,14 +41,14 @@ def rows_of(records: Sequence[Decoded]) -> Rows:
                 rows.form_submissions[event.id] = _submission(event, "released" if event.released else "accepted", None)
             case Rejection():
                 if rows.form_submissions.get(event.id, {}).get("verdict") not in ("accepted", "released"):
-                    waits = None if event.retry_at is None else f"retry at {event.retry_at.isoformat()}"
-                    rows.form_submissions[event.id] = _submission(event, event.reason, event.spam_sign or waits)
+                    retry = None if event.retry_at is None else f"retry at {event.retry_at.isoformat()}"
+                    rows.form_submissions[event.id] = _submission(event, event.reason, event.spam_sign or retry)
             case RateLimitState():
                 _count(rows, event, record)
             case DeliveryAttempt():
                 rows.webhook_logs[event.id] = _attempt(event)
             case None if record.topic == LEADS and record.key is not None:
-                # A tombstone of a lead is an erasure; a rebuild from the topic must not bring the person back.
+                # A lead's tombstone erases the person; a rebuild from the topic must not bring the rows back.
                 erased = UUID(record.key.decode())
                 rows.erased.add(erased)
                 rows.leads.pop(erased, None)
@@ -86,10 +89,10 @@ def _submission(event: Lead | Rejection, verdict: str, reason: str | None) -> Ro
 
 
 def _count(rows: Rows, state: RateLimitState, record: Record) -> None:
-    """Add the row of a window, or free the network when nothing counts in it any more."""
+    """Add the row of a window, or free the network when the window is empty; ignore a window older than the batch has."""
     network = state.client_network
-    known = rows.rate_limits.get(network, {}).get("input_offset", rows.freed.get(network, -1))
-    if known > state.input_offset:
+    latest = rows.rate_limits.get(network, {}).get("input_offset", rows.freed.get(network, -1))
+    if latest > state.input_offset:
         return
     if not state.accepted and not state.refused:
         rows.rate_limits.pop(network, None)
@@ -119,6 +122,6 @@ def _attempt(attempt: DeliveryAttempt) -> Row:
         "sent_at": attempt.sent_at.isoformat(),
         "duration_ms": attempt.duration_ms,
         "is_replay": attempt.replay,
-        # PostgreSQL's text takes every character but this one.
+        # PostgreSQL's text type accepts every character but NUL.
         "answer_excerpt": attempt.answer_excerpt and attempt.answer_excerpt.replace("\0", ""),
     }

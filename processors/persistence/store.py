@@ -1,4 +1,4 @@
-"""Rows and the offsets they came from, in one transaction; the database's offset is the authority on what is stored."""
+"""Store: writes rows and their records' offsets in one transaction, so that the stored offset shows what is stored."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from processors.engine.handler import AssignmentLost
 from processors.persistence.rows import Row, Rows
 
 DEADLINE_S = STATEMENT_TIMEOUT_S + 5.0
-"""The server's own timeout holds only while the server is there to keep it."""
+"""Client-side deadline in seconds, because the server's statement timeout does not apply while the server is down."""
 NEVER = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.StatementTooComplex,
 )
-"""What the same rows will always get: split the batch, and park the record that is alone to blame."""
+"""Errors that the same rows always cause: split the batch and park the record that causes the error on its own."""
 TRANSACTION_TRIES = 3
-"""A deadlock or a serialization failure is nobody's fault and passes; more of them in a row is something else."""
+"""Attempts at a transaction with a deadlock or serialization failure; more in a row count as an outage."""
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetStep:
-    """How far a batch moves one partition."""
+    """One partition's stored offset, moved from `expected_offset` to `position` by a batch."""
 
     topic: str
     partition: int
-    stood_at: int
+    expected_offset: int
     position: LogPosition
 
     @property
     def values(self) -> dict[str, Any]:
-        """The parameters of the statements that store it."""
+        """Parameters of the statements that store the position."""
         last = self.position.last
         return {
             "topic_id": self.position.topic_id,
             "partition": self.partition,
             "topic": self.topic,
-            "stood_at": self.stood_at,
+            "stood_at": self.expected_offset,
             "next_offset": self.position.next_offset,
             "last_offset": None if last is None else last.offset,
             "last_ms": None if last is None else last.timestamp_ms,
@@ -65,32 +65,32 @@ def load_queries() -> Mapping[str, bytes]:
 
 
 class Store:
-    """Writes batches. The pool must be open."""
+    """Stores batches and positions in PostgreSQL. The pool must be open."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._sql = load_queries()
 
     async def position(self, topic_id: str, partition: int) -> LogPosition | None:
-        """Return the position after what is stored; None for a partition never read. Raises DependencyDown."""
+        """Return the stored position, after the last stored record; None without one. Raises DependencyDown."""
         async with self._connection() as connection:
             values = {"topic_id": topic_id, "partition": partition}
             row = await (await connection.execute(self._sql["read_position"], values)).fetchone()
         if row is None:
             return None
         next_offset, last, timestamp_ms, key_crc32 = row
-        # The previous release's process leaves the proof of an earlier record, or of a later one after a rewind.
+        # A process of the previous release leaves an earlier record's proof, or a later one's after a rewind.
         mark = None if last is None or last >= next_offset else Mark(last, timestamp_ms, key_crc32)
         return LogPosition(next_offset, topic_id, mark)
 
     async def begin(self, progress: OffsetStep) -> bool:
-        """Store where a partition begins; False when its row is not as it stood. Raises DependencyDown."""
+        """Store a partition's start position; False when its stored offset has changed. Raises DependencyDown."""
         async with self._connection() as connection:
             cursor = await connection.execute(self._sql["begin_position"], progress.values)
             return await cursor.fetchone() is not None
 
     async def put_back(self, progress: OffsetStep) -> None:
-        """Store a position in the place of a later one. Raises DependencyDown."""
+        """Store a position, replacing a later one. Raises DependencyDown."""
         async with self._connection() as connection:
             await connection.execute(self._sql["put_back"], progress.values)
 
@@ -107,10 +107,10 @@ class Store:
             raise DependencyDown(describe(error, self._pool)) from error
 
     async def write(self, rows: Rows, progress: Sequence[OffsetStep]) -> None:
-        """Store a batch, all of it or nothing.
+        """Store a batch's rows and offsets, all or nothing.
 
-        Raises Stale when a partition does not stand where the batch began, RecordRefused when the database can never
-        take one of the rows, DependencyDown for everything that may pass.
+        Raises AssignmentLost when a partition's stored offset is not `expected_offset`, RecordRefused when the database
+        can never accept one of the rows, DependencyDown when a retry may succeed.
         """
         for attempt in range(1, TRANSACTION_TRIES + 1):
             try:
@@ -139,7 +139,9 @@ class Store:
     async def _move(self, connection: psycopg.AsyncConnection[Any], step: OffsetStep) -> None:
         cursor = await connection.execute(self._sql["move_offset"], step.values)
         if await cursor.fetchone() is None:
-            raise AssignmentLost(f"{step.topic} partition {step.partition} does not stand at {step.stood_at}")
+            raise AssignmentLost(
+                f"stored offset of {step.topic} partition {step.partition} is not {step.expected_offset}"
+            )
 
     async def _write(self, connection: psycopg.AsyncConnection[Any], rows: Rows) -> None:
         writes: list[tuple[str, Sequence[Row]]] = [
@@ -148,9 +150,9 @@ class Store:
             ("upsert_rate_limits", list(rows.rate_limits.values())),
             ("insert_webhook_logs", list(rows.webhook_logs.values())),
         ]
-        for name, many in writes:
-            if many:
-                await connection.execute(self._sql[name], {"rows": Jsonb(many)})
+        for name, table_rows in writes:
+            if table_rows:
+                await connection.execute(self._sql[name], {"rows": Jsonb(table_rows)})
         if rows.erased:
             await connection.execute(self._sql["delete_leads"], {"ids": list(rows.erased)})
             await connection.execute(self._sql["delete_form_submissions"], {"ids": list(rows.erased)})

@@ -1,4 +1,4 @@
-"""The time by which something is deleted: a clock that is far ahead would delete what is young."""
+"""Time for retention: the earlier of two clocks, because a clock far ahead would delete young records and rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from processors.persistence.store import DEADLINE_S
 log = get_logger()
 
 CLOCKS_DIFFER = timedelta(minutes=5)
+"""Difference between the two clocks past which an error is logged."""
 
 
 async def earlier_now(pool: Pool, clock: Clock) -> datetime:
     """Return the earlier of this machine's time and the database's. Raises DependencyDown.
 
-    Kafka tells a client no time of its own: the newest record may rightly be old. The database is a second witness.
+    The second clock is the database's, because Kafka gives clients no time: its newest record may rightly be old.
     """
     async with transaction(pool, deadline_s=DEADLINE_S) as connection:
         row = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
     ours = clock()
     theirs: datetime = row[0] if row else ours
     if abs(ours - theirs) > CLOCKS_DIFFER:
-        log.error("clocks differ: what is past its time is told by the earlier one",
+        log.error("clocks differ, retention uses the earlier time",
                   ours=ours.isoformat(), database=theirs.isoformat())  # fmt: skip
     return min(ours, theirs)

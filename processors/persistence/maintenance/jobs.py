@@ -1,4 +1,4 @@
-"""What the persister does beside storing: each in a task that no trouble ends, and that storing never waits for."""
+"""Maintenance jobs of the persister: each repeats in its own task, survives every error and never delays storing."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ log = get_logger()
 
 
 class Job(Protocol):
-    """Something that is done again and again."""
+    """A repeated job. `first_after_s`: seconds before its first run."""
 
     name: str
     first_after_s: float
 
     async def run(self) -> float:
-        """Do it once; return after how many seconds again. Raises DependencyDown for what may succeed later."""
+        """Run once; return the seconds until the next run. Raises DependencyDown when a retry may succeed."""
 
 
 class Jobs:
-    """Runs chores until closed. Made on the event loop they run in."""
+    """Runs jobs until closed. Must be created on the event loop that runs them."""
 
-    def __init__(self, *chores: Job) -> None:
-        self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in chores]
+    def __init__(self, *jobs: Job) -> None:
+        self._tasks = [asyncio.create_task(self._repeat(job), name=job.name) for job in jobs]
 
     async def close(self) -> None:
-        """End them where they wait; a transaction that is open is undone."""
+        """Cancel the jobs; an open transaction is rolled back."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @staticmethod
-    async def _repeat(chore: Job) -> None:
+    async def _repeat(job: Job) -> None:
         backoff = Backoff(longest_s=2.0)
-        wait_s = chore.first_after_s
+        wait_s = job.first_after_s
         while True:
             await asyncio.sleep(wait_s)
             try:
-                wait_s = await chore.run()
+                wait_s = await job.run()
                 backoff.reset()
             except Exception as error:
                 if backoff.failures == 0:
-                    # Once an outage. Another error's text may quote a row, so only its name is told.
+                    # Logged once an outage. Of other errors only the type, because their text may quote a row.
                     reason = str(error) if isinstance(error, DependencyDown) else type(error).__name__
-                    log.warning("a chore waits", chore=chore.name, error=reason)
+                    log.warning("maintenance job failed, retrying", chore=job.name, error=reason)
                 wait_s = backoff.next_wait_s()

@@ -1,4 +1,4 @@
-"""Deletes rows that are past their time, as their topics do; leads and accepted submissions stay."""
+"""Row retention: deletes expired rows, as their topics delete records; leads and accepted submissions stay."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ EVERY_S = 3600.0
 BATCH_MAX = 1000
 
 
-def _as_long_as(topic: str) -> timedelta:
+def _retention_of(topic: str) -> timedelta:
     return timedelta(milliseconds=int(TOPICS[topic].config["retention.ms"]))
 
 
-KEPT: Mapping[str, timedelta] = {
-    # A day, says the operations runbook: longer than any window, so that it decides nothing.
+RETENTION: Mapping[str, timedelta] = {
+    # The operations runbook asks for a day. No window is longer, so that deleted rows affect no verdict.
     "rate_limits": timedelta(hours=24),
-    "form_submissions": _as_long_as(REJECTIONS),
-    "webhook_logs": _as_long_as(DELIVERIES),
+    "form_submissions": _retention_of(REJECTIONS),
+    "webhook_logs": _retention_of(DELIVERIES),
 }
+"""Age by table past which a row is deleted."""
 
 
 class RowRetention:
-    """The chore that deletes, some rows a transaction, so that nobody waits long for a lock."""
+    """Maintenance job that deletes at most `BATCH_MAX` rows in a transaction, so that locks are held only briefly."""
 
     name = "clean-up"
 
@@ -40,18 +41,18 @@ class RowRetention:
         self._pool = pool
         self._clock = clock
         self._sql = load_queries()
-        # Not at once, and persisters that were started together not together.
+        # Delayed and jittered, so that persisters started together do not delete together.
         self.first_after_s = random.uniform(30.0, 90.0)  # noqa: S311 - jitter, not a secret
 
     async def run(self) -> float:
-        """Delete all that is past its time. Raises DependencyDown; what was deleted until then is."""
+        """Delete every expired row. Raises DependencyDown; transactions committed before stay deleted."""
         now = await earlier_now(self._pool, self._clock)
-        deleted = {table: await self._empty(table, {"before": now - kept}) for table, kept in KEPT.items()}
+        deleted = {table: await self._delete(table, {"before": now - age}) for table, age in RETENTION.items()}
         if any(deleted.values()):
-            log.info("rows past their time were deleted", **deleted)
+            log.info("expired rows deleted", **deleted)
         return random.uniform(0.9, 1.1) * EVERY_S  # noqa: S311 - jitter, not a secret
 
-    async def _empty(self, table: str, values: Mapping[str, object]) -> int:
+    async def _delete(self, table: str, values: Mapping[str, object]) -> int:
         deleted = 0
         while True:
             async with transaction(self._pool, deadline_s=DEADLINE_S) as connection:

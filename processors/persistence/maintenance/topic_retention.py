@@ -1,8 +1,8 @@
-"""Ends what compacted topics keep, record by record: Kafka deletes segments, and compaction makes one of old and new.
+"""Topic retention: deletes expired records of compacted topics, which Kafka itself would store for longer.
 
-A topic with the policy `compact,delete` is to keep nothing past its `retention.ms`. But Kafka deletes a segment once
-its newest record is that old, and its cleaner merges small segments on every round, up to `segment.bytes`: a record
-from long ago stays as long as something young is merged with it. So the start of each partition is moved.
+A topic with the policy `compact,delete` must store nothing past its `retention.ms`. But Kafka deletes a segment only
+once its newest record is that old, and its cleaner merges small segments in every round, up to `segment.bytes`, so that
+an old record stays as long as a young one is merged with it. So this job moves the start of each partition.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ EXPIRING: Mapping[str, TopicSpec] = {
 
 
 class TopicRetention:
-    """The chore that moves it, to the first record that is young enough."""
+    """Maintenance job that moves the start of each partition to its first record that has not expired."""
 
     name = "expiry"
 
     def __init__(
         self, settings: Settings, component: str, now: Now, topics: Mapping[str, TopicSpec] = EXPIRING
     ) -> None:
-        """now: returns the time by which records are old; may raise DependencyDown."""
+        """now: returns the time that record ages are measured from; raises DependencyDown."""
         self._reader = TopicReader(settings, component)
         self._config = client_config(settings, settings.function(component))
         self._topics = topics
         self._now = now
-        # Not at once, and persisters that were started together not together.
+        # Delayed and jittered, so that persisters started together do not delete together.
         self.first_after_s = random.uniform(30.0, 90.0)  # noqa: S311 - jitter, not a secret
 
     async def run(self) -> float:
-        """Delete all that is past its time. Raises DependencyDown; what was deleted until then is."""
+        """Delete every expired record. Raises DependencyDown; records deleted before stay deleted."""
         await asyncio.to_thread(self._delete, await self._now())
         return random.uniform(0.9, 1.1) * EVERY_S  # noqa: S311 - jitter, not a secret
 
@@ -59,25 +59,25 @@ class TopicRetention:
         for name, spec in self._topics.items():
             oldest = now - timedelta(milliseconds=int(spec.config["retention.ms"]))
             for partition in self._reader.partitions(name):
-                # The first one that is as young: all before it are older.
-                young = self._reader.offset_at(name, partition, oldest)
-                if self._reader.watermarks(name, partition)[0] < young:
-                    starts.append(TopicPartition(name, partition, young))
+                # Every record before the first one that has not expired is older.
+                new_start = self._reader.offset_at(name, partition, oldest)
+                if self._reader.watermarks(name, partition)[0] < new_start:
+                    starts.append(TopicPartition(name, partition, new_start))
         if not starts:
             return
         admin = AdminClient(self._config)
         try:
             answers = admin.delete_records(starts, request_timeout=CALL_TIMEOUT_S)
             for at, deleted in answers.items():
-                place = {"topic": at.topic, "partition": at.partition, "start": at.offset}
+                fields = {"topic": at.topic, "partition": at.partition, "start": at.offset}
                 try:
                     deleted.result(CALL_TIMEOUT_S + 2)
-                    log.info("records past their time were deleted", **place)
+                    log.info("expired records deleted", **fields)
                 except KafkaException as error:
                     if error.args[0].code() not in REFUSED:
                         raise
-                    # To ask again would not change it; somebody is to, within the hour.
-                    log.error("records past their time may not be deleted", error=error.args[0].name(), **place)
+                    # A refusal needs an operator, so there is no retry before the next hourly run.
+                    log.error("expired records not deleted, Kafka refuses", error=error.args[0].name(), **fields)
         except KafkaException as error:
             raise DependencyDown(describe_error(error.args[0])) from error
         except TimeoutError as error:
