@@ -12,17 +12,17 @@ from ingest.pages.html import error_page, form_page
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: "The request cannot be read",
-    401: "Not known",
-    403: "Not allowed",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "There is nothing here",
-    405: "Not allowed here",
+    405: "Method Not Allowed",
     408: "The request took too long",
     413: "The request is too large",
     415: "Content type not supported",
     422: "This cannot be accepted as it is",
     429: "Too many requests",
     500: "Something went wrong",
-    503: "Not taken for now",
+    503: "Service Unavailable",
 }
 IN_PORTUGUESE = {
     400: ("O pedido não pôde ser lido", "Por favor, volte ao formulário e envie de novo."),
@@ -38,29 +38,29 @@ IN_PORTUGUESE = {
     500: ("Algo deu errado", "Por favor, tente novamente em instantes."),
     503: ("Indisponível no momento", "Não pudemos receber sua mensagem agora. Por favor, envie de novo em instantes."),
 }
-"""Title and detail of what people meet in a browser."""
+"""Title and detail of the error pages in Portuguese."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error answer. `type` stays `about:blank`: the status says it all, `errors` names the fields."""
+    """An error answer. `type` stays `about:blank`, because the status is enough and `errors` names the fields."""
 
     status: int
     detail: str
     request_id: str
     errors: Sequence[FieldProblem] = ()
     lead_id: str | None = None
-    """Of a form that may or may not have been taken."""
+    """Id of a form that Kafka did not acknowledge in time, and that may be in the log all the same."""
     own_words: bool = False
-    """Whether an operator wrote the detail: then it is shown as it is, in whatever language."""
+    """Whether an operator wrote the detail, which is then shown untranslated."""
 
     @property
     def title(self) -> str:
-        """What the status means here."""
+        """The title for the status."""
         return TITLES.get(self.status, "Error")
 
     def as_json(self) -> bytes:
-        """Return the body for programs."""
+        """Return the body as problem details (RFC 9457)."""
         document: dict[str, object] = {
             "type": "about:blank",
             "title": self.title,
@@ -69,7 +69,7 @@ class Problem:
             "request_id": self.request_id,
         }
         if self.status == 429:
-            # The member that clients of the system before this one look at.
+            # The member that clients of the previous system read.
             document["error"] = TITLES[429]
         if self.lead_id is not None:
             document["id"] = self.lead_id
@@ -85,10 +85,10 @@ class Problem:
         typed: Mapping[str, str] | None = None,
         sent_from: str | None = None,
     ) -> bytes:
-        """Return the body for people. chosen: whether the reader asked for this language.
+        """Return the body as a page. chosen: whether the reader asked for this language.
 
-        typed: what the form held that is not taken, to be sent again from this page. sent_from: where the form is
-        that could not be read.
+        typed: the fields of a form that was not accepted, to be resent from this page. sent_from: the address of the
+        page whose form could not be read.
         """
         title, detail = self.title, self.detail
         if language == "pt" and self.status in IN_PORTUGUESE:
@@ -96,6 +96,6 @@ class Problem:
             detail = detail if self.own_words else translated
         if typed is not None:
             return form_page(language, typed, chosen=chosen, title=title, notice=detail)
-        # What is wrong with each field says it all; the detail would only repeat it.
+        # The problems of the fields are listed, and the detail would only repeat them.
         detail = "" if self.errors else detail
         return error_page(language, title, detail, self.errors, chosen=chosen, sent_from=sent_from)

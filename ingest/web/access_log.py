@@ -1,7 +1,8 @@
-"""The one line that every request leaves in the log, with the fields that operators query.
+"""Access log: one line a request, with the fields that operators query.
 
-Without the logging library's chain, and written together with those of the same turn of the event loop: one call of
-the system for some of them. A worker that is killed loses the lines of its last turn, some milliseconds.
+Written without the logging library's processors, and together with the other lines of the same event-loop iteration, so
+that several lines need one system call. A worker that is killed loses the lines of its last iteration, some
+milliseconds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from nigredo.observability.instrument import OTHER
 from nigredo.observability.labels import METHODS
 from nigredo.observability.logs import OUTPUT
 
-TOGETHER = 8
-"""Lines that are written at once, some 3 KB: up to 4 KB a pipe takes as one piece. Of more it takes what it has room
-for, and then another worker may write in the middle of a line."""
+LINES_AT_ONCE = 8
+"""Lines that are written with one system call, some 3 KB. Up to 4 KB a pipe write is atomic; a larger write may be
+split, so that another worker writes in the middle of a line."""
 
 
 class AccessLog:
@@ -39,33 +40,33 @@ class AccessLog:
         took_s: float,
         lead_id: str | None,
     ) -> None:
-        """Write the line of an answered request, at the latest when the loop has gone round.
+        """Add the line of an answered request; it is written within the present event-loop iteration.
 
-        Never of level ERROR: what went wrong has a line of its own that tells what, and errors are counted by lines.
+        The level is always INFO: a failure has a line of its own with the reason, and operators count ERROR lines.
         """
         if not self._lines:
-            # One time for all of this turn: it lasts some milliseconds at most.
+            # One timestamp for the iteration, which lasts some milliseconds at most.
             self._at = datetime.now(UTC).isoformat()[:-6]
             asyncio.get_running_loop().call_soon(self.write)
-        # Anybody can invent methods.
-        told_as = method if method in METHODS else OTHER
+        # A client can invent methods.
+        label = method if method in METHODS else OTHER
         lead = "null" if lead_id is None else f'"{lead_id}"'
         self._lines.append(
-            f'{{"@timestamp": "{self._at}Z", {_alike(function, told_as, route, status_code)}, '
+            f'{{"@timestamp": "{self._at}Z", {_shared_fields(function, label, route, status_code)}, '
             f'"request_id": "{request_id}", "ip_address": "{ip_address}", '
             f'"duration_ms": {took_s * 1000:.1f}, "lead_id": {lead}}}\n'
         )
 
     def write(self) -> None:
-        """Write what was added."""
+        """Write the lines that were added."""
         lines, self._lines = self._lines, []
-        for start in range(0, len(lines), TOGETHER):
-            OUTPUT.write("".join(lines[start : start + TOGETHER]))
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            OUTPUT.write("".join(lines[start : start + LINES_AT_ONCE]))
 
 
 @lru_cache(maxsize=1024)
-def _alike(function: str, method: str, route: str, status_code: int) -> str:
-    """Return what the lines of many requests have in common, as the inside of a JSON object."""
+def _shared_fields(function: str, method: str, route: str, status_code: int) -> str:
+    """Return the fields that many requests share, as the inside of a JSON object."""
     fields = {
         "level": "INFO",
         "message": "request",

@@ -1,4 +1,4 @@
-"""What answers have in common: the limit's headers, and each kind of error as a problem or a page."""
+"""Answers: the `RateLimit` headers, content negotiation, and every error as problem details or as a page."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ RETRY_AFTER_S = 5
 DETAILS = {404: "There is no such address.", 405: "This address does not take this kind of request."}
 USER_AGENT_MAX = 512
 METHOD = "method"
-"""What is wrong with a form that came by GET."""
-UNTOLD_MAINTENANCE = Settings.default("MAINTENANCE_TEXT")
-KINDS = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
-"""What an answer may be. Who likes several as much is a program: no browser names JSON."""
+"""The field that a `FieldProblem` names when a form was sent by GET."""
+DEFAULT_MAINTENANCE_TEXT = Settings.default("MAINTENANCE_TEXT")
+MEDIA_TYPES = (falcon.MEDIA_JSON, PROBLEM_JSON, "text/html")
+"""Media types of answers. JSON is first, so that a tie means a program: no browser names JSON."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 
 
 def set_rate_limit_headers(response: Response, allowance: Quota) -> None:
-    """Say what the limit leaves, in the headers of the IETF's draft on them (draft-ietf-httpapi-ratelimit-headers)."""
+    """Set `RateLimit` and `RateLimit-Policy` from the remaining quota (draft-ietf-httpapi-ratelimit-headers)."""
     response.set_header("RateLimit-Policy", f'"submissions";q={allowance.limit};w={allowance.window_s}')
     response.set_header("RateLimit", f'"submissions";r={allowance.remaining};t={allowance.reset_s}')
 
 
 def user_agent(request: Request) -> str | None:
-    """Return what the client says it is, without what cannot be stored, and cut."""
+    """Return the `User-Agent` without unprintable characters, cut to USER_AGENT_MAX; None when nothing is left."""
     return _UNPRINTABLE.sub("", request.headers_lower.get("user-agent", ""))[:USER_AGENT_MAX] or None
 
 
 def prefers_html(request: Request) -> bool:
-    """Say whether a person in a browser waits for the answer. A client that takes anything is a program."""
+    """Say whether the client prefers HTML, as browsers do. A client that accepts `*/*` alone is a program."""
     accepted = request.headers_lower.get("accept", "").lower()
-    # No browser quotes anything there, and Falcon's parser takes seconds for a quoted text full of semicolons.
+    # No browser sends a quoted string here, and Falcon's parser takes seconds for one full of semicolons.
     if "html" not in accepted or '"' in accepted:
         return False
     try:
-        return mediatypes.best_match(KINDS, accepted) == "text/html"
+        return mediatypes.best_match(MEDIA_TYPES, accepted) == "text/html"
     except ValueError:
         return False
 
 
 def language_for(request: Request) -> tuple[str, bool]:
-    """Return the language a page is to be in, and whether the reader chose it by the parameter `lang`."""
+    """Return the language of a page, and whether the reader chose it by the parameter `lang`."""
     chosen = request.get_param("lang")
     return (chosen, True) if chosen in LANGUAGES else (language_of(request.get_header("Accept-Language")), False)
 
 
 def source_of(request: Request) -> str | None:
-    """Return where a form came from that does not say: the campaign in the page's address, or the page's host."""
+    """Return the source of a form without one: the campaign in the page's address, else the referring host."""
     if request.query_string and (campaign := request.get_param("utm_source")):
         return label(campaign)
     referer = request.headers_lower.get("referer")
@@ -82,14 +82,14 @@ def source_of(request: Request) -> str | None:
 
 
 def is_known(request: Request, etag: str) -> bool:
-    """Say whether the client has what this tag, without its quotes, stands for (RFC 9110, 13.1.2)."""
-    # A proxy that compresses makes a tag weak; here that compares the same.
+    """Say whether `If-None-Match` names this tag, given without quotes (RFC 9110, 13.1.2)."""
+    # A proxy that compresses makes a tag weak; `If-None-Match` compares weakly (RFC 9110, 8.8.3.2).
     known = request.if_none_match or []
     return known == ["*"] or etag in known
 
 
 def answer_problem(request: Request, response: Response, problem: Problem) -> None:
-    """Answer with problem details, or with a page where a person reads it: with the form that is not taken, if any."""
+    """Answer with problem details, or for a browser with a page, which gives back a form that was not accepted."""
     _begin_error(response, problem.status)
     if prefers_html(request):
         language, chosen = language_for(request)
@@ -106,7 +106,7 @@ def answer_problem(request: Request, response: Response, problem: Problem) -> No
 def _begin_error(response: Response, status: int) -> None:
     response.status = falcon.code_to_http_status(status)
     response.set_header("Vary", "Accept, Accept-Language")
-    # Nobody keeps an error: a lead that is not stored yet will be, and who is refused now is taken later.
+    # No cache stores an error: a missing lead may be stored soon, and a refused client may be accepted later.
     response.set_header("Cache-Control", "no-store")
 
 
@@ -115,31 +115,31 @@ def _request_id(request: Request) -> str:
 
 
 def _typed(request: Request, typed: Mapping[str, str]) -> Mapping[str, str]:
-    """Add to what a person typed where it came from: the next time it comes from our page."""
+    """Add the source to the typed fields, because the next request will come from our own page."""
     if not {"source", "utm_source"} & typed.keys() and (source := source_of(request)) is not None:
         return {**typed, "source": source}
     return typed
 
 
 def _sent_from(request: Request) -> str | None:
-    """Return the page whose form was sent, as its browser says; only a link is made of it."""
+    """Return the page whose form was sent, by the `Referer`; used for a link only."""
     referer = request.headers_lower.get("referer", "") if request.method == "POST" else ""
     return referer if referer.startswith(("http://", "https://")) and referer.isprintable() else None
 
 
 async def _form_refused(request: Request, response: Response, error: InvalidForm, _: Any) -> None:
     if error.typed is not None and prefers_html(request):
-        # The form again, with what was typed: nobody writes a message twice.
+        # The form again with the typed fields, so that the person need not write the message twice.
         language, chosen = language_for(request)
         typed = _typed(request, error.typed)
-        # The form itself is at fault, and nothing that its reader could mend.
-        of_form = error.problems[0].field in ("Content-Type", METHOD)
-        notice, problems = (TEXTS[language]["not yet"], ()) if of_form else ("", error.problems)
+        # The site's form is at fault, and its reader cannot correct that.
+        form_at_fault = error.problems[0].field in ("Content-Type", METHOD)
+        notice, problems = (TEXTS[language]["not yet"], ()) if form_at_fault else ("", error.problems)
         _begin_error(response, error.status)
         response.content_type = falcon.MEDIA_HTML
         response.data = form_page(language, typed, problems, chosen=chosen, notice=notice)
         return
-    # Wrong is what was typed, and not what came of it.
+    # Without fields the answer is an error page that lists the problems, and not the form again.
     request.context.fields = None
     fields = "; ".join(f"{problem.field} {problem.detail}" for problem in error.problems)
     answer_problem(request, response, Problem(error.status, fields, _request_id(request), error.problems))
@@ -168,7 +168,7 @@ async def _dependency_down(request: Request, response: Response, error: Dependen
 
 
 async def _reads_down(request: Request, response: Response, error: DatabaseDown, _: Any) -> None:
-    log.error("leads cannot be read", error=str(error), request_id=_request_id(request))
+    log.error("lead query failed", error=str(error), request_id=_request_id(request))
     response.set_header("Retry-After", str(RETRY_AFTER_S))
     detail = "Leads cannot be read just now; forms are taken all the same."
     answer_problem(request, response, Problem(503, detail, _request_id(request)))
@@ -182,7 +182,7 @@ async def _record_refused(request: Request, response: Response, error: RecordRef
 async def _http_error(request: Request, response: Response, error: falcon.HTTPError, _: Any) -> None:
     response.set_headers(error.headers or {})
     detail = error.description or DETAILS.get(error.status_code) or error.title or ""
-    own_words = request.context.maintenance and detail != UNTOLD_MAINTENANCE
+    own_words = request.context.maintenance and detail != DEFAULT_MAINTENANCE_TEXT
     answer_problem(request, response, Problem(error.status_code, detail, _request_id(request), own_words=own_words))
 
 
@@ -193,7 +193,7 @@ async def _unexpected(request: Request, response: Response, error: Exception, _:
 
 
 def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
-    """Let every error that a route raises become an answer."""
+    """Register a handler for every error that a route may raise."""
     app.add_error_handler(Exception, _unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler(InvalidForm, _form_refused)

@@ -1,4 +1,4 @@
-"""Notice of a proxy that TRUSTED_PROXIES does not name: all clients behind it share one limit."""
+"""Warning about a proxy that TRUSTED_PROXIES does not name: all clients behind it share one limit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = get_logger()
 
 
 class ForwardingNotice:
-    """Counts requests whose forwarding headers count for nothing, and logs the first one an hour."""
+    """Counts requests whose forwarding headers are ignored, and logs the first of each hour."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = trusted
         self._next_at = float("-inf")
 
     def look(self, peer: str, headers: Mapping[str, str], now: float) -> None:
-        """Take note of a request. now: seconds on a clock that never goes back."""
+        """Check a request's peer and headers (names in lower case). now: seconds on a monotonic clock."""
         if "x-forwarded-for" not in headers and "forwarded" not in headers:
             return
         address = parse_hop(peer)
@@ -33,5 +33,5 @@ class ForwardingNotice:
             log.warning(
                 "forwarding headers of an untrusted peer count for nothing",
                 peer=client_network(address),
-                hint="if it is your proxy, name it in TRUSTED_PROXIES: else all its clients share one limit",
+                hint="name your proxy in TRUSTED_PROXIES, otherwise all its clients share one limit",
             )

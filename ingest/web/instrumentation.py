@@ -1,4 +1,4 @@
-"""What answered requests add to the metrics."""
+"""Metrics of answered requests, counted once an event-loop iteration."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ ROUTE_LABELS = {
     "/api/leads/{lead_id}/trail": "/api/leads/{id}/trail",
     SCRIPT_PATH: "/static/form.js",
 }
-"""What metrics call the routes whose template is not what operators know."""
+"""Metric labels of routes whose template differs from the path in the documentation."""
 
-Alike = tuple[str, str, str, int, bool, str | None, str | None]
-_answered: dict[Alike, list[float]] = {}
-"""How long the answered requests of this turn of the event loop took, by what else there is to tell of them."""
+Labels = tuple[str, str, str, int, bool, str | None, str | None]
+_answered: dict[Labels, list[float]] = {}
+"""Durations in seconds of the requests answered in this event-loop iteration, by the other arguments of `_count`."""
 
 
 def begin(request: falcon.asgi.Request) -> None:
-    """Prepare what a request may note for its end."""
+    """Set the defaults of the context fields that a request may fill in before `count`."""
     request.context.maintenance = False
     request.context.source = request.context.outcome = None
 
 
 def note_form(request: falcon.asgi.Request, source: str | None) -> None:
-    """Note that the request came with a form that could be read, and from where."""
+    """Note that the request held a readable form, and the form's source."""
     request.context.source = source or NONE
 
 
 def count(request: falcon.asgi.Request, function: str, status: int, took_s: float) -> None:
-    """Count an answered request when the event loop has gone round, together with its likes of this turn."""
+    """Count an answered request at the end of the event-loop iteration, together with equal ones."""
     if not _answered:
-        asyncio.get_running_loop().call_soon(_tell)
+        asyncio.get_running_loop().call_soon(_flush)
     context = request.context
-    # Without a template the request was refused before a route was looked for, or there is none.
+    # No template: the request was refused before routing, or no route matches.
     template = request.uri_template or request.path
-    alike = (function, template, request.method, status, context.maintenance, context.source, context.outcome)
-    _answered.setdefault(alike, []).append(took_s)
+    labels = (function, template, request.method, status, context.maintenance, context.source, context.outcome)
+    _answered.setdefault(labels, []).append(took_s)
 
 
-def _tell() -> None:
-    told = list(_answered.items())
+def _flush() -> None:
+    answered = list(_answered.items())
     _answered.clear()
-    for alike, durations in told:
-        _count(*alike, durations)
+    for labels, durations in answered:
+        _count(*labels, durations)
 
 
 def _count(
@@ -63,21 +63,21 @@ def _count(
     outcome: str | None,
     durations: Sequence[float],
 ) -> None:
-    """Count requests. What is no route or method of ours has no label of its own: anybody can invent one."""
+    """Count requests. Unknown routes and methods get no label of their own, because a client can invent any."""
     many, route = len(durations), ROUTE_LABELS.get(template, template)
-    told_as = MAINTENANCE if maintenance else str(status)
-    metrics.API_REQUESTS.of(function, route, method, told_as).inc(many)
+    status_label = MAINTENANCE if maintenance else str(status)
+    metrics.API_REQUESTS.of(function, route, method, status_label).inc(many)
     metrics.API_LATENCY.of(route, method).observe_all(durations)
     if status >= 500 and not maintenance:
-        metrics.API_ERRORS.of(route, told_as).inc(many)
+        metrics.API_ERRORS.of(route, status_label).inc(many)
     if status == 429:
         metrics.RATE_LIMIT_HITS.of().inc(many)
-    if source is not None and (told_of := outcome or _outcome_of(status)) is not None:
-        metrics.LEAD_SUBMISSIONS.of(source, told_of).inc(many)
+    if source is not None and (counted_as := outcome or _outcome_of(status)) is not None:
+        metrics.LEAD_SUBMISSIONS.of(source, counted_as).inc(many)
 
 
 def _outcome_of(status: int) -> str | None:
-    """Return what became of a form that was not taken; None where its client made a mistake with it."""
+    """Return the outcome of a form that was not accepted; None where the client's mistake is the reason."""
     if status == 429:
         return RATE_LIMITED
     return "failed" if status >= 500 else None

@@ -1,4 +1,4 @@
-"""Between the server and Falcon: a body is read by us, piece by piece, and not before somebody wants it."""
+"""Lazy body: ASGI middleware that lets a request reach its route before the body, which the route reads in chunks."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ _LATER: Mapping[str, Any] = {"type": "http.request", "body": b"", "more_body": T
 
 
 class BodyTooLong(Exception):
-    """The body has more bytes than it may."""
+    """The body is longer than allowed; answer 413."""
 
 
 class BodyCutOff(Exception):
-    """The client went away before its body was whole."""
+    """The client disconnected before the body was complete."""
 
 
 class LazyBodyMiddleware:
-    """An ASGI application that hands requests on as soon as their head is there.
+    """An ASGI application that passes requests on as soon as their head is there.
 
-    Falcon waits for the first piece of a body before it looks at a request: for ever when none comes, and before a
-    refusal that needs no body. So it gets an empty piece at once, and nothing else: whoever wants the body calls
-    `read_body`. Falcon's own stream would take a client that goes away in the middle for one that is done.
+    Falcon waits for the first chunk of a body before it routes a request: for ever when none comes, and before a
+    refusal that needs no body. So Falcon gets one empty chunk at once, and a route that needs the body calls
+    `read_body`. Falcon's own stream would treat a client that disconnects in the middle as one that has finished.
     """
 
     def __init__(self, application: Application) -> None:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the server's start and end."""
+        """Serve one request, or the lifespan events of the server."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
         if scope["http_version"] == "1":
-            # The server's name for 1.0, which nginx speaks to what is behind it unless told otherwise.
+            # The server's name for 1.0, which nginx speaks to its upstreams by default.
             scope["http_version"] = "1.0"
         if scope["method"] == "WEBSOCKET":
-            # Falcon's own word for something else: it would refuse it before any of ours saw it.
+            # Falcon uses this name internally, and would refuse the request before our middleware.
             scope["method"] = "OTHER"
         scope[_RECEIVE] = receive
         await self._application(scope, _body_later, send)
@@ -53,10 +53,10 @@ async def _body_later() -> Mapping[str, Any]:
 
 
 async def read_body(scope: Scope, most: int) -> bytes:
-    """Return the whole body of a request that came through `Arriving`.
+    """Return the whole body of a request that came through `LazyBodyMiddleware`.
 
-    Raises BodyTooLong as soon as it has more than `most` bytes, BodyCutOff when it ends before it is whole. Waits as
-    long as the client takes: set a deadline.
+    Raises BodyTooLong as soon as the body has more than `most` bytes, BodyCutOff when the client disconnects before its
+    end. Waits as long as the client takes, so set a deadline.
     """
     receive: Receive = scope[_RECEIVE]
     body = bytearray()

@@ -1,4 +1,4 @@
-"""One deadline for many waits: what `asyncio.timeout` does, with one timer for all of them instead of one for each."""
+"""Shared timeout: `asyncio.timeout` for many waits, with one timer for all of them instead of one for each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ LOOK_EVERY_S = 0.25
 
 
 class SharedTimeout:
-    """Lets each wait take so long, and a look's interval more at most. Belongs to the event loop it is used in."""
+    """Limits each wait to `within_s` seconds, plus LOOK_EVERY_S at most. Belongs to the event loop of its first use."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
-        # In the order of their beginning, so that the first is due first.
+        # In the order of their start, so that the first is due first.
         self._due: dict[asyncio.Task[Any], float] = {}
         self._looking = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def wait_for(self, wait: Awaitable[Result]) -> Result:
-        """Return what the present task waits for. Raises TimeoutError when it takes too long."""
-        # Python 3.11 asks the system each time whether this still is the process that the loop runs in.
+        """Return the result of `wait` in the current task. Raises TimeoutError when it takes too long."""
+        # Cached, because Python 3.11 makes a system call in each `get_running_loop`.
         loop = self._loop = self._loop or asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         if task is None:
@@ -35,7 +35,7 @@ class SharedTimeout:
         try:
             return await wait
         except asyncio.CancelledError:
-            # Somebody else's, as long as it is not over; and his too, if he came at the same time.
+            # Cancelled by other code: before the deadline, or at the same time as the deadline.
             if task in self._due or task.uncancel():
                 raise
             raise TimeoutError from None

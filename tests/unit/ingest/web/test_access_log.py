@@ -10,7 +10,7 @@ from ingest.web.access_log import AccessLog
 
 
 class Pipe:
-    """Keeps what is written to it at once apart."""
+    """Records each write as a piece of its own."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -20,7 +20,7 @@ class Pipe:
 
 
 def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else lines of two workers mix: a full pipe takes a part, and the other one's come in between."""
+    """Lines of two workers would mix otherwise: a larger write to a full pipe is split, and another fits in between."""
     monkeypatch.setattr("ingest.web.access_log.OUTPUT", pipe := Pipe())
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""A proxy that TRUSTED_PROXIES does not name is told to the operator, once an hour and in a metric."""
+"""Warning about a proxy that TRUSTED_PROXIES does not name: once an hour in the log, and in a metric."""
 
 from __future__ import annotations
 

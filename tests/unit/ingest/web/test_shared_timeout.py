@@ -1,4 +1,4 @@
-"""What may take so long and no longer."""
+"""Shared timeout: a wait ends in time, is cut at its deadline, or is cancelled by other code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_what_takes_too_long_is_cut_and_others_are_not() -> None:
         async def stalled() -> None:
             with pytest.raises(TimeoutError):
                 await deadline.wait_for(never.wait())
-            # Its task goes on as if nothing had been: the next wait is not cancelled.
+            # The task goes on undisturbed: its next wait is not cancelled.
             await asyncio.sleep(0)
 
         async def later() -> str:
