@@ -1,15 +1,15 @@
-"""Which endpoints there are: `fibonacci` from the environment, further ones from a settings file (TOML).
+"""Endpoints of webhooks: `fibonacci` from the environment, further ones from the TOML file WEBHOOK_ENDPOINTS_FILE.
 
     [endpoints.crm]
     url = "https://crm.example.com/hooks/nigredo"
     secret_file = "/run/secrets/webhook-crm"
-    start = "now"              # or "beginning": which leads it gets when it is first begun
-    rate_per_second = 20       # the rest may be left out; then what the environment says for all of them holds
+    start = "now"              # or "beginning": the first lead that a new endpoint gets
+    rate_per_second = 20       # optional from here on; the default is the setting for all endpoints
     in_flight_max = 32
     timeout_seconds = 3
     enabled = true
 
-Each is its own process and consumer group, so what one does changes nothing for the others.
+Each endpoint has its own process and consumer group, so that a failing receiver does not affect the others.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 
 COMPONENT = "webhook-sender"
-"""The endpoint that is always there. Its group, keys and part carry no endpoint's name; those of all others do."""
+"""Component of a sender. The group, keys and part of `fibonacci` carry no endpoint name; those of all others do."""
 NOW, BEGINNING = "now", "beginning"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-"""What fits into the names of topics, groups and parts."""
+"""Valid names of endpoints: they become parts of the names of topics, groups and parts of the stack."""
 
 _PARSED_AS = {
     "url": ("url", "FIBONACCI_WEBHOOK_URL"),
@@ -39,54 +39,54 @@ _PARSED_AS = {
     "in_flight_max": ("in_flight_max", "WEBHOOK_IN_FLIGHT_MAX"),
     "timeout_seconds": ("timeout_s", "WEBHOOK_TIMEOUT_SECONDS"),
 }
-"""A key of the file, the field here, and the setting whose rules it obeys."""
+"""Field of `Endpoint` and setting whose parser applies, by key of the file."""
 _REQUIRED = ("url", "secret_file", "start")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One receiver of webhooks."""
+    """A receiver of webhooks, with the settings of its deliveries."""
 
     name: str
     url: str
     secret_file: Path
     rate_per_s: float
-    """Attempts a second, over all processes of the endpoint; 0 for as many as it takes."""
+    """Attempts per second, over all processes of the endpoint; 0 for no limit."""
     in_flight_max: int
     timeout_s: float | None
-    """For one whole attempt; None for what WEBHOOK_TIMEOUT_SECONDS says at present."""
+    """Deadline of one attempt; None for the current value of WEBHOOK_TIMEOUT_SECONDS."""
     enabled: bool
     start: str
 
     @property
     def part(self) -> str:
-        """Return the name of its process, as `nigredo status` shows it."""
+        """Name of the endpoint's process, as shown by `nigredo status`."""
         return COMPONENT if self.name == FIRST_ENDPOINT else f"{COMPONENT}-{self.name}"
 
     def function(self, settings: Settings) -> str:
-        """Return its full name: log field `function`, consumer group."""
+        """Return the endpoint's full name: log field `function`, consumer group."""
         base = settings.function(COMPONENT)
         return base if self.name == FIRST_ENDPOINT else f"{base}-{self.name}"
 
     def key(self, lead_id: UUID) -> bytes:
-        """Return the key of a lead in a topic that all endpoints share, so that none meets another's tombstone."""
+        """Return the key of a lead in a topic of all endpoints; no endpoint's tombstone removes another's record."""
         return key_of(lead_id, self.name)
 
 
 def read_endpoints(settings: Settings) -> Mapping[str, Endpoint]:
-    """Return every endpoint by its name, `fibonacci` first.
+    """Return every endpoint by name, `fibonacci` first.
 
     Raises ConfigurationError with every problem of the settings file.
     """
     found, problems = examine_endpoints(settings)
-    _refuse([problem for of_one in problems.values() for problem in of_one])
+    _refuse([problem for found_in_one in problems.values() for problem in found_in_one])
     return found
 
 
 def examine_endpoints(settings: Settings) -> tuple[Mapping[str, Endpoint], Mapping[str, Sequence[str]]]:
-    """Return every endpoint by its name, as far as it can be read, and what is wrong with each.
+    """Return every endpoint by name, as far as valid, and the problems of each endpoint by name.
 
-    Raises ConfigurationError for a settings file that cannot be read at all.
+    Raises ConfigurationError when the settings file cannot be read or is not TOML.
     """
     first = Endpoint(
         name=FIRST_ENDPOINT,
@@ -105,23 +105,23 @@ def examine_endpoints(settings: Settings) -> tuple[Mapping[str, Endpoint], Mappi
     for name, endpoint in found.items():
         owner = owners.setdefault(endpoint.secret_file, name)
         if owner != name:
-            text = f"{name}: has the secret_file of {owner}; a receiver could pass for another"
+            text = f"{name}: has the secret_file of {owner}; one receiver could impersonate the other"
             problems.setdefault(name, []).append(text)
     return found, problems
 
 
 def endpoint_of(settings: Settings) -> Endpoint:
-    """Return the endpoint that this process is for. Raises ConfigurationError."""
+    """Return the endpoint that this process delivers to. Raises ConfigurationError."""
     return _one(settings, settings.webhook_endpoint, "WEBHOOK_ENDPOINT: there is no endpoint {name!r}; there is {all}")
 
 
 def named(settings: Settings, name: str) -> Endpoint:
-    """Return an endpoint that a person named. Raises ConfigurationError."""
+    """Return the endpoint named by an operator. Raises ConfigurationError."""
     return _one(settings, name, "there is no endpoint {name}; there is {all}")
 
 
 def _one(settings: Settings, name: str, unknown: str) -> Endpoint:
-    """Return one endpoint, whatever is wrong with the others."""
+    """Return one endpoint; problems of the others are ignored. Raises ConfigurationError."""
     found, problems = examine_endpoints(settings)
     if name not in found:
         raise ConfigurationError(unknown.format(name=name, all=", ".join(found)))
@@ -142,7 +142,7 @@ def _tables(file: Path | None) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} cannot be read ({type(error).__name__})") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} is no TOML: {error}") from None
+        raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} is not valid TOML: {error}") from None
     tables = document.pop("endpoints", None)
     if document or not isinstance(tables, dict) or not tables:
         raise ConfigurationError(f"WEBHOOK_ENDPOINTS_FILE: {file} must hold tables [endpoints.NAME] and nothing else")
@@ -150,7 +150,7 @@ def _tables(file: Path | None) -> Mapping[str, Any]:
 
 
 def _parsed(name: str, given: Any, first: Endpoint) -> tuple[list[str], Endpoint]:
-    """Return what is wrong with one table, and the endpoint as far as it can be read."""
+    """Return the problems of one table, and the endpoint as far as valid."""
     problems: list[str] = []
     if not NAME.fullmatch(name):
         problems.append(f"{name!r}: a name is at most 32 lower-case letters, digits and inner hyphens")
@@ -158,8 +158,8 @@ def _parsed(name: str, given: Any, first: Endpoint) -> tuple[list[str], Endpoint
         return [*problems, f"{name}: must be a table"], replace(first, name=name)
     known = {*_PARSED_AS, "enabled", "start"}
     if unknown := sorted(set(given) - known):
-        problems.append(f"{name}: knows no {', '.join(unknown)}; there is {', '.join(sorted(known))}")
-    # The first one is there already, and the file may change what it likes of it.
+        problems.append(f"{name}: unknown {', '.join(unknown)}; allowed are {', '.join(sorted(known))}")
+    # No field is required of `fibonacci`, because the environment already gives all its fields.
     if missing := [field for field in _REQUIRED if field not in given and name != FIRST_ENDPOINT]:
         problems.append(f"{name}: needs {', '.join(missing)}")
     values: dict[str, Any] = {}

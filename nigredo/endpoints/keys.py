@@ -1,4 +1,4 @@
-"""An endpoint's consumer group, and its keys in the topics of replays and dead leads."""
+"""Consumer group of an endpoint, and record keys in the topics of replays and dead leads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import UUID
 from nigredo.settings import Settings
 
 FIRST_ENDPOINT = "fibonacci"
-"""The endpoint whose keys are lead ids alone; those of further endpoints name the endpoint too."""
+"""Endpoint whose keys are lead ids alone; the keys of further endpoints are `lead id:endpoint`."""
 
 
 def sender_group(settings: Settings, endpoint: str) -> str:
@@ -22,7 +22,7 @@ def key_of(lead_id: UUID, endpoint: str) -> bytes:
 
 
 def from_key(key: bytes | None) -> tuple[UUID, str] | None:
-    """Return the lead and the endpoint of a key; None for one that is none of ours."""
+    """Return the lead id and the endpoint of a key; None for a key in another format."""
     lead_id, named, endpoint = (key or b"").decode("utf-8", "replace").partition(":")
     try:
         return UUID(lead_id), endpoint if named else FIRST_ENDPOINT

@@ -1,7 +1,7 @@
-"""The URL of a receiver as it may be shown, and what of it is secret. Pure.
+"""Masking of a receiver's URL for logs and rows, and the secret parts of the URL. Pure.
 
-Many receivers have their token in the path (Slack, Zapier, Discord), others in the query. A path's words cannot be told
-from a token by their looks, so only those that such paths are commonly made of are shown.
+Many receivers have a token in the path (Slack, Zapier, Discord), others in the query. A token looks like any other word
+of a path, so only common words of such paths are shown.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ SHOWN = frozenset({
     "notify", "public", "receive", "receiver", "rest", "services", "v1", "v2", "v3", "v4", "webhook",
     "webhooks", "workflows",
 })  # fmt: skip
+"""Path segments that are shown; every other segment is masked."""
 _SECRET_MIN = 4
-"""A shorter part is no secret worth the name, and would be masked in the middle of words."""
+"""Shortest secret part, in characters: shorter parts are no secrets, and masking them would damage ordinary words."""
 _BETWEEN_PARTS = re.compile(r"[/;,=&:]")
 
 
 def shown_url(url: str) -> str:
-    """Return scheme, host, port and the path, of which every unknown segment is masked."""
+    """Return scheme, host, port and path, with every unknown segment of the path masked and the query left out."""
     parts = urlsplit(url)
     path = "/".join(segment if not segment or segment in SHOWN else MASK for segment in parts.path.split("/"))
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def secrets_of(url: str) -> frozenset[str]:
-    """Return the parts of a URL that are not shown, as they are written and as they are meant."""
+    """Return the hidden parts of a URL, both percent-encoded and decoded."""
     return frozenset(part for part in _hidden(url) if len(part) >= _SECRET_MIN and part not in SHOWN)
 
 

@@ -1,8 +1,8 @@
-"""The secrets of one endpoint in their file, and the signature of a request.
+"""Secret file of an endpoint, and the signature of a request.
 
-Signed as the Standard Webhooks specification says: HMAC-SHA256 of `id.timestamp.body`, once with each active secret,
-so that a receiver can change its secret without losing a delivery. A line of the file is `whsec_…`, newest first; the
-older of two may end with ` until 2026-11-24T12:00:00+00:00`, and is not signed with any more from then on.
+Signed according to the Standard Webhooks specification: HMAC-SHA256 of `id.timestamp.body`, once with each active
+secret, so that a receiver can rotate its secret without losing a delivery. A line of the file is `whsec_…`, newest
+first; the older of two may end with ` until 2026-11-24T12:00:00+00:00`, and expires at that time.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from nigredo.errors import ConfigurationError
 SECRETS_MAX = 2
 KEY_LEAST_BYTES = 16
 KEY_BYTES = 32
-"""Standard Webhooks asks for 24 to 64 random bytes."""
+"""Length of a new key; Standard Webhooks requires 24 to 64 random bytes."""
 PREFIX = "whsec_"
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """One secret: the key, and from when it is not signed with any more."""
+    """A secret: the key, and the time at which the key expires; None for no expiry."""
 
     key: bytes = field(repr=False)
     until: datetime | None = None
 
     @property
     def line(self) -> str:
-        """How it stands in the file."""
+        """The secret as a line of the secret file, without line feed."""
         text = PREFIX + base64.b64encode(self.key).decode()
         return text if self.until is None else f"{text} until {self.until.isoformat(timespec='seconds')}"
 
 
 def signature(webhook_id: str, timestamp: str, body: bytes, keys: Sequence[bytes]) -> str:
-    """Return the header `webhook-signature`."""
+    """Return the value of the header `webhook-signature`: one `v1,…` per key, separated by spaces."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
     digests = (hmac.digest(key, signed, hashlib.sha256) for key in keys)
     return " ".join("v1," + base64.b64encode(digest).decode() for digest in digests)
 
 
 def active(found: Sequence[Secret], now: datetime) -> tuple[bytes, ...]:
-    """Return the keys to sign with, newest first. The newest never ends by itself: something must sign."""
+    """Return the keys to sign with, newest first. The newest never expires, so that every request is signed."""
     return tuple(s.key for number, s in enumerate(found) if number == 0 or s.until is None or now < s.until)
 
 
 def read_secrets(file: Path) -> tuple[Secret, ...]:
     """Return the secrets in a file, one or two, newest first.
 
-    Raises ConfigurationError naming the file and not what stands in it.
+    Raises ConfigurationError, which names the file and never shows its content.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -65,7 +65,7 @@ def read_secrets(file: Path) -> tuple[Secret, ...]:
     try:
         found = tuple(_parsed(line) for line in lines)
     except (ValueError, binascii.Error):
-        raise ConfigurationError(f"WEBHOOK_SECRET_FILE: a line of {file} is no `whsec_` secret in base64") from None
+        raise ConfigurationError(f"WEBHOOK_SECRET_FILE: a line of {file} is not a `whsec_` secret in base64") from None
     if not 1 <= len(found) <= SECRETS_MAX or any(len(secret.key) < KEY_LEAST_BYTES for secret in found):
         raise ConfigurationError(
             f"WEBHOOK_SECRET_FILE: {file} must hold one or two secrets of {KEY_LEAST_BYTES} bytes or more"
@@ -84,14 +84,14 @@ def _parsed(line: str) -> Secret:
 
 
 def rotated(found: Sequence[Secret], old_until: datetime) -> tuple[Secret, ...]:
-    """Return a new secret, and the newest so far, which ends at `old_until`; what was older is gone."""
+    """Return a new secret and the previous newest one, which expires at `old_until`; older secrets are dropped."""
     return (Secret(secrets.token_bytes(KEY_BYTES)), Secret(found[0].key, old_until))
 
 
 def write_secrets(file: Path, found: Sequence[Secret]) -> None:
-    """Replace a secret file at once, readable by its owner alone at every moment. Raises ConfigurationError.
+    """Replace a secret file atomically, readable by its owner alone at all times. Raises ConfigurationError.
 
-    The owner stays the same: root may change a file that another user's process reads.
+    The owner is kept, because root may change a file that another user's process reads.
     """
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:

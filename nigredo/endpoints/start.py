@@ -1,4 +1,4 @@
-"""Start offsets of an endpoint that began with the newest lead, as its control entry remembers them."""
+"""Start offsets of an endpoint with `start = "now"`, read from its control entry."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from datetime import datetime
 from schemas.events import ControlEntry
 
 FIRST = ("since", "starts")
-"""In the remembered entry: when an endpoint began that began with what came then, and at which offsets."""
+"""Fields of the control entry: start time of the endpoint (ISO 8601), and start offsets as `partition:offset,…`."""
 
 
 def first_offsets(entry: ControlEntry) -> tuple[datetime, dict[int, int]] | None:
-    """Return when an endpoint began and at which offsets, for one that began with what came then; else None.
+    """Return the start time and the start offset of each partition of an endpoint with `start = "now"`; else None.
 
-    None too for one that an earlier release began, which did not remember it.
+    Also None for an endpoint started by an earlier release, which did not store these fields.
     """
     try:
         at = datetime.fromisoformat(entry.value["since"])
-        places = [place.partition(":") for place in entry.value["starts"].split(",") if place]
-        return at, {int(partition): int(offset) for partition, _, offset in places}
+        starts = [start.partition(":") for start in entry.value["starts"].split(",") if start]
+        return at, {int(partition): int(offset) for partition, _, offset in starts}
     except (KeyError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Which endpoints there are, and how a wrong settings file is told: all at once."""
+"""Endpoints from the environment and the settings file; all problems of the file are reported at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ enabled = false
 """
 
 
-def test_without_a_file_there_is_the_one_of_the_environment(tmp_path: Path) -> None:
+def test_without_a_file_the_environment_gives_the_only_endpoint(tmp_path: Path) -> None:
     found = read_endpoints(settings(tmp_path, FIBONACCI_WEBHOOK_URL="https://f.example.com/x"))
 
     assert list(found) == ["fibonacci"]
@@ -70,7 +70,7 @@ def test_a_process_is_for_one_endpoint(tmp_path: Path) -> None:
         endpoint_of(settings(tmp_path, CRM, WEBHOOK_ENDPOINT="erp"))
 
 
-def test_every_problem_of_the_file_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_the_file_is_reported_at_once(tmp_path: Path) -> None:
     wrong = """
 [endpoints.Crm]
 url = "ftp://x"
@@ -91,7 +91,7 @@ flat = 1
     told = "\n".join(refused.value.problems)
     for part in (
         "'Crm': a name is at most",
-        "Crm: knows no colour",
+        "Crm: unknown colour",
         "Crm: url must be an http:// or https:// URL",
         'Crm: start must be "now" or "beginning"',
         "Crm: rate_per_second must be from 0",
@@ -105,6 +105,6 @@ flat = 1
 
 
 @pytest.mark.parametrize("text", ["not toml", "", "endpoints = 1", "[endpoints]", "[endpoints.a]\n[other]"])
-def test_a_file_of_another_kind_is_told_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_in_another_format_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigurationError, match="WEBHOOK_ENDPOINTS_FILE"):
         read_endpoints(settings(tmp_path, text))

@@ -1,4 +1,4 @@
-"""A receiver's URL as it is shown: its token is in no row, no log line and no quoted answer."""
+"""Masking of a receiver's URL: no row, log line or quoted answer shows its token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAD = Lead(
     NOON, NOON, False, 0, 0,
 )  # fmt: skip
 
-# No token of anybody's: put together, so that scanners of secrets leave this file alone.
+# Not a real token; concatenated, so that secret scanners do not report this file.
 SLACK = "/".join(("https://hooks.slack.com/services", "T0000", "B0000", "x" * 24))
 
 

@@ -1,4 +1,4 @@
-"""The secret file of an endpoint: one or two secrets, changed without losing a delivery."""
+"""Secret file of an endpoint: one or two secrets, rotated without losing a delivery."""
 
 from __future__ import annotations
 
