@@ -1,4 +1,4 @@
-"""Changes to `nigredo.control` by a person, each with its line in `nigredo.audit`; blocking, for commands."""
+"""Changes to `nigredo.control` by an operator, each with an entry in `nigredo.audit`; blocking, for commands."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from schemas.events import AuditEntry, ControlEntry
 from schemas.topics import AUDIT, CONTROL
 
 READ_DEADLINE_S = 30.0
-SECRETLY = ("sha256",)
-"""What the audit has no use for."""
+UNAUDITED_FIELDS = ("sha256",)
+"""Fields of entries that are left out of the audit."""
 DELIVERY_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """An entry, and the partition it was found in."""
+    """A control entry, and the partition of its record."""
 
     entry: ControlEntry
     partition: int
@@ -34,29 +34,29 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry to set, or, without a value, to remove if it is there."""
+    """A change of one entry: set to `value`, or, when `value` is None, removed if present."""
 
     kind: str
     name: str
     value: Mapping[str, str] | None
     expires_at: datetime | None = None
-    """A setting or a block with an end gives way to the permanent one again."""
+    """End of the entry; None for a permanent one. A setting or block then falls back to its permanent entry."""
 
 
 class ControlAdmin:
-    """Reads and changes what stands in `nigredo.control`. Every call may raise DependencyDown."""
+    """Reader and writer of `nigredo.control`. Every call may raise DependencyDown."""
 
     def __init__(self, settings: Settings, actor: str) -> None:
-        """actor: who changes it, for the audit."""
+        """actor: name of the operator, for the audit."""
         self._settings = settings
         self._actor = actor
         self._name = settings.function("control")
         self._codec: Codec | None = None
         self.written: dict[int, int] = {}
-        """The last offset of these changes in each partition of the topic: a process that has applied it obeys."""
+        """Last offset written, by partition of the topic; a process that has applied these obeys the changes."""
 
     def entries(self) -> Mapping[bytes, StoredEntry]:
-        """Return what stands now, by key; what has expired too."""
+        """Return the current entries by key, expired ones included."""
         codec, reader = self._ready_codec(), TopicReader(self._settings, "control")
         values: dict[bytes, list[tuple[bytes, int]]] = {}
         for message in reader.read_to_end(CONTROL, reader.partitions(CONTROL), deadline_s=READ_DEADLINE_S):
@@ -69,7 +69,7 @@ class ControlAdmin:
                 values.setdefault(key, []).append((value, message.partition() or 0))
         found: dict[bytes, StoredEntry] = {}
         for key, newest_last in values.items():
-            # The last one that can be read stands; one that was replaced or removed since is no news.
+            # The newest readable value is current; an unreadable value is only logged while no newer one replaces it.
             for value, partition in reversed(newest_last):
                 if (entry := decode_entry(codec, key, value)) is not None:
                     found[key] = StoredEntry(entry, partition)
@@ -77,42 +77,44 @@ class ControlAdmin:
         return found
 
     def held(self, kind: str | None = None) -> list[ControlEntry]:
-        """Return the entries that hold now, of all kinds or one, oldest first."""
-        standing = (stands.entry for stands in self.entries().values())
-        held = held_at(utc_now(), (entry for entry in standing if kind in (None, entry.kind)))
+        """Return the entries in effect now, of all kinds or of one, oldest first."""
+        current = (stored.entry for stored in self.entries().values())
+        held = held_at(utc_now(), (entry for entry in current if kind in (None, entry.kind)))
         return sorted(held, key=lambda entry: entry.set_at)
 
     def put(
         self, kind: str, name: str, value: Mapping[str, str], *, expires_at: datetime | None = None
     ) -> ControlEntry | None:
-        """Set an entry; return the permanent one that holds again after its end, if there is one."""
+        """Set an entry; return the permanent entry that takes effect again after its end, if any."""
         return self.apply([Change(kind, name, value, expires_at)])[0]
 
     def remove(self, kind: str, name: str) -> bool:
-        """Remove an entry; return whether there was one."""
+        """Remove an entry; return whether the entry was present."""
         if key_of(kind, name) not in self.entries():
             return False
         self.apply([Change(kind, name, None)])
         return True
 
     def apply(self, changes: Sequence[Change]) -> list[ControlEntry | None]:
-        """Make changes; done when Kafka has all of them and their audit. Returns as `put` does, for each.
+        """Write changes; return, for each change, the permanent entry that takes effect again after its end, if any.
 
-        Raises DependencyDown, which names those that Kafka has, when it does not take them all: repeating is safe.
+        Returns once Kafka has acknowledged all changes and their audit entries. Raises DependencyDown when some are not
+        acknowledged, with the names of those that are; repeating the call is safe.
         """
-        codec, standing, now = self._ready_codec(), self.entries(), utc_now()
+        codec, current, now = self._ready_codec(), self.entries(), utc_now()
         permanent: list[ControlEntry | None] = []
         records: list[tuple[Change, int | None, bytes | None, bytes]] = []
         for change in changes:
-            stood = standing.get(key_of(change.kind, change.name))
-            if stood is None and change.value is None:
+            existing = current.get(key_of(change.kind, change.name))
+            if existing is None and change.value is None:
                 permanent.append(None)
                 continue
-            comes_back = change.expires_at is not None and change.kind in FALLS_BACK and stood is not None
-            permanent.append(beneath(stood.entry) if stood is not None and comes_back else None)
+            falls_back = change.expires_at is not None and change.kind in FALLS_BACK and existing is not None
+            permanent.append(beneath(existing.entry) if existing is not None and falls_back else None)
             audit = AuditEntry(self._actor, f"{change.kind}.{_action(change)}", change.name, _details(change), now)
-            # Where the key stands already, it goes on: a hash may have been another client's, or of fewer partitions.
-            partition = None if stood is None else stood.partition
+            # An existing key keeps its partition, because another client or an earlier partition count may have hashed
+            # it differently.
+            partition = None if existing is None else existing.partition
             entry = self._entry(change, permanent[-1], now)
             value = None if entry is None else codec.encode(CONTROL, entry)
             records.append((change, partition, value, codec.encode(AUDIT, audit)))
@@ -133,7 +135,7 @@ class ControlAdmin:
         async def publish(change: Change, partition: int | None, value: bytes | None, audit: bytes) -> None:
             key = key_of(change.kind, change.name)
             at = await publisher.publish(CONTROL, key=key, value=value, partition=partition)
-            # Without its offset the record is before the end, which every process reaches.
+            # An acknowledgement without an offset: the record is at or before the last offset of the partition.
             offset = at.offset if at.offset is not None else reader.watermarks(CONTROL, at.partition)[1] - 1
             self.written[at.partition] = max(offset, self.written.get(at.partition, offset))
             await publisher.publish(AUDIT, key=key, value=audit)
@@ -160,5 +162,5 @@ def _action(change: Change) -> str:
 
 
 def _details(change: Change) -> Mapping[str, str]:
-    details = {field: text for field, text in (change.value or {}).items() if field not in SECRETLY}
+    details = {field: text for field, text in (change.value or {}).items() if field not in UNAUDITED_FIELDS}
     return details | ({} if change.expires_at is None else {"expires_at": change.expires_at.isoformat()})

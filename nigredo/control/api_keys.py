@@ -1,6 +1,6 @@
-"""API keys: `ngd_{id}_{secret}`. Only the secret's hash is kept, in the control topic, so no database is asked.
+"""API keys: `ngd_{id}_{secret}`. Only the secret's hash is stored, in the control topic, so that no database is needed.
 
-The secret is 32 random bytes, so a plain SHA-256 of it tells nothing; a slow hash would only slow the requests down.
+The secret is 32 random bytes, so a plain SHA-256 cannot be reversed; a slow hash would only slow down the requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEY = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key."""
+    """An API key as stored: the hash and the scopes, without the secret."""
 
     id: str
     name: str
@@ -29,13 +29,13 @@ class ApiKey:
 
 
 def create(name: str, scopes: frozenset[str]) -> tuple[str, ApiKey]:
-    """Return a new key's text, which is shown once, and what is kept of it."""
+    """Return the text of a new key, which is shown once, and its stored form."""
     text = f"{PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
     return text, stored_form(text, name, scopes)
 
 
 def stored_form(text: str, name: str, scopes: frozenset[str]) -> ApiKey:
-    """Return what is kept of a key's text. Raises ValueError when it is none."""
+    """Return the stored form of a key's text. Raises ValueError for a text in another format."""
     found = _KEY.fullmatch(text)
     if found is None:
         raise ValueError("no API key")
@@ -43,17 +43,17 @@ def stored_form(text: str, name: str, scopes: frozenset[str]) -> ApiKey:
 
 
 def as_value(key: ApiKey) -> Mapping[str, str]:
-    """Return a key as the control topic keeps it."""
+    """Return a key as the value of a control entry."""
     return {"name": key.name, "sha256": key.sha256, "scopes": " ".join(sorted(key.scopes))}
 
 
 def from_value(key_id: str, value: Mapping[str, str]) -> ApiKey:
-    """Return a key as the control topic kept it. Raises KeyError when something is missing."""
+    """Return the key in the value of a control entry. Raises KeyError for a missing field."""
     return ApiKey(key_id, value["name"], value["sha256"], frozenset(value["scopes"].split()))
 
 
 def verify(text: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
-    """Return the key that a text is, if it is one of these."""
+    """Return the key of a text if `keys`, by id, has the key; else None. Compares in constant time."""
     found = _KEY.fullmatch(text)
     if found is None or (key := keys.get(found[1])) is None:
         return None

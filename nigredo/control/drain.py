@@ -1,7 +1,7 @@
-"""Members of a group stay away while its offsets are set from outside: Kafka allows that only on an empty group.
+"""Draining of a consumer group: all members leave while its offsets are reset, because Kafka requires an empty group.
 
-`nigredo rewind` asks for it by an entry of kind `leave` in `nigredo.control`, named like the group. It always has an
-end: whatever becomes of the command, the members come back.
+`nigredo rewind` requests this by an entry of kind `leave` in `nigredo.control`, named like the group. The entry always
+expires, so that the members come back even if the command dies.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from schemas.topics import CONTROL
 
 log = get_logger()
 
-KNOWN_WITHIN_S = 5.0
-"""How long a start waits to hear whether it should stay away; without Kafka there is no group to join either."""
-LOOK_EVERY_S = 0.2
+LOAD_WITHIN_S = 5.0
+"""Longest wait of a start for the control topic; without Kafka there is no group to join either."""
+POLL_EVERY_S = 0.2
 
 
-class _Keeper(ControlView):
-    """A `ControlKeeper` that tells, once, when a group is asked to leave."""
+class _LeaveWatcher(ControlView):
+    """Control view that calls `callback` once when the group is asked to leave."""
 
     def __init__(self, settings: Settings, codec: Codec, group: str) -> None:
         super().__init__(settings, codec)
-        self.tell: Callable[[], None] | None = None
+        self.callback: Callable[[], None] | None = None
         self._group = group
 
     @property
@@ -39,38 +39,38 @@ class _Keeper(ControlView):
 
     def apply(self, rows: Sequence[Row]) -> None:
         super().apply(rows)
-        if self.asked and self.tell is not None:
-            tell, self.tell = self.tell, None
-            tell()
+        if self.asked and self.callback is not None:
+            callback, self.callback = self.callback, None
+            callback()
 
 
 class GroupDrain:
-    """What one process knows about being asked to leave its group, from `open` to `close`."""
+    """Leave requests for the consumer group of one process, followed from `open` to `close`."""
 
     def __init__(self, settings: Settings, component: str) -> None:
         codec = Codec(PinnedSchemas(settings))
-        self._keeper = _Keeper(settings, codec, settings.function(component))
-        self._view = MaterializedView(settings, component, CONTROL, self._keeper)
+        self._watcher = _LeaveWatcher(settings, codec, settings.function(component))
+        self._view = MaterializedView(settings, component, CONTROL, self._watcher)
 
     def open(self) -> None:
-        """Begin to listen."""
+        """Start reading the control topic."""
         self._view.open()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop reading the control topic."""
         self._view.close()
 
-    def when_asked(self, tell: Callable[[], None]) -> None:
-        """Call this once, from another thread, when the group is asked to leave, or is already."""
-        self._keeper.tell = tell
+    def when_asked(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, in another thread, when the group is asked to leave or already has been."""
+        self._watcher.callback = callback
 
     def stay_away(self, health: Health) -> None:
-        """Return when nothing asks to stay away any more: the entry is gone, or its time has passed. Blocks."""
-        if not self._view.wait_loaded(KNOWN_WITHIN_S):
-            log.warning("it is not known whether this group is to stay away", reason="nigredo.control was not read")
-        if self._keeper.asked:
-            log.info("the group is left on request")
-        while self._keeper.asked:
-            # Again and again: a watchdog takes one that says why it waits for alive.
-            health.waiting("an offset reset: the group was left on request")
-            time.sleep(LOOK_EVERY_S)
+        """Block until no leave request for the group is in effect: the entry is removed or expired."""
+        if not self._view.wait_loaded(LOAD_WITHIN_S):
+            log.warning("leave requests not loaded, joining the group", reason="nigredo.control was not read")
+        if self._watcher.asked:
+            log.info("consumer group left on request")
+        while self._watcher.asked:
+            # Repeated, because the watchdog counts each reported reason as a sign of life.
+            health.waiting("the end of an offset reset: the consumer group was left on request")
+            time.sleep(POLL_EVERY_S)

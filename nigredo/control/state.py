@@ -1,11 +1,11 @@
-"""What operators change while the product runs: `nigredo.control`, kept in memory by every process that obeys it.
+"""Control state: live settings, IP blocks, API keys and leave requests from `nigredo.control`, cached by each process.
 
-Keys are `kind:name`. The kinds here are `setting` (a live setting by the name of its environment variable), `ip-block`
-(a network in CIDR form), `api-key` (by its id) and `leave` (a consumer group whose members stay away, always with an
-end); other kinds belong to whoever reads them.
+Keys are `kind:name`. The kinds here are `setting` (a live setting, by the name of its environment variable), `ip-block`
+(a network in CIDR form), `api-key` (by its id) and `leave` (a consumer group whose members leave, always with an end);
+other kinds are defined by their readers.
 
-A setting or a block with an end covers the one without an end that it was put over: the record carries both, in fields
-of `value` that begin with `permanent.`, so that a release that does not know them obeys the record as it always did.
+A setting or block with an end covers the permanent entry of the same key: the record carries both, the permanent one in
+fields of `value` with the prefix `permanent.`, so that an earlier release reads the record as before.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ IP_BLOCK = "ip-block"
 API_KEY = "api-key"
 LEAVE = "leave"
 ENDPOINT = "endpoint"
-"""The partitions of the leads that an endpoint was begun with: a group that lost an offset is known by it."""
+"""Kind of the entry with the lead partitions that an endpoint started with; shows when its group has lost an offset."""
 
 FALLS_BACK = (SETTING, IP_BLOCK)
-"""Kinds whose temporary entry gives way to the permanent one again. A key that was given an end has no other."""
+"""Kinds whose temporary entry falls back to the permanent one. An API key with an end has no permanent entry."""
 _PERMANENT = "permanent."
 
 _BITS = {4: 32, 6: 128}
 
 
 class NetworkSet:
-    """Networks to look an address up in; a look-up costs as many steps as there are lengths of prefix, not networks."""
+    """Set of networks for address look-ups; the cost grows with the number of prefix lengths, not of networks."""
 
     def __init__(self, networks: Iterable[Network] = ()) -> None:
         self._by_length: dict[tuple[int, int], set[int]] = {}
@@ -52,7 +52,7 @@ class NetworkSet:
             found.add(int(network.network_address) >> shift)
 
     def cover(self, address: Address) -> bool:
-        """Say whether an address lies in one of them; an IPv4-mapped IPv6 address is the IPv4 address."""
+        """Return whether an address lies in one of the networks; an IPv4-mapped address counts as the IPv4 address."""
         if not self._by_length:
             return False
         address = unmapped(address)
@@ -62,23 +62,23 @@ class NetworkSet:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What holds at present. Replaced as a whole, never changed."""
+    """Immutable snapshot of the control state in effect."""
 
     settings: Settings
     blocked: NetworkSet = field(default_factory=NetworkSet)
     api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
-    """By their ids."""
+    """API keys by id."""
     leaving: frozenset[str] = frozenset()
-    """Consumer groups whose members stay away while their offsets are set."""
+    """Consumer groups whose members must leave while the group's offsets are reset."""
 
 
 class ControlView:
-    """Keeps `current` true for a `TopicView` of `nigredo.control`; read it from any thread."""
+    """Control state for a `MaterializedView` of `nigredo.control`, in `current`; readable from any thread."""
 
     def __init__(self, settings: Settings, codec: Codec, clock: Clock = utc_now) -> None:
         self.current = Control(settings)
         self.applied: Mapping[int, int] = {}
-        """The last offset of each partition that `current` goes by; read from any thread, replaced as a whole."""
+        """Last offset of each partition that `current` includes; replaced as a whole, readable from any thread."""
         self._settings = settings
         self._codec = codec
         self._clock = clock
@@ -88,24 +88,24 @@ class ControlView:
         self._next_expiry: datetime | None = None
 
     def begin(self) -> None:
-        """Start afresh; `current` stands meanwhile."""
+        """Start a new load; `current` keeps its value until the load is complete."""
         self._entries, self._reached, self._loaded = {}, {}, False
 
     def apply(self, rows: Sequence[Row]) -> None:
-        """Take changes. Raises DependencyDown while a schema cannot be fetched."""
+        """Apply records, and expire entries that have ended. Raises DependencyDown while a schema cannot be fetched."""
         for row in rows:
-            self._take(row)
+            self._store(row)
             self._reached[row.partition] = row.offset
         due = self._next_expiry is not None and self._clock() >= self._next_expiry
         if self._loaded and (rows or due):
             self._refresh()
 
     def loaded(self) -> None:
-        """Make what came since `begin` hold."""
+        """Put the entries applied since `begin` into effect."""
         self._loaded = True
         self._refresh()
 
-    def _take(self, row: Row) -> None:
+    def _store(self, row: Row) -> None:
         if row.key is None:
             return
         if row.value is None:
@@ -123,13 +123,13 @@ class ControlView:
 
 
 def held_at(now: datetime, entries: Iterable[ControlEntry]) -> list[ControlEntry]:
-    """Return the entries that hold at a time: those that have not ended, and the permanent ones beneath ended ones."""
+    """Return the entries in effect at `now`: unexpired entries, and the permanent ones under expired entries."""
     found = (entry if entry.expires_at is None or now < entry.expires_at else beneath(entry) for entry in entries)
     return [entry for entry in found if entry is not None]
 
 
 def beneath(entry: ControlEntry) -> ControlEntry | None:
-    """Return the permanent entry: this one, or the one that holds again once this one has ended; None without one."""
+    """Return the permanent entry: this entry, or the covered one that follows its end; None without one."""
     if entry.expires_at is None:
         return entry
     fields = {name.removeprefix(_PERMANENT): text for name, text in entry.value.items() if name.startswith(_PERMANENT)}
@@ -142,7 +142,7 @@ def beneath(entry: ControlEntry) -> ControlEntry | None:
 
 
 def covering(entry: ControlEntry, permanent: ControlEntry | None) -> ControlEntry:
-    """Return an entry with an end that carries the permanent one it covers."""
+    """Return a copy of an entry with an end that carries the permanent entry it covers; a permanent entry unchanged."""
     if permanent is None or entry.expires_at is None:
         return entry
     carried = {f"{_PERMANENT}value.{name}": text for name, text in permanent.value.items()}
@@ -151,9 +151,9 @@ def covering(entry: ControlEntry, permanent: ControlEntry | None) -> ControlEntr
 
 
 def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
-    """Return the control by entries that hold, as `held_at` finds them.
+    """Return the control state of entries in effect, as returned by `held_at`.
 
-    One that cannot be understood changes nothing, and is logged.
+    An invalid entry is logged and ignored.
     """
     blocked: list[Network] = []
     keys: dict[str, ApiKey] = {}
@@ -167,37 +167,40 @@ def control_of(settings: Settings, entries: Iterable[ControlEntry]) -> Control:
             elif entry.kind == API_KEY:
                 keys[entry.name] = from_value(entry.name, entry.value)
             elif entry.kind == LEAVE and entry.expires_at is not None:
-                # Without an end it would keep them away for good if whoever wrote it died.
+                # A request without an end is ignored, because members would never return if its command died.
                 leaving.add(entry.name)
         except (ConfigurationError, KeyError, ValueError) as error:
-            log.error("a control entry is not understood", kind=entry.kind, error=type(error).__name__)
+            log.error("control entry ignored", kind=entry.kind, error=type(error).__name__)
     return Control(settings, NetworkSet(blocked), keys, frozenset(leaving))
 
 
 def decode_entry(codec: Codec, key: bytes, value: bytes) -> ControlEntry | None:
-    """Return an entry; None for one that nobody can read, which is logged: what was there before stands.
+    """Return the entry of a record; None, logged, for an undecodable value, so that the earlier entry stays.
 
-    Raises DependencyDown while its schema cannot be fetched.
+    Raises DependencyDown while the schema cannot be fetched.
     """
     try:
         entry = codec.decode(CONTROL, value)
     except Undecodable as error:
-        log.error("a control entry cannot be read", key=key.decode("utf-8", "replace")[:100], error=str(error))
+        log.error("control entry not decoded", key=key.decode("utf-8", "replace")[:100], error=str(error))
         return None
     return entry if isinstance(entry, ControlEntry) else None
 
 
 def key_of(kind: str, name: str) -> bytes:
-    """Return the record's key."""
+    """Return the record key of an entry."""
     return f"{kind}:{name}".encode()
 
 
 def setting_entry(name: str, text: str) -> Mapping[str, str]:
-    """Return a live setting's value as it is kept. Raises ConfigurationError for what could not work."""
+    """Return the entry value of a live setting.
+
+    Raises ConfigurationError for an unknown name, a setting that is read at the start only, or an invalid text.
+    """
     if name not in Settings.live_names():
-        Settings.parse(name, "")  # Tells of a name that there is not.
+        Settings.parse(name, "")  # Raises for an unknown name.
         raise ConfigurationError(
-            f"{name} is read at the start only; what may change while it runs: {', '.join(Settings.live_names())}"
+            f"{name} is read at the start only; live settings are {', '.join(Settings.live_names())}"
         )
     Settings.parse(name, text)
     return {"value": text}

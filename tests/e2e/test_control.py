@@ -285,7 +285,7 @@ def test_lines_of_the_log_are_on_stderr_beside_a_document(stack: Stack) -> None:
     produce(stack, CONTROL, key, b"no avro")
     try:
         told = stack.nigredo("config", "get", "--json")
-        assert "a control entry cannot be read" in told.err
+        assert "control entry not decoded" in told.err
         assert "RATE_LIMIT_PER_HOUR" in json.loads(told.out)
     finally:
         produce(stack, CONTROL, key, None)

@@ -1,4 +1,4 @@
-"""API keys: what was created is known, nothing else is, and what is kept opens nothing."""
+"""API keys: only a created key is accepted, and the stored form grants no access."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nigredo.control.api_keys import LEADS_READ, as_value, create, from_value, verify
 
 
-def test_a_key_is_known_by_its_text_alone_and_survives_being_kept() -> None:
+def test_a_key_is_recognised_by_its_text_alone_and_survives_storage() -> None:
     text, key = create("analytics", frozenset([LEADS_READ]))
     kept = from_value(key.id, as_value(key))
 

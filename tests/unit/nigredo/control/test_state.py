@@ -1,4 +1,4 @@
-"""Switches: what stands in the control topic holds, whatever else is written there."""
+"""Control state: current entries are in effect, and invalid records are ignored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CODEC = make_codec()
 
 
 class At:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = START
@@ -102,7 +102,7 @@ def test_a_change_for_a_time_ends_by_itself() -> None:
     assert found.current.settings.rate_limit_per_hour == 10
 
 
-def test_while_it_is_read_again_the_switches_stand() -> None:
+def test_entries_stay_in_effect_during_a_reload() -> None:
     found = keeper()
     found.apply([limit("20")])
 
@@ -141,7 +141,7 @@ def test_a_change_counts_as_applied_once_it_holds() -> None:
         Row(None, b"", 0, 0, 0),
     ],
 )
-def test_what_is_not_understood_changes_nothing(strange: Row) -> None:
+def test_an_invalid_record_changes_nothing(strange: Row) -> None:
     found, before = keeper(), keeper().current.settings
 
     found.apply([strange, row(IP_BLOCK, "192.0.2.0/24", {})])
@@ -150,7 +150,7 @@ def test_what_is_not_understood_changes_nothing(strange: Row) -> None:
     assert found.current.blocked.cover(ip_address("192.0.2.9"))
 
 
-def test_only_what_may_change_while_it_runs_can_be_set() -> None:
+def test_only_live_settings_can_be_set() -> None:
     assert setting_entry("RATE_LIMIT_PER_HOUR", "20") == {"value": "20"}
     for name, text in (("RATE_LIMIT_PER_HOUR", "0"), ("DATABASE_URL", "x"), ("NO_SUCH_SETTING", "x")):
         with pytest.raises(ConfigurationError, match=name):
@@ -179,7 +179,7 @@ def entry(text: str, *, by: str = "ana", lasts_s: int | None = None) -> ControlE
     return ControlEntry(SETTING, "RATE_LIMIT_PER_HOUR", {"value": text}, by, START, until)
 
 
-def test_a_change_for_a_time_gives_way_to_the_permanent_one_again() -> None:
+def test_a_temporary_change_falls_back_to_the_permanent_one() -> None:
     clock = At()
     found = keeper(clock, RATE_LIMIT_PER_HOUR="7")
     over = covering(entry("50", by="bia", lasts_s=60), entry("20"))
@@ -204,7 +204,7 @@ def test_the_permanent_change_is_found_whole_however_often_it_is_covered() -> No
     assert beneath(twice) == permanent == beneath(permanent)
     assert held_at(START + timedelta(seconds=90), [twice]) == [permanent]
     assert held_at(START, [twice]) == [twice]
-    # Its own fields are as a release that knows nothing of this reads them.
+    # The entry's own fields are unchanged, as an earlier release reads them.
     assert (twice.value["value"], twice.expires_at) == ("60", START + timedelta(seconds=90))
 
 
@@ -216,7 +216,7 @@ def test_without_a_permanent_change_that_can_be_read_nothing_comes_back(spoilt: 
     assert held_at(START + timedelta(seconds=60), [ended]) == []
 
 
-def test_a_block_that_was_written_in_ipv6_clothes_blocks() -> None:
+def test_a_block_of_a_mapped_network_blocks_the_ipv4_network() -> None:
     found = keeper()
     found.apply([row(IP_BLOCK, "::ffff:198.51.100.7/128", {})])
 
