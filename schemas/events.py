@@ -1,9 +1,8 @@
-"""Every event that travels on a topic, as the value the program works with and never changes.
+"""Events on the topics, as immutable values.
 
-The Avro files beside this module are the contract with readers outside; these classes mirror them field by field
-(a contract test holds the two together). Times are aware UTC with millisecond precision, because that is what
-Kafka's own timestamps have. A client network is an IPv4 address or an IPv6 /64 in text form and is the key wherever
-an event says so; every other event is keyed by the lead id.
+The Avro files beside this module are the contract with external readers; these classes mirror them field by field, held
+by a contract test. Times are aware UTC with millisecond precision, like Kafka's timestamps. A client network is an IPv4
+address or an IPv6 /64 in text form. Records are keyed by the lead id unless a section or class names another key.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from schemas.immutable import immutable
 
 @immutable
 class Contact:
-    """Everything personal about a lead, in one place so that it can be left out as a whole: of its text form too."""
+    """All personal data of a lead, kept together so that it can be left out as a whole; its `repr` shows none of it."""
 
     name: str = field(repr=False)
     email: str = field(repr=False)
@@ -31,7 +30,7 @@ class Contact:
 
 @immutable
 class Submission:
-    """A form as ingest took it, before the limit is judged."""
+    """A form as accepted by ingest, before the limiter's verdict."""
 
     id: UUID
     client_network: str
@@ -42,18 +41,18 @@ class Submission:
     contact: Contact
     taken_at: datetime
     limit: int
-    """Accepted submissions a window allows; travels with the record so that a replay reaches the same verdict."""
+    """Accepted submissions allowed in a window; part of the record so that a replay reaches the same verdict."""
     window_s: int
     exempt: bool
     edge_verdict: str | None
-    """Set when ingest refused it at once: `rate_limited`, `spam` or `duplicate`. Never accepted later by itself."""
+    """Set when ingest refused the form at once: `rate_limited`, `spam` or `duplicate`; only a release accepts it."""
     spam_sign: str | None = None
-    """By what a program gave itself away, where the verdict is `spam`: `honeypot` or `too_fast`."""
+    """Sign of spam when the verdict is `spam`: `honeypot` or `too_fast`."""
 
 
 @immutable
 class LimitReset:
-    """Frees a client network: its window counts nothing that came before this record."""
+    """Command that frees a client network: its window counts no submission before this record."""
 
     client_network: str
     requested_by: str
@@ -62,20 +61,20 @@ class LimitReset:
 
 @immutable
 class RejectionRelease:
-    """Puts a refused submission through, outside the limit, once: the rejection is gone afterwards."""
+    """Command that accepts a refused submission outside the limit, once: the rejection is deleted afterwards."""
 
     lead_id: UUID
     client_network: str
     requested_by: str
     requested_at: datetime
     rejection_partition: int | None = None
-    """Where in `nigredo.rejections` the refused submission was found; a release without its place is void."""
+    """Partition and offset of the rejection in `nigredo.rejections`; a release without them is ignored."""
     rejection_offset: int | None = None
 
 
 @immutable
 class RefusalCount:
-    """Stands for many refusals at the edge whose contents are not kept (past 10 times the limit)."""
+    """Count of submissions refused at the edge whose contents are not stored, beyond 10 times the limit."""
 
     client_network: str
     count: int
@@ -88,7 +87,7 @@ class RefusalCount:
 
 @immutable
 class Lead:
-    """An accepted submission, on `nigredo.leads`: this record is `lead.created`."""
+    """An accepted submission, on `nigredo.leads`; this record is the event `lead.created`."""
 
     id: UUID
     client_network: str
@@ -99,7 +98,7 @@ class Lead:
     contact: Contact
     taken_at: datetime
     submitted_at: datetime
-    """The broker's append time of the submission: the clock of the limit."""
+    """Append time of the submission at the broker, which is the clock of the limit."""
     released: bool
     submission_partition: int
     submission_offset: int
@@ -107,7 +106,7 @@ class Lead:
 
 @immutable
 class Rejection:
-    """A refused submission, on `nigredo.rejections`, kept so that it can be released."""
+    """A refused submission, on `nigredo.rejections`, stored so that an operator can release it."""
 
     id: UUID
     client_network: str
@@ -121,16 +120,16 @@ class Rejection:
     reason: str
     """`rate_limited`, `spam` or `duplicate`."""
     retry_at: datetime | None
-    """From when the limit would have let it through; None where waiting is no cure."""
+    """Time from which the limit would have accepted the submission; None when waiting would not help."""
     submission_partition: int
     submission_offset: int
     spam_sign: str | None = None
-    """`honeypot` or `too_fast`, where the reason is `spam`."""
+    """`honeypot` or `too_fast` when the reason is `spam`."""
 
 
 @immutable
 class Acceptance:
-    """One submission accepted within the window."""
+    """A submission accepted within the window."""
 
     id: UUID
     at: datetime
@@ -144,17 +143,17 @@ class RateLimitState:
     limit: int
     window_s: int
     accepted: tuple[Acceptance, ...]
-    """Oldest first, at most `limit` of them."""
+    """Counted acceptances, oldest first, at most `limit`."""
     refused: int
     """Submissions refused since the oldest counted acceptance."""
-    # By name only: `updated_at` and `input_offset` stay last on the wire, where windows are ranked by them undecoded.
+    # Keyword-only, so that `updated_at` and `input_offset` stay last on the wire, where windows are ranked undecoded.
     exempt: tuple[Acceptance, ...] = field(default=(), kw_only=True)
-    """The newest accepted outside the limit, or before the network was freed, oldest first: known, so that none is
-    accepted twice, and never counted."""
+    """Newest acceptances outside the limit or before the network was freed, oldest first. Never counted, but cached so
+    that no submission is accepted twice."""
     updated_at: datetime
-    """Append time of the newest submission judged; never goes back."""
+    """Append time of the newest submission judged; never decreases."""
     input_offset: int
-    """The submission offset up to which this state is true (inclusive); the greatest wins, whoever wrote last."""
+    """Offset of the last submission included; of several states the greatest wins, whichever was written last."""
 
 
 # --- webhooks --------------------------------------------------------------------------------------------------------
@@ -162,7 +161,7 @@ class RateLimitState:
 
 @immutable
 class DeliveryAttempt:
-    """One attempt to deliver a lead, on `nigredo.deliveries`, whatever came of it."""
+    """One attempt to deliver a lead, on `nigredo.deliveries`, successful or not."""
 
     id: UUID
     lead_id: UUID
@@ -179,14 +178,14 @@ class DeliveryAttempt:
     lead_partition: int
     lead_offset: int
     replay: bool = False
-    """Whether it was asked for by a replay rather than due by itself."""
+    """Whether a replay requested the attempt."""
     answer_excerpt: str | None = None
-    """The first 512 bytes of the answer, with what the lead itself says masked."""
+    """First 512 bytes of the answer, with the lead's own data masked."""
 
 
 @immutable
 class WebhookRetry:
-    """A later attempt that waits, on `nigredo.webhook-retries.{endpoint}.{delay}`."""
+    """A scheduled retry, on `nigredo.webhook-retries.{endpoint}.{delay}`."""
 
     lead_id: UUID
     endpoint: str
@@ -200,7 +199,7 @@ class WebhookRetry:
 
 @immutable
 class WebhookDead:
-    """A lead that one endpoint will not get by itself any more, on `nigredo.webhook-dead`."""
+    """A dead lead, on `nigredo.webhook-dead`: without a replay, the endpoint gets no further attempt."""
 
     lead_id: UUID
     endpoint: str
@@ -215,7 +214,7 @@ class WebhookDead:
 
 @immutable
 class WebhookReplay:
-    """A request to send a lead again, on `nigredo.webhook-replays`: a reference, not a copy."""
+    """A request to send a lead again, on `nigredo.webhook-replays`; refers to the lead's record instead of a copy."""
 
     lead_id: UUID
     endpoint: str
@@ -225,7 +224,7 @@ class WebhookReplay:
     lead_offset: int
 
 
-# --- what is about the system itself ---------------------------------------------------------------------------------
+# --- the system itself -----------------------------------------------------------------------------------------------
 
 
 @immutable
@@ -238,7 +237,7 @@ class RecordHeader:
 
 @immutable
 class DeadLetter:
-    """A record that a stage could not use, on `nigredo.dead-letters`, byte for byte, with the reason."""
+    """A record that a stage could not process, on `nigredo.dead-letters`, byte for byte, with the reason."""
 
     function: str
     reason: str
@@ -255,9 +254,9 @@ class DeadLetter:
 
 @immutable
 class ControlEntry:
-    """A present setting, on `nigredo.control` under the key `kind:name`.
+    """A current control entry, on `nigredo.control` under the key `kind:name`.
 
-    One record for all kinds rather than a union: a union cannot grow under FULL_TRANSITIVE, and kinds will come.
+    One record type for all kinds instead of a union, because a union cannot grow under FULL_TRANSITIVE compatibility.
     """
 
     kind: str
@@ -270,7 +269,7 @@ class ControlEntry:
 
 @immutable
 class AuditEntry:
-    """Who changed what, when, on `nigredo.audit`."""
+    """A change by an operator, on `nigredo.audit`: actor, action, subject and time."""
 
     actor: str
     action: str

@@ -1,6 +1,6 @@
-"""Every topic of the product: its name, how long it keeps what, and which schema its values have.
+"""Topics of the product: names, retention and compaction, and the schemas of their values.
 
-Partitions and replication are settings of the installation; retention is part of the contract with readers.
+Partitions and replication are settings of an installation; retention is part of the contract with readers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ DAY_MS = 24 * HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """One topic. `schema` names its `.avsc` file, without the version; the registry's subject is `{name}-value`."""
+    """Specification of a topic. `schema` is the name of the `.avsc` file without version."""
 
     name: str
     schema: str
     config: Mapping[str, str] = field(default_factory=dict)
     partitions: int | None = None
-    """As many as the installation has for every topic, unless the topic's own order needs one."""
+    """Fixed number of partitions; None for TOPIC_PARTITIONS. One partition keeps the order of all records."""
 
     @property
     def subject(self) -> str:
-        """The registry's subject for the values."""
+        """Subject of the values in the schema registry."""
         return f"{self.name}-value"
 
 
@@ -36,7 +36,7 @@ def _deleted_after(days: int, **config: str) -> dict[str, str]:
 
 
 def _compacted(**config: str) -> dict[str, str]:
-    # A tombstone or a newer value takes effect on disk within a day, also on a quiet topic.
+    # On a quiet topic too, a tombstone or newer value removes the older value from disk within a day.
     return {
         "cleanup.policy": "compact",
         "segment.ms": str(6 * HOUR_MS),
@@ -46,14 +46,14 @@ def _compacted(**config: str) -> dict[str, str]:
 
 
 def _compacted_and_deleted_after(ms: int, **config: str) -> dict[str, str]:
-    kept = {
+    bounds = {
         "cleanup.policy": "compact,delete",
         "retention.ms": str(ms),
-        # A segment goes once its newest record is that old, and compaction merges old ones with new ones up to this
-        # size (docs/adr/0022): so much of a partition may stay on disk past its time, read by nobody.
+        # A segment is deleted once its newest record has expired, and compaction merges older segments with newer ones
+        # up to this size (docs/adr/0022): so many bytes of a partition may stay on disk expired and unread.
         "segment.bytes": str(16 * 2**20),
     }
-    return _compacted() | kept | _dotted(config)
+    return _compacted() | bounds | _dotted(config)
 
 
 def _dotted(config: Mapping[str, str]) -> dict[str, str]:
@@ -77,16 +77,16 @@ TOPICS: Mapping[str, TopicSpec] = {
         TopicSpec(
             SUBMISSIONS,
             "submissions",
-            # The broker's append time is the clock of the rate limit: no ingest node's clock can bend it.
+            # The broker's append time is the clock of the rate limit, so that a node's wrong clock has no effect.
             _deleted_after(7, message_timestamp_type="LogAppendTime", segment_ms=str(6 * HOUR_MS)),
         ),
-        # As long as the rejections, so that a persister that was away for less has missed nothing, no erasure either.
+        # Same retention as the rejections, so that a persister that was down for less misses no tombstone.
         TopicSpec(LEADS, "leads", _compacted(delete_retention_ms=str(30 * DAY_MS))),
         TopicSpec(REJECTIONS, "rejections", _compacted_and_deleted_after(30 * DAY_MS)),
         TopicSpec(
             RATE_LIMITS,
             "rate-limits",
-            # As long as a submission may wait to be judged, and the longest window more: docs/adr/0009.
+            # Longest wait of a submission for its verdict plus the longest window: docs/adr/0009.
             _compacted_and_deleted_after(
                 9 * DAY_MS, min_compaction_lag_ms=str(DAY_MS), max_compaction_lag_ms=str(2 * DAY_MS)
             ),
@@ -101,30 +101,30 @@ TOPICS: Mapping[str, TopicSpec] = {
 }
 
 STORED = (LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)
-"""Topics that the persister reads into PostgreSQL."""
+"""Topics that the persister stores in PostgreSQL."""
 
 SCHEMAS = "nigredo.schemas"
 SCHEMA_PINS: Mapping[str, TopicSpec] = {SCHEMAS: TopicSpec(SCHEMAS, "", _compacted(), partitions=1)}
-"""Which schema each id in the log means (`nigredo/avro/pins.py`): JSON under the id, never deleted."""
+"""Pinned schemas by the ids in the log (`nigredo/avro/pins.py`): key the id, value JSON, never deleted."""
 
 RETRIES_PREFIX = "nigredo.webhook-retries."
 RETRY_DELAYS_S: Mapping[str, float] = {"1m": 60.0, "10m": 600.0, "1h": 3600.0, "6h": 21_600.0}
-"""Later attempts wait in a topic for each order of magnitude, so that one which waits for hours is in nobody's way."""
+"""Delays of the retry topics, one per order of magnitude, so that attempts due in hours do not block earlier ones."""
 
 
 def retry_topic(endpoint: str, delay: str) -> str:
-    """Return where the later attempts of one endpoint wait, about as long as `delay` says."""
+    """Return the topic of an endpoint's scheduled retries of about this delay, a key of `RETRY_DELAYS_S`."""
     return f"{RETRIES_PREFIX}{endpoint}.{delay}"
 
 
 def retry_topics(endpoint: str) -> Mapping[str, TopicSpec]:
-    """Return the retry topics of one endpoint by name; made when it is set up."""
+    """Return the retry topics of one endpoint, by name; they are created together with the endpoint."""
     names = [retry_topic(endpoint, delay) for delay in RETRY_DELAYS_S]
     return {name: TopicSpec(name, "webhook-retries", _compacted()) for name in names}
 
 
 def spec_of(topic: str) -> TopicSpec:
-    """Return what describes a topic, an endpoint's own ones too. Raises KeyError for one that is none of ours."""
+    """Return the specification of a topic, retry topics included. Raises KeyError for an unknown topic."""
     if topic.startswith(RETRIES_PREFIX):
         return retry_topics(topic.removeprefix(RETRIES_PREFIX).rpartition(".")[0])[topic]
     return TOPICS[topic]
@@ -143,10 +143,10 @@ NEWEST_VERSION: Mapping[str, int] = {
     "control": 1,
     "audit": 1,
 }
-"""The version of each schema that this release writes; older files stay, since older records do."""
+"""Version of each schema that this release writes; older files stay because the log still has older records."""
 
 
 def load_schema(name: str, version: int | None = None) -> Any:
-    """Return one schema file as parsed JSON; the newest version unless told."""
+    """Return a schema file as parsed JSON; by default the version that this release writes."""
     file = resources.files("schemas") / f"{name}.v{version or NEWEST_VERSION[name]}.avsc"
     return json.loads(file.read_text(encoding="utf-8"))
