@@ -1,4 +1,4 @@
-"""Undelivered leads by the tables and by the log: what the tables do not hold yet is neither missing nor repeated."""
+"""Undelivered leads by tables and log: records that the tables do not hold yet are neither missing nor repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attempt(number: int, outcome: str, at_s: int, status: int = 500) -> Delivery
     fields = dict.fromkeys(DeliveryAttempt.__dataclass_fields__)
     sent_at = NOON + timedelta(seconds=at_s)
     known = {"lead_id": UUID(int=number), "outcome": outcome, "sent_at": sent_at, "status_code": status}
-    return DeliveryAttempt(**fields | known)  # type: ignore[arg-type] # the rest counts for nothing here
+    return DeliveryAttempt(**fields | known)  # type: ignore[arg-type] # other fields do not matter here
 
 
 def found(
@@ -58,7 +58,7 @@ def test_leads_of_the_log_alone_are_listed_in_order(monkeypatch: pytest.MonkeyPa
     assert [each.lead_offset for each in found(monkeypatch, [row(2), row(3)], log)] == [1, 2, 3]
 
 
-def test_what_was_delivered_or_erased_since_the_tables_is_left_out_and_others_take_the_place(
+def test_leads_that_the_log_shows_delivered_or_erased_are_replaced_by_the_next_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = UnloggedLeads({}, {UUID(int=1)}, {UUID(int=2): [attempt(2, "retry", 5), attempt(2, "delivered", 6, 200)]})
@@ -83,7 +83,7 @@ def test_attempts_that_only_the_log_has_are_counted_once(monkeypatch: pytest.Mon
     assert (listed.attempts, listed.status_code) == (3, 500)
 
 
-def test_leads_from_before_an_endpoint_began_are_not_for_it_and_a_log_made_anew_hides_none(
+def test_leads_from_before_an_endpoint_began_are_left_out_and_a_new_log_hides_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = UnloggedLeads({UUID(int=n): logged(n) for n in (1, 7)}, (), {})
@@ -92,7 +92,7 @@ def test_leads_from_before_an_endpoint_began_are_not_for_it_and_a_log_made_anew_
     assert [each.lead_offset for each in found(monkeypatch, [], log, begun)] == [7]
 
 
-def test_too_far_behind_is_said_and_nothing_is_guessed() -> None:
+def test_tables_too_far_behind_the_log_are_reported_instead_of_guessing() -> None:
     far = [Gap(LEADS, 0, 10, 150_010), Gap(LEADS, 1, 0, 100_000)]
 
     assert behind(far) == 250_000

@@ -1,4 +1,4 @@
-"""What of an endpoint's state needs a person, and what does not."""
+"""Problems of an endpoint that need an operator, and states that do not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WELL = EndpointHealth(
 )
 
 
-def test_a_tenth_failed_leads_that_wait_their_turn_and_old_dead_ones_are_well() -> None:
+def test_a_tenth_of_failed_attempts_waiting_leads_and_dead_leads_are_no_problem() -> None:
     assert WELL.problems(NOON) == []
     assert replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10))).problems(NOON) == []
     assert replace(WELL, attempts=0, failed=0).problems(NOON) == []
@@ -49,13 +49,13 @@ def test_a_tenth_failed_leads_that_wait_their_turn_and_old_dead_ones_are_well() 
         (replace(WELL, oldest=Oldest(LEAD, NOON - timedelta(minutes=10, seconds=1))), "2026-01-31 11:49:59"),
     ],
 )
-def test_each_trouble_is_named(state: EndpointHealth, said: str) -> None:
+def test_each_problem_is_named(state: EndpointHealth, said: str) -> None:
     (problem,) = state.problems(NOON)
 
     assert said in problem
 
 
-def test_a_sender_is_asked_for_its_own_endpoint_and_another_ones_word_says_nothing() -> None:
+def test_the_answer_of_another_endpoints_sender_is_ignored() -> None:
     port, health = free_port_base(), Health("sender")
     health.add_details(lambda: {"endpoint": "crm", "breaker": "open"})
     server = HealthServer(health, "127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""What the limit would say of forms that nobody sent."""
+"""Simulated verdicts equal those that the limit would give to real submissions."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ def state(*minutes_ago: int) -> RateLimitState:
         (None, 2, 0, ["accepted"] * 2, NOON),
         (None, 4, 0, ["accepted"] * 3 + ["rate_limited"], NOON + timedelta(hours=1)),
         (state(40, 20), 2, 2, ["accepted", "rate_limited"], NOON + timedelta(minutes=20)),
-        # What is older than the window counts no more.
+        # An acceptance older than the window has expired.
         (state(70, 40, 20), 1, 2, ["accepted"], NOON + timedelta(minutes=20)),
         (state(40, 30, 20), 1, 3, ["rate_limited"], NOON + timedelta(minutes=20)),
     ],
 )
-def test_it_is_what_the_window_allows(
+def test_simulated_verdicts_follow_the_window(
     known: RateLimitState | None, count: int, counted: int, verdicts: list[str], next_at: datetime
 ) -> None:
-    told = simulated(known, ADDRESS, "192.0.2.1", count, CONTROL, at=NOON)
+    result = simulated(known, ADDRESS, "192.0.2.1", count, CONTROL, at=NOON)
 
-    assert (told.counted, told.verdicts, told.next_at) == (counted, verdicts, next_at)
+    assert (result.counted, result.verdicts, result.next_at) == (counted, verdicts, next_at)
 
 
-def test_who_is_exempt_is_never_refused() -> None:
+def test_an_exempt_address_is_never_refused() -> None:
     exempt = Control(replace(CONTROL.settings, rate_limit_exempt=(ip_network("192.0.2.0/24"),)))
 
-    told = simulated(state(40, 30, 20), ADDRESS, "192.0.2.1", 5, exempt, at=NOON)
+    result = simulated(state(40, 30, 20), ADDRESS, "192.0.2.1", 5, exempt, at=NOON)
 
-    assert (told.counted, told.verdicts, told.next_at) == (3, ["accepted"] * 5, NOON)
+    assert (result.counted, result.verdicts, result.next_at) == (3, ["accepted"] * 5, NOON)
 
 
-def test_who_is_blocked_and_everybody_in_maintenance_is_told_so() -> None:
+def test_a_blocked_address_and_maintenance_refuse_every_submission() -> None:
     blocked = replace(CONTROL, blocked=NetworkSet([ip_network("192.0.2.0/24")]))
     maintenance = replace(CONTROL, settings=replace(CONTROL.settings, maintenance_mode=True))
 
     for control, verdict in ((blocked, "blocked"), (maintenance, "maintenance")):
-        told = simulated(None, ADDRESS, "192.0.2.1", 2, control, at=NOON)
-        assert (told.verdicts, told.next_at) == ([verdict] * 2, None)
+        result = simulated(None, ADDRESS, "192.0.2.1", 2, control, at=NOON)
+        assert (result.verdicts, result.next_at) == ([verdict] * 2, None)

@@ -1,4 +1,4 @@
-"""What a replay sends: exactly what was asked for and nothing that is out, whatever the logs look like."""
+"""Replay plan: exactly the requested leads are sent and no excluded one, whatever the logs look like."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nigredo.endpoints.keys import from_key, key_of
 from nigredo.operations.replay_plan import AttemptSeen, Counts, LeadSeen, References, Rule, asked_for, select
 
-# Few ids, so that leads meet their tombstones, their doubles and their attempts.
+# Few ids, so that leads, their tombstones, duplicates and attempts often share an id.
 IDS = [UUID(int=number).bytes for number in range(8)]
 ids = st.sampled_from(IDS)
 logs = st.lists(st.tuples(ids, st.booleans(), st.sampled_from([True, False, False])), max_size=30).map(
@@ -30,7 +30,7 @@ def planned(
 
 
 def naive(log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule) -> dict[UUID, int]:
-    """Say it again, one lead at a time and without a thought for speed: newest offset by lead."""
+    """Return the plan by a slow reference implementation, one lead at a time: newest offset by lead."""
     sent = {}
     for lead_id in IDS:
         records = [record for record in log if record.id == lead_id]
@@ -48,7 +48,7 @@ def naive(log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], ru
 
 
 @given(logs, attempts, st.sets(ids), rules)
-def test_what_is_sent_is_what_a_person_would_work_out_lead_by_lead(
+def test_the_plan_equals_a_slow_one_made_lead_by_lead(
     log: list[LeadSeen], tried: list[AttemptSeen], waiting: set[bytes], rule: Rule
 ) -> None:
     counts, references = planned(log, tried, waiting, rule)
@@ -76,7 +76,7 @@ def test_the_same_replay_again_sends_nothing(
     _, references = planned(log, tried, waiting, rule)
     asked = {lead_id.bytes for lead_id, _ in references}
 
-    # While they wait, and, unless delivered leads are wanted, once they are delivered.
+    # Both while the leads wait and, unless delivered leads are included, after their delivery.
     assert planned(log, tried, waiting | asked, rule)[1] == []
     if not rule.include_delivered:
         assert planned(log, tried + [AttemptSeen(lead_id, True) for lead_id in asked], waiting, rule)[1] == []
@@ -93,7 +93,7 @@ def test_failed_only_never_sends_a_delivered_lead_nor_one_that_was_not_tried(
     assert sent <= {attempt.id for attempt in tried if not attempt.delivered}
 
 
-def test_references_are_kept_compactly_and_come_back_as_they_were() -> None:
+def test_packed_references_equal_a_plain_list_of_them() -> None:
     references = References(3)
     wanted = [(UUID(int=2**128 - 1 - number), 2**40 + number) for number in range(5)]
     for lead_id, offset in wanted:
@@ -104,10 +104,10 @@ def test_references_are_kept_compactly_and_come_back_as_they_were() -> None:
 
 
 @given(st.uuids(), st.sampled_from(["fibonacci", "crm", "a-1"]))
-def test_a_key_tells_the_lead_and_the_endpoint(lead_id: UUID, endpoint: str) -> None:
+def test_a_key_names_the_lead_and_the_endpoint(lead_id: UUID, endpoint: str) -> None:
     assert from_key(key_of(lead_id, endpoint)) == (lead_id, endpoint)
 
 
 @pytest.mark.parametrize("key", [None, b"", b"\xff\xfe", b"no-lead", b"no-lead:crm"])
-def test_a_key_of_somebody_else_is_none_of_ours(key: bytes | None) -> None:
+def test_a_foreign_key_names_no_lead(key: bytes | None) -> None:
     assert from_key(key) is None

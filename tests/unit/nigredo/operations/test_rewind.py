@@ -1,4 +1,4 @@
-"""Where a partition goes when its group is set back: never on, never before what is left; every hole is told."""
+"""Target offset of a rewind: never forward past existing records, never before the log's start; gaps are counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ offsets = st.integers(0, 1000)
 
 
 @given(offsets, offsets, offsets)
-def test_a_partition_goes_on_only_to_the_first_offset_left_and_every_missing_one_is_told(
+def test_a_partition_moves_forward_only_to_the_start_of_the_log_and_every_deleted_offset_counts(
     wanted: int, stands_at: int, low: int
 ) -> None:
     target, gone = goes_to(wanted, stands_at, low)
@@ -22,6 +22,6 @@ def test_a_partition_goes_on_only_to_the_first_offset_left_and_every_missing_one
     assert target <= max(stands_at, low)
 
 
-def test_a_partition_whose_next_record_was_deleted_goes_on_at_the_first_one_left() -> None:
+def test_a_partition_whose_next_record_was_deleted_continues_at_the_start_of_the_log() -> None:
     assert goes_to(wanted=10, stands_at=20, low=50) == (50, 40)
     assert goes_to(wanted=50, stands_at=20, low=50) == (50, 30)

@@ -1,4 +1,4 @@
-"""Ids of schemas: pins, registry and files brought together, whichever of them was lost or says something else."""
+"""Schema ids: pins, registry and files agree again after any of them was lost or contradicts the others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Message:
 
 
 class Log:
-    """A cluster's topics, as far as they are read here."""
+    """Fake cluster: topics as lists of (key, value)."""
 
     def __init__(self) -> None:
         self.records: dict[str, list[tuple[bytes | None, bytes | None]]] = {SCHEMAS: []}
@@ -96,7 +96,7 @@ class Log:
 
 
 class Fake:
-    """A registry as Apicurio is one: numbers in the order of registration, and ids can be brought back."""
+    """Fake registry like Apicurio: ids in the order of registration; ids can be imported unless `imports` is off."""
 
     def __init__(self, *, imports: bool = True) -> None:
         self.texts: dict[int, str] = {}
@@ -157,7 +157,7 @@ class Installation:
         return self.ids.ensure()
 
     def keep_in_cache(self, schema_id: int, name: str, subject: str) -> None:
-        """Leave what the release before left behind."""
+        """Write the cache files of an earlier release."""
         self.cache.mkdir(exist_ok=True)
         text = FILES[name][-1]
         (self.cache / f"{schema_id}.avsc").write_text(text)
@@ -188,7 +188,7 @@ def test_every_version_is_registered_and_pinned_in_one_order_and_nothing_is_left
 
 
 def test_a_registry_that_was_emptied_gets_the_same_ids_back(installation: Installation) -> None:
-    # As on an installation that was upgraded once: its ids are not those that the order would give.
+    # As after an upgrade: the ids differ from those that a fresh registration would give.
     installation.registry.texts = {number: stranger(number) for number in range(9)}
     installation.ensure()
     before = dict(installation.log.pins)
@@ -204,7 +204,7 @@ def test_a_registry_that_was_emptied_gets_the_same_ids_back(installation: Instal
     assert installation.ensure() == []
 
 
-def test_a_registry_that_cannot_be_told_ids_says_so_and_what_it_gives_instead_is_pinned_too(
+def test_a_registry_that_cannot_import_ids_is_reported_and_its_new_ids_are_pinned(
     installation: Installation,
 ) -> None:
     installation.registry.texts = {100: STRANGE}
@@ -220,7 +220,7 @@ def test_a_registry_that_cannot_be_told_ids_says_so_and_what_it_gives_instead_is
     assert (written(installation, "leads") or 0) > 200
 
 
-def test_an_id_that_is_written_and_became_somebody_elses_refuses_before_anything_changes(
+def test_an_id_in_use_that_the_registry_gave_to_another_schema_is_refused_before_any_change(
     installation: Installation,
 ) -> None:
     installation.ensure()
@@ -254,7 +254,7 @@ def test_a_repair_finds_fresh_ids_past_every_pinned_one_and_writing_goes_on(inst
     assert installation.ensure() == []
 
 
-def test_status_tells_of_a_lost_or_taken_id_that_is_written_until_it_is_repaired(installation: Installation) -> None:
+def test_status_reports_a_lost_or_taken_id_in_use_until_it_is_repaired(installation: Installation) -> None:
     installation.ensure()
     assert conflict(installation.ids.findings()) is None
 
@@ -270,14 +270,14 @@ def test_status_tells_of_a_lost_or_taken_id_that_is_written_until_it_is_repaired
     for number in range(leads):
         installation.registry.register(f"x{number}-value", stranger(number))
     assert " here and x" in (conflict(installation.ids.findings()) or "")
-    # Records under the old ids stay what they are, and there is nothing to be done about that.
+    # Records under the old ids stay undecodable for external readers, and no repair can change that.
     installation.ids.repair(dry_run=False)
     assert "taken" in {found.standing for found in installation.ids.findings()}
     assert conflict(installation.ids.findings()) is None
 
 
 @pytest.mark.parametrize("imports", [True, False])
-def test_a_schema_that_the_registry_has_under_a_number_that_is_anothers_here_gets_one_past_them_all(
+def test_a_schema_that_the_registry_has_under_another_schemas_pinned_id_gets_an_id_above_all_pins(
     installation: Installation, imports: bool
 ) -> None:
     installation.ensure()
@@ -285,7 +285,7 @@ def test_a_schema_that_the_registry_has_under_a_number_that_is_anothers_here_get
     installation.registry = Fake(imports=imports)
     for number in range(4):
         installation.registry.register(f"x{number}-value", stranger(number))
-    # By a release before, or by a client that registers what it writes.
+    # As by an earlier release, or by a client that registers its schemas.
     installation.registry.register("nigredo.leads-value", FILES["leads"][-1])
 
     if imports:
@@ -299,7 +299,7 @@ def test_a_schema_that_the_registry_has_under_a_number_that_is_anothers_here_get
             installation.ids.repair(dry_run=False)
 
 
-def test_a_new_version_that_the_registry_has_under_a_number_that_is_anothers_here_is_pinned_all_the_same(
+def test_a_new_version_that_the_registry_has_under_another_schemas_pinned_id_is_pinned_under_a_new_one(
     installation: Installation,
 ) -> None:
     installation.log.pin(None, [Pin(1, "x-value", 0, STRANGE)])
@@ -312,7 +312,9 @@ def test_a_new_version_that_the_registry_has_under_a_number_that_is_anothers_her
     assert installation.ensure() == []
 
 
-def test_an_old_version_that_became_somebody_elses_holds_nobody_up(installation: Installation) -> None:
+def test_an_old_versions_id_that_became_another_schemas_refuses_nothing(
+    installation: Installation,
+) -> None:
     installation.ensure()
     installation.registry = Fake()
     installation.registry.register("x-value", STRANGE)
@@ -323,7 +325,7 @@ def test_an_old_version_that_became_somebody_elses_holds_nobody_up(installation:
     assert not installation.ids.findings()[0].written
 
 
-def test_the_release_before_left_ids_in_the_registry_and_on_disk_and_both_are_pinned_once(
+def test_ids_that_an_earlier_release_left_in_the_registry_and_on_disk_are_pinned_once(
     installation: Installation,
 ) -> None:
     installation.registry.texts = {40: FILES["submissions"][-1]}
@@ -359,7 +361,7 @@ def test_where_disk_and_registry_contradict_each_other_the_log_decides(installat
             installation.ensure()
         assert installation.log.records[SCHEMAS] == []
     elif holds == "leads":
-        # And the registry says otherwise: that is for a person.
+        # The log contradicts the registry, so an operator must decide.
         with pytest.raises(StartRefused):
             installation.ensure()
     else:
@@ -370,7 +372,7 @@ def test_where_disk_and_registry_contradict_each_other_the_log_decides(installat
 # --- the pins themselves ----------------------------------------------------------------------------------------------
 
 
-def test_a_pin_is_read_as_it_was_written_and_what_is_none_is_told() -> None:
+def test_a_pin_is_read_as_it_was_written_and_any_other_record_is_refused() -> None:
     pin = Pin(7, "nigredo.leads-value", 1, FILES["leads"][0])
     assert pin_of(pin.key, pin.value) == pin
     for key, value in ((b"7", None), (b"x", pin.value), (b"7", b"[]"), (b"7", pin.value.replace(b"Lead", b"Dead"))):
@@ -385,7 +387,7 @@ def test_an_id_means_one_schema_for_good_and_of_several_ids_the_last_is_written(
         pins.add(Pin(7, "c", 1, '"long"'))
 
 
-def test_schemas_are_compared_by_what_their_bytes_are() -> None:
+def test_schemas_are_compared_by_their_canonical_form() -> None:
     text = FILES["audit"][0]
     assert same(text, text + " ")
     assert not same(text, FILES["leads"][0])
@@ -417,7 +419,7 @@ def test_a_process_writes_and_reads_by_the_pins_alone(
     assert codec.decode(AUDIT, codec.encode(AUDIT, entry)) == entry
 
 
-def test_a_process_does_not_write_what_is_not_pinned(
+def test_a_process_writes_no_schema_that_is_not_pinned(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installation.registry.register("nigredo.submissions-value", FILES["submissions"][-1])
@@ -457,6 +459,6 @@ def test_pins_that_contradict_each_other_mean_wait(installation: Installation, m
         a_process(installation, monkeypatch).schema_of(7)
 
 
-def test_the_played_registry_has_what_the_real_one_has() -> None:
+def test_the_fake_registry_has_only_methods_of_the_real_one() -> None:
     played = {name for name in dir(Fake) if not name.startswith("_")}
     assert played <= {name for name in dir(Registry) if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""The plan of a recovery: nothing unhandled is skipped, and no limit is broken by judging again."""
+"""Recovery plan: no unhandled record is skipped, and judging submissions again exceeds no limit."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def stored(now: LogNow, position: LogPosition | None = POSITION) -> Stored:
     return Stored("limiter", "nigredo.submissions", 0, position, now)
 
 
-def test_a_position_that_the_log_bears_out_needs_no_recovery() -> None:
+def test_a_position_that_agrees_with_the_log_needs_no_recovery() -> None:
     assert disagreement(stored(LogNow("topic-id", 0, 10, LAST))) is None
 
 
 @pytest.mark.parametrize(
     "now", [LogNow("topic-id", 0, 5), LogNow("topic-id", 0, 50, Mark.of(9, LAST.timestamp_ms + 5, b"another", 3))]
 )
-def test_of_a_log_that_was_cut_or_set_back_nothing_from_the_stored_offset_on_was_handled(now: LogNow) -> None:
+def test_in_a_log_that_was_cut_or_set_back_no_record_from_the_stored_offset_on_was_handled(now: LogNow) -> None:
     found = disagreement(stored(now))
 
     assert found is not None
@@ -50,7 +50,7 @@ def test_of_a_log_that_was_cut_or_set_back_nothing_from_the_stored_offset_on_was
         (LogNow("topic-id", 0, 50), None),
     ],
 )
-def test_a_position_in_no_part_of_this_log_says_nothing_of_its_records(
+def test_a_position_of_another_log_or_a_lost_one_proves_no_record_unhandled(
     now: LogNow, position: LogPosition | None
 ) -> None:
     found = disagreement(stored(now, position))
@@ -72,11 +72,11 @@ def newest_first(log: Sequence[Logged], taken: list[int]) -> Iterator[Logged]:
 def test_the_restart_is_the_first_unhandled_record_of_a_log_that_was_cut_and_has_grown_again(
     kept: list[tuple[int, bool]], grown: list[tuple[int, bool]]
 ) -> None:
-    """Of each record: its distance to the one before, and whether its id has a result that is still to be found."""
+    """Each drawn pair: a record's distance to the previous record, and whether a result with its id is still found."""
     log, offset = [], 0
     for gap, known in kept:
         offset += gap
-        log.append(Logged(offset, known, known))  # All of them were handled; of some the result was deleted since.
+        log.append(Logged(offset, known, known))  # Every one was handled, but some results were deleted since.
     cut = offset
     for gap, again in grown:
         offset += gap
@@ -101,7 +101,7 @@ def test_the_restart_is_the_first_unhandled_record_of_a_log_that_was_cut_and_has
 def test_leads_that_were_delivered_out_of_order_hide_none_that_is_open(
     done: list[bool], out_of_order_max: int, grown: list[bool]
 ) -> None:
-    """A sender finishes at most so many above one that is open: beyond that the flags are made true."""
+    """A sender finishes at most `out_of_order_max` leads above an open one, so lower flags are set to true."""
     for at in range(len(done)):
         if any(done[at + out_of_order_max :]):
             done[at] = True

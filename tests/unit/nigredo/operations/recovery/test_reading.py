@@ -1,4 +1,4 @@
-"""Where groups go on after a loss, found in logs whose clocks say nothing."""
+"""Restart offsets of groups after a loss of records, in logs whose timestamps cannot be trusted."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.unit.processors.rate_limit.test_release import CODEC
 
 SETTINGS = Settings.from_environment({})
 TIMES = st.integers(1, 2**41)
-"""Whatever a clock may have said."""
+"""Any timestamp that a clock may have given, in ms."""
 YOUNG = as_ms(utc_now())
 COMMAND = LimitReset("192.0.2.1", "test", NOON)
 
 
 @dataclass
 class Logged:
-    """As much of a message as a recovery asks for."""
+    """Fake Kafka message with the parts that a recovery reads."""
 
     at: int
     timestamp_ms: int
@@ -68,7 +68,7 @@ class Logged:
 
 @dataclass
 class Log:
-    """A `LogReader` of topics with one partition, whose positions are those of one group."""
+    """Fake `TopicReader` over topics of one partition, with the positions of one group."""
 
     topics: Mapping[str, list[Logged]]
     position: LogPosition | None = None
@@ -111,7 +111,7 @@ def surveyed(log: Log) -> Survey:
 
 
 def verdict_on(message: Logged) -> Any:
-    """Return what the limiter wrote about a submission; only what tells its place is asked of it."""
+    """Return the limiter's verdict on a submission as a lead record; tests need only the position that it names."""
     lead = accepted_lead(message.event, cast(Any, message))
     return Logged(0, 5, str(lead.id).encode(), lead)
 
@@ -142,7 +142,7 @@ def test_no_submission_and_no_command_is_skipped_whatever_the_clocks_said(
     restarts = surveyed(reader).limiter_restarts()
 
     if not restarts:
-        # The log bears the position out: nothing was lost, or the same record is there again to the millisecond.
+        # Position and log agree: no record was lost, or an identical record has the same offset and millisecond.
         assert cut == len(old) or log[len(old) - 1].mark() == position.last
         return
     with_verdict = {record.event.id for record in verdicts}
@@ -153,7 +153,7 @@ def test_no_submission_and_no_command_is_skipped_whatever_the_clocks_said(
 
 
 def test_a_clock_that_was_set_back_by_hours_hides_no_new_submission() -> None:
-    """A search by time would begin after all of them."""
+    """A search by time would start after all the new submissions."""
     handled = [Logged(offset, 1_800_000_000_000 + offset, b"k", submission()) for offset in range(10)]
     grown = [Logged(offset, 1_790_000_000_000 + offset, b"k", submission()) for offset in range(6, 30)]
     reader = Log(
@@ -210,10 +210,10 @@ def sender_restart(reader: Log, **with_: Any) -> SenderRestart:
     grown=st.lists(TIMES, max_size=20),
     lost_offset=st.booleans(),
 )
-def test_no_lead_that_its_endpoint_did_not_take_is_skipped_whatever_the_clocks_said(
+def test_no_undelivered_lead_is_skipped_whatever_the_clocks_said(
     old: list[tuple[int, bool]], cut_share: float, grown: list[int], lost_offset: bool
 ) -> None:
-    """Of those at lower offsets than the one stored, all that have no delivery gave up: they are not sent again."""
+    """Leads before the stored offset without a delivery are dead, and are not sent again."""
     leads = [lead(offset, at_ms) for offset, (at_ms, _) in enumerate(old)]
     attempts = [attempt_at(one, at, outcome="delivered" if old[at][1] else "dead") for at, one in enumerate(leads)]
     cut = min(int(cut_share * len(old)), len(old) - 1)
@@ -226,7 +226,7 @@ def test_no_lead_that_its_endpoint_did_not_take_is_skipped_whatever_the_clocks_s
     assert found.restart.goes_to == cut
 
 
-def test_leads_that_postgresql_knows_as_delivered_are_put_on_record_when_the_log_lost_that() -> None:
+def test_deliveries_that_only_postgresql_has_are_to_be_published_again() -> None:
     leads = [lead(offset, YOUNG) for offset in range(4)]
     in_table = recovery_reading.Deliveries()
     for one in (leads[0], leads[2]):
@@ -241,7 +241,7 @@ def test_leads_that_postgresql_knows_as_delivered_are_put_on_record_when_the_log
     assert found.delivered_since_ms is None
 
 
-def test_deliveries_count_from_the_oldest_one_of_a_lead_that_comes_again() -> None:
+def test_deliveries_count_from_the_oldest_one_of_a_lead_that_is_read_again() -> None:
     leads = [lead(offset, YOUNG) for offset in range(4)]
     reader = Log({LEADS: leads, DELIVERIES: [attempt_at(leads[n], at) for at, n in enumerate((0, 3, 2))]}, None)
 
@@ -252,7 +252,7 @@ def test_deliveries_count_from_the_oldest_one_of_a_lead_that_comes_again() -> No
     assert found.off_record == []
 
 
-def test_an_endpoint_that_began_with_what_came_then_gets_no_lead_of_before_when_its_offsets_are_lost() -> None:
+def test_an_endpoint_that_lost_its_offsets_gets_no_lead_from_before_it_began() -> None:
     began = as_ms(utc_now())
     leads = [lead(offset, began + 1000 * (offset - 3)) for offset in range(6)]
     reader = Log({LEADS: leads}, None)
@@ -262,7 +262,7 @@ def test_an_endpoint_that_began_with_what_came_then_gets_no_lead_of_before_when_
     assert found.restart.goes_to == 3
 
 
-def test_an_erased_person_is_no_reason_to_go_back_to_the_lead() -> None:
+def test_an_erased_lead_does_not_lower_the_restart_offset() -> None:
     leads = [lead(offset, YOUNG) for offset in range(2)]
     erased = Logged(2, YOUNG, leads[1].stored_key, None)
     reader = Log({LEADS: [*leads, erased], DELIVERIES: [attempt_at(leads[0], 0)]}, None)
@@ -278,7 +278,7 @@ def test_a_lead_older_than_any_trace_of_deliveries_is_not_sent_again() -> None:
     assert sender_restart(reader).restart.goes_to == 2
 
 
-def test_deliveries_are_asked_of_the_table_by_their_lead_and_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deliveries_in_the_table_are_found_by_their_lead_and_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     known, replayed, erased = uuid4(), uuid4(), uuid4()
     rows = [
         DeliveredLead(known, replay=False, lead_partition=1, lead_offset=7),
@@ -293,7 +293,7 @@ def test_deliveries_are_asked_of_the_table_by_their_lead_and_its_place(monkeypat
     assert found.places == {place(known.bytes, 1, 7)}
 
 
-def test_submissions_that_postgresql_knows_as_judged_are_not_judged_again_when_the_log_lost_their_verdicts(
+def test_submissions_whose_verdicts_only_postgresql_has_are_not_judged_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judged = [Logged(offset, 1000 + offset, b"k", submission()) for offset in range(10)]
@@ -304,7 +304,7 @@ def test_submissions_that_postgresql_knows_as_judged_are_not_judged_again_when_t
     assert [one.goes_to for one in surveyed(reader).limiter_restarts()] == [6]
 
 
-def test_a_topic_is_read_once_and_later_only_what_came_since() -> None:
+def test_a_topic_is_read_once_and_later_only_its_new_records() -> None:
     records = [Logged(offset, 5, str(uuid4()).encode(), "lead") for offset in range(3)]
     taken = list[int]()
     log = Log({LEADS: records[:2]})

@@ -1,4 +1,4 @@
-"""Leads and windows as `nigredo recover` finds and rewrites them, from topics that are lists."""
+"""Leads and windows that `nigredo recover` finds and rewrites, with lists as topics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOUR = timedelta(hours=1)
 
 
 @dataclass
-class Told:
+class FakeMessage:
     stored_key: bytes
     stored_value: bytes
     event: object = None
@@ -64,7 +64,7 @@ def window(network: str, *accepted: Acceptance, offset: int = 3) -> RateLimitSta
 
 
 class Topics:
-    """As much of a `LogReader` as is asked: windows by partition, and submissions in partition 0."""
+    """Fake `TopicReader`: windows by partition, and submissions in partition 0."""
 
     def __init__(self, windows: Mapping[int, Sequence[RateLimitState]], submissions: Sequence[Submission] = ()) -> None:
         self._windows = windows
@@ -79,13 +79,13 @@ class Topics:
         if topic == RATE_LIMITS:
             for number in partitions:
                 for state in self._windows[number] if number not in offsets else ():
-                    yield Told(state.client_network.encode(), encode_window(CODEC, state), number=number)
+                    yield FakeMessage(state.client_network.encode(), encode_window(CODEC, state), number=number)
 
     def watermarks(self, _: str, partition: int) -> tuple[int, int]:
         return 0, len(self._submissions) if partition == 0 else 0
 
     def between(self, *_: Any) -> Iterator[Any]:
-        yield from (Told(b"k", b"v", event) for event in self._submissions)
+        yield from (FakeMessage(b"k", b"v", event) for event in self._submissions)
 
 
 def surveyed(topics: Topics) -> Survey:
@@ -97,26 +97,26 @@ def surveyed(topics: Topics) -> Survey:
 
 
 def alone(at: datetime, *, in_log: bool = True) -> tuple[list[UUID], list[UUID], UUID]:
-    """Return the ids brought back, those that are gone, and the one that a window says was accepted at a time."""
+    """Survey a lead accepted at a time, by its window alone; return the ids restored, the ids gone, and its id."""
     lead_id, gone = uuid4(), list[UUID]()
     topics = Topics({0: [window("a", Acceptance(lead_id, at))]}, [submission(lead_id=lead_id)] if in_log else [])
     return [lead.id for lead in surveyed(topics).accepted_only(set(), gone)], gone, lead_id
 
 
-def test_an_accepted_lead_that_only_its_submission_tells_of_comes_back() -> None:
+def test_an_accepted_lead_is_restored_from_its_submission() -> None:
     back, gone, lead_id = alone(utc_now() - HOUR)
 
     assert (back, gone) == ([lead_id], [])
 
 
-def test_an_accepted_lead_whose_erasure_may_have_left_no_trace_stays_away_and_is_told() -> None:
-    """Its tombstone goes after a day; its submission and its network's window stay for a week."""
+def test_an_accepted_lead_that_may_have_been_erased_without_a_trace_is_not_restored_but_listed() -> None:
+    """A lead's tombstone may expire after a day; its submission and its network's window stay for a week."""
     back, gone, lead_id = alone(utc_now() - 25 * HOUR)
 
     assert (back, gone) == ([], [lead_id])
 
 
-def test_an_accepted_lead_without_a_submission_is_told_by_its_id() -> None:
+def test_an_accepted_lead_without_a_submission_is_listed_by_its_id() -> None:
     back, gone, lead_id = alone(utc_now() - HOUR, in_log=False)
 
     assert (back, gone) == ([], [lead_id])
@@ -135,7 +135,7 @@ def moved(windows: Mapping[int, Sequence[RateLimitState]]) -> dict[tuple[int, st
 
 
 def network_that_goes(before: tuple[int, int], after: tuple[int, int]) -> str:
-    """Return a network in one partition of so many, and in another one of more."""
+    """Return a network by its partitions. before, after: (partition, number of partitions)."""
     for number in range(100_000):
         key = f"192.0.2.{number}".encode()
         if (partition_of(key, before[1]), partition_of(key, after[1])) == (before[0], after[0]):
@@ -157,14 +157,14 @@ def test_windows_follow_their_networks_to_added_partitions_and_among_the_old_one
 
 
 def test_a_network_that_was_judged_in_its_new_partition_keeps_the_window_that_it_has_there() -> None:
-    """Of two windows under one key compaction would leave the copy, with less in it."""
+    """Compaction keeps the last record of a key, so a copy would replace the window with a less complete one."""
     network = network_that_goes((0, 4), (4, 8))
 
     assert moved({0: [window(network)], **{n: [] for n in range(1, 8)}, 4: [window(network)]}) == {}
 
 
 def test_a_group_that_another_command_drains_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever ended first would let the members come back under the other one."""
+    """One entry serves both commands, so the first to end would let the members rejoin during the other."""
     until, changed = utc_now() + HOUR, list[str]()
     entry = ControlEntry(LEAVE, "group", {}, "another", utc_now(), until)
     fake = SimpleNamespace(held=lambda _: [entry], put=lambda *_, **__: changed.append("put"), remove=changed.append)
@@ -180,7 +180,7 @@ def test_a_group_that_another_command_drains_is_left_to_it(monkeypatch: pytest.M
 
 
 def test_an_accepted_lead_is_found_in_the_partition_that_its_network_left() -> None:
-    """The copy of its window is in the new one."""
+    """The copy of its network's window is in the new partition."""
     lead_id, gone = uuid4(), list[UUID]()
     accepted = window("a", Acceptance(lead_id, utc_now() - HOUR))
     topics = Topics({0: [accepted], 1: [accepted]}, [submission(lead_id=lead_id)])
@@ -190,10 +190,10 @@ def test_an_accepted_lead_is_found_in_the_partition_that_its_network_left() -> N
     assert (back, gone) == ([lead_id], [])
 
 
-def test_before_a_lead_comes_back_its_delivery_is_put_on_record_for_the_endpoint_that_took_it(
+def test_before_a_lead_is_restored_its_delivery_is_published_for_the_endpoint_that_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A sender reads what was delivered when it joins: it is away meanwhile."""
+    """A sender reads past deliveries when it joins, so it leaves its group meanwhile."""
     lead_id, done = uuid4(), list[str]()
     recovery = Recovery(SETTINGS, ["took-it", "never-did"], "test", lambda _: None)
     inside = cast(Any, recovery)
@@ -230,7 +230,7 @@ def test_before_a_lead_comes_back_its_delivery_is_put_on_record_for_the_endpoint
     ]
 
 
-def test_a_delivery_that_postgresql_has_not_is_taken_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delivery_that_is_not_in_postgresql_is_read_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     in_table, in_log = (
         DeliveryAttempt(uuid4(), uuid4(), "first", "https://x", 1, utc_now(), 5, "delivered", 200, None, 0, 9)
         for _ in range(2)
@@ -251,8 +251,8 @@ def test_a_delivery_that_postgresql_has_not_is_taken_from_the_log(monkeypatch: p
     assert asked == [{in_log.lead_id}]
 
 
-def test_an_unreadable_window_is_named_by_its_place() -> None:
+def test_an_unreadable_window_is_named_by_partition_and_offset() -> None:
     reading = surveyed(Topics({0: []})).reading
 
     with pytest.raises(DependencyDown, match=r"a window in nigredo\.rate-limits cannot be read, partition 2, offset 7"):
-        cast(Any, reading)._apply_window(Told(b"a", b"no window of ours", number=2))
+        cast(Any, reading)._apply_window(FakeMessage(b"a", b"no window of ours", number=2))
