@@ -1,0 +1,1 @@
+"""Ingest: the HTTP process that accepts forms and publishes submissions. May not import processors or sinks."""

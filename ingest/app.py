@@ -1,4 +1,4 @@
-"""The HTTP application: routes, what every answer has in common, and the start and end of a worker."""
+"""HTTP application: the routes, the middleware for every request, and startup and shutdown of a worker."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ BODY_DEADLINE_S = 10.0
 MAINTENANCE_RETRY_AFTER_S = 300
 POOL_CLOSE_S = 2.0
 LEAVING_SIGNAL = signal.SIGUSR1
-"""What the server sends to its workers a moment before it ends them."""
-STATIC = "public, max-age=3600, s-maxage=3600"
+"""Sent by the server to its workers INGEST_UNREADY_SECONDS before it stops them."""
+STATIC_CACHE_CONTROL = "public, max-age=3600, s-maxage=3600"
 CORS_EXPOSED = "ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 CORS_REQUEST_HEADERS = f"Authorization, Content-Type, {KEY_HEADER}"
 CORS_MAX_AGE_S = 600
 
 
 class LeadsResource:
-    """`/api/leads`: POST takes a form, GET reads what was stored."""
+    """`/api/leads`: POST accepts a form, GET lists stored leads."""
 
     def __init__(
         self, settings: Settings, intake: SubmissionService, reads: LeadQueries, recent: RecentKeyedIds
@@ -90,13 +90,13 @@ class LeadsResource:
     on_head = on_get
 
     async def on_post(self, request: Request, response: Response) -> None:
-        """Take a form: 202 once Kafka has it, or 303 for a browser."""
+        """Accept a form: 202 once it is durable, 303 for a browser."""
         settings = self._submissions.control.settings
         headers, for_person = request.headers_lower, prefers_html(request)
         if settings.maintenance_mode:
             request.context.maintenance = True
             if for_person:
-                # What was written comes back with the page.
+                # Read, so that the page gives the message back.
                 with suppress(InvalidForm):
                     request.context.fields = read_fields(request.content_type, await self._body(request))
             raise falcon.HTTPServiceUnavailable(
@@ -110,20 +110,20 @@ class LeadsResource:
             form = replace(form, source=source)
         counting.note_form(request, form.source)
         key = headers.get(KEY_HEADER.lower())
-        taken = await self._submissions.submit(
+        accepted = await self._submissions.submit(
             form,
             request.context.address,
             agent,
             key=key,
-            # A browser, by itself or for a script: all of them send Fetch Metadata, or want HTML.
+            # A browser, by itself or for a script: every browser sends Fetch Metadata or prefers HTML.
             by_hand=for_person or "sec-fetch-mode" in headers,
             request_id=request.context.request_id,
         )
-        request.context.outcome = taken.outcome
+        request.context.outcome = accepted.outcome
         if key is not None:
-            self._recent.add(taken.lead_id)
-        lead_id = request.context.lead_id = str(taken.lead_id)
-        set_rate_limit_headers(response, taken.allowance)
+            self._recent.add(accepted.lead_id)
+        lead_id = request.context.lead_id = str(accepted.lead_id)
+        set_rate_limit_headers(response, accepted.allowance)
         if for_person:
             response.status = falcon.HTTP_303
             location = response.location = next_of(form, settings) or thanks_for(request)
@@ -145,24 +145,24 @@ class LeadsResource:
         except TimeoutError:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
         except BodyCutOff:
-            # Half a message is nobody's message.
+            # An incomplete message is not stored.
             raise falcon.HTTPBadRequest(description="The body ended before it was whole.") from None
 
 
 class PageRoute:
-    """A page, in the language the client asks for; a cache asks each time whether it still holds."""
+    """A page in the language that the client prefers; a cache revalidates the page each time."""
 
     def __init__(self, pages: Mapping[tuple[str, bool], Page], intake: SubmissionService) -> None:
         self._pages = pages
         self._submissions = intake
 
     async def on_get(self, request: Request, response: Response) -> None:
-        """Send the page, or 304 to who has it."""
+        """Answer with the page, or 304 when the client has it cached."""
         page = self._pages[language_for(request)]
         response.set_header("Vary", "Accept-Language")
         response.set_header("Cache-Control", "no-cache")
         response.set_header("ETag", f'"{page.etag}"')
-        # With a 304 too: a cache replaces the headers that it keeps by those of the newest answer.
+        # With a 304 too, because a cache updates its stored headers from the 304.
         response.set_header(POLICY, page_policy(self._submissions.control.settings.cors_allowed_origins))
         if is_known(request, page.etag):
             response.status = falcon.HTTP_304
@@ -174,10 +174,10 @@ class PageRoute:
 
 
 class OpenApiRoute:
-    """`/openapi.json`."""
+    """`/openapi.json`: the OpenAPI document."""
 
     async def on_get(self, _: Request, response: Response) -> None:
-        """Send the description of this interface."""
+        """Answer with the OpenAPI document."""
         response.set_header("Cache-Control", "no-cache")
         response.media = DOCUMENT
 
@@ -188,8 +188,8 @@ class ScriptRoute:
     """The form's script; its name changes with its content."""
 
     async def on_get(self, _: Request, response: Response) -> None:
-        """Send it, for as long as the runbook lets caches keep what does not change."""
-        response.set_header("Cache-Control", STATIC)
+        """Answer with the script; caches may store it for the hour that the runbook allows static files."""
+        response.set_header("Cache-Control", STATIC_CACHE_CONTROL)
         response.content_type = falcon.MEDIA_JS
         response.data = SCRIPT
 
@@ -197,7 +197,7 @@ class ScriptRoute:
 
 
 class RequestMiddleware:
-    """Opens and closes with the worker what it needs, and writes one line a request."""
+    """Opens and closes the worker's clients, prepares each request, and logs and counts each answer."""
 
     def __init__(self, settings: Settings, intake: SubmissionService, pool: Pool) -> None:
         self._trusted_proxies = settings.trusted_proxies
@@ -208,44 +208,48 @@ class RequestMiddleware:
         self._functions = {component: settings.function(component) for component in (CREATE, LIST, GET)}
 
     async def process_startup(self, *_: Any) -> None:
-        """Begin to connect."""
+        """Start connecting to Kafka and the database."""
         asyncio.get_running_loop().add_signal_handler(LEAVING_SIGNAL, self._submissions.leave)
         await self._submissions.open()
         await self._pool.open()
 
     async def process_shutdown(self, *_: Any) -> None:
-        """Finish what was begun."""
+        """Flush the submissions in flight, and close the database pool."""
         await self._submissions.close()
         await self._pool.close(timeout=POOL_CLOSE_S)
 
     async def process_request(self, request: Request, response: Response) -> None:
-        """Give the request its id and its client's address; refuse a blocked one before its body is read."""
+        """Set the request's id and client address; refuse a blocked address with 403 before the body is read."""
         request.context.began = time.perf_counter()
-        # Only to tell requests apart: a random number that costs no call of the system.
+        # Need not be secret, only distinct: a random number that costs no system call.
         request.context.request_id = f"{getrandbits(128):032x}"
         request.context.lead_id = None
         counting.begin(request)
         response.set_header("X-Request-Id", request.context.request_id)
         for name, value in ALWAYS.items():
             response.set_header(name, value)
-        # Falcon's `remote_addr` reads the headers of proxies for it, by rules that are not ours.
+        # Not Falcon's `remote_addr`, which trusts the headers of any proxy.
         peer, _ = request.scope.get("client") or ("", 0)
-        # All at once, here and later on: one that is asked for by its name and is not there costs an exception.
+        # Read as one mapping, here and elsewhere, because Falcon raises an exception for each missing header.
         headers = request.headers_lower
         self._forwarding.look(peer, headers, request.context.began)
         address = client_address(peer, headers.get("x-forwarded-for"), headers.get("forwarded"), self._trusted_proxies)
         request.context.address, request.context.ip_address = address, as_text(address)
         if self._submissions.control.blocked.cover(address) and not request.path.startswith("/health"):
             metrics.IP_BLOCK_REJECTIONS.of().inc()
-            log.info("blocked address", request_id=request.context.request_id, ip_address=request.context.ip_address)
+            log.info(
+                "request from blocked address refused",
+                request_id=request.context.request_id,
+                ip_address=request.context.ip_address,
+            )
             raise falcon.HTTPForbidden(description="Requests from your address are not taken.")
-        # The server calls a missing one empty; of several, Falcon shows the last.
+        # The server turns a missing header into an empty one, and Falcon shows only the last of several.
         hosts = [value for name, value in request.scope["headers"] if name == b"host"]
         if request.scope["http_version"] == "1.1" and (len(hosts) != 1 or not hosts[0]):
             raise falcon.HTTPBadRequest(description="Send one Host header (RFC 9112, 3.2).")
 
     def _answer_cors(self, request: Request, response: Response) -> None:
-        """Let scripts of allowed sites read the answer, an error's too (the Fetch standard's CORS protocol)."""
+        """Set the CORS headers for scripts of allowed origins, on errors too (Fetch standard)."""
         origin = request.headers_lower.get("origin")
         if not origin or not request.path.startswith("/api/"):
             return
@@ -260,7 +264,7 @@ class RequestMiddleware:
             response.set_header("Access-Control-Max-Age", str(CORS_MAX_AGE_S))
 
     async def process_response(self, request: Request, response: Response, *_: Any) -> None:
-        """Write the canonical line and count the request; health probes are not news."""
+        """Write the access line and count the request; health probes are left out."""
         self._answer_cors(request, response)
         if response.content_type == falcon.MEDIA_HTML:
             response.set_header(POLICY, page_policy(self._submissions.control.settings.cors_allowed_origins))
@@ -283,16 +287,16 @@ class RequestMiddleware:
 
 
 def _refuse_form(fields: Mapping[str, Any]) -> None:
-    """Give a form that came by GET back to be sent: a browser asks again for an address whenever it likes.
+    """Refuse a form that was sent by GET, because its `method="post"` is missing.
 
-    Its `method="post"` is missing. Raises FormRefused.
+    A browser may repeat a GET at any time, so the form is given back to be sent by POST. Raises InvalidForm with 422.
     """
     if not fields.keys().isdisjoint(SHOWN):
         raise InvalidForm(422, FieldProblem(METHOD, "must be post"), typed=typed_of(fields))
 
 
 def next_of(form: Form, settings: Settings) -> str | None:
-    """Return where a form wants the browser to go afterwards, if that origin is allowed."""
+    """Return the redirect target that a form names; None when there is none or its origin is not allowed."""
     if form.next_url is None or not form.next_url.isprintable():
         return None
     try:
@@ -300,22 +304,22 @@ def next_of(form: Form, settings: Settings) -> str | None:
     except ValueError:
         return None
     origin = f"{parts.scheme}://{parts.netloc}"
-    # Not every letter of another alphabet is another one in lower case.
+    # ASCII only, because some letters of other alphabets become ASCII letters in lower case.
     return form.next_url if origin.isascii() and origin.lower() in settings.redirect_allowed_origins else None
 
 
 def thanks_for(request: Request) -> str:
-    """Return the page of thanks, in the language in which the form was shown."""
+    """Return the path of the thanks page, in the language of the form."""
     language, chosen = language_for(request)
     return f"/thanks?lang={language}" if chosen else "/thanks"
 
 
 def make_app(settings: Settings, intake: SubmissionService) -> falcon.asgi.App[Any, Any]:
-    """Return the application. The intake is opened and closed with it."""
+    """Return the application, which opens and closes the submission service."""
     pool, recent = make_pool(settings, "create-lead"), RecentKeyedIds()
     reads = LeadQueries(pool)
     app = falcon.asgi.App(middleware=[RequestMiddleware(settings, intake, pool)])
-    # A form whose address was written with a slash at its end is somebody's message all the same.
+    # A form whose `action` ends with a slash is accepted too.
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app)
     app.add_route("/api/leads", LeadsResource(settings, intake, reads, recent))
@@ -334,11 +338,11 @@ def make_app(settings: Settings, intake: SubmissionService) -> falcon.asgi.App[A
 
 
 def create() -> Application:
-    """Return the application of a server's worker process, set up from the environment."""
+    """Return the application of one worker process, configured from the environment."""
     settings = Settings.from_environment(os.environ)
     configure_logging(settings.function("create-lead"))
     metrics.start(INGEST, settings)
-    # What was imported stays for good, and a request makes hardly any cycles: looking for them at Python's own pace
+    # Imported objects stay for good, and a request makes hardly any cycles: by Python's defaults the garbage collector
     # takes an eighth of the time and doubles the 99th percentile.
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)

@@ -1,4 +1,4 @@
-"""The process that takes forms: `ingest.app` on granian."""
+"""Entry point of the ingest process: `ingest.app` on granian, with its workers, limits and metrics."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ log = get_logger()
 BACKLOG = 4096
 HEAD_MAX_BYTES = 32 * 1024
 OTHER_FILES = 256
-"""Files that a worker has open beside its connections: Kafka, the database, the spool, the libraries."""
+"""Files that a worker has open besides its client connections: Kafka, the database, the spool, the libraries."""
 
 
 class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, by the build of Python
-    """granian, with workers that say that they are not ready before they stop to listen."""
+    """granian, with workers that report not ready for `unready_s` seconds before they stop listening."""
 
     def __init__(self, *arguments: Any, unready_s: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -41,12 +41,12 @@ class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, b
         self._leaving = False
 
     def signal_handler_interrupt(self, *_: Any) -> None:
-        """Begin to leave; told a second time, end at once."""
+        """Report not ready and stop `unready_s` later; stop at once when called a second time."""
         if self._leaving or not self._unready_s:
             super().signal_handler_interrupt()
             return
         self._leaving = True
-        # Never without a pid: 0 would be all of this group of processes.
+        # Workers without a pid are skipped, because pid 0 would signal the whole process group.
         for pid in [worker.pid for worker in multiprocessing.active_children() if worker.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, LEAVING_SIGNAL)
@@ -56,29 +56,30 @@ class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, b
 
 
 def main() -> int:
-    """Serve until a signal ends it; return the exit code."""
+    """Serve until a signal ends the process; return the exit code."""
     return run_process("create-lead", _serve)
 
 
 def longest_end_s(settings: Settings) -> int:
-    """Return how long a worker that is told to end may still be busy: a request may have begun a moment before."""
+    """Return how many seconds a worker may be busy after the signal, with a request that started just before it."""
     return ceil(settings.ingest_header_timeout_s + BODY_DEADLINE_S + settings.ingest_answer_within_s) + 1
 
 
 def _serve(settings: Settings) -> None:
-    read_secret(settings.idempotency_secret_file)  # Told here, once, rather than by every worker.
+    # Checked here, so that an error is reported once and not by every worker.
+    read_secret(settings.idempotency_secret_file)
     files = _open_files_max()
     connections = min(settings.ingest_connections_max, files - OTHER_FILES)
-    log.info("limits", open_files=files, connections=connections)
-    # A worker that is not yet there to hear it must not die of it; the workers inherit this.
+    log.info("connection limit set", open_files=files, connections=connections)
+    # Ignored here and inherited, because the signal would kill a worker that has no handler for it yet.
     signal.signal(LEAVING_SIGNAL, signal.SIG_IGN)
-    # A worker begins as a new program: the library of the metrics decides when it is imported where numbers go, and
-    # a copy of this process would come without its threads, yet with whatever lock one of them held.
+    # Workers are spawned, not forked: the metrics library chooses its files when it is imported, and a fork would copy
+    # locks that other threads hold, without these threads.
     multiprocessing.set_start_method("spawn", force=True)
     with ExitStack() as ends:
         if settings.health_port:
             folder = ends.enter_context(shared_folder(parent_folder(settings.state_dir)))
-            # The library reads its one setting from the environment alone, in the workers.
+            # The metrics library reads this setting from the environment only, in the workers.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
             if server := health_server(None, settings, MultiprocessExposition(folder)):
                 server.start()
@@ -96,20 +97,20 @@ def _serve(settings: Settings) -> None:
                 header_read_timeout=int(settings.ingest_header_timeout_s * 1000), max_buffer_size=HEAD_MAX_BYTES
             ),
             backlog=BACKLOG,
-            # Connections at once, and not requests: left to itself it is as small as the backlog, and that many slow
-            # ones would keep everybody else waiting.
+            # The maximum of open connections, not of requests. The default is the backlog, and that many slow
+            # connections would block all other clients.
             backpressure=connections,
             websockets=False,
             log_level=LogLevels.warning,
             respawn_failed_workers=True,
-            # A worker that is still busy this long after the signal is killed.
+            # Seconds from the signal until a worker that is still busy is killed.
             workers_kill_timeout=longest_end_s(settings),
             unready_s=settings.ingest_unready_s,
         ).serve()
 
 
 def _open_files_max() -> int:
-    """Raise the limit on open files as far as it goes without a privilege, and return it."""
+    """Raise the soft limit on open files as far as it goes without privileges, and return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard or hard == resource.RLIM_INFINITY:
         wanted = 2**20 if hard == resource.RLIM_INFINITY else hard

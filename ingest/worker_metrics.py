@@ -1,7 +1,7 @@
-"""What ingest's `/metrics` tells: the numbers of all workers of the server together.
+"""Worker metrics: ingest's `/metrics`, added up over all worker processes of the server.
 
-Workers are processes of their own. Each writes its numbers into files that it maps into memory, by the library's
-multiprocess mode; the server's first process, which takes no requests, adds them up when it is asked.
+Each worker writes its values into memory-mapped files, by the library's multiprocess mode. The server's first process,
+which serves no forms, adds them up for each scrape.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 LOCK = "lock"
-MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in there, and only if it is ours
+MEMORY = Path("/dev/shm")  # noqa: S108 - only a subfolder that this user owns is used
 
 
 def parent_folder(state_dir: Path, memory: Path = MEMORY) -> Path:
-    """Return where servers make their folders: in memory if there is such a place, else among the state.
+    """Return the parent of the metrics folders: in memory where `memory` is writable, else in the state folder.
 
-    Who writes to a file that is mapped into memory is killed (SIGBUS) when the disk has no room for it: a full disk
-    would end the workers, and keep them from starting, though Kafka takes forms all the same.
+    A process that writes to a memory-mapped file is killed (SIGBUS) when the disk is full. So a full disk would end the
+    workers and keep them from starting, although Kafka accepts forms all the same.
     """
     ours = memory / f"nigredo-{os.getuid()}"
     with suppress(OSError):
         ours.mkdir(mode=0o700, exist_ok=True)
         found = ours.lstat()
-        # Everybody may write there: what somebody else put in its place is not used.
+        # Every user may write there, so a folder or link of another user is not used.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
             return ours
     return state_dir / "ingest-metrics"
@@ -44,22 +44,22 @@ def parent_folder(state_dir: Path, memory: Path = MEMORY) -> Path:
 
 @contextmanager
 def shared_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder for the numbers of one server's workers, empty at its start and gone after its end.
+    """Create a folder for the metric files of one server's workers, and delete it on exit.
 
-    Several servers may share the parent, as nodes with one state folder do. What a killed one left behind is removed:
-    its lock is free.
+    Several servers may share the parent, as nodes with one state folder do. Folders of killed servers are deleted,
+    because their locks are free.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    at_work = os.open(parent, os.O_RDONLY)
+    parent_lock = os.open(parent, os.O_RDONLY)
     try:
-        # One at a time: a folder is not locked yet when it was just made.
-        fcntl.flock(at_work, fcntl.LOCK_EX)
-        _remove_left(parent)
+        # One server at a time, because a folder is not locked yet when it was just created.
+        fcntl.flock(parent_lock, fcntl.LOCK_EX)
+        _delete_abandoned(parent)
         folder = Path(tempfile.mkdtemp(dir=parent))
         lock = (folder / LOCK).open("wb")
         fcntl.flock(lock, fcntl.LOCK_EX)
     finally:
-        os.close(at_work)
+        os.close(parent_lock)
     try:
         yield folder
     finally:
@@ -67,22 +67,22 @@ def shared_folder(parent: Path) -> Iterator[Path]:
         lock.close()
 
 
-def _remove_left(parent: Path) -> None:
-    for left in parent.iterdir():
-        with suppress(OSError), (left / LOCK).open("rb") as lock:
+def _delete_abandoned(parent: Path) -> None:
+    for folder in parent.iterdir():
+        with suppress(OSError), (folder / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class MultiprocessExposition:
-    """Adds up the workers' numbers. Call it in the server's first process."""
+    """Adds up the workers' metrics. Call it in the server's first process, the parent of the workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
 
     def __call__(self) -> bytes:
-        """Return the text of `/metrics`."""
+        """Return the body of `/metrics`, in the Prometheus text format."""
         registry = CollectorRegistry()
         with self._lock:
             self._fold_ended()
@@ -91,9 +91,12 @@ class MultiprocessExposition:
             return generate_latest(registry)
 
     def _fold_ended(self) -> None:
-        """Add what ended workers counted to one file, and forget their gauges: else each respawn leaves files."""
+        """Add the counters of ended workers to one file of each kind, and delete their gauges.
+
+        Without this each respawn would leave files behind.
+        """
         files = list(self._folder.glob("*.db"))
-        # Asked after the files: whoever has one was there by then.
+        # Read after the list of files, so that each living owner of a file is found.
         alive = {str(child.pid) for child in psutil.Process().children()}
         for file in files:
             kind, _, rest = file.stem.partition("_")
@@ -114,18 +117,18 @@ class MultiprocessExposition:
 
 
 class _Processes:
-    """Processor time, memory and open files under the library's usual names, of all processes of the server."""
+    """CPU time, memory and open files of all processes of the server, under the library's usual names."""
 
     def collect(self) -> Iterable[Metric]:
-        """Return them as they are now."""
+        """Yield the current values."""
         own = psutil.Process()
-        # With what its ended workers used, so that the time never goes back.
+        # Includes the CPU time of ended workers, so that the counter never decreases.
         cpu_s = sum(own.cpu_times()[:4])
         resident = virtual = files = files_max = 0
         for process in (own, *own.children()):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if process.pid != os.getpid():
-                    # First: one that ended, and was not waited for yet, still tells this much.
+                    # First, because a zombie process still reports its CPU time.
                     times = process.cpu_times()
                     cpu_s += times.user + times.system
                 memory = process.memory_info()

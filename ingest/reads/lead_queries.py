@@ -1,4 +1,4 @@
-"""Leads as they are stored: a page of them, one, and the trail of one. Reads PostgreSQL and nothing else."""
+"""Lead queries: pages of stored leads, one lead, and one lead's trail. Reads PostgreSQL only."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ Row = Mapping[str, Any]
 
 
 class DatabaseDown(DependencyDown):
-    """The database does not answer; forms are taken all the same."""
+    """The database does not answer; reading is to be retried, and forms are accepted all the same."""
 
 
 class BadCursor(ValueError):
-    """This is no cursor that a page of leads came with."""
+    """A cursor that no page of leads returned."""
 
 
 class LeadQueries:
-    """Reads leads. The pool must be open; every call raises ReadsDown when the database does not answer."""
+    """Reads leads. The pool must be open; every call raises DatabaseDown when the database does not answer."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -55,7 +55,7 @@ class LeadQueries:
     async def page(
         self, *, limit: int, cursor: str | None, status: str | None, source: str | None
     ) -> tuple[Sequence[Row], str | None]:
-        """Return leads, newest first, and the cursor of the next page; None for the last one. Raises BadCursor."""
+        """Return leads, newest first, and the cursor of the next page, None after the last page. Raises BadCursor."""
         values: dict[str, Any] = {"status": status, "source": source, "before": None, "limit": limit + 1}
         if cursor is not None:
             values["before"], values["before_id"] = _from_cursor(cursor)
@@ -71,7 +71,7 @@ class LeadQueries:
         return _plain(rows[0]) if rows else None
 
     async def trail(self, lead_id: UUID) -> Row | None:
-        """Return what became of a submission, stage by stage; None when nothing is stored of it."""
+        """Return a submission's verdict, lead and delivery attempts; None when no stage is stored."""
         submitted, stored, attempts = await self._rows({"id": lead_id}, SUBMITTED, STORED, ATTEMPTED)
         if not submitted and not stored:
             return None
@@ -105,7 +105,7 @@ class LeadQueries:
 
 @asynccontextmanager
 async def _snapshot(connection: psycopg.AsyncConnection[Any], statements: Sequence[str]) -> AsyncIterator[None]:
-    """Let several statements see the same rows: a lead that comes between two of them would lack its submission."""
+    """Run several statements on one snapshot: a lead stored between two of them would lack its submission."""
     if len(statements) == 1:
         yield
         return
@@ -115,7 +115,7 @@ async def _snapshot(connection: psycopg.AsyncConnection[Any], statements: Sequen
 
 
 def lead_id_of(text: str) -> UUID | None:
-    """Return a lead id as it stands in a path; None for what can be none."""
+    """Parse a lead id from a path; None for a text that is no UUID in its usual form."""
     with suppress(ValueError):
         found = UUID(text)
         return found if str(found) == text.lower() else None
@@ -145,4 +145,4 @@ def _from_cursor(text: str) -> tuple[datetime, UUID]:
             raise ValueError("without a time zone")
         return found, UUID(lead_id)
     except ValueError as error:
-        raise BadCursor("no cursor of ours") from error
+        raise BadCursor("not a cursor of a page of leads") from error

@@ -1,4 +1,4 @@
-"""`/health`: whether forms can be taken, and whether the process answers at all."""
+"""Health routes: readiness to accept forms, and liveness."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Response = falcon.asgi.Response
 
 
 class HealthRoute:
-    """`/health`, `/health/ready`: whether forms can be taken now."""
+    """`/health`, `/health/ready`: whether this worker accepts forms now."""
 
     def __init__(self, settings: Settings, intake: SubmissionService) -> None:
         self._function = settings.function("create-lead")
         self._workers = settings.ingest_workers
         self._submissions = intake
-        # Tells the workers apart that answer at one address.
+        # Distinguishes the workers that answer at one address.
         self._worker = token_hex(4)
 
     async def on_get(self, _: Request, response: Response) -> None:
-        """Answer 200 when ready, else 503 with what is missing."""
+        """Answer 200 when ready, else 503 with the missing dependency as `waiting_for`."""
         reason = await self._submissions.check()
         response.status = falcon.HTTP_200 if reason is None else falcon.HTTP_503
         status = "ok" if reason is None else "waiting"
@@ -50,7 +50,7 @@ class HealthRoute:
 
 
 class LiveRoute:
-    """`/health/live`: whether the process answers at all, whatever Kafka does."""
+    """`/health/live`: whether the process answers, independently of Kafka."""
 
     async def on_get(self, _: Request, response: Response) -> None:
         """Answer 200."""

@@ -1,4 +1,4 @@
-"""`GET /api/leads`, `/api/leads/{id}` and `/api/leads/{id}/trail`, for who holds an API key."""
+"""Lead routes: `GET /api/leads`, `/api/leads/{id}` and `/api/leads/{id}/trail`, for clients with an API key."""
 
 from __future__ import annotations
 
@@ -28,34 +28,37 @@ Response = falcon.asgi.Response
 LIMIT = 20
 CACHE_CONTROL = "private, max-age=5"
 NOT_YET_S = 30.0
-"""What is not stored by then was refused behind the topic, or waits for something that is down: who asked would ask for
-ever."""
+"""How long a 404 carries `Retry-After`. A lead not stored by then was refused by the limiter, or waits for a service
+that is down, and its client would poll for ever."""
 CLOCK_SKEW = timedelta(seconds=5)
 NOT_YET_MAX = 10_000
 CHALLENGE = ('Bearer realm="nigredo"',)
 
 
 class RecentKeyedIds:
-    """The ids of the last half minute that tell no time themselves, as keyed forms have them. Bounded."""
+    """The ids of keyed forms within NOT_YET_S, because such ids contain no time. Bounded."""
 
     def __init__(self) -> None:
-        self._taken: OrderedDict[UUID, float] = OrderedDict()
+        self._accepted: OrderedDict[UUID, float] = OrderedDict()
 
     def add(self, lead_id: UUID) -> None:
-        """Remember a lead that was taken just now."""
+        """Add a lead that was accepted just now."""
         now = time.monotonic()
-        self._taken[lead_id] = now
-        while len(self._taken) > NOT_YET_MAX or now - next(iter(self._taken.values())) > NOT_YET_S:
-            self._taken.popitem(last=False)
+        self._accepted[lead_id] = now
+        while len(self._accepted) > NOT_YET_MAX or now - next(iter(self._accepted.values())) > NOT_YET_S:
+            self._accepted.popitem(last=False)
 
     def __contains__(self, lead_id: object) -> bool:
-        return isinstance(lead_id, UUID) and time.monotonic() - self._taken.get(lead_id, -NOT_YET_S) < NOT_YET_S
+        return isinstance(lead_id, UUID) and time.monotonic() - self._accepted.get(lead_id, -NOT_YET_S) < NOT_YET_S
 
 
 def authorize(request: Request, intake: SubmissionService, scope: str) -> None:
-    """Let a request through whose key is known and has the scope. Raises falcon's 401 or 403."""
+    """Check that the request's API key is known and has the scope.
+
+    Raises falcon's 401 or 403, and DatabaseDown (503) while the keys are not loaded.
+    """
     if not intake.control_known:
-        raise DatabaseDown("the API keys are not read yet")
+        raise DatabaseDown("API keys not loaded yet")
     scheme, _, text = (request.get_header("Authorization") or "").partition(" ")
     key = verify(text.strip(), intake.control.api_keys) if scheme.lower() == "bearer" else None
     if key is None:
@@ -66,7 +69,7 @@ def authorize(request: Request, intake: SubmissionService, scope: str) -> None:
 
 
 def answer_cached(request: Request, response: Response, document: Any) -> None:
-    """Answer with JSON that its reader alone may keep, or with 304 when he has it."""
+    """Answer with JSON that only the client may cache, or with 304 when the client has it cached."""
     content = json.dumps(document, ensure_ascii=False).encode()
     etag = hashlib.sha256(content).hexdigest()[:32]
     response.set_header("ETag", f'"{etag}"')
@@ -89,7 +92,7 @@ async def answer_page(request: Request, response: Response, reads: LeadQueries) 
     chosen: dict[str, str | None] = {}
     for name in ("limit", "cursor", "status", "source"):
         values = request.get_param_as_list(name) or []
-        # An empty one, as a form that was not filled in sends it, asks for nothing; an empty number is none.
+        # An empty parameter, as an empty field of a search form sends it, filters nothing; an empty limit is an error.
         chosen[name] = (values[0] or (None if name != "limit" else "")) if values else None
         if len(values) > 1:
             problems.append(FieldProblem(name, "is given more than once"))
@@ -99,7 +102,7 @@ async def answer_page(request: Request, response: Response, reads: LeadQueries) 
     if problems:
         raise InvalidForm(422, *problems)
     if any(label(text) is None for text in labels.values()):
-        # No lead has such a label, and the database could not even be asked for one with a NUL in it.
+        # No lead has such a label, and PostgreSQL would refuse a query with a NUL in it.
         answer_cached(request, response, {"items": [], "next_cursor": None})
         return
     try:
@@ -114,7 +117,7 @@ async def answer_page(request: Request, response: Response, reads: LeadQueries) 
 def _limit(text: str | None, problems: list[FieldProblem]) -> int:
     if text is None:
         return LIMIT
-    # As a person writes it: Python's own `int` reads much more than that.
+    # Plain digits only: Python's `int` accepts much more.
     if text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= LIMIT_MAX:
         return int(text)
     problems.append(FieldProblem("limit", f"must be from 1 to {LIMIT_MAX}"))
@@ -122,7 +125,7 @@ def _limit(text: str | None, problems: list[FieldProblem]) -> int:
 
 
 class LeadRoute:
-    """`GET /api/leads/{id}`, and with `trail` what became of it."""
+    """`GET /api/leads/{id}`, and `GET /api/leads/{id}/trail` with all its stages."""
 
     def __init__(self, intake: SubmissionService, reads: LeadQueries, recent: RecentKeyedIds) -> None:
         self._submissions = intake
@@ -130,7 +133,7 @@ class LeadRoute:
         self._recent = recent
 
     async def on_get(self, request: Request, response: Response, lead_id: str) -> None:
-        """Answer with the lead; 404 for what is none, and when it is only not stored yet, with when to ask again."""
+        """Answer with the lead, or 404; with `Retry-After` when the lead may still be in flight."""
         authorize(request, self._submissions, LEADS_READ)
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.lead(found))
@@ -138,7 +141,7 @@ class LeadRoute:
     on_head = on_get
 
     async def on_get_trail(self, request: Request, response: Response, lead_id: str) -> None:
-        """Answer with every stage the submission went through, with places and times."""
+        """Answer with every stage of the submission, with positions and times, or 404 as `on_get` does."""
         authorize(request, self._submissions, LEADS_READ)
         found = lead_id_of(lead_id)
         self._answer(request, response, found, None if found is None else await self._reads.trail(found))
@@ -149,7 +152,7 @@ class LeadRoute:
         if document is not None:
             answer_cached(request, response, document)
             return
-        # Whoever took it: other processes and nodes have nothing but the id.
+        # By the id itself, because another process or node may have accepted the form.
         within = timedelta(seconds=NOT_YET_S)
         if lead_id is not None and (
             lead_id in self._recent or issued_within(lead_id, within, utc_now(), skew=CLOCK_SKEW)

@@ -1,4 +1,4 @@
-"""The numbers of several workers become one, also of workers that ended."""
+"""Worker metrics: the values of all workers are added up, also of ended ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.stdin.read()
 
 @contextmanager
 def worker(folder: Path, number: int) -> Iterator[subprocess.Popen[str]]:
-    """Run what a worker does to the metrics until the end of the block."""
+    """Run a process that writes metrics as a worker does, until the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(number)],
         env=dict(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)},
@@ -50,7 +50,7 @@ def told(exposition: MultiprocessExposition) -> Told:
 
 
 def counts(exposition: MultiprocessExposition) -> tuple[float | None, ...]:
-    """Return a counter, a histogram's count, a gauge that adds up, and one of which the greatest is told."""
+    """Return a counter, a histogram's count, a gauge that adds up, and a gauge that reports the greatest value."""
     found = told(exposition)
     return (
         value(found, "nigredo_rate_limit_hits_total"),
@@ -70,7 +70,7 @@ def test_what_ended_workers_counted_stays_and_what_they_held_goes(tmp_path: Path
                     assert counts(exposition) == (counted, 2 + (number == 400), 2 + number, number)
             for _ in range(2):
                 assert counts(exposition) == (432, 3, 2, 2)
-            # As many files as there are workers, and one of each kind for all that ended.
+            # One file of each kind for each living worker, and one for all ended workers.
             assert len({file.stem.rpartition("_")[2] for file in folder.glob("*.db")}) == 2
         assert counts(exposition)[:2] == (432, 3)
         assert value(told(exposition), "process_resident_memory_bytes")

@@ -1,4 +1,4 @@
-"""Which ids may be on their way: those that say when they were given, and a bounded memory of the others."""
+"""Ids of leads in flight: by the time in the id, and by a bounded cache of ids without a time."""
 
 from __future__ import annotations
 
