@@ -89,7 +89,7 @@ def _submission(event: Lead | Rejection, verdict: str, reason: str | None) -> Ro
 
 
 def _count(rows: Rows, state: RateLimitState, record: Record) -> None:
-    """Add the row of a window, or free the network when the window is empty; ignore a window older than the batch has."""
+    """Add a window's row, or free the network when the window is empty; ignore windows older than the batch has."""
     network = state.client_network
     latest = rows.rate_limits.get(network, {}).get("input_offset", rows.freed.get(network, -1))
     if latest > state.input_offset:

@@ -1,4 +1,4 @@
-"""Where the persister and the limiter begin a partition, by what the log has."""
+"""Start positions of the persister and the limiter, depending on the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def begins(stored: LogPosition | None, now: LogNow, topic: str = LEADS) -> LogPo
     return Persister(Settings.from_environment({}), Health("test"))._start(topic, 0, stored, now)
 
 
-def test_the_persister_goes_on_where_the_log_bears_its_position_out() -> None:
+def test_the_persister_continues_at_a_position_that_the_log_confirms() -> None:
     assert begins(STORED, LogNow("first", 0, 20, LAST)) == STORED
 
 
@@ -34,13 +34,13 @@ def test_a_position_without_a_proof_gets_one() -> None:
 @pytest.mark.parametrize(
     ("stored", "now"),
     [
-        (None, LogNow("first", 3, 20)),  # An emptied database, or a topic that was made again.
-        (STORED, LogNow("first", 3, 8)),  # Its tail was lost.
-        (STORED, LogNow("first", 3, 20, OTHER)),  # Set back, and written on.
+        (None, LogNow("first", 3, 20)),  # An emptied database, or a recreated topic.
+        (STORED, LogNow("first", 3, 8)),  # A log that lost its tail.
+        (STORED, LogNow("first", 3, 20, OTHER)),  # A log that was set back and written on.
     ],
     ids=["no row", "past the end", "another record"],
 )
-def test_the_persister_reads_all_of_a_log_that_does_not_bear_its_position_out(
+def test_the_persister_reads_all_of_a_log_that_contradicts_its_position(
     stored: LogPosition | None, now: LogNow
 ) -> None:
     assert begins(stored, now) == LogPosition(3, "first")
@@ -51,14 +51,17 @@ def test_leads_that_were_deleted_unread_stop_the_persister() -> None:
         begins(STORED, LogNow("first", 15, 20, Mark.of(15, LAST.timestamp_ms + 1, b"k")))
 
 
-def test_what_expires_by_itself_does_not_stop_the_persister() -> None:
+def test_records_that_expired_by_retention_do_not_stop_the_persister() -> None:
     now = LogNow("first", 15, 20, Mark.of(15, LAST.timestamp_ms + 1, b"k"))
 
     assert begins(STORED, now, DELIVERIES) == LogPosition(15, "first")
 
 
 class Cluster:
-    """Submissions and windows with so many partitions; the ends of the windows', and what the limiter committed."""
+    """A cluster with these partitions of submissions and windows.
+
+    window_ends: end offset by windows partition. committed: the limiter's offset by submissions partition.
+    """
 
     def __init__(self, submissions: int, window_ends: Sequence[int], committed: Mapping[int, int]) -> None:
         self._submissions = submissions
@@ -76,7 +79,7 @@ class Cluster:
 
 
 def refused(cluster: Cluster) -> list[int]:
-    """Return the partitions that wait because of a growth."""
+    """Return the partitions that wait because partitions were added."""
     partitions = cluster.partitions(SUBMISSIONS)
     return [number for number in partitions if grown(cast(Any, cluster), "limiter", number) is not None]
 
@@ -86,13 +89,13 @@ def test_partitions_that_are_all_judged_wait_for_nothing() -> None:
 
 
 def test_of_partitions_that_were_doubled_the_new_ones_wait() -> None:
-    """Keys stay or go to a new partition."""
+    """After doubling, a key stays or moves to a new partition."""
     assert refused(Cluster(4, [5, 5], {0: 9, 1: 9})) == [2, 3]
     assert refused(Cluster(4, [5, 5, 0, 0], {0: 9, 1: 9})) == [2, 3]
 
 
-def test_where_their_number_was_not_multiplied_all_of_them_wait() -> None:
-    """Keys move among the old partitions too."""
+def test_all_partitions_wait_when_their_number_was_not_multiplied() -> None:
+    """Without a multiple, keys move among the old partitions too."""
     assert refused(Cluster(3, [5, 5, 0], {0: 9, 1: 9})) == [0, 1, 2]
 
 

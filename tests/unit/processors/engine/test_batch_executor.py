@@ -1,4 +1,4 @@
-"""A batch is done for as long as it takes: what may pass is tried again, what never can be is found and parked."""
+"""Batch executor: a batch is retried through outages, and records that can never succeed are found and parked."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from nigredo.backoff import Backoff
 from nigredo.errors import DependencyDown, RecordRefused
 from nigredo.kafka.parking import Before, Bounds
-from processors.engine import stream_processor as in_order
+from processors.engine import stream_processor
 from tests.support.fake_faust import Rig, handled, until
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_wait_s", lambda _: 0.001)
-    monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
+    monkeypatch.setattr(stream_processor, "SETTLE_S", 0.3)
 
 
 def after_three_records(**troubles: Any) -> Rig:
-    """Deliver three records to a handler with these troubles, and return what came of them."""
+    """Deliver three records to a handler with these faults; return the rig with the results."""
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -35,7 +35,7 @@ def after_three_records(**troubles: Any) -> Rig:
     return asyncio.run(scenario())
 
 
-def test_a_dependency_that_is_away_loses_nothing_and_commits_nothing() -> None:
+def test_a_dependency_outage_loses_no_record_and_commits_nothing() -> None:
     rig = after_three_records(trouble=[DependencyDown("away")] * 4)
 
     assert handled(rig) == [0, 1, 2]
@@ -52,7 +52,7 @@ def test_an_exception_in_the_middle_of_a_batch_is_found_parked_and_the_others_ar
     assert rig.app.committed() == 3
 
 
-def test_a_batch_that_is_handled_part_by_part_says_so_again_and_again_to_a_watchdog() -> None:
+def test_a_batch_handled_in_halves_keeps_reporting_to_the_watchdog() -> None:
     async def scenario() -> list[int]:
         rig, given = Rig(), list[int]()
 
@@ -86,7 +86,7 @@ def test_one_bad_record_among_many_is_found_by_halving() -> None:
     rig, calls = asyncio.run(scenario())
     assert handled(rig) == [offset for offset in range(64) if offset != 37]
     assert rig.handler.parked == [(37, "failed")]
-    # The whole, two halves six times, and the record itself twice more.
+    # The whole batch, two halves six times, and the record itself twice more.
     assert calls == 1 + 2 * 6 + 2
 
 
@@ -120,14 +120,14 @@ def parked(rig: Rig) -> list[int]:
 
 
 async def until_stopped(rig: Rig) -> asyncio.Task[None]:
-    """Run the agent until it says that parking has come to its bound."""
+    """Run the agent until it reports that parking has reached its bound."""
     working = rig.start()
     await until(lambda: f"{rig.topic} is stopped" in (rig.health.waiting_for or ""))
     return working
 
 
 @pytest.mark.parametrize("trouble", ["unforeseen", "undecodable", "refused", "poison"])
-def test_a_few_records_are_parked_for_whatever_reason_and_then_an_operator_is_waited_for(trouble: str) -> None:
+def test_a_few_records_are_parked_for_any_reason_and_then_the_topic_waits_for_an_operator(trouble: str) -> None:
     async def scenario() -> Rig:
         rig = bounded()
         setattr(rig.handler, trouble, set(range(10)))
@@ -146,7 +146,7 @@ def test_a_few_records_are_parked_for_whatever_reason_and_then_an_operator_is_wa
 
 
 @pytest.mark.parametrize("trouble", ["undecodable", "refused"])
-def test_all_goes_on_by_itself_once_the_cause_is_mended(trouble: str) -> None:
+def test_processing_resumes_by_itself_once_the_cause_is_fixed(trouble: str) -> None:
     async def scenario() -> Rig:
         rig = bounded()
         setattr(rig.handler, trouble, set(range(10)))
@@ -209,7 +209,7 @@ def test_a_restart_forgets_nothing_of_what_was_parked_before_it() -> None:
     assert parked(asyncio.run(scenario())) == []
 
 
-def test_what_was_parked_long_ago_is_nothing_to_a_record_after_good_ones() -> None:
+def test_records_parked_long_ago_do_not_count_against_a_record_after_good_ones() -> None:
     async def scenario() -> Rig:
         rig = bounded()
         rig.before = Before(in_a_row=3)
@@ -221,7 +221,7 @@ def test_what_was_parked_long_ago_is_nothing_to_a_record_after_good_ones() -> No
     assert parked(asyncio.run(scenario())) == [5]
 
 
-def test_another_member_takes_over_a_topic_that_is_stopped_and_the_first_is_silent_about_it() -> None:
+def test_a_member_stops_reporting_a_stopped_topic_once_another_member_takes_it_over() -> None:
     async def scenario() -> Rig:
         rig = bounded()
         rig.handler.refused = set(range(10))

@@ -1,4 +1,4 @@
-"""What Faust is known to do to records and offsets, seeded one by one: none of it loses a record or a commit here."""
+"""Known faults of Faust with records and offsets, injected one by one: none loses a record or a commit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 
 from nigredo.backoff import Backoff
 from nigredo.settings import Settings
-from processors.engine import assignment, probe
-from processors.engine import stream_processor as in_order
+from processors.engine import assignment, probe, stream_processor
 from processors.engine.faust_app import make_app
 from schemas.topics import LEADS
 from tests.support.fake_faust import TOPIC, Rig, handled, until
@@ -24,11 +23,11 @@ from tests.support.fake_faust import TOPIC, Rig, handled, until
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_wait_s", lambda _: 0.001)
-    monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
-    monkeypatch.setattr(in_order, "COMMIT_AGAIN_S", 0.01)
+    monkeypatch.setattr(stream_processor, "SETTLE_S", 0.3)
+    monkeypatch.setattr(stream_processor, "COMMIT_AGAIN_S", 0.01)
 
 
-def test_what_was_in_hand_when_the_agent_was_cancelled_is_handled_by_the_next_one() -> None:
+def test_a_batch_in_flight_when_the_agent_is_cancelled_is_handled_by_the_next_agent() -> None:
     async def scenario() -> Rig:
         rig = Rig(partitions=2)
         begun, never = asyncio.Event(), asyncio.Event()
@@ -45,7 +44,7 @@ def test_what_was_in_hand_when_the_agent_was_cancelled_is_handled_by_the_next_on
         agent.cancel()
         await asyncio.wait({agent})
         rig.handler.before_work = None
-        # The seek brings all of it once more, as the log has it.
+        # The seek delivers all records again, in the log's order.
         await until(lambda: len(rig.app.seeks) == 2)
         rig.deliver(0, 1, 2)
         rig.deliver(0, 1, partition=1)
@@ -58,7 +57,7 @@ def test_what_was_in_hand_when_the_agent_was_cancelled_is_handled_by_the_next_on
     assert (rig.app.committed(0), rig.app.committed(1)) == (3, 2)
 
 
-def test_after_a_cancelled_agent_nothing_is_committed_past_what_it_had_in_hand() -> None:
+def test_after_a_cancelled_agent_nothing_is_committed_past_its_batch_in_flight() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         begun = asyncio.Event()
@@ -74,7 +73,7 @@ def test_after_a_cancelled_agent_nothing_is_committed_past_what_it_had_in_hand()
         agent.cancel()
         await asyncio.wait({agent})
         rig.handler.before_work = None
-        # Faust itself goes on with the record after the ones it lost.
+        # Faust itself continues with the record after the ones it lost.
         rig.deliver(2, 3)
         await rig.finish()
         return rig
@@ -119,7 +118,7 @@ def test_records_in_any_order_are_handled_in_the_logs_order_and_none_is_committe
         return rig
 
     rig = asyncio.run(scenario())
-    # 0 is the first that may be handled; what came too early comes again after the seek.
+    # 0 is the first record that may be handled; records that came too early come again after the seek.
     assert handled(rig) == [0]
     assert rig.app.committed() == 1
     assert (TP(TOPIC, 0), 0) in rig.app.seeks
@@ -176,7 +175,7 @@ def test_a_seek_that_was_undone_is_repeated(monkeypatch: pytest.MonkeyPatch) -> 
         await rig.app.on_rebalance_complete.send()
         rig.deliver(0, 3)
         await rig.drain()
-        # Nothing comes, although the log goes on.
+        # No record arrives, although the log has more.
         await until(lambda: len(rig.app.seeks) > 2)
         rig.deliver(1, 2, 3)
         await rig.finish()
@@ -187,7 +186,7 @@ def test_a_seek_that_was_undone_is_repeated(monkeypatch: pytest.MonkeyPatch) -> 
     assert handled(rig) == [0, 1, 2, 3]
 
 
-def test_what_a_seek_left_in_the_queue_does_not_make_it_seek_again() -> None:
+def test_records_left_in_the_queue_by_a_seek_cause_no_second_seek() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         rig.deliver(0, 3, 4, 5, 1, 2)
@@ -211,7 +210,7 @@ def gone_on_after(holes: Sequence[int], topic: str) -> tuple[Rig, list[Any]]:
     return rig, [line for line in logs if line["log_level"] == "error"]
 
 
-def test_a_gap_in_a_compacted_topic_is_gone_over_in_silence() -> None:
+def test_a_gap_in_a_compacted_topic_is_skipped_without_an_error() -> None:
     rig, errors = gone_on_after([1, 2, 3], LEADS)
 
     assert handled(rig) == [0, 4]
@@ -219,14 +218,14 @@ def test_a_gap_in_a_compacted_topic_is_gone_over_in_silence() -> None:
     assert errors == []
 
 
-def test_a_range_that_was_deleted_before_it_was_read_is_gone_over_and_told_as_a_loss() -> None:
+def test_a_range_that_was_deleted_before_it_was_read_is_skipped_and_logged_as_a_loss() -> None:
     rig, errors = gone_on_after([1, 2, 3], TOPIC)
 
     assert handled(rig) == [0, 4]
     assert [(line["offset"], line["next"]) for line in errors] == [(1, 4)]
 
 
-def test_records_of_a_partition_that_is_not_ours_any_more_are_dropped() -> None:
+def test_records_of_a_revoked_partition_are_dropped() -> None:
     async def scenario() -> Rig:
         rig = Rig(partitions=1)
         rig.deliver(0, partition=1)
@@ -239,7 +238,7 @@ def test_records_of_a_partition_that_is_not_ours_any_more_are_dropped() -> None:
     assert list(rig.app.commits[0]) == [TP(TOPIC, 0)]
 
 
-def test_a_partition_that_is_begun_elsewhere_than_the_groups_offset_is_committed_there() -> None:
+def test_a_partition_started_elsewhere_than_at_the_groups_offset_commits_its_start() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         rig.handler.start = 7

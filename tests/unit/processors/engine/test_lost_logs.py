@@ -1,6 +1,6 @@
-"""A log that is not the one that was read: what is handled then, what is told, and what stays stored as its proof.
+"""Lost and replaced logs: the records processed, the errors reported, and the position that stays stored as evidence.
 
-Faust and the log are played (`playing_faust.py`); the comparison is the real one.
+Faust and the log are fakes (`tests/support/fake_faust.py`); the comparison of positions is the real one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from nigredo.backoff import Backoff
 from nigredo.kafka.positions.log_trail import BURST_S
 from nigredo.log_position import Finding, LogPosition, Mark, compare
 from nigredo.observability import metrics
-from processors.engine import probe
-from processors.engine import stream_processor as in_order
+from processors.engine import probe, stream_processor
 from tests.support.fake_faust import TIMESTAMP_MS, TOPIC, Rig, handled, until
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_wait_s", lambda _: 0.001)
-    monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
-    monkeypatch.setattr(in_order, "COMMIT_EVERY_S", 0.01)
+    monkeypatch.setattr(stream_processor, "SETTLE_S", 0.3)
+    monkeypatch.setattr(stream_processor, "COMMIT_EVERY_S", 0.01)
     monkeypatch.setattr(probe, "EVERY_S", 0.02)
 
 
@@ -32,7 +31,7 @@ def position(next_offset: int, key: bytes = b"k", topic_id: str = "first") -> Lo
 
 
 def strict(rig: Rig) -> None:
-    """Let the handler refuse what the log contradicts, as the limiter does."""
+    """Make the handler refuse positions that the log contradicts, as the limiter does."""
 
     def refuse(_: int, committed: LogPosition | None) -> str | None:
         if committed is None:
@@ -45,7 +44,7 @@ def strict(rig: Rig) -> None:
 
 
 async def handle(rig: Rig, *offsets: int) -> asyncio.Task[None]:
-    """Start the agent and wait until these are handled and committed."""
+    """Start the agent, deliver these offsets and wait until they are committed."""
     rig.deliver(*offsets)
     agent = rig.start()
     await rig.app.on_rebalance_complete.send()
@@ -90,10 +89,10 @@ def test_a_partition_whose_position_is_not_the_logs_is_stopped_and_the_others_go
 
     rig = asyncio.run(scenario())
     assert rig.handler.done == [(0, 0), (0, 1)]
-    assert rig.app.position(1) == stored, "what proves the loss"
+    assert rig.app.position(1) == stored, "the evidence of the loss"
 
 
-def test_it_stays_stopped_over_a_growing_log_and_a_restart() -> None:
+def test_a_partition_stays_stopped_when_the_log_grows_and_the_process_restarts() -> None:
     stored = position(101)
 
     async def run(end: int) -> Rig:
@@ -116,8 +115,8 @@ def test_it_stays_stopped_over_a_growing_log_and_a_restart() -> None:
     assert short.app.position() == grown.app.position() == stored
 
 
-def test_a_tail_lost_and_written_again_while_the_process_runs_is_found_though_a_later_record_fitted() -> None:
-    """The broker is back with a shorter log, and that has grown past the next offset before anything is fetched."""
+def test_a_tail_lost_and_rewritten_while_the_process_runs_is_found_although_a_later_record_fits() -> None:
+    """The broker returns with a shorter log, which grows past the next offset before any record is fetched."""
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -126,8 +125,8 @@ def test_a_tail_lost_and_written_again_while_the_process_runs_is_found_though_a_
         await until(lambda: rig.log.confirmed > 0)
         rig.log.away = True
         rig.log.cut(7, grown_to=12)
-        rig.log.epoch -= 1  # A disk that was set back repeats it.
-        await asyncio.sleep(BURST_S)  # A broker takes longer than this to come back.
+        rig.log.epoch -= 1  # A disk restored to an earlier state repeats the epoch.
+        await asyncio.sleep(BURST_S)  # A broker takes longer than this to restart.
         rig.deliver(10, 11)
         await until(lambda: rig.app.committed() == 12)
         rig.log.away = False
@@ -138,13 +137,13 @@ def test_a_tail_lost_and_written_again_while_the_process_runs_is_found_though_a_
     rig = asyncio.run(scenario())
     stored = rig.app.position()
     assert rig.health.waiting_for is not None
-    assert stored == position(10), "not the one after it, which the new log would bear out"
+    assert stored == position(10), "not a later position, which the new log would confirm"
     assert compare(stored, rig.log.now(TOPIC, 0, 9, deadline_s=1)) is Finding.OTHER_RECORD
 
 
 @pytest.mark.parametrize("how", ["cut", "made_again"])
-def test_a_handler_that_cures_it_goes_on_where_it_says(how: str) -> None:
-    """As the persister does, whose writes are idempotent."""
+def test_a_handler_that_accepts_the_changed_log_continues_from_the_position_it_returns(how: str) -> None:
+    """The persister does so, because its writes are idempotent."""
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -190,7 +189,7 @@ def test_a_restarted_broker_that_lost_nothing_changes_nothing() -> None:
     assert rig.handler.revocations == 0
 
 
-def test_a_position_without_a_proof_has_one_as_soon_as_it_is_begun() -> None:
+def test_a_position_without_a_proof_gets_one_when_its_partition_starts() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         await rig.app.on_rebalance_complete.send()
@@ -201,43 +200,43 @@ def test_a_position_without_a_proof_has_one_as_soon_as_it_is_begun() -> None:
     assert asyncio.run(scenario()).app.position() == LogPosition(0, "first")
 
 
-def test_partitions_that_no_member_has_are_told_and_counted_for_the_watchdog() -> None:
+def test_unassigned_partitions_are_reported_and_timed_for_the_watchdog() -> None:
     async def scenario() -> tuple[str | None, float, str | None]:
         rig = Rig()
         rig.log.unassigned = [(TOPIC, number) for number in range(1, 7)]
         await rig.app.on_rebalance_complete.send()
         await until(lambda: rig.in_order.unassigned_s() >= 2 * probe.EVERY_S)
-        told, gauge = rig.health.waiting_for, metrics.PARTITIONS_UNASSIGNED.of(TOPIC)._value.get()
+        reported, gauge = rig.health.waiting_for, metrics.PARTITIONS_UNASSIGNED.of(TOPIC)._value.get()
         rig.log.unassigned = []
         await until(lambda: rig.in_order.unassigned_s() == 0)
         after = rig.health.waiting_for
         await rig.app.on_before_shutdown.send()
-        return told, gauge, after
+        return reported, gauge, after
 
-    told, gauge, after = asyncio.run(scenario())
+    reported, gauge, after = asyncio.run(scenario())
     named = ", ".join(f"{TOPIC}[{number}]" for number in range(1, 5))
-    assert told == f"no member of the group has {named} and 2 more"
+    assert reported == f"no member of the group has {named} and 2 more"
     assert gauge == 6
     assert after is None
 
 
-def test_a_topic_that_is_gone_is_waited_for_by_name() -> None:
+def test_a_missing_topic_is_named_in_the_health() -> None:
     async def scenario() -> str | None:
         rig = Rig()
         await rig.app.on_rebalance_complete.send()
         await until(lambda: rig.health.waiting_for is None)
         rig.log.missing = [TOPIC]
         await until(lambda: rig.health.waiting_for is not None)
-        told = rig.health.waiting_for
+        reported = rig.health.waiting_for
         rig.log.missing = []
         await until(lambda: rig.health.waiting_for is None)
         await rig.app.on_before_shutdown.send()
-        return told
+        return reported
 
     assert asyncio.run(scenario()) == f"there is no topic {TOPIC}"
 
 
-def test_a_record_that_was_there_before_makes_the_log_be_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_record_makes_the_probe_check_the_log_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "EVERY_S", 3600.0)
     monkeypatch.setattr(probe, "RECHECK_DELAY_S", 0.0)
 

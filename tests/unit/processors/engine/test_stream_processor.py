@@ -1,5 +1,6 @@
-"""What is handled, in which order, and what is committed then. Faust is played (`playing_faust.py`); the real one runs
-in the end-to-end tests.
+"""Stream processor: records are handled in the log's order, and only handled records are committed.
+
+Faust is a fake (`tests/support/fake_faust.py`); the real one runs in the end-to-end tests.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from faust.types import TP
 
 from nigredo.backoff import Backoff
 from nigredo.log_position import LogPosition, PositionRefused
-from processors.engine import stream_processor as in_order
+from processors.engine import stream_processor
 from processors.engine.handler import AssignmentLost
 from tests.support.fake_faust import TOPIC, Rig, handled, until
 
@@ -20,7 +21,7 @@ from tests.support.fake_faust import TOPIC, Rig, handled, until
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_wait_s", lambda _: 0.001)
-    monkeypatch.setattr(in_order, "SETTLE_S", 0.3)
+    monkeypatch.setattr(stream_processor, "SETTLE_S", 0.3)
 
 
 def test_records_are_handled_in_order_and_then_committed() -> None:
@@ -45,7 +46,7 @@ def test_under_a_backlog_a_batch_is_filled_over_several_turns_of_the_event_loop(
                 await asyncio.sleep(0)
 
         handing_on = asyncio.create_task(hand_on())
-        await asyncio.sleep(0)  # its first turn: a stream that is ended and empty is over
+        await asyncio.sleep(0)  # Give it a turn, because a stream that is ended and empty stops.
         await rig.finish()
         await handing_on
         return rig
@@ -56,7 +57,7 @@ def test_under_a_backlog_a_batch_is_filled_over_several_turns_of_the_event_loop(
 
 
 def test_a_batch_is_over_once_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_order, "BATCH_MAX_BYTES", 10)
+    monkeypatch.setattr(stream_processor, "BATCH_MAX_BYTES", 10)
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -69,7 +70,7 @@ def test_a_batch_is_over_once_it_is_large_enough(monkeypatch: pytest.MonkeyPatch
     assert rig.handler.batches == [10, 10, 5]
 
 
-def test_what_arrives_in_a_new_assignment_is_not_taken_into_a_batch_of_the_old_one(
+def test_a_record_of_a_new_assignment_is_not_added_to_a_batch_of_the_old_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     really_sleep = asyncio.sleep
@@ -97,7 +98,7 @@ def test_what_arrives_in_a_new_assignment_is_not_taken_into_a_batch_of_the_old_o
     assert rig.app.seeks == []
 
 
-def test_what_is_delivered_twice_is_handled_once() -> None:
+def test_a_record_delivered_twice_is_handled_once() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         rig.deliver(0, 1, 0, 1, 2)
@@ -120,7 +121,7 @@ def test_a_record_that_faust_skipped_is_sought_back_and_nothing_is_committed_pas
     assert rig.app.committed() == 2
 
 
-def test_a_hole_that_compaction_left_is_no_skipped_record() -> None:
+def test_a_gap_left_by_compaction_is_no_skipped_record() -> None:
     async def scenario() -> Rig:
         rig = Rig(holes=[2, 3])
         rig.deliver(0, 1, 4, 5)
@@ -133,7 +134,7 @@ def test_a_hole_that_compaction_left_is_no_skipped_record() -> None:
     assert rig.app.committed() == 6
 
 
-def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() -> None:
+def test_a_rebalance_waits_for_the_batch_in_flight_so_that_it_is_not_processed_twice() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         begun = asyncio.Event()
@@ -156,7 +157,7 @@ def test_a_rebalance_waits_for_the_batch_in_hand_so_that_it_is_not_done_twice() 
     assert rig.app.committed() == 2
 
 
-def test_the_handler_lets_go_of_its_partitions_once_the_batch_in_hand_is_done() -> None:
+def test_the_handler_releases_its_partitions_once_the_batch_in_flight_is_done() -> None:
     async def scenario() -> list[int]:
         rig, found = Rig(), list[int]()
 
@@ -208,7 +209,7 @@ def test_after_a_rebalance_the_stream_goes_on_where_the_handler_says() -> None:
     assert handled(asyncio.run(scenario())) == [0, 1, 2]
 
 
-def test_work_that_finds_somebody_else_at_it_begins_the_partition_afresh() -> None:
+def test_a_batch_that_another_worker_already_processed_restarts_its_partition() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         rig.handler.trouble = [AssignmentLost()]
@@ -224,7 +225,7 @@ def test_work_that_finds_somebody_else_at_it_begins_the_partition_afresh() -> No
     assert handled(rig) == [0]
 
 
-def test_a_partition_of_which_the_database_is_behind_is_sought_back_even_without_a_record() -> None:
+def test_a_partition_whose_database_offset_is_behind_is_sought_back_even_without_a_record() -> None:
     async def scenario() -> Rig:
         rig = Rig()
         rig.handler.start = 5
@@ -235,8 +236,8 @@ def test_a_partition_of_which_the_database_is_behind_is_sought_back_even_without
     assert asyncio.run(scenario()).app.seeks == [(TP(TOPIC, 0), 5)]
 
 
-def test_a_refused_position_is_committed_as_the_handler_has_it_kept() -> None:
-    """Without a proof it would be believed as soon as the log has grown past it."""
+def test_a_refused_position_is_committed_as_the_handler_asks() -> None:
+    """A position without a proof would be believed as soon as the log has grown past it."""
     keep = LogPosition(5, "first", past_end=True)
 
     async def scenario() -> Rig:
@@ -259,11 +260,11 @@ def test_partitions_revoked_while_their_log_is_in_doubt_wait_for_the_next_assign
         await rig.app.on_rebalance_complete.send()
         await until(lambda: rig.health.waiting_for is None)
         rig.in_order._idle.clear()
-        doubting = asyncio.ensure_future(rig.in_order._restart_partitions())
+        restarting = asyncio.ensure_future(rig.in_order._restart_partitions())
         await asyncio.sleep(0)
         rig.in_order.assignment.revoked()
         rig.in_order._idle.set()
-        await doubting
+        await restarting
         return rig.in_order.positions is None
 
     assert asyncio.run(scenario())
@@ -282,8 +283,8 @@ def test_partitions_are_committed_each_by_itself() -> None:
 
 
 def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_order, "COMMIT_EVERY_S", 0.01)
-    monkeypatch.setattr(in_order, "COMMIT_AGAIN_S", 0.001)
+    monkeypatch.setattr(stream_processor, "COMMIT_EVERY_S", 0.01)
+    monkeypatch.setattr(stream_processor, "COMMIT_AGAIN_S", 0.001)
 
     async def scenario() -> Rig:
         rig = Rig()
@@ -299,20 +300,20 @@ def test_a_commit_that_fails_late_does_not_put_the_group_back(monkeypatch: pytes
         await rig.drain()
         rig.app.commit = fails_late  # type: ignore[method-assign]
         rig.deliver(1)
-        await rig.drain()  # Soon after the last commit: this one follows by itself.
+        await rig.drain()  # Soon after the last commit, so this commit is scheduled.
         await first.wait()
         await asyncio.sleep(0.02)
         rig.deliver(2)
         await rig.drain()
         await until(lambda: rig.app.committed() == 3)
-        await asyncio.sleep(0.3)  # Time for the one that failed to be repeated, if it is.
+        await asyncio.sleep(0.3)  # Time for the failed commit to be retried, if it is.
         await rig.finish()
         return rig
 
     assert asyncio.run(scenario()).app.committed() == 3
 
 
-def test_a_partition_that_is_begun_afresh_is_not_begun_a_second_time_by_what_was_at_it_already() -> None:
+def test_a_restarted_partition_is_not_overwritten_by_a_start_that_was_still_running() -> None:
     """The agent is cancelled while it waits for a partition; Faust starts it again in the same assignment."""
 
     async def scenario() -> Rig:

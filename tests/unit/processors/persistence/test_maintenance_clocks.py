@@ -1,4 +1,4 @@
-"""What is deleted by age is old by two clocks: one that is far ahead deletes nothing young."""
+"""Retention's time is the earlier of two clocks, so that a clock far ahead deletes no young record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the persister does beside storing goes on whatever it meets, until it is closed."""
+"""Maintenance jobs: they survive every error and repeat until they are closed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nigredo.errors import DependencyDown
 from processors.persistence.maintenance.jobs import Jobs
 
 
-class Chore:
+class FakeJob:
     name = "test"
     first_after_s = 0.0
 
     def __init__(self, *outcomes: float | Exception) -> None:
         self.outcomes = list(outcomes)
         self.runs = 0
-        self.undone = False
+        self.cancelled = False
 
     async def run(self) -> float:
         self.runs += 1
@@ -24,7 +24,7 @@ class Chore:
             try:
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
-                self.undone = True
+                self.cancelled = True
                 raise
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
@@ -32,36 +32,36 @@ class Chore:
         return outcome
 
 
-async def until_run(chore: Chore, times: int) -> None:
+async def until_run(job: FakeJob, times: int) -> None:
     deadline = time.monotonic() + 20
-    while chore.runs < times:
-        assert time.monotonic() < deadline, chore.runs
+    while job.runs < times:
+        assert time.monotonic() < deadline, job.runs
         await asyncio.sleep(0.01)
 
 
-def test_no_trouble_ends_a_chore_nor_holds_another_up() -> None:
-    async def scenario() -> tuple[Chore, Chore]:
-        troubled = Chore(DependencyDown("away"), KeyError("a bug"), 0.0, DependencyDown("away again"))
-        other = Chore(0.0, 0.0)
-        chores = Jobs(troubled, other)
+def test_an_error_neither_ends_a_job_nor_delays_another() -> None:
+    async def scenario() -> tuple[FakeJob, FakeJob]:
+        troubled = FakeJob(DependencyDown("away"), KeyError("a bug"), 0.0, DependencyDown("away again"))
+        other = FakeJob(0.0, 0.0)
+        jobs = Jobs(troubled, other)
         await until_run(other, 3)
         await until_run(troubled, 5)
-        await chores.close()
+        await jobs.close()
         return troubled, other
 
     troubled, other = asyncio.run(scenario())
 
-    # In the middle of something when they were closed: it was told so.
-    assert (troubled.undone, other.undone) == (True, True)
+    # Both jobs were running when they were closed, and both were cancelled.
+    assert (troubled.cancelled, other.cancelled) == (True, True)
 
 
-def test_a_chore_waits_as_long_as_it_says() -> None:
-    async def scenario() -> Chore:
-        chore = Chore(3600.0)
-        chores = Jobs(chore)
-        await until_run(chore, 1)
+def test_a_job_waits_for_as_long_as_it_returned() -> None:
+    async def scenario() -> FakeJob:
+        job = FakeJob(3600.0)
+        jobs = Jobs(job)
+        await until_run(job, 1)
         await asyncio.sleep(0.1)
-        await chores.close()
-        return chore
+        await jobs.close()
+        return job
 
     assert asyncio.run(scenario()).runs == 1

@@ -1,4 +1,4 @@
-"""An idle persister says that its database is away, and not for one question that failed."""
+"""Database readiness: an idle persister reports an outage of its database, but not a single failed query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from nigredo.errors import DependencyDown
 from nigredo.observability.health import Health
 from nigredo.settings import Settings
-from processors.persistence.maintenance import reset_outbox as resets
+from processors.persistence.maintenance import reset_outbox
 from processors.persistence.maintenance.reset_outbox import ResetOutbox
 from processors.persistence.reachable import UNREADY_AFTER_S, Reachable
 
@@ -32,7 +32,7 @@ def idle() -> tuple[Health, Timer, Reachable]:
     return health, timer, Reachable(health, timer)
 
 
-def test_failures_in_quick_succession_are_borne() -> None:
+def test_failures_within_a_few_seconds_leave_the_process_ready() -> None:
     health, timer, reachable = idle()
 
     for _ in range(10):
@@ -42,14 +42,14 @@ def test_failures_in_quick_succession_are_borne() -> None:
     assert health.waiting_for is None
 
 
-def test_nothing_but_failures_for_some_seconds_makes_the_process_unready_until_an_answer() -> None:
+def test_only_failures_for_some_seconds_make_the_process_unready_until_an_answer() -> None:
     health, timer, reachable = idle()
 
     reachable.failed(AWAY)
     timer.now += UNREADY_AFTER_S
     reachable.failed(AWAY)
     assert health.waiting_for == AWAY
-    # The batch that comes meanwhile fails for the same reason.
+    # A batch that arrives meanwhile fails for the same reason.
     health.waiting(AWAY)
     assert health.waiting_for == AWAY
 
@@ -72,7 +72,7 @@ def test_failures_with_an_answer_between_them_are_counted_from_the_answer() -> N
 
 
 class Rows:
-    """A database that has one wish."""
+    """A database with one row in the outbox."""
 
     async def execute(self, *_: Any) -> Rows:
         return self
@@ -82,7 +82,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("away", ["the database", "Kafka"])
-def test_the_relay_blames_the_database_for_its_own_silence_alone(monkeypatch: pytest.MonkeyPatch, away: str) -> None:
+def test_the_outbox_blames_the_database_only_for_its_own_outage(monkeypatch: pytest.MonkeyPatch, away: str) -> None:
     health, timer, reachable = idle()
 
     @asynccontextmanager
@@ -95,15 +95,15 @@ def test_the_relay_blames_the_database_for_its_own_silence_alone(monkeypatch: py
         raise DependencyDown("Kafka does not answer")
 
     async def scenario() -> None:
-        relay = ResetOutbox(Settings.from_environment({}), None, None, reachable)  # type: ignore[arg-type] # neither is asked
-        monkeypatch.setattr(relay, "_publish", publish)
+        outbox = ResetOutbox(Settings.from_environment({}), None, None, reachable)  # type: ignore[arg-type] # neither is used
+        monkeypatch.setattr(outbox, "_publish", publish)
         for _ in range(2):
             with pytest.raises(DependencyDown):
-                await relay.run()
+                await outbox.run()
             timer.now += UNREADY_AFTER_S
-        await relay.close()
+        await outbox.close()
 
-    monkeypatch.setattr(resets, "transaction", transaction)
+    monkeypatch.setattr(reset_outbox, "transaction", transaction)
     asyncio.run(scenario())
 
     assert health.waiting_for == (AWAY if away == "the database" else None)

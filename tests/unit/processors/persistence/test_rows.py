@@ -1,4 +1,4 @@
-"""Which record becomes which row."""
+"""Rows of a batch: each event becomes the rows of its tables."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def test_a_lead_is_a_lead_and_an_accepted_submission() -> None:
 def test_the_text_form_of_events_and_records_holds_nothing_personal() -> None:
     record, _ = at(LEADS, LEAD)
 
-    told = f"{LEAD!r} {REJECTION!r} {replace(record, value=b'ana@example.com', key=b'k')!r}"
+    texts = f"{LEAD!r} {REJECTION!r} {replace(record, value=b'ana@example.com', key=b'k')!r}"
 
-    assert str(LEAD.id) in told
-    assert not [word for word in ("Ana", "ana@example.com", "Oi") if word in told]
+    assert str(LEAD.id) in texts
+    assert not [word for word in ("Ana", "ana@example.com", "Oi") if word in texts]
 
 
 def test_a_released_lead_says_so_and_beats_its_rejection_in_either_order() -> None:
@@ -51,7 +51,7 @@ def test_a_released_lead_says_so_and_beats_its_rejection_in_either_order() -> No
         assert rows_of(order).form_submissions[LEAD.id]["verdict"] == "released"
 
 
-def test_a_tombstone_of_a_lead_erases_it_and_what_the_batch_held_of_it() -> None:
+def test_a_leads_tombstone_erases_the_lead_and_its_rows_in_the_batch() -> None:
     rows = rows_of([at(LEADS, LEAD), at(LEADS, None, key=str(LEAD.id).encode())])
 
     assert rows.erased == {LEAD.id}
@@ -66,7 +66,7 @@ def test_a_window_is_counted_with_its_refusals_from_its_oldest_acceptance() -> N
     assert row["window_start"] == NOON.isoformat()
 
 
-def test_of_two_windows_the_one_that_read_further_counts_whoever_wrote_last() -> None:
+def test_of_two_windows_the_higher_input_offset_counts_even_when_written_first() -> None:
     zombie = replace(STATE, refused=0, input_offset=40)
 
     rows = rows_of([at(RATE_LIMITS, STATE), at(RATE_LIMITS, zombie)])
@@ -77,7 +77,7 @@ def test_of_two_windows_the_one_that_read_further_counts_whoever_wrote_last() ->
 def test_an_empty_window_frees_the_network() -> None:
     empty = replace(STATE, accepted=(), refused=0, input_offset=45)
 
-    # Who is exempt counts for nothing.
+    # Exempt submissions do not count.
     for free in (empty, replace(empty, exempt=STATE.accepted)):
         rows = rows_of([at(RATE_LIMITS, STATE), at(RATE_LIMITS, free)])
 

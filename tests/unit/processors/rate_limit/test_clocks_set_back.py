@@ -1,6 +1,6 @@
-"""A broker's clock that jumps: the limiter's verdicts are those of one that never forgets, over restarts too.
+"""Broker clocks that jump: the limiter's verdicts equal those of a limiter that never evicts, across restarts too.
 
-The real limiter, with a topic of windows and a log that are lists.
+The limiter is the real one; the log and the topic of windows are lists.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from schemas.events import RateLimitState, Submission
 from schemas.topics import LEADS, RATE_LIMITS, SUBMISSIONS
 from tests.support.submission_logs import NOON, submission
 from tests.unit.processors.rate_limit.test_release import CODEC
-from tests.unit.processors.rate_limit.test_window_store import Told
+from tests.unit.processors.rate_limit.test_window_store import WindowRecord
 
 LIMIT = 2
 NETWORKS = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
 
 
 class Log:
-    """The submissions, the windows that were written of them, and the leads."""
+    """Submissions, and the windows and lead keys that the limiter published for them."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
-        self.windows: list[Told] = []
+        self.windows: list[WindowRecord] = []
         self.leads: list[bytes | None] = []
 
     def publish_all(self, records: Iterable[Outgoing]) -> asyncio.Future[None]:
         for record in records:
             if record.topic == RATE_LIMITS:
-                self.windows.append(Told((record.key or b"").decode(), record.value))
+                self.windows.append(WindowRecord((record.key or b"").decode(), record.value))
             elif record.topic == LEADS:
                 self.leads.append(record.key)
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
-    # As much of a `LogReader` as the limiter uses.
+    # The part of a `TopicReader` that the limiter uses.
 
     def partitions(self, _: str) -> list[int]:
         return [0]
@@ -83,7 +83,7 @@ def records_of(steps: list[tuple[str, int]]) -> list[Record]:
 
 
 def never_forgetting(records: list[Record], events: list[Submission]) -> list[bytes]:
-    """Return the keys of the leads that a limiter with all of its memory makes."""
+    """Return the lead keys that a limiter without eviction publishes."""
     states: dict[str, RateLimitState] = {}
     accepted = []
     for record, event in zip(records, events, strict=True):
@@ -95,7 +95,7 @@ def never_forgetting(records: list[Record], events: list[Submission]) -> list[by
 
 
 async def judged(records: list[Record], events: list[Submission], batches: list[int], restarts: set[int]) -> Log:
-    """Have the limiter judge all of it, batch by batch, with a new process before some of them."""
+    """Judge all records with the limiter, batch by batch; restarts: numbers of the batches before which it restarts."""
     log, position, number = Log(records), LogPosition(0, "id"), 0
     limiter = a_limiter(log)
     position = await limiter.begin(SUBMISSIONS, 0, position)
@@ -118,8 +118,8 @@ async def judged(records: list[Record], events: list[Submission], batches: list[
     return log
 
 
-# Small steps, and jumps of hours and days both ways: by a few lengths, so that one back undoes one ahead and meets what
-# was forgotten in between.
+# Small steps, and jumps of hours and days both ways. Few lengths of jumps, so that a jump back undoes a jump ahead and
+# needs windows evicted in between.
 far_s = st.sampled_from((5_000, 7_200, 90_000))
 jumps_s = st.one_of(st.integers(0, 900), st.integers(-700, 0), far_s, far_s.map(lambda jump_s: -jump_s))
 steps = st.lists(st.tuples(st.sampled_from(NETWORKS), jumps_s), min_size=1, max_size=40)
@@ -138,7 +138,7 @@ def test_the_same_log_gets_the_same_verdicts_however_its_clock_jumps_and_wheneve
     assert log.leads == never_forgetting(records, events)
 
 
-def test_a_clock_two_hours_ahead_and_back_lets_no_network_have_its_limit_twice() -> None:
+def test_a_clock_two_hours_ahead_and_back_gives_no_network_its_limit_twice() -> None:
     first = [("192.0.2.1", 1)] * LIMIT
     ahead = [("192.0.2.2", 7200), ("192.0.2.3", 1)]
     back = [("192.0.2.1", -7000)] * LIMIT

@@ -1,4 +1,4 @@
-"""Loading a partition's windows when the partition is taken away meanwhile."""
+"""Loading a partition's windows while the partition is revoked."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from nigredo.settings import Settings
 from processors.engine.handler import AssignmentLost
 from processors.rate_limit.limiter import Limiter
 from processors.rate_limit.window_store import REPORT_EVERY, WindowStore
-from tests.unit.processors.rate_limit.test_window_store import CODEC, Told, told, window
+from tests.unit.processors.rate_limit.test_window_store import CODEC, WindowRecord, window, window_records
 
 REVOKED_AFTER = 100
 
 
 class Endless:
-    """A partition that never ends, and goes to somebody else while it is read."""
+    """A partition that never ends and is revoked while it is read."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self.read = 0
 
-    def read_to_end(self, *_: Any, **__: Any) -> Iterator[Told]:
-        (record,) = told(window("a", 1))
+    def read_to_end(self, *_: Any, **__: Any) -> Iterator[WindowRecord]:
+        (record,) = window_records(window("a", 1))
         while True:
             self.read += 1
             if self.read == REVOKED_AFTER:
@@ -37,7 +37,7 @@ class Endless:
         return LogNow("id", 0, 0)
 
 
-def test_nobody_goes_on_reading_what_is_somebody_elses_by_now() -> None:
+def test_loading_ends_soon_after_the_partition_was_revoked() -> None:
     limiter = Limiter(Settings.from_environment({}), Health("test"))
     log = Endless(limiter)
     inside = cast(Any, limiter)

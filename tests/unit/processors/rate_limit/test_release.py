@@ -58,7 +58,7 @@ CODEC = make_codec()
 
 
 class Kafka:
-    """The topics as the limiter sees them: what it publishes is there when it reads again."""
+    """The topics as the limiter sees them: published records are there when it reads again."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, int | None, bytes, bytes | None]] = []
@@ -117,7 +117,7 @@ def rejection(lead_id: UUID | None = None) -> Rejection:
 
 
 def quarantined(kafka: Kafka, refused: Rejection) -> RejectionRelease:
-    """Put a rejection on the topic; return the command that releases it."""
+    """Publish a rejection to its topic; return the command that releases it."""
     key, value = str(refused.id).encode(), CODEC.encode(REJECTIONS, refused)
     kafka.log.append((REJECTIONS, PARTITION, key, value))
     return RejectionRelease(refused.id, NETWORK, "test", NOON, PARTITION, len(kafka.log) - 1)
@@ -139,7 +139,7 @@ def submission(**changes: Any) -> Submission:
     return replace(whole, **changes)
 
 
-def test_a_release_is_a_lead_like_the_one_that_was_refused_and_a_tombstone_where_it_was() -> None:
+def test_a_release_publishes_the_lead_and_a_tombstone_in_the_rejections_partition() -> None:
     kafka = Kafka()
     refused = rejection()
     command = quarantined(kafka, refused)
@@ -162,7 +162,7 @@ def test_a_release_that_comes_again_does_nothing_in_one_batch_or_in_two(batches:
         work(limiter, command, command)
     else:
         work(limiter, command)
-        # Its network was forgotten, or never known: only the tombstone tells.
+        # The network has no window, so that only the tombstone shows the release.
         assert not windows(limiter)
         work(limiter, command, begin=101)
 
@@ -186,7 +186,7 @@ def test_a_batch_without_releases_reads_nothing() -> None:
     assert kafka.reads == 0
 
 
-def test_a_release_counts_nothing_and_its_place_is_kept() -> None:
+def test_a_release_counts_nothing_and_its_offset_is_kept() -> None:
     kafka = Kafka()
     limiter, command = limiter_on(kafka), quarantined(kafka, rejection())
     first = submission()
@@ -198,13 +198,13 @@ def test_a_release_counts_nothing_and_its_place_is_kept() -> None:
     assert state is not None
     assert len(windows(limiter)) == 1
     assert ([kept.id for kept in state.accepted], state.refused, state.input_offset) == ([first.id], 1, 102)
-    # All of it comes again, after a crash before the commit.
+    # All records come again, after a crash before the commit.
     work(limiter, first, command, submission())
     assert len(kafka.events(LEADS)) == 2
 
 
 @pytest.mark.parametrize("lost", ["lead", "tombstone", "state"])
-def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
+def test_a_release_has_the_same_result_after_a_crash_at_any_point(lost: str) -> None:
     kafka = Kafka()
     limiter, command = limiter_on(kafka), quarantined(kafka, rejection())
     windows(limiter).put(judge(None, submission(), at=NOON, offset=50).state)
@@ -212,7 +212,7 @@ def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
     kafka.fails = lambda to, _: to == topic
     with pytest.raises(DependencyDown):
         work(limiter, command)
-    # A tombstone without its lead would be a lost person.
+    # A tombstone without its lead would lose the person.
     assert not (None in kafka.events(REJECTIONS) and not kafka.events(LEADS))
 
     kafka.fails = lambda *_: False
@@ -225,12 +225,12 @@ def test_a_crash_at_any_point_of_a_release_ends_in_the_same(lost: str) -> None:
     assert kept.input_offset == 100
 
 
-def test_a_rejection_decided_again_before_its_release_is_gone_all_the_same() -> None:
+def test_a_rejection_decided_again_before_its_release_is_released_all_the_same() -> None:
     kafka = Kafka()
     limiter, refused = limiter_on(kafka), rejection()
     command = quarantined(kafka, refused)
 
-    # The worker died between the rejection and its window: the same record, and by now the release behind it.
+    # The worker died between the rejection and its window: the same record comes again, now followed by its release.
     work(limiter, submission(id=refused.id, edge_verdict="rate_limited"), command)
 
     assert [lead.id for lead in kafka.events(LEADS)] == [refused.id]
@@ -249,7 +249,7 @@ def test_a_rejection_decided_again_before_its_release_is_gone_all_the_same() -> 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_release_of_what_is_not_there_is_void(change: dict[str, Any]) -> None:
+def test_a_release_without_a_matching_rejection_is_ignored(change: dict[str, Any]) -> None:
     kafka = Kafka()
     command = replace(quarantined(kafka, rejection()), **change)
 
@@ -259,7 +259,7 @@ def test_a_release_of_what_is_not_there_is_void(change: dict[str, Any]) -> None:
     assert None not in kafka.events(REJECTIONS)
 
 
-def test_a_release_that_cannot_be_looked_up_in_time_is_parked_instead_of_holding_the_limit_up() -> None:
+def test_a_release_that_cannot_be_looked_up_in_time_is_parked_instead_of_delaying_the_limiter() -> None:
     kafka = Kafka()
     command, kafka.endless = quarantined(kafka, rejection()), True
 
