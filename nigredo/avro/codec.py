@@ -1,4 +1,4 @@
-"""Events to bytes and back: Confluent's wire format (a zero byte, the schema's id in four bytes, Avro)."""
+"""Avro codec of events, in Confluent's wire format: a zero byte, the schema id in four bytes, the Avro body."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ from schemas.topics import load_schema, spec_of
 MAGIC = 0
 PREFIX = struct.Struct(">bI")
 
-
-_UNKNOWN = (None, object())
+_NEVER_DECODED = (None, object())
 
 
 class Undecodable(Exception):
-    """These bytes are no event of this topic and never will be. The text holds nothing of their content."""
+    """The bytes are no event of this topic, now or later: dead-letter the record. The text quotes none of the bytes."""
 
 
 class Schemas(Protocol):
-    """What an id means, and which id is written for a schema: the pins of the cluster."""
+    """Mapping between schema ids and schemas, as the cluster's pins define it."""
 
     def id_of(self, subject: str, schema: Any) -> int:
-        """Return the id to write for a schema. Raises SchemaUnknown for one without, DependencyDown."""
+        """Return the id to write for a schema. Raises SchemaUnknown when the schema has no id, DependencyDown."""
 
     def schema_of(self, schema_id: int) -> Any:
-        """Return the schema that an id means. Blocks. Raises SchemaUnknown when there is none, DependencyDown."""
+        """Return the schema of an id. Blocks. Raises SchemaUnknown when the id has no schema, DependencyDown."""
 
 
 class Codec:
-    """Encodes with the schema this release knows, decodes whatever any release wrote.
+    """Encodes with this release's schemas, and decodes the records of every release.
 
-    `prepare` the topics that are written; reading needs no preparation. A schema id that was not met yet costs a
-    look-up, which blocks: on an event loop ask `is_cached` first, and decode in a thread if it is not. Thread-safe.
+    Call `prepare` for topics to be encoded; decoding needs no preparation. A schema id that is not cached needs a
+    look-up, which blocks: on an event loop check `is_cached` first, and decode in a thread if it is not. Thread-safe.
     """
 
     def __init__(self, schemas: Schemas) -> None:
@@ -54,9 +53,9 @@ class Codec:
         self._pairs: dict[tuple[int, str], tuple[Any, Any]] = {}
 
     def prepare(self, topics: Iterable[str]) -> None:
-        """Learn the schema ids of the topics that will be encoded for.
+        """Look up and cache the schema ids of the topics to be encoded.
 
-        Raises DependencyDown or SchemaUnknown; may be called again until it succeeds.
+        Raises DependencyDown or SchemaUnknown; safe to repeat until it succeeds.
         """
         for topic in topics:
             if topic not in self._ids:
@@ -64,15 +63,15 @@ class Codec:
                 self._ids[topic] = self._schemas.id_of(spec.subject, load_schema(spec.schema))
 
     def renumber(self, topic: str, schema_id: int) -> None:
-        """Write from now on under another id of the schema: that of a cluster which was made anew."""
+        """Encode from now on with another id of the topic's schema, after the cluster was created again."""
         self._ids[topic] = schema_id
 
     def prefix(self, topic: str) -> bytes:
-        """Return how a value on `topic`, which was prepared, begins."""
+        """Return the first five bytes of every value of `topic`, which must be prepared."""
         return PREFIX.pack(MAGIC, self._ids[topic])
 
     def encode(self, topic: str, event: Event) -> bytes:
-        """Return the record value of `event` on `topic`, which was prepared."""
+        """Return the record value of `event` for `topic`, which must be prepared."""
         schema = self._ours(topic)
         name, plain = type(event).__name__, _as_plain(event)
         out = io.BytesIO()
@@ -83,8 +82,8 @@ class Codec:
     def decode(self, topic: str, value: bytes) -> Event:
         """Return the event in a record value of `topic`.
 
-        Raises Undecodable when it never can be, DependencyDown when its schema has to be looked up and cannot be at
-        present: then wait, the record may be perfectly good.
+        Raises Undecodable when the value can never be decoded, and DependencyDown when its schema cannot be looked up
+        at present: retry then, because the record may be good.
         """
         if len(value) < PREFIX.size:
             raise Undecodable("shorter than the five bytes that begin every Avro record")
@@ -105,27 +104,27 @@ class Codec:
         except Undecodable:
             raise
         except Exception as error:
-            # fastavro raises whatever the broken bytes lead to, from EOFError to struct.error; its text may quote them.
+            # Broken bytes make fastavro raise anything from EOFError to struct.error, and its text may quote them.
             raise Undecodable(f"does not fit schema {schema_id}: {type(error).__name__}") from None
 
     def is_cached(self, value: bytes) -> bool:
-        """Say whether `decode` can tell what these bytes are without a look-up."""
+        """Return whether `decode` needs no look-up for these bytes."""
         return len(value) < PREFIX.size or value[0] != MAGIC or PREFIX.unpack_from(value)[1] in self._writers
 
     def has_current_schema(self, topic: str, value: bytes) -> bool:
-        """Say whether a value has the very layout that this release writes. False until one like it was decoded."""
+        """Return whether a value has this release's schema. False until a value with the same id was decoded."""
         if len(value) < PREFIX.size:
             return False
         magic, schema_id = PREFIX.unpack_from(value)
-        return magic == MAGIC and self._pairs.get((schema_id, topic), _UNKNOWN)[1] is None
+        return magic == MAGIC and self._pairs.get((schema_id, topic), _NEVER_DECODED)[1] is None
 
     def _pair(self, schema_id: int, topic: str) -> tuple[Any, Any]:
-        """Return the writer's schema, and ours if it is another: fastavro would compare them whole at every record."""
-        writer, ours = self._written_with(schema_id), self._ours(topic)
+        """Return writer schema and reader schema, the latter None if equal: fastavro would compare both per record."""
+        writer, ours = self._writer_schema(schema_id), self._ours(topic)
         self._pairs[schema_id, topic] = (writer, None if writer == ours else ours)
         return self._pairs[schema_id, topic]
 
-    def _written_with(self, schema_id: int) -> Any:
+    def _writer_schema(self, schema_id: int) -> Any:
         if schema_id not in self._writers:
             try:
                 schema = self._schemas.schema_of(schema_id)
@@ -134,7 +133,7 @@ class Codec:
             try:
                 self._writers[schema_id] = parse_schema(schema)
             except Exception as error:
-                # A registry holds other kinds too, such as JSON Schema, which parse as whatever they happen to be.
+                # A registry also holds other kinds, such as JSON Schema, on which the Avro parser raises any error.
                 raise Undecodable(f"schema {schema_id} is no Avro schema: {type(error).__name__}") from None
         return self._writers[schema_id]
 
@@ -146,7 +145,7 @@ class Codec:
 
 @cache
 def _fields_of(cls: type) -> tuple[tuple[str, type | None, bool], ...]:
-    """Return (name, nested class or None, whether it is a tuple of them) of each field; once a class."""
+    """Return each field's (name, nested event class or None, whether the field is a tuple of them), cached by class."""
     hints = get_type_hints(cls)
     described = []
     for field in dataclasses.fields(cls):
@@ -158,7 +157,7 @@ def _fields_of(cls: type) -> tuple[tuple[str, type | None, bool], ...]:
 
 
 def _as_plain(event: Any) -> dict[str, Any]:
-    names, values_of, nested = _reading(type(event))  # type: ignore[arg-type] # a class can be hashed
+    names, values_of, nested = _plain_reader(type(event))  # type: ignore[arg-type] # a class can be hashed
     plain = dict(zip(names, values_of(event), strict=True))
     for name, many in nested:
         value = plain[name]
@@ -167,12 +166,12 @@ def _as_plain(event: Any) -> dict[str, Any]:
 
 
 @cache
-def _reading(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[tuple[str, bool], ...]]:
-    """Return the names of a class's fields, what reads them all at once, and which are events (or tuples of them)."""
+def _plain_reader(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[tuple[str, bool], ...]]:
+    """Return a class's field names, a getter of all fields at once, and (name, is a tuple) of each nested event."""
     fields = _fields_of(cls)
     names = tuple(name for name, _, _ in fields)
     nested = tuple((name, many) for name, inner, many in fields if inner is not None)
-    # Of a single name it returns the value itself.
+    # `attrgetter` of a single name returns the bare value instead of a tuple.
     values_of = attrgetter(*names) if len(names) > 1 else lambda event: (getattr(event, names[0]),)
     return names, values_of, nested
 

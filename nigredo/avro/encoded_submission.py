@@ -1,4 +1,7 @@
-"""Submissions as `nigredo.submissions` holds them. Every form becomes one, while somebody waits for the answer."""
+"""Fast Avro encoder of submissions, the records of `nigredo.submissions`.
+
+Every form is encoded while its client waits for the response.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from schemas.events import Submission
 from schemas.topics import SUBMISSIONS
 
 FIRST_OF_THE_TOPIC = b"\x00"
+"""Index of the submission in the union of the topic's event types."""
 ID_LENGTH = b"\x48"
-"""An id has 36 letters."""
+"""Encoded length of an id: 36 characters."""
 
 
 def encode_submission(codec: Codec, submission: Submission) -> bytes:
-    """Return what `Codec.encode` would, in a third of its time; a test holds the two together."""
+    """Return the same bytes as `Codec.encode` in a third of its time; a test compares the two."""
     contact, network = submission.contact, text(submission.client_network)
     return b"".join(
         (
@@ -24,7 +28,7 @@ def encode_submission(codec: Codec, submission: Submission) -> bytes:
             ID_LENGTH,
             str(submission.id).encode(),
             network,
-            # An IPv4 address is its own network.
+            # The network of an IPv4 address is the address itself.
             network if submission.ip_address == submission.client_network else text(submission.ip_address),
             optional_text(submission.user_agent),
             optional_text(submission.form_id),
@@ -34,16 +38,18 @@ def encode_submission(codec: Codec, submission: Submission) -> bytes:
             text(contact.message),
             texts(contact.extra),
             time(submission.taken_at),
-            _judged_by(
+            _limit_and_verdict(
                 submission.limit, submission.window_s, submission.exempt, submission.edge_verdict, submission.spam_sign
             ),
         )
     )
 
 
-# The same for nearly all of them.
+# Cached, because nearly all submissions share these values.
 @lru_cache(maxsize=64)
-def _judged_by(limit: int, window_s: int, exempt: bool, edge_verdict: str | None, spam_sign: str | None) -> bytes:
+def _limit_and_verdict(
+    limit: int, window_s: int, exempt: bool, edge_verdict: str | None, spam_sign: str | None
+) -> bytes:
     return b"".join(
         (
             number(limit),

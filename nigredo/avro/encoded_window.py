@@ -1,8 +1,9 @@
-"""Windows as `nigredo.rate-limits` holds them: of several of one network, the one that read furthest is true.
+"""Fast Avro encoder and ranking of windows, the records of `nigredo.rate-limits`.
 
-The limiter loads them and the edge of ingest follows them, hundreds of thousands at a time. Most are never asked for,
-so both keep the bytes, and rank them without decoding them. The limiter writes one for every network of every batch,
-which was its largest expense, so they are encoded here and not field by field by a library that looks each up.
+Of several windows of one network, the one with the highest input offset is valid. The limiter loads and ingest's edge
+limiter follows hundreds of thousands of windows, of which most are never used; so both store the encoded bytes and rank
+them without decoding. The limiter writes one window per network and batch: encoding them by fastavro, which looks up
+every field, was its largest cost.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from schemas.events import Acceptance, RateLimitState
 from schemas.topics import RATE_LIMITS
 
 SHORTEST = 13
-"""The five bytes before every record, and one for each field."""
+"""Least length of a value: the five bytes of the prefix, and one byte per field."""
 SMALLEST_TIME = 2**33
-"""As Avro writes it; no count of refusals is as great, so a value that was cut off is not taken for a whole one."""
+"""Least encoded time. No count of refusals is as large, so a truncated value is not taken for a complete one."""
 
 
 class Rank(NamedTuple):
-    """How far a window read: the input offset decides, whoever wrote it and whenever."""
+    """Age order of a network's windows: the higher input offset wins, whichever process wrote the window and when."""
 
     input_offset: int
     updated_at_ms: int
 
 
 def encode_window(codec: Codec, state: RateLimitState) -> bytes:
-    """Return what `Codec.encode` would; a test holds the two together, whatever the schema becomes."""
+    """Return the same bytes as `Codec.encode`; a test compares the two, also after a change of the schema."""
     return b"".join(
         (
             codec.prefix(RATE_LIMITS),
@@ -46,7 +47,7 @@ def encode_window(codec: Codec, state: RateLimitState) -> bytes:
 
 
 def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
-    """Return an array: its length, an id of 36 letters and a time each, and the zero that ends it."""
+    """Return an Avro array: item count, id (36 characters) and time of each item, and a closing zero."""
     if not acceptances:
         return b"\x00"
     items = [b"\x48" + str(acceptance.id).encode() + time(acceptance.at) for acceptance in acceptances]
@@ -54,7 +55,7 @@ def _acceptances(acceptances: Sequence[Acceptance]) -> bytes:
 
 
 def rank_of(codec: Codec, value: bytes) -> Rank:
-    """Return how far an encoded window read. Raises Undecodable, RegistryUnavailable."""
+    """Return the rank of an encoded window. Raises Undecodable, DependencyDown."""
     if len(value) >= SHORTEST and codec.has_current_schema(RATE_LIMITS, value) and (rank := _last_fields(value)):
         return rank
     state = decode_window(codec, value)
@@ -62,7 +63,7 @@ def rank_of(codec: Codec, value: bytes) -> Rank:
 
 
 def decode_window(codec: Codec, value: bytes) -> RateLimitState:
-    """Return the window in a value. Raises Undecodable, RegistryUnavailable."""
+    """Return the window in a record value. Raises Undecodable, DependencyDown."""
     state = codec.decode(RATE_LIMITS, value)
     if not isinstance(state, RateLimitState):
         raise Undecodable(f"holds a {type(state).__name__} instead of a window")
@@ -70,11 +71,11 @@ def decode_window(codec: Codec, value: bytes) -> RateLimitState:
 
 
 def _last_fields(value: bytes) -> Rank | None:
-    """Read the two fields at the end, `updated_at` and `input_offset`, which are longs. None if that is not their end.
+    """Read the last two fields, the longs `updated_at` and `input_offset`, from the end. None for a truncated value.
 
-    Avro writes a number in groups of seven bits, lowest first, and marks each byte but the last one of a number. So
-    from the end a number goes on to its next group as long as that is marked, and `updated_at` begins after the zero
-    that ends the array before it. Written out twice: a million of these are read while a process starts.
+    Avro writes a long in groups of seven bits, lowest first, and sets the top bit of every byte but the last. Read
+    backwards, a long therefore continues while the byte before has its top bit set, and `updated_at` starts after the
+    zero that closes the preceding array. The loop is written out twice because a start reads a million values.
     """
     at = len(value) - 1
     offset = value[at]

@@ -1,6 +1,6 @@
-"""Avro's plain values as bytes, for the two records that are written too often to be looked up field by field.
+"""Encoders of Avro's primitive values, for the two records that are written too often for fastavro's field look-up.
 
-`Codec.encode` says what is right: a test holds both to it, whatever the schemas become.
+`Codec.encode` is the reference: tests compare both records with it, also after a change of the schemas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def number(value: int) -> bytes:
-    """Return a number in groups of seven bits, lowest first, each but the last one marked; signs alternate."""
+    """Return an Avro int or long: zigzag, in groups of seven bits, lowest first, the top bit set on all but the last.
+
+    value: within 64 signed bits.
+    """
     return _SMALL[value] if 0 <= value < len(_SMALL) else _number(value)
 
 
@@ -28,30 +31,30 @@ def _number(value: int) -> bytes:
 
 
 _SMALL = [_number(value) for value in range(4096)]
-"""The lengths of nearly all texts, limits, and the seconds of an hour."""
+"""Encoded small numbers: lengths of nearly all texts, limits, and the seconds of an hour."""
 
 
 def text(value: str) -> bytes:
-    """Return a text in UTF-8 after its length."""
+    """Return an Avro string: the length in bytes, and the text in UTF-8."""
     encoded = value.encode()
     length = len(encoded)
     return (_SMALL[length] if length < len(_SMALL) else _number(length)) + encoded
 
 
 def optional_text(value: str | None) -> bytes:
-    """Return a text, or nothing, after the number of which of the two it is: a schema names null first."""
+    """Return an Avro union of null and string: the branch index, then the text; the schemas name null first."""
     return b"\x00" if value is None else b"\x02" + text(value)
 
 
 def texts(values: Mapping[str, str]) -> bytes:
-    """Return a map of texts: how many, each name with its value, and the zero that ends it."""
+    """Return an Avro map of strings: entry count, name and value of each entry, and a closing zero."""
     if not values:
         return b"\x00"
     return number(len(values)) + b"".join(text(name) + text(value) for name, value in values.items()) + b"\x00"
 
 
-# Under load many records have the same millisecond.
+# Cached, because under load many records share a millisecond.
 @lru_cache(maxsize=256)
 def time(value: datetime) -> bytes:
-    """Return a time as the milliseconds since the epoch."""
+    """Return an Avro timestamp: milliseconds since the epoch."""
     return number((value - EPOCH) // MILLISECOND)

@@ -1,6 +1,6 @@
-"""Schema pins of a cluster: what each schema id in its log means, kept in the log itself (`nigredo.schemas`).
+"""Schema pins of a cluster: the schema of each id in its log, stored in the log itself (`nigredo.schemas`).
 
-A pin never changes its meaning. A registry's database has a life of its own, and may say something else tomorrow.
+A pin never changes its meaning, while a registry's database may be lost, restored or renumbered independently.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from schemas.topics import NEWEST_VERSION, load_schema
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One id and the schema that it means. `subject` and `version` are for people: the first use of the schema."""
+    """One schema id and its schema. `subject` and `version`, the schema's first use, are informational."""
 
     id: int
     subject: str
     version: int
-    """Of the schema's file; 0 for a schema that this release has no file of."""
+    """Version of the schema's file; 0 for a schema without a file in this release."""
     text: str
 
     @property
     def key(self) -> bytes:
-        """The record's key."""
+        """Record key: the id in decimal digits."""
         return str(self.id).encode()
 
     @property
     def value(self) -> bytes:
-        """The record's value: JSON, since a reader must understand it before any schema is known."""
+        """Record value: JSON, because a reader must parse it before any schema is known."""
         document = {
             "subject": self.subject,
             "version": self.version,
@@ -47,12 +47,12 @@ class Pin:
 
     @property
     def name(self) -> str:
-        """The schema in the words of a message."""
+        """The schema's name in messages, such as `nigredo.leads-value v2`."""
         return f"{self.subject} v{self.version}" if self.version else self.subject
 
 
 class PinBroken(ValueError):
-    """A record of the pins is none."""
+    """A record of `nigredo.schemas` is no pin, or contradicts an earlier pin."""
 
 
 def pin_of(key: bytes | None, value: bytes | None) -> Pin:
@@ -63,12 +63,12 @@ def pin_of(key: bytes | None, value: bytes | None) -> Pin:
         if fingerprint(pin.text) != document["fingerprint"]:
             raise PinBroken(f"pin {pin.id} does not have the fingerprint of its schema")
     except (ValueError, KeyError, TypeError) as error:
-        raise PinBroken(f"a record of the pins is no pin: {type(error).__name__}") from error
+        raise PinBroken(f"the record is no schema pin: {type(error).__name__}") from error
     return pin
 
 
 class Pins:
-    """The pins of one cluster, in the order of the log: of two ids for one schema the later one is written."""
+    """The pins of one cluster, added in log order: of two ids for one schema, the later is used for encoding."""
 
     def __init__(self, pins: Iterable[Pin] = ()) -> None:
         self._by_id: dict[int, Pin] = {}
@@ -77,41 +77,41 @@ class Pins:
             self.add(pin)
 
     def __iter__(self) -> Iterator[Pin]:
-        """Yield the pins by their ids."""
+        """Yield the pins in ascending order of their ids."""
         return (self._by_id[schema_id] for schema_id in sorted(self._by_id))
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def add(self, pin: Pin) -> None:
-        """Take the next pin of the log. Raises PinBroken for an id that means another schema already."""
+        """Add the next pin of the log. Raises PinBroken for an id that is pinned to another schema already."""
         known = self._by_id.setdefault(pin.id, pin)
         if not same(known.text, pin.text):
             raise PinBroken(f"id {pin.id} is pinned for {known.name} and for {pin.name}")
         self._ids[fingerprint(pin.text)] = pin.id
 
     def get(self, schema_id: int) -> Pin | None:
-        """Return the pin of an id."""
+        """Return the pin of an id; None for an id that is not pinned."""
         return self._by_id.get(schema_id)
 
     def written_id(self, text: str) -> int | None:
-        """Return the id that is written for a schema; None for one that is not pinned."""
+        """Return the id with which a schema is encoded; None for a schema that is not pinned."""
         return self._ids.get(fingerprint(text))
 
 
 def text_of(schema: Any) -> str:
-    """Return one text for one schema, so that a registry finds it again."""
+    """Return the canonical text of a schema, so that a registry recognises the schema."""
     return json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
 
 
 @lru_cache(maxsize=512)
 def fingerprint(text: str) -> str:
-    """Return what is equal for texts of one schema, whatever their spaces and the order of their keys."""
+    """Return a hash of a schema's text that ignores spaces and the order of keys."""
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
 
 def same(text: str, other: str) -> bool:
-    """Say whether bytes written by one schema are read by the other as what they are."""
+    """Return whether both schemas have the same binary layout, so that bytes of one are read correctly by the other."""
     return text == other or _layout(text) == _layout(other)
 
 
@@ -120,17 +120,17 @@ def _layout(text: str) -> str:
     try:
         return str(to_parsing_canonical_form(json.loads(text)))
     except Exception:
-        # Another kind, such as JSON Schema or Protobuf: equal to itself alone.
+        # Another kind, such as JSON Schema or Protobuf, is the same as itself only.
         return text
 
 
 def fits(text: str, payload: bytes) -> bool:
-    """Say whether a schema describes these bytes from their beginning to their end."""
+    """Return whether a schema describes all of these bytes, from the first to the last."""
     source = io.BytesIO(payload)
     try:
         fastavro.schemaless_reader(source, _parsed(text), None)
     except Exception:
-        # fastavro raises whatever bytes of another schema lead to.
+        # Bytes of another schema make fastavro raise any error.
         return False
     return not source.read(1)
 
@@ -141,7 +141,7 @@ def _parsed(text: str) -> Any:
 
 
 def files() -> Mapping[str, list[str]]:
-    """Return the texts of every version of each schema, oldest first, in the one order of registration."""
+    """Return by schema name the texts of all versions, oldest first; both orders are the order of registration."""
     return {
         name: [text_of(load_schema(name, version)) for version in range(1, newest + 1)]
         for name, newest in NEWEST_VERSION.items()

@@ -1,6 +1,6 @@
-"""The schema registry's client: Confluent's HTTP API, and what brings an id back under which a schema was known.
+"""Client of the schema registry: Confluent's HTTP API, and the restoring of a lost schema id.
 
-Asked where schemas are registered, and for an id that is not pinned: records of our own are read by the pins alone.
+Used to register schemas and to look up ids that are not pinned; the product's own records are decoded by pins only.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from nigredo.errors import DependencyDown
 
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 CCOMPAT = "/apis/ccompat/"
-"""Apicurio's Confluent API, beside which its own is found."""
+"""Path of Apicurio's Confluent-compatible API; Apicurio's native API is under the same host."""
 NOT_FOUND = (40401, 40402, 40403)
-"""The API's own words for a subject, a version, a schema that there is not: any other 404 comes from in between."""
+"""The API's error codes for an unknown subject, version or schema; any other 404 comes from a proxy in between."""
 BROUGHT_BACK = "nigredo.brought-back-"
+"""Prefix of the helper subjects under which ids are restored in Apicurio."""
 
 
 class RegistryUnavailable(DependencyDown):
-    """The registry did not answer; may succeed later."""
+    """The registry did not answer, or not as a registry does: try again later."""
 
 
 class SchemaUnknown(Exception):
-    """The registry, or the pins, answered that there is no such schema."""
+    """The registry, or the pins, answered that the schema does not exist."""
 
 
 class SchemaIncompatible(Exception):
-    """The registry refused a schema: readers of older or newer records would break."""
+    """The registry refused a schema, because readers of older or newer records would break."""
 
 
 class Registry:
-    """A client of one registry. Safe to use from several threads."""
+    """A client of one registry. Thread-safe. Every method raises RegistryUnavailable when the registry is down."""
 
     def __init__(self, url: str, *, credentials: tuple[str, str] | None = None, timeout_s: float = 5.0) -> None:
-        """credentials: user and password, sent as HTTP Basic with every request."""
+        """url: base of the Confluent API. credentials: user and password, sent as HTTP Basic with every request."""
         self._url = url
-        # With a transport of its own the client asks no proxy of the environment: the registry is a part of the
-        # installation, and reached directly.
+        # An explicit transport makes httpx ignore the environment's proxy, because the registry is a part of the
+        # installation and reached directly.
         self._client = httpx.Client(
             base_url=url + "/",
             timeout=timeout_s,
@@ -54,25 +55,25 @@ class Registry:
         )
 
     def text_of(self, schema_id: int) -> str:
-        """Return the text of the schema with this id. Raises SchemaUnknown when the registry has no such id."""
+        """Return the text of the schema with this id. Raises SchemaUnknown when the id does not exist."""
         return self.kind_of(schema_id)[1]
 
     def kind_of(self, schema_id: int) -> tuple[str, str]:
         """Return kind (`AVRO` and others) and text of the schema with this id. Raises SchemaUnknown."""
         answer = self._ask("GET", f"schemas/ids/{schema_id}")
         if not isinstance(answer, dict) or "schema" not in answer:
-            raise RegistryUnavailable("what answers for the schema registry does not speak its language")
+            raise RegistryUnavailable("the answer of the schema registry's address is not a registry's")
         return str(answer.get("schemaType", "AVRO")), str(answer["schema"])
 
     def subjects_of(self, schema_id: int) -> list[str]:
-        """Return the subjects that an id stands under; none where the registry does not tell."""
+        """Return the subjects that use an id; empty when the registry does not report them."""
         try:
             return sorted({str(each["subject"]) for each in self._ask("GET", f"schemas/ids/{schema_id}/versions")})
         except SchemaUnknown:
             return []
 
     def schemas_of(self, subject: str) -> list[tuple[int, str]]:
-        """Return id and text of each version of a subject, oldest first; none for a subject that there is not."""
+        """Return (id, text) of each Avro version of a subject, oldest first; empty for an unknown subject."""
         try:
             versions = self._ask("GET", f"subjects/{subject}/versions")
             found = [self._ask("GET", f"subjects/{subject}/versions/{version}") for version in versions]
@@ -81,7 +82,7 @@ class Registry:
         return [(int(each["id"]), str(each["schema"])) for each in found if each.get("schemaType", "AVRO") == "AVRO"]
 
     def newest_of(self, subject: str) -> tuple[int, str] | None:
-        """Return id and text of the newest version of a subject; None for a subject that there is not."""
+        """Return (id, text) of the newest version of a subject; None for an unknown subject."""
         try:
             found = self._ask("GET", f"subjects/{subject}/versions/latest")
         except SchemaUnknown:
@@ -89,25 +90,25 @@ class Registry:
         return int(found["id"]), str(found["schema"])
 
     def register(self, subject: str, text: str) -> int:
-        """Register a schema as the newest of `subject`, unless it is there already; return its id.
+        """Register a schema as the newest version of `subject`, unless it is registered already; return its id.
 
-        Raises SchemaIncompatible when the subject's compatibility level forbids it.
+        Raises SchemaIncompatible when the subject's compatibility level forbids the schema.
         """
         return int(self._ask("POST", f"subjects/{subject}/versions", {"schema": text})["id"])
 
     def set_compatibility(self, subject: str, level: str) -> None:
-        """Set which changes of `subject` the registry accepts from now on, such as `FULL_TRANSITIVE`."""
+        """Set the compatibility level of `subject`, such as `FULL_TRANSITIVE`."""
         try:
             self._ask("PUT", f"config/{subject}", {"compatibility": level})
         except SchemaIncompatible as error:
-            # Apicurio's word when another client sets it at the same moment.
+            # Apicurio answers so when another client sets the level at the same moment.
             raise RegistryUnavailable(str(error)) from error
 
     def bring_back(self, schema_id: int, subject: str, text: str) -> bool:
-        """Let an id that the registry does not know mean this schema again; return whether it does.
+        """Restore a lost id for a schema; return whether the registry now has this schema under the id.
 
-        The schema is registered under `subject` too. A registry that knows the schema under another id keeps that one
-        for it. False as well for a registry that cannot be told an id.
+        The schema is also registered under `subject`. A registry that has the schema under another id keeps that id for
+        registrations. False also for a registry that does not accept a given id.
         """
         if CCOMPAT in self._url:
             self._import_into_apicurio(schema_id, subject, text)
@@ -119,15 +120,15 @@ class Registry:
             return False
 
     def _import_into_apicurio(self, schema_id: int, subject: str, text: str) -> None:
-        """Import the schema by Apicurio's own API, which alone keeps an id.
+        """Import the schema by Apicurio's native API, because only that API accepts an id.
 
-        Under a subject of its own: registering it afterwards finds the same text, and so the same id, and the import
-        needs to know nothing of the versions that `subject` has. Apicurio holds a text once; one that is there under
-        another id is told apart by a space at its end, which means nothing.
+        The import uses a helper subject, so that the versions of `subject` do not matter; registering the schema
+        afterwards finds the same text and so the same id. Apicurio stores a text once: if the text exists under another
+        id, it is imported with a space at its end, which has no meaning in JSON.
         """
         helper = f"{BROUGHT_BACK}{schema_id}"
         for same_text in (text, text + " "):
-            # An older one, or one that wants a right for this: whether the id is there tells.
+            # Errors are ignored (an older Apicurio, or a missing permission): the look-up of the id decides.
             with suppress(RegistryUnavailable, SchemaIncompatible):
                 self._ask_at(
                     self._url.partition(CCOMPAT)[0] + "/apis/registry/v3/admin/import?requireEmptyRegistry=false",
@@ -146,15 +147,15 @@ class Registry:
                 continue
         else:
             return
-        own = self.register(subject, text) == schema_id
-        # The helper is hidden; and gone for good where `subject` holds the id by itself.
+        subject_has_id = self.register(subject, text) == schema_id
+        # The helper subject is soft-deleted, and deleted permanently if `subject` itself holds the id.
         with suppress(SchemaUnknown):
             self._ask("DELETE", f"subjects/{helper}")
-            if own:
+            if subject_has_id:
                 self._ask("DELETE", f"subjects/{helper}?permanent=true")
 
     def _import_by_mode(self, schema_id: int, subject: str, text: str) -> None:
-        """Import the schema as Confluent's registry has it done: in a mode in which it takes the id it is told."""
+        """Import the schema in the subject's IMPORT mode, in which Confluent's registry accepts a given id."""
         versions = len(self.schemas_of(subject))
         try:
             self._ask("PUT", f"mode/{subject}?force=true", {"mode": "IMPORT"})
@@ -175,7 +176,7 @@ class Registry:
         try:
             return response.json()
         except ValueError as error:
-            raise RegistryUnavailable(f"the schema registry's answer to {method} {path} is no JSON") from error
+            raise RegistryUnavailable(f"the schema registry's answer to {method} {path} is not JSON") from error
 
     def _ask_at(self, path: str, method: str, content: bytes | None, headers: dict[str, str]) -> httpx.Response:
         try:
@@ -200,7 +201,7 @@ def _code_of(response: httpx.Response) -> object:
 
 
 def _archive(schema_id: int, subject: str, text: str) -> bytes:
-    """Return one schema as Apicurio exports it: a subject with one version, and its content under the id."""
+    """Return a zip archive in Apicurio's export format: a subject with one version, and its content under the id."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     made = {"owner": "", "createdOn": 0, "modifiedBy": "", "modifiedOn": 0}
     place = {"groupId": None, "artifactId": subject}

@@ -1,4 +1,4 @@
-"""The schema registry that the settings name."""
+"""Factory of the schema registry's client, from the settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nigredo.settings import Settings
 
 
 def open_registry(settings: Settings) -> Registry:
-    """Return a client of the registry. Raises ConfigurationError when its password file cannot be used."""
+    """Return a client of the configured registry. Raises ConfigurationError when the password file is unusable."""
     user, file = settings.schema_registry_username, settings.schema_registry_password_file
     credentials = (user, read_password(file, "SCHEMA_REGISTRY_PASSWORD_FILE")) if user else None
     return Registry(settings.schema_registry_url, credentials=credentials)

@@ -1,4 +1,4 @@
-"""Windows and their bytes: encoding and ranking them gives what the codec gives, for every window there can be."""
+"""Fast encoder and ranking of windows: their results equal the codec's, for every possible window."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ times_ms = st.integers(0, 2**42)
 
 
 class OneSchema:
-    """A registry that knows the versions of the one schema these tests need; an id is a version."""
+    """A registry with the versions of the one schema of these tests; an id is a version number."""
 
     def id_of(self, *_: object) -> int:
         return NEWEST_VERSION["rate-limits"]
@@ -65,7 +65,7 @@ def test_a_window_is_encoded_as_its_schema_says(state: RateLimitState) -> None:
 
 
 @given(states)
-def test_the_rank_read_from_the_end_is_the_one_that_decoding_tells(state: RateLimitState) -> None:
+def test_the_rank_read_from_the_end_equals_the_decoded_one(state: RateLimitState) -> None:
     codec = a_codec()
     value = codec.encode(RATE_LIMITS, state)
 
@@ -88,14 +88,14 @@ def test_a_window_of_the_release_before_ranks_the_same_and_knows_nothing_of_who_
     fastavro.schemaless_writer(out, fastavro.parse_schema(load_schema("rate-limits", 1)), plain)
     value = out.getvalue()
 
-    for _ in range(2):  # The second time its schema is known.
+    for _ in range(2):  # The second time its schema is cached.
         assert rank_of(codec, value) == rank_of(codec, codec.encode(RATE_LIMITS, state))
         assert not codec.has_current_schema(RATE_LIMITS, value)
     assert decode_window(codec, value) == older
 
 
 @given(states)
-def test_a_window_that_was_cut_off_is_told_as_such_wherever_it_was_cut(state: RateLimitState) -> None:
+def test_a_truncated_window_is_undecodable_wherever_it_was_cut(state: RateLimitState) -> None:
     codec = a_codec()
     value = codec.encode(RATE_LIMITS, state)
     rank_of(codec, value)
@@ -107,7 +107,7 @@ def test_a_window_that_was_cut_off_is_told_as_such_wherever_it_was_cut(state: Ra
 
 
 @pytest.mark.parametrize("value", [b"", b"\x00", b"\x01\x00\x00\x00\x07abc", b"\x00\x00\x00\x00\x07"])
-def test_what_is_no_window_is_told_as_such(value: bytes) -> None:
+def test_bytes_that_are_no_window_are_undecodable(value: bytes) -> None:
     codec = a_codec()
     assert not codec.has_current_schema(RATE_LIMITS, value)
     with pytest.raises(Undecodable):

@@ -1,4 +1,4 @@
-"""The registry's client: its own words are told from those of whatever stands in front of it."""
+"""Client of the schema registry: the registry's own answers are distinguished from those of a proxy in front."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nigredo.avro.registry import Registry, RegistryUnavailable, SchemaIncompati
 
 
 def answering(*answers: httpx.Response) -> Registry:
-    """Return a client of a registry that gives these answers, one after the other."""
+    """Return a client of a registry that gives these answers in turn."""
     left = list(answers)
     registry = Registry("http://registry.example/apis/ccompat/v7")
     transport = httpx.MockTransport(lambda _: left.pop(0))
@@ -40,13 +40,13 @@ def test_an_answer_that_is_not_the_registrys_means_wait(answer: httpx.Response) 
         answering(answer).text_of(7)
 
 
-def test_a_schema_that_is_refused_is_told_from_a_registry_that_is_away() -> None:
+def test_a_refused_schema_is_distinguished_from_an_unavailable_registry() -> None:
     with pytest.raises(SchemaIncompatible):
         answering(httpx.Response(409, json={"error_code": 409})).register("a-value", '"string"')
 
 
 class Confluent:
-    """As much of Confluent's registry as takes a schema under a told id."""
+    """Fake of Confluent's registry, as far as importing a schema under a given id needs."""
 
     def __init__(self, *, modes: bool = True) -> None:
         self.modes = modes
@@ -71,7 +71,7 @@ class Confluent:
 
 
 @pytest.mark.parametrize("modes", [True, False])
-def test_confluents_registry_is_told_an_id_in_its_import_mode_and_left_in_its_own(modes: bool) -> None:
+def test_confluents_registry_is_given_an_id_in_import_mode_and_left_in_its_own_mode(modes: bool) -> None:
     confluent, registry = Confluent(modes=modes), Registry("http://registry.example")
     transport = httpx.MockTransport(confluent)
     registry._client = httpx.Client(base_url="http://registry.example/", transport=transport)
