@@ -1,4 +1,4 @@
-"""Applies the numbered SQL files of `migrations/`, each once, each in its own transaction, forward only."""
+"""Schema migrations: apply the numbered SQL files of `migrations/`, each once, in its own transaction, forward only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from nigredo.postgres.pool import describe
 from nigredo.settings import Settings
 
 LOCK_KEY = 0x6E69_6772_6564_6F00
-"""Advisory lock: `nigredo` in ASCII. Several starters apply the files one after another."""
+"""Advisory lock key, `nigredo` in ASCII: of several starting processes only one migrates at a time."""
 LOCK_WAIT_S = 60
 STATEMENT_LOCK_WAIT_S = 5
-"""A migration that cannot have its lock gives way, so that it never makes the running version wait behind it."""
+"""A migration that does not get its table lock within this time gives up and retries, so that statements of the running
+version never queue behind it for longer."""
 TRIES = 6
 
 BOOKKEEPING = """
@@ -35,14 +36,16 @@ DO $$ BEGIN
     END IF;
 END $$;
 """
-"""The role of the processes may change rows, not tables. Where it is named otherwise, grant the same."""
+"""Rights of the role `nigredo_app`, under which the processes run: change rows, not tables. A role of another name
+needs the same grants."""
 
 
 def migrate(settings: Settings) -> list[str]:
-    """Apply what the database does not have yet and return the names of those files.
+    """Apply the missing migrations; return the names of the applied files.
 
-    The role must own the schema or may create it. Raises DependencyDown when the database does not answer or another
-    session holds a lock for too long, StartRefused when a file differs from what was applied under its name.
+    The database role must own the schema `nigredo` or have the right to create it. Raises DependencyDown when the
+    database does not answer or another session holds a lock for too long, and StartRefused when a file differs from the
+    one applied under its name.
     """
     try:
         with psycopg.connect(
@@ -79,7 +82,7 @@ def _apply_missing(connection: psycopg.Connection) -> list[str]:
 
 
 def _apply(connection: psycopg.Connection, name: str, content: bytes, digest: str) -> None:
-    """Apply one file; a lock that cannot be had is tried for again, since it may be an operator's long query."""
+    """Apply one file; retry when a lock is not available, because an operator's long query may hold it."""
     backoff = Backoff(first_s=0.5, longest_s=5.0)
     for attempt in range(1, TRIES + 1):
         try:

@@ -1,4 +1,4 @@
-"""PostgreSQL as every process of the product uses it: bounded pools, and errors that name no person's data."""
+"""PostgreSQL connections: bounded pools, transactions with a deadline, and error texts without a person's data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from nigredo.observability import metrics
 from nigredo.settings import Settings
 
 STATEMENT_TIMEOUT_S = 30.0
-"""No statement of the product's own takes this long; one that does holds locks that others wait for."""
+"""Upper bound of a statement: none of the product's takes this long, and a hanging one would hold locks."""
 
 LOST = ("080", "57P")
-"""How the SQLSTATEs begin of a connection that broke, and of a server that stops, crashed or does not let one in."""
-
+"""SQLSTATE prefixes of a broken connection, and of a server that is stopping, crashed or refusing connections."""
 
 UNREACHABLE = (
     ("refused", "ECONNREFUSED: the database refuses connections"),
@@ -42,52 +41,53 @@ UNREACHABLE = (
     ("timed out", "Connection timeout: the database does not answer"),
     ("reset by peer", "ECONNRESET: the database broke the connection"),
 )
-"""How libpq and psycopg tell of a connection that could not be made, or broke, in lower case; the first that fits. They
-give no code, and their texts hold names of hosts and users."""
-
+"""(part, text): part of libpq's or psycopg's message, in lower case, about a connection that failed or broke, and the
+text for operators; the first match counts. The libraries give no code, and their messages hold host and user names."""
 
 UNREACHABLE_FOR_S = 300.0
-"""What failed longer ago says nothing of the present."""
+"""Time for which a failed connection attempt is reported as the current reason."""
 
 
 class Pool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
-    """A pool that remembers why it has no connection: psycopg's own only tells that it has none to lend."""
+    """A pool that remembers why connecting failed; psycopg's pool reports only that no connection is available."""
 
     _failed_at = 0.0
     _why: str | None = None
 
     def noted(self, failure: psycopg.OperationalError | None) -> None:
-        """Note what came of an attempt to connect."""
+        """Record the outcome of a connection attempt; None for success."""
         self._failed_at, self._why = time.monotonic(), None if failure is None else describe(failure)
 
     @property
     def unreachable(self) -> str | None:
-        """Why the database cannot be reached at present; None when it can, or was not tried lately."""
+        """Why the last connection attempt failed; None if it succeeded or is older than `UNREACHABLE_FOR_S`."""
         return self._why if time.monotonic() - self._failed_at < UNREACHABLE_FOR_S else None
 
 
 def make_pool(settings: Settings, component: str, *, size_max: int | None = None) -> Pool:
     """Return a closed pool; `await pool.open()` starts it without waiting for the database.
 
-    Limits are the operations runbook's: at most 10 connections a process, 30 s idle, 2 s to get one. A connection
-    that the server ended (fail-over, an operator's kill-idle statement) is found before it is handed out.
+    component: names the connections in pg_stat_activity. size_max: lowers the DB_POOL_MAX of the settings.
+    The defaults are the operations runbook's: at most 10 connections per process, 30 s idle, 2 s to get a connection.
+    Each connection is checked before it is lent, so that one closed by the server (fail-over, an operator's kill-idle
+    statement) is replaced.
     """
 
     async def check(connection: psycopg.AsyncConnection[TupleRow]) -> None:
         try:
             await AsyncConnectionPool.check_connection(connection)
         except psycopg.Error:
-            # Whatever ended this one ended others too. The pool would find them one by one, with a second and more
-            # between two of them: with three of them nobody would get a connection in time.
+            # The cause that closed this connection closed others too. The pool would find them one by one, a second or
+            # more apart: with three broken connections, no caller would get a connection in time.
             await pool.drain()
             raise
 
     class Connection(psycopg.AsyncConnection[TupleRow]):
-        """A connection whose failed attempts are counted: the pool tries again by itself and tells nobody."""
+        """A connection whose failed attempts are counted, because the pool retries without reporting them."""
 
         @classmethod
         async def connect(cls, conninfo: str = "", **options: Any) -> Self:
-            """Connect as psycopg does."""
+            """Connect as psycopg does, and record the outcome in the pool."""
             try:
                 connection = await super().connect(conninfo, **options)
             except psycopg.OperationalError as error:
@@ -105,7 +105,7 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
             "connect_timeout": max(1, round(settings.db_pool_timeout_s)),
             "options": f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}",
             "autocommit": True,
-            # A host that vanished is noticed within half a minute, not when the kernel gives up.
+            # A vanished host is noticed within half a minute, not after the kernel's default of many minutes.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -115,8 +115,9 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
         max_size=min(size_max or settings.db_pool_max, settings.db_pool_max),
         max_idle=settings.db_pool_idle_s,
         timeout=settings.db_pool_timeout_s,
-        # The library's own five minutes double its pauses up to minutes, and no other attempt begins meanwhile: a
-        # database that is back would be found about as long after as it was away. Each request begins anew instead.
+        # During the library's default of five minutes its pauses double up to minutes, and no other attempt starts: a
+        # database that is available again would be found only after about the length of its outage. With the short
+        # timeout each request starts a new attempt.
         reconnect_timeout=settings.db_pool_timeout_s,
         check=check,
         open=False,
@@ -125,7 +126,7 @@ def make_pool(settings: Settings, component: str, *, size_max: int | None = None
 
 
 def count_failure(pool: Pool, error: Exception) -> None:
-    """Count what went wrong with a connection of the pool, or with getting one; a statement's own errors are not."""
+    """Count a lost connection, or a time-out while getting one; errors of a statement itself are not counted."""
     lost = isinstance(error, psycopg.OperationalError) and (error.sqlstate is None or error.sqlstate[:3] in LOST)
     if lost or isinstance(error, TimeoutError):
         metrics.DB_CONNECTION_ERRORS.of(_name(pool)).inc()
@@ -137,7 +138,7 @@ def _name(pool: Pool) -> str:
 
 
 def ping(settings: Settings) -> None:
-    """Ask the database for nothing, on a connection of its own; blocks, for a thread. Raises DependencyDown."""
+    """Check that the database answers, on a separate connection. Blocks: call in a thread. Raises DependencyDown."""
     options = "-c statement_timeout=5000"
     timeout_s = max(1, round(settings.db_pool_timeout_s))
     try:
@@ -149,7 +150,7 @@ def ping(settings: Settings) -> None:
 
 @contextmanager
 def connected(settings: Settings, component: str) -> Iterator[psycopg.Connection]:
-    """Lend a command one connection of its own. Raises DependencyDown."""
+    """Lend a separate connection, for a command. Blocks. Raises DependencyDown."""
     try:
         with psycopg.connect(
             settings.database_url,
@@ -165,7 +166,10 @@ def connected(settings: Settings, component: str) -> Iterator[psycopg.Connection
 
 @asynccontextmanager
 async def transaction(pool: Pool, *, deadline_s: float) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-    """Lend a connection for one transaction that is over, either way, within the deadline. Raises DependencyDown."""
+    """Lend a connection for one transaction, which is committed or rolled back within `deadline_s`.
+
+    Raises DependencyDown when the deadline passes or the database fails.
+    """
     try:
         async with asyncio.timeout(deadline_s), pool.connection() as connection, connection.transaction():
             yield connection
@@ -178,16 +182,16 @@ async def transaction(pool: Pool, *, deadline_s: float) -> AsyncIterator[psycopg
 
 
 def describe(error: Exception, pool: Pool | None = None) -> str:
-    """Say what went wrong at the database in the words operators search for, without any value of a row.
+    """Return a database error's text for operators, in words they search for and without any value of a row.
 
-    psycopg's own text may quote a failing row, so only the class and the SQLSTATE are used. pool: the pool that had no
-    connection to lend, which knows why it could not make one.
+    Only class and SQLSTATE are used, because psycopg's own text may quote a failing row. pool: the pool that raised a
+    PoolTimeout, which remembers why connecting failed.
     """
     if isinstance(error, PoolTimeout):
         return (pool and pool.unreachable) or "Connection timeout: none in the pool"
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-        text = str(error).lower()
-        return next((told for part, told in UNREACHABLE if part in text), "the database connection was lost")
+        message = str(error).lower()
+        return next((text for part, text in UNREACHABLE if part in message), "the database connection was lost")
     if isinstance(error, psycopg.errors.UndefinedTable):
         return "UndefinedTable (SQLSTATE 42P01): the database has no tables of the product; nigredo migrate makes them"
     if isinstance(error, psycopg.Error):

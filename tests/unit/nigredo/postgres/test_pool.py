@@ -1,4 +1,4 @@
-"""What is told of the database's troubles: the words operators search for, and nothing of a row."""
+"""Texts of database errors: in words operators search for, and without any value of a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nigredo.settings import Settings
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "text"),
     [
         (psycopg.OperationalError("connection refused"), "ECONNREFUSED: the database refuses connections"),
         (psycopg.OperationalError("connection timed out"), "Connection timeout: the database does not answer"),
@@ -39,12 +39,12 @@ from nigredo.settings import Settings
         (KeyError("ana@example.com"), "KeyError"),
     ],
 )
-def test_a_trouble_has_its_name_and_no_value(error: Exception, told: str) -> None:
-    assert describe(error) == told
+def test_an_error_text_has_a_name_and_no_value(error: Exception, text: str) -> None:
+    assert describe(error) == text
 
 
 def reading(port: int) -> str:
-    """Return what is told of a transaction at a database on this port, twice in a row."""
+    """Return the error text of the second of two transactions in a row at a database on this port."""
 
     async def scenario() -> str:
         settings = Settings.from_environment({"DATABASE_URL": f"postgresql://nigredo@127.0.0.1:{port}/fibonacci"})
@@ -62,14 +62,14 @@ def reading(port: int) -> str:
     return asyncio.run(scenario())
 
 
-def test_a_database_that_refuses_is_told_as_such_by_a_pool_too() -> None:
+def test_a_pool_too_reports_that_the_database_refuses_connections() -> None:
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
 
         assert reading(nobody_listens.getsockname()[1]) == "ECONNREFUSED: the database refuses connections"
 
 
-def test_a_database_that_does_not_answer_is_told_as_a_time_out() -> None:
+def test_a_database_that_does_not_answer_is_reported_as_a_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert reading(silent.getsockname()[1]).startswith("Connection timeout: ")
 
