@@ -1,7 +1,7 @@
-"""What `nigredo.rate-limits` says of every network, held as it came: for the limiter that loads it, and for ingest.
+"""Latest window of every network from `nigredo.rate-limits`, stored encoded; for the limiter and for ingest.
 
-A million networks at a time, of which few are ever asked for. So a window stays the bytes it is until then, and what
-decides about it (who read furthest, when it changed last) is read from them.
+Of a million networks few are ever looked up. A window is therefore decoded only on look-up, and the values that decide
+about it (input offset, time of the last change) are read from its bytes.
 """
 
 from __future__ import annotations
@@ -14,67 +14,73 @@ from nigredo.avro.encoded_window import rank_of
 from nigredo.log_position import Mark
 
 OF_NO_RECORD = -1
-"""Input offset of a window that `nigredo recover` rewrote: it counts, and proves nothing of the log."""
+"""Input offset of a window rewritten by `nigredo recover`: the window counts, but proves nothing about the log."""
 
 
 class LatestWindows:
-    """The window of each network that read furthest, in the order of their last change.
+    """The window with the highest input offset of each network, in the order of last change.
 
-    Keys are the records' own. One thread changes them; others may `get` meanwhile.
+    Keys are the record keys. Only one thread may change the windows; other threads may `get` meanwhile.
     """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        # An ordered dictionary, since a plain one takes ever longer to find its first key the more were deleted.
+        # An OrderedDict, because a plain dict takes longer to find its first key the more keys were deleted.
         self._values: OrderedDict[bytes, bytes] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the windows, those that changed last first."""
+        """Yield the encoded windows, the last changed first."""
         return reversed(self._values.values())
 
     def furthest(self) -> Mark | None:
-        """Return the record up to which the furthest of them read, its time as a bound; None when none names one.
+        """Return the mark of the record with the highest input offset; None when no window names a record.
 
-
-        Looks at each of them. A window has the key of the record that it came from, and its clock is never behind it.
+        The mark's time is an upper bound, because a window's clock is never behind its record's. A window has its
+        record's key. Scans all windows.
         """
         ranks = ((rank_of(self._codec, value), key) for key, value in self._values.items())
         rank, key = max(ranks, default=(None, b""))
         return None if rank is None or rank.input_offset < 0 else Mark.of(rank.input_offset, rank.updated_at_ms, key)
 
     def take(self, key: bytes, value: bytes | None) -> None:
-        """Take a record, the topic's next one. Raises Undecodable (what is known stands), RegistryUnavailable."""
+        """Apply the topic's next record; an older window is ignored.
+
+        Raises Undecodable, which leaves the stored window as it is, and DependencyDown.
+        """
         if value is None:
-            # Nobody here writes one: it tells no offset, so that a late one could free a network (docs/adr/0014).
+            # The product writes no tombstone: without an input offset, a late one could free a network (docs/adr/0014).
             self._values.pop(key, None)
             return
         offset = rank_of(self._codec, value).input_offset
         known = self._values.get(key)
         if known is None:
             self._values[key] = value
-        # One that a worker wrote after its partition was given to another one may come late.
+        # A window may arrive late: written by a worker after its partition was reassigned.
         elif rank_of(self._codec, known).input_offset <= offset:
             self._values[key] = value
             self._values.move_to_end(key)
 
     def get(self, key: bytes) -> bytes | None:
-        """Return a network's window."""
+        """Return a network's encoded window; None for an unknown network."""
         return self._values.get(key)
 
     def pop(self, key: bytes) -> bytes | None:
-        """Return a network's window and let go of it."""
+        """Remove a network's encoded window and return it; None for an unknown network."""
         return self._values.pop(key, None)
 
     def evict(self, over: Callable[[bytes], bool], at_once: int | None = None) -> int:
-        """Let go of windows for as long as the oldest one is over, of no more than `at_once`; return how many went."""
-        gone = 0
-        while self._values and gone != at_once:
+        """Evict windows, oldest change first, while `over` says that the oldest has expired; return their number.
+
+        at_once: most windows to evict; None for no bound.
+        """
+        evicted = 0
+        while self._values and evicted != at_once:
             key = next(iter(self._values))
             if not over(self._values[key]):
                 break
             del self._values[key]
-            gone += 1
-        return gone
+            evicted += 1
+        return evicted

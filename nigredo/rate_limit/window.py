@@ -1,7 +1,7 @@
-"""The rate limit's one decision: a pure function of a network's window and the next record about it.
+"""Rate limit decision: a pure function of a network's window and the network's next record.
 
-The clock is the broker's append time of the record, never a machine's own, and never runs backwards within a network.
-So the same log gives the same verdicts, whoever judges it and how often.
+The clock is the broker's append time of the record, not the wall clock, and never runs backwards within a network. So
+every replay of the same log gives the same verdicts.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ RATE_LIMITED = "rate_limited"
 DUPLICATE = "duplicate"
 SPAM = "spam"
 REPEATED = "repeated"
-"""A lead id accepted within the window, once more: done already, nothing to write."""
+"""A repeated lead id, accepted within the window already: nothing to write."""
 
 EXEMPT_KEPT = 50
-"""Acceptances that a window knows without counting them: exempt ones have no limit, what is kept of them has."""
+"""Most uncounted acceptances stored in a window: exempt submissions are unlimited, so their storage is bounded."""
 
 
 @immutable
 class Verdict:
-    """What becomes of a submission. `outcome` is `accepted`, `repeated`, or the reason of the refusal."""
+    """Result for one submission. `outcome` is `accepted`, `repeated`, or the reason of the refusal."""
 
     outcome: str
     retry_at: datetime | None
-    """From when the limit would let the next one through; only of a `rate_limited` one."""
+    """Time from which the limit accepts the next submission; only for `rate_limited`."""
     state: RateLimitState
+    """The network's window after this submission."""
 
 
 def judge(state: RateLimitState | None, submission: Submission, *, at: datetime, offset: int) -> Verdict:
-    """Decide one submission.
+    """Return the verdict on one submission.
 
-    state: the network's window so far; None for a network never seen, or forgotten since nothing counts any more.
-    at: the record's append time. offset: where it stands in its partition.
+    state: the network's window so far; None for a new network, or one evicted because nothing in it counted any more.
+    at: the record's append time (UTC). offset: the record's offset in its partition.
     """
-    now, counted, exempt, refused = _still_known(state, submission.window_s, at)
+    now, counted, exempt, refused = _unexpired(state, submission.window_s, at)
     outcome, retry_at = ACCEPTED, None
-    if _knows(counted, submission) or _knows(exempt, submission):
+    if _contains(counted, submission) or _contains(exempt, submission):
         outcome = REPEATED
     elif submission.edge_verdict is not None:
-        # Two posts of one form within seconds are one person's one wish: refused, but not held against him.
+        # Two posts of one form within seconds are one intent of one person: refused, but not counted against them.
         outcome, refused = submission.edge_verdict, refused + (submission.edge_verdict != DUPLICATE)
     elif submission.exempt:
         exempt = (*exempt, Acceptance(submission.id, now))[-EXEMPT_KEPT:]
@@ -60,9 +61,9 @@ def judge(state: RateLimitState | None, submission: Submission, *, at: datetime,
 
 
 def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, offset: int) -> RateLimitState | None:
-    """Free a network: nothing that came before counts. None when there was nothing to free.
+    """Return the window after a reset, in which no earlier submission counts; None when there was no window.
 
-    The newest acceptances stay known, as those that were exempt are: a repeat of one is no second lead.
+    The newest acceptances stay stored uncounted, as exempt ones are, so that a repeated id makes no second lead.
     """
     if state is None:
         return None
@@ -76,24 +77,24 @@ def reset(state: RateLimitState | None, command: LimitReset, *, at: datetime, of
 def count_refusals(
     state: RateLimitState | None, refusals: RefusalCount, *, at: datetime, offset: int
 ) -> RateLimitState | None:
-    """Add refusals whose contents were not kept. None when the network's window is unknown: then nothing counts."""
+    """Return the window plus refusals whose contents were not stored; None, counting nothing, without a window."""
     if state is None:
         return None
-    before = _advanced(state, refusals.client_network, state.limit, state.window_s, at, offset)
-    return replace(before, refused=before.refused + refusals.count)
+    advanced = _advanced(state, refusals.client_network, state.limit, state.window_s, at, offset)
+    return replace(advanced, refused=advanced.refused + refusals.count)
 
 
 def pass_release(
     state: RateLimitState | None, command: RejectionRelease, *, at: datetime, offset: int
 ) -> RateLimitState | None:
-    """Let a release by: it is outside the limit and counts for nothing. None when the network's window is unknown."""
+    """Return the window after a release, which is outside the limit and not counted; None without a window."""
     if state is None:
         return None
     return _advanced(state, command.client_network, state.limit, state.window_s, at, offset)
 
 
 def forgettable(state: RateLimitState, now: datetime) -> bool:
-    """Say whether the state decides nothing any more: every acceptance in it, counted or not, is out of its window."""
+    """Return whether the window may be evicted: every acceptance in it, counted or not, has expired."""
     window = timedelta(seconds=state.window_s)
     known = (*state.accepted, *state.exempt)
     return now - state.updated_at >= window and all(now - acceptance.at >= window for acceptance in known)
@@ -102,15 +103,18 @@ def forgettable(state: RateLimitState, now: datetime) -> bool:
 def _advanced(
     state: RateLimitState, network: str, limit: int, window_s: int, at: datetime, offset: int
 ) -> RateLimitState:
-    """Move a window on to a record's time: what is older than the window counts no more."""
-    now, counted, exempt, refused = _still_known(state, window_s, at)
+    """Return the window at a record's time, without the acceptances that expired by then."""
+    now, counted, exempt, refused = _unexpired(state, window_s, at)
     return RateLimitState(network, limit, window_s, counted, refused, now, offset, exempt=exempt)
 
 
-def _still_known(
+def _unexpired(
     state: RateLimitState | None, window_s: int, at: datetime
 ) -> tuple[datetime, tuple[Acceptance, ...], tuple[Acceptance, ...], int]:
-    """Return the time, which never goes back, and what of a window is no older: counted, exempt, and refused since."""
+    """Return the window's time, which never goes back, its unexpired counted and exempt acceptances, and its refusals.
+
+    The refusals are 0 when no counted acceptance is left.
+    """
     if state is None:
         return at, (), (), 0
     now, window = max(at, state.updated_at), timedelta(seconds=window_s)
@@ -119,16 +123,16 @@ def _still_known(
 
 
 def _within(acceptances: tuple[Acceptance, ...], window: timedelta, now: datetime) -> tuple[Acceptance, ...]:
-    # Most networks are not exempt: for them there is nothing to build.
+    # An empty tuple is returned as it is, because most networks have no exempt acceptances.
     return acceptances and tuple(acceptance for acceptance in acceptances if now - acceptance.at < window)
 
 
-def _knows(acceptances: tuple[Acceptance, ...], submission: Submission) -> bool:
+def _contains(acceptances: tuple[Acceptance, ...], submission: Submission) -> bool:
     return bool(acceptances) and any(acceptance.id == submission.id for acceptance in acceptances)
 
 
 def _retry_at(counted: tuple[Acceptance, ...], submission: Submission) -> datetime | None:
-    """Return when fewer than the limit will count; None when that is so already."""
+    """Return the time at which fewer acceptances than the limit count; None when that is the case already."""
     if len(counted) < submission.limit:
         return None
     return counted[-submission.limit].at + timedelta(seconds=submission.window_s)

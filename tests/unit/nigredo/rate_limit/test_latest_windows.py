@@ -1,4 +1,4 @@
-"""Windows held as they came: of each network the one that read furthest, and the oldest change first in line to go."""
+"""Latest encoded window of each network: the highest input offset wins, and the oldest change is evicted first."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_the_furthest_of_each_network_is_known_and_the_last_to_change_comes_firs
 
 
 @given(st.integers(0, 9), st.none() | st.integers(0, 9))
-def test_the_oldest_go_as_long_as_they_are_over_and_no_more_than_told(over: int, at_once: int | None) -> None:
+def test_the_oldest_are_evicted_while_they_are_over_and_no_more_than_allowed_at_once(
+    over: int, at_once: int | None
+) -> None:
     known = taken([(key, offset) for offset, key in enumerate("abcde")])
 
     let_go = known.evict(lambda found: rank_of(CODEC, found).input_offset < over, at_once)

@@ -1,4 +1,4 @@
-"""The limit's decision, held against its own definition."""
+"""Rate limit decision, compared with the definition of the limit."""
 
 from __future__ import annotations
 

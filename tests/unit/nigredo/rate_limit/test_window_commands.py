@@ -1,4 +1,4 @@
-"""Resets, releases and refusals told in number, between submissions: what they change, and what not."""
+"""Resets, releases and counted refusals between submissions, and their effect on verdicts and windows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_release_changes_no_verdict_and_never_the_count_of_what_is_accepted(
 def test_a_log_with_resets_and_releases_read_again_from_anywhere_gives_the_same_verdicts(
     log: list[tuple[Anything, datetime]], data: st.DataObject
 ) -> None:
-    """As the limiter reads it: what lies at or below the state's offset is passed over, whatever it is."""
+    """The limiter reads the log so: it skips every record at or below the window's input offset."""
     first = outcomes(log)
     durable, committed = data.draw(st.integers(0, len(log) - 1)), data.draw(st.integers(0, len(log) - 1))
     state = first[durable][1]

@@ -1,4 +1,4 @@
-"""An id that comes again, and acceptances that are known without being counted."""
+"""Repeated ids, and acceptances that are stored without being counted."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_of_what_counted_before_a_network_was_freed_the_newest_stay_known_and_no
 
 
 def test_a_refused_submission_that_comes_again_is_judged_by_its_own_time_and_is_one_lead_at_most() -> None:
-    """A record that was sent twice, as after a crash of who sent it: the limit holds, whichever of the two is taken."""
+    """A record may be sent twice, as after a crash of its producer: the limit holds, whichever is accepted."""
     first, second = submission(limit=1), submission(limit=1)
     log = [(first, NOON), (second, NOON), (second, NOON + HOUR / 2), (second, NOON + HOUR), (second, NOON + HOUR)]
 
@@ -155,7 +155,7 @@ def test_a_refused_submission_that_comes_again_is_judged_by_its_own_time_and_is_
 
 
 def test_an_accepted_submission_that_comes_again_after_its_window_is_accepted_under_the_same_id() -> None:
-    """The limit knows nothing of it any more; the id is what makes one row and one `webhook-id` of the two records."""
+    """The window no longer has the id; storage and webhook receivers deduplicate, by row id and `webhook-id`."""
     event = submission()
 
     verdicts = judge_all([(event, NOON), (event, NOON + HOUR - timedelta(seconds=1)), (event, NOON + HOUR)])
