@@ -1,5 +1,7 @@
-"""Kafka, the registry and PostgreSQL as containers, at the ports and with the roles of a stack. Not run where there is
-no container engine; which is told in one line."""
+"""Containers of Kafka, the registry and PostgreSQL, at the ports and with the roles of a stack.
+
+Tests that need them are skipped where no container engine answers, with one line saying so.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ START_DEADLINE_S = 120.0
 
 
 def engine_answers() -> bool:
-    """Say whether a container engine can be used here."""
+    """Return whether a container engine answers here."""
     try:
         return bool(docker.from_env(timeout=5).ping())
     except docker.errors.DockerException:
@@ -35,7 +37,7 @@ def engine_answers() -> bool:
 
 @contextmanager
 def stack_on_containers() -> Iterator[Stack]:
-    """Run the three parts as containers and our own processes beside them, in a temporary home."""
+    """Run the three parts as containers and the product's processes beside them, in a temporary home."""
     compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
     with tempfile.TemporaryDirectory(prefix="nigredo-test-") as folder:
         stack = Stack(Home.open(Path(folder), free_port_base()))
@@ -47,7 +49,7 @@ def stack_on_containers() -> Iterator[Stack]:
 
 @contextmanager
 def running_containers(home: Home, compose: dict[str, Any]) -> Iterator[None]:
-    """Run the three parts with the images and settings of `docker-compose.yml`, and remove them afterwards."""
+    """Run the three parts with the images and settings of `docker-compose.yml`; remove them afterwards."""
     services = compose["services"]
     password = secrets.token_urlsafe(24)
     with ExitStack() as running:
@@ -75,7 +77,7 @@ def _container(service: dict[str, Any], network: Network, alias: str) -> DockerC
 
 
 def _make_roles(home: Home, password: str) -> None:
-    """Make the roles and databases that the embedded cluster is born with."""
+    """Create the roles and databases that the embedded cluster is created with."""
 
     def connect(database: str) -> psycopg.Connection | None:
         try:

@@ -1,4 +1,4 @@
-"""Faust, its log and a handler, played by a few lines, so that a test can seed what the real ones do seldom."""
+"""Fakes of Faust, its log and a handler, so that a test can inject faults that are rare in the real ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Signal:
 
 
 class FakeApp:
-    """As much of a Faust app as `InOrder` uses."""
+    """The part of a Faust app that `StreamProcessor` uses."""
 
     def __init__(self, partitions: int = 1, topic: str = TOPIC) -> None:
         self.topic_name = topic
@@ -78,7 +78,7 @@ class FakeApp:
         self.commits.append({tp: from_metadata(at.offset, at.metadata)[0] for tp, at in offsets.items()})
 
     def position(self, partition: int = 0) -> LogPosition | None:
-        """Return what the group has committed of a partition."""
+        """Return the position that the group last committed for a partition; None without one."""
         found = [offsets[tp] for offsets in self.commits for tp in offsets if tp.partition == partition]
         return found[-1] if found else None
 
@@ -88,9 +88,9 @@ class FakeApp:
 
 
 class FakeLog:
-    """A log with every offset from 0 to its end, but for the holes that compaction left.
+    """A log with every offset from 0 to its end, except for the gaps that compaction left (`holes`).
 
-    Each record's key tells of which log it is: `cut` begins another one at an offset, as a lost tail does.
+    A record's key shows which log it belongs to: `cut` starts another log at an offset, as a lost tail does.
     """
 
     def __init__(self, app: FakeApp, holes: Sequence[int] = ()) -> None:
@@ -109,7 +109,7 @@ class FakeLog:
         return self.keys.get(offset, b"k")
 
     def cut(self, end: int, grown_to: int) -> None:
-        """Lose the tail, and write another one up to an offset, as after a broker's crash."""
+        """Replace the tail from offset `end` by another one that ends at `grown_to`, as after a broker's crash."""
         self.keys |= dict.fromkeys(range(end, 200), b"other")
         self.end, self.epoch = grown_to, self.epoch + 1
 
@@ -147,7 +147,7 @@ class FakeLog:
 
 
 class FakeStream:
-    """Hands events over until `ended`."""
+    """A stream that delivers queued events until it is `ended` and empty."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -166,7 +166,7 @@ class FakeStream:
 
 
 class Recorder:
-    """A handler that remembers; `trouble` is raised, one a call, before anything is done."""
+    """A handler that records its calls; each call of `work` first raises the next exception of `trouble`."""
 
     def __init__(self) -> None:
         self.done: list[tuple[int, int]] = []
@@ -230,7 +230,7 @@ class Recorder:
 
 
 class Rig:
-    """An `InOrder` with everything around it played."""
+    """A real `StreamProcessor` with fakes for everything around it."""
 
     def __init__(
         self,
@@ -257,26 +257,26 @@ class Rig:
             self.stream.queue.put_nowait(SimpleNamespace(message=message))
 
     async def finish(self) -> None:
-        """Run until everything delivered was taken and committed."""
+        """Run until every delivered record was consumed and committed, then shut down."""
         await self.drain()
         await self.app.on_before_shutdown.send()
 
     async def drain(self) -> None:
-        """Run the agent until everything delivered was taken, as Faust does when it starts one."""
+        """Run the agent until it has consumed every delivered record."""
         self.stream.ended = True
         await asyncio.wait_for(cast(Any, self.app.agent_function(self.stream)), 20)
 
     def start(self) -> asyncio.Task[None]:
-        """Run the agent beside the test, which ends it."""
+        """Start the agent as a task; the test cancels it."""
         return asyncio.ensure_future(cast(Any, self.app.agent_function(self.stream)))
 
 
 def handled(rig: Rig) -> list[int]:
-    """Return the offsets that were handled, in that order."""
+    """Return the offsets that were handled, in the order of handling."""
     return [offset for _, offset in rig.handler.done]
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the code under test tells nobody
+        while not condition():  # noqa: ASYNC110 - the code under test sets no event
             await asyncio.sleep(0.001)

@@ -1,7 +1,7 @@
-"""A worker that hangs once, as a program. Arguments: topic, a folder of its own, how it hangs.
+"""Program: a worker that hangs once. Arguments: topic, a folder of its own, how it hangs.
 
-`loop` blocks the event loop, `agent` lets the agent wait for ever, `waits` says for a while that something is away.
-Each offset that it handled is a line of the folder's `done`.
+`loop` blocks the event loop, `agent` lets the agent wait for ever, `waits` reports an outage for a while. The worker
+appends each handled record as `partition:offset` to the file `done` in its folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Hanging:
         return committed if committed is not None and committed.topic_id else LogPosition(0, self._topic_id)
 
     async def put_back(self, topic: str, partition: int, position: LogPosition) -> None:
-        """The group's offset is the only one."""
+        """Do nothing, because the group's offset is the only one."""
 
     async def decode(self, record: Record) -> Event | None:
         return None
@@ -67,7 +67,7 @@ class Hanging:
             file.writelines(f"{record.partition}:{record.offset}\n" for record, _ in records)
 
     def revoked(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, because the handler has no state."""
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         raise AssertionError("nothing is parked here")
@@ -77,7 +77,7 @@ class Hanging:
 
 
 def main() -> None:
-    """Run until a signal, or the watchdog, ends it."""
+    """Run the worker until a signal or the watchdog ends it."""
     topic, folder, how = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     component = f"hanging-{how}-{folder.name}"
     settings = replace(

@@ -1,4 +1,4 @@
-"""Further ingest nodes beside a stack's own, each with settings and a state folder of its own; and load for them."""
+"""Ingest nodes beside a stack's own, each with its own settings and state folder, and load for them."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Node:
         return httpx.get(f"{self.url}{path}", timeout=10)
 
     def ready(self) -> bool:
-        """Whether all of its workers are: one of them answers for itself alone, and who is asked is chance."""
+        """Return whether all workers are ready, by the log too, because the worker that answers speaks for itself alone."""
         begun = self.log_file.read_bytes()[self._logged_before :].count(b'"accepting forms"')
         with suppress(httpx.HTTPError):
             return begun >= self.workers and self.health("/health/ready").status_code == 200
         return False
 
     def kill(self) -> None:
-        """Kill -9 of the server and its workers."""
+        """Kill the server and its workers with SIGKILL."""
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -74,7 +74,7 @@ class Node:
 
 @contextmanager
 def another_node(stack: Stack, *, ready: bool = True, **settings: str) -> Iterator[Node]:
-    """Run one more ingest process against a stack, ready unless told."""
+    """Run a further ingest process against a stack; `ready=False` does not wait for its readiness."""
     port = free_port_base()
     environment = stack.home.part_environment(os.environ, "another-node") | {
         "NIGREDO_STATE_DIR": str(stack.home.dir / f"node-{port}"),
@@ -102,13 +102,13 @@ def another_node(stack: Stack, *, ready: bool = True, **settings: str) -> Iterat
 
 
 def an_address() -> str:
-    """Return an address in a network of its own, as it is written in a record."""
+    """Return an address in a network of its own, in the form that records have."""
     return str(ip_address(any_client()))
 
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop a process, and let it go on afterwards."""
+    """Suspend a process with SIGSTOP inside the `with` body."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -118,7 +118,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one post got."""
+    """The answer to one POST. `began` is monotonic time in seconds."""
 
     began: float
     took_s: float
@@ -130,7 +130,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Load:
-    """Posts from so many connections at once, one after another in each, until ended."""
+    """Load that POSTs over `connections` connections, one request after another in each, inside the `with` body."""
 
     url: str
     connections: int
@@ -167,14 +167,14 @@ class Load:
                 took_s = time.monotonic() - began
                 lead_id, again = answer.json().get("id"), answer.headers.get("Retry-After")
                 self.answers.append(Answer(began, took_s, answer.status_code, lead_id, again, network))
-                # A person is slower; and what a 503 costs is not what is measured here.
+                # Pause, because a person is slower and answers of 503 must not flood the node.
                 self._stop.wait(0.02)
 
     def since(self, moment: float) -> list[Answer]:
         return [answer for answer in list(self.answers) if answer.began >= moment]
 
     def taken(self) -> dict[str, list[str]]:
-        """Return the ids that were answered 202 by network, in the order of the answers."""
+        """Return the lead ids of the 202 answers, by network, in the order in which their requests began."""
         found: dict[str, list[str]] = defaultdict(list)
         for answer in sorted(self.answers, key=lambda one: one.began):
             if answer.status == 202 and answer.lead_id is not None:
@@ -183,11 +183,11 @@ class Load:
 
 
 def submitted(stack: Stack) -> dict[str, list[UUID]]:
-    """Return the ids in the topic of submissions by the client's address, in the order of the log."""
+    """Return the ids in the submissions topic by client address, in the log's order."""
     codec, reader = codec_of(stack), TopicReader(stack.settings(), "test")
     found: dict[str, list[UUID]] = defaultdict(list)
     messages = reader.read_to_end(SUBMISSIONS, reader.partitions(SUBMISSIONS), deadline_s=60)
-    # Partitions are read side by side; within one, and so within a network, the order is the log's.
+    # Partitions are read in parallel; within a partition, and so within a network, the order is the log's.
     for message in messages:
         with suppress(Undecodable):
             event = codec.decode(SUBMISSIONS, message.value() or b"")

@@ -1,4 +1,4 @@
-"""Logs of submissions and commands, and what the window says of them from beginning to end."""
+"""Logs of submissions and commands for property tests, and the verdicts of the window over a whole log."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def step(
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[tuple[Anything, datetime]]:
-    """Draw submissions with limits that change, refusals told in number, resets and releases between them."""
+    """Draw submissions with changing limits, and refusal counts, resets and releases between them."""
     at, log = NOON, list[tuple[Anything, datetime]]()
     kinds = st.sampled_from(["submission"] * 6 + ["reset", "release", "refusals"])
     for _ in range(draw(st.integers(1, 60))):

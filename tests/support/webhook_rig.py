@@ -1,4 +1,4 @@
-"""A sink of a test's own on the shared stack: its endpoint, its receiver, its process, and what it left behind."""
+"""Webhook sink for one test on the shared stack: its endpoint, receiver and processes, and the records it wrote."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ READ_DEADLINE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as the receiver got it."""
+    """A request as the receiver got it."""
 
     at: float
-    """On the monotonic clock."""
+    """Monotonic time in seconds."""
     headers: Mapping[str, str]
     body: str
 
@@ -61,7 +61,7 @@ Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
 
 
 def answering(status: int, *headers: str, body: bytes = b"") -> Behaviour:
-    """Answer at once."""
+    """Return a behaviour that answers at once with this status, headers and body."""
 
     async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
@@ -75,7 +75,7 @@ TAKING = answering(200)
 
 
 class Receiver:
-    """Takes webhooks on a port of loopback, in a thread of its own, and does with them what a test says."""
+    """Receiver of webhooks on a loopback port, in its own thread; the test sets its `behaviour`."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -91,12 +91,12 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}/hook?token=hidden"
 
     def listen(self) -> None:
-        """Begin to take connections; again on the same port after `refuse`."""
+        """Listen for connections; after `refuse`, on the same port again."""
         self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", self.port))
         self.port = self._server.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
-        """Refuse connections, also those that are there."""
+        """Refuse new connections and close the open ones."""
 
         async def close() -> None:
             if self._server is not None:
@@ -135,7 +135,7 @@ class Receiver:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection with RST."""
+    """Abort a connection with RST."""
     found: socket.socket = writer.get_extra_info("socket")
     found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -143,7 +143,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 @dataclass
 class Sink:
-    """One endpoint of the test's own."""
+    """A test's own endpoint with its receiver and processes."""
 
     stack: Stack
     folder: Path
@@ -168,7 +168,7 @@ class Sink:
 
     @cached_property
     def codec(self) -> Codec:
-        """For everything but the retry topics, which are made when a process of it starts."""
+        """Codec for every topic except the retry topics, which a process of the sink creates when it starts."""
         codec = Codec(PinnedSchemas(self.settings))
         codec.prepare(TOPICS)
         return codec
@@ -176,13 +176,13 @@ class Sink:
     # --- its process --------------------------------------------------------------------------------------------------
 
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a process of it, and wait until it is a member of its group with partitions."""
+        """Start a process of the sink and wait until it is a member of its group with partitions."""
         process, port = self.spawn(**environment)
         eventually(lambda: self._answers(process, port), within_s=60, what=f"the sink is ready: {self.log()[-800:]}")
         return process
 
     def spawn(self, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
-        """Start a process of it; return the port of its health listener too."""
+        """Start a process of the sink; return it and the port of its health listener."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
@@ -197,7 +197,7 @@ class Sink:
         return process, port
 
     def stop(self) -> None:
-        """End its processes as a supervisor would."""
+        """End the sink's processes with SIGTERM, as a supervisor does."""
         for process in self.processes:
             process.terminate()
         for process in self.processes:
@@ -205,14 +205,14 @@ class Sink:
         self.processes.clear()
 
     def kill(self) -> None:
-        """Kill its processes."""
+        """Kill the sink's processes."""
         for process in self.processes:
             process.kill()
             process.wait(10)
         self.processes.clear()
 
     def health(self, process: subprocess.Popen[bytes] | None = None) -> dict[str, Any]:
-        """Return its health document, empty while nobody answers."""
+        """Return the health document of a process, by default the newest; empty while no process answers."""
         asked = process or self.process
         if asked is None:
             return {}
@@ -232,19 +232,19 @@ class Sink:
             return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=5).status_code == 200
         return False
 
-    # --- what it does -------------------------------------------------------------------------------------------------
+    # --- its records --------------------------------------------------------------------------------------------------
 
     def leads(self, count: int, *, partition: int | None = None) -> list[str]:
-        """Write leads into the log, as the limiter would; return their ids in that order."""
+        """Write new leads to the log, as the limiter does; return their ids in that order."""
         return self.write(*(a_lead() for _ in range(count)), partition=partition)
 
     def write(self, *leads: Lead, partition: int | None = None) -> list[str]:
-        """Write these leads into the log; return their ids."""
+        """Write these leads to the log; return their ids."""
         self.publish(LEADS, {str(lead.id).encode(): lead for lead in leads}, partition=partition)
         return [str(lead.id) for lead in leads]
 
     def publish(self, topic: str, events: Mapping[bytes, Event | None], *, partition: int | None = None) -> None:
-        """Write events by their keys; returns when Kafka has them."""
+        """Write events by key, None as a tombstone; return once Kafka has acknowledged them."""
         codec, now = self.codec, utc_now()
 
         async def run() -> None:
@@ -269,12 +269,12 @@ class Sink:
         asyncio.run(run())
 
     def records(self, topic: str) -> list[Message]:
-        """Return what a topic holds."""
+        """Return every record of a topic."""
         reader = TopicReader(self.settings, "test")
         return list(reader.read_to_end(topic, reader.partitions(topic), deadline_s=READ_DEADLINE_S))
 
     def standing(self, topic: str) -> dict[tuple[bytes, int], Event]:
-        """Return what stands in a compacted topic, by key and partition."""
+        """Return the current events of a compacted topic, by key and partition."""
         found: dict[tuple[bytes, int], Event] = {}
         codec = self.codec
         for message in self.records(topic):
@@ -286,14 +286,14 @@ class Sink:
         return found
 
     def attempts(self, lead_id: str) -> list[DeliveryAttempt]:
-        """Return the attempts at a lead that are on record."""
+        """Return the recorded delivery attempts of a lead at this endpoint."""
         codec = self.codec
         mine = [m for m in self.records(DELIVERIES) if m.key() == lead_id.encode()]
         events = [codec.decode(DELIVERIES, message.value() or b"") for message in mine]
         return [event for event in events if isinstance(event, DeliveryAttempt) and event.endpoint == self.name]
 
     def committed(self, topic: str = LEADS) -> dict[int, int]:
-        """Return its group's offsets."""
+        """Return the group's committed offsets by partition, 0 without one."""
         reader = TopicReader(self.settings, "test")
         found = reader.committed(self.group, topic, reader.partitions(topic))
         return {partition: offset or 0 for partition, offset in found.items()}
@@ -311,7 +311,7 @@ TRACEPARENT = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 
 
 def a_lead() -> Lead:
-    """Return a lead of nobody."""
+    """Return a lead of an invented person."""
     now = utc_now()
     contact = Contact("Ana Lima", "ana@example.com", "Please call me", {})
     return Lead(uuid4(), "2001:db8::/64", "2001:db8::1", None, None, None, contact, now, now, False, 0, 0)
@@ -319,7 +319,7 @@ def a_lead() -> Lead:
 
 @contextmanager
 def sink(stack: Stack, folder: Path, *, more: str = "", start: str = "now", **environment: str) -> Iterator[Sink]:
-    """Set up an endpoint and its receiver; its processes are the test's to start. Takes everything away afterwards."""
+    """Set up an endpoint and its receiver; the test starts the processes. Removes everything afterwards."""
     name, receiver = f"t-{secrets.token_hex(4)}", Receiver()
     receiver.listen()
     write_secrets(folder / "secret", [Secret(secrets.token_bytes(32))])
@@ -327,7 +327,7 @@ def sink(stack: Stack, folder: Path, *, more: str = "", start: str = "now", **en
     table = {"url": receiver.url, "secret_file": str(folder / "secret"), "start": start}
     lines = [f"[endpoints.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), more]
     file.write_text("\n".join(lines) + "\n")
-    # The receiver runs beside the tests: a machine that is busy must not make attempts fail that nobody lets fail.
+    # A long timeout, because the receiver shares the machine with the tests and must not time out under load.
     short = {"WEBHOOK_RETRY_SCHEDULE": "0.2s,0.5s,1s,1s,2s", "WEBHOOK_TIMEOUT_SECONDS": "30"}
     found = Sink(stack, folder, receiver, name, short | {"WEBHOOK_ENDPOINTS_FILE": str(file)} | environment)
     try:
@@ -349,7 +349,7 @@ def _forget(found: Sink) -> None:
 
 
 def _deleted(admin: AdminClient, group: str) -> bool:
-    """Delete a group, which the broker allows once it has noticed that its members are dead."""
+    """Delete a group and return whether it is gone; the broker allows it once it has noticed that members are dead."""
     with suppress(Exception):
         admin.delete_consumer_groups([group])[group].result(10)
     return group not in {listing.group_id for listing in admin.list_consumer_groups().result(10).valid}
