@@ -1,4 +1,4 @@
-"""What an attempt at delivery adds to the metrics."""
+"""Metrics of the sink: delivery attempts, consumer lag and the age of the oldest undelivered lead."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sinks.webhook.model import AttemptResult, Outcome
 
 
 def count_attempt(endpoint: str, lead: Lead, attempt: AttemptResult, *, replay: bool) -> None:
-    """Count an attempt that is over; of a lead that was taken also how long that took since its form was.
+    """Count a finished attempt and, for a delivered lead, observe the time since its form was accepted.
 
-    How long ago the form of a replayed lead was taken says nothing about how long deliveries take.
+    Replays are left out of the end-to-end time, because the age of a replayed lead says nothing about delivery speed.
     """
     metrics.WEBHOOK_ATTEMPT.of().observe(attempt.duration_ms / 1000)
     if attempt.outcome == Outcome.DELIVERED:
@@ -30,10 +30,11 @@ def count_attempt(endpoint: str, lead: Lead, attempt: AttemptResult, *, replay: 
         metrics.WEBHOOK_FAILURE.of(endpoint, reason_of(attempt)).inc()
 
 
-def tell_open(consumer: Consumer, following: Mapping[int, int], endpoint: str, oldest: datetime | None) -> None:
-    """Tell what is left to do: by partition, by what the last fetch saw of its end, and since when.
+def report_lag(consumer: Consumer, following: Mapping[int, int], endpoint: str, oldest: datetime | None) -> None:
+    """Set the consumer lag of each assigned partition of `nigredo.leads`, and the age of the oldest undelivered lead.
 
-    following: the first offset of each assigned partition that is not done. oldest: since when the oldest is in hand.
+    The lag uses the end offset that the client cached at its last fetch, so no request is sent.
+    following: next offset to commit, by partition. oldest: when the oldest lead in flight was consumed; None without.
     """
     metrics.CONSUMER_LAG.keep([(LEADS, str(partition)) for partition in following])
     for partition, offset in following.items():
@@ -45,9 +46,9 @@ def tell_open(consumer: Consumer, following: Mapping[int, int], endpoint: str, o
 
 
 def reason_of(attempt: AttemptResult) -> str:
-    """Say how an attempt failed: `timeout`, `connect` (not reached, or cut off), `4xx`, `5xx`, or `other`."""
+    """Return why an attempt failed: `timeout`, `connect` (not reached, or cut off), `4xx`, `5xx` or `other`."""
     if attempt.status_code is not None:
-        told = f"{attempt.status_code // 100}xx"
-        return told if told in ("4xx", "5xx") else OTHER
+        status_class = f"{attempt.status_code // 100}xx"
+        return status_class if status_class in ("4xx", "5xx") else OTHER
     text = attempt.error_message or ""
     return "timeout" if text.startswith(("Connection timeout", "ETIMEDOUT")) else "connect"

@@ -1,4 +1,4 @@
-"""One membership of the group, from joining to leaving: takes records while there is room, and sends them their way."""
+"""Consume loop of one group membership, from joining to leaving: polls while there is room, dispatches the records."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ from sinks.webhook.model import PartitionId, Ticket
 log = get_logger()
 
 LEADS_MAX = 500
-"""Leads in hand that do not wait for their next attempt; more are not taken from the log."""
+"""Most leads in flight, not counting those that wait for their next attempt; no more are consumed."""
 RETRIES_MAX = 500
+"""Most due retries in flight. More start once half of them are done."""
 REPLAYS_MAX = 200
-"""References in hand whose time has come. More follow when half of them are done: their leads are read together."""
+"""Most replays in flight. More start once half of them are done, so that their leads are looked up in batches."""
 REPLAYS_AHEAD_MAX = 2000
-"""Replays that are read ahead; with so many the topic is paused, until half of them are done."""
+"""Most replays consumed ahead, queued or in flight; then the topic is paused until half of them are done."""
 FULL_PATIENCE_S = 1.0
-"""How long to wait for room before the partitions are paused: pausing throws away what was fetched ahead."""
+"""Longest wait for room before the partitions are paused, because pausing discards the client's prefetched records."""
 COMMIT_EVERY_S = 0.5
 STOP_GRACE_S = 7.0
 
-LEAD, RETRY, PUT_OFF, REPLAY = "lead", "retry", "put off", "replay"
+LEAD, RETRY, REPLAY_RETRY, REPLAY = "lead", "retry", "replay retry", "replay"
 
 
 class ConsumeLoop:
-    """`run` it once."""
+    """Runs one membership. Call `run` once."""
 
     def __init__(
         self,
@@ -57,7 +58,11 @@ class ConsumeLoop:
         partitions: int,
         trail: Trail,
     ) -> None:
-        """partitions: of the leads, over all members. trail: what sessions before this one have read."""
+        """make_handler: builds the record handler for this membership's consumer.
+
+        partitions: number of partitions of `nigredo.leads`, over all members. trail: positions that earlier memberships
+        have read.
+        """
         self._endpoint = endpoint
         self._admission = admission
         self._health = health
@@ -73,14 +78,16 @@ class ConsumeLoop:
             trail=trail,
         )
         self._handler = make_handler(self._group)
-        self._running: dict[str, set[asyncio.Task[None]]] = {kind: set() for kind in (LEAD, RETRY, PUT_OFF, REPLAY)}
-        self._notes: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
+        self._running: dict[str, set[asyncio.Task[None]]] = {
+            kind: set() for kind in (LEAD, RETRY, REPLAY_RETRY, REPLAY)
+        }
+        self._references: asyncio.Queue[tuple[Record, Ticket]] = asyncio.Queue()
         self._room_made = asyncio.Event()
         self._replays_full = False
         self._assigned = 0
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what the health document says of it; for any thread."""
+        """Return this membership's fields of the health document. Called from any thread."""
         oldest = self._group.oldest_begun
         return {
             "partitions": self._group.assigned,
@@ -91,44 +98,44 @@ class ConsumeLoop:
         }
 
     async def run(self, until: Callable[[], bool]) -> None:
-        """Deliver until told to end, or nothing can arrive, then finish what is under way and leave the group.
+        """Deliver until `until` returns True or the group must be joined again; then finish attempts and leave.
 
-        until: asked several times a second.
+        until: called several times a second.
         """
         self._group.join()
-        noting = asyncio.create_task(self._note())
+        scheduling = asyncio.create_task(self._schedule())
         last_commit = time.monotonic()
         try:
-            while not (until() or self._useless()):
-                await self._for_room()
+            while not (until() or self._must_rejoin()):
+                await self._wait_for_room()
                 for message in await self._group.poll(self._room()):
                     self._take(message)
                 self._start_due()
                 if time.monotonic() - last_commit >= COMMIT_EVERY_S:
                     last_commit = time.monotonic()
                     await self._group.commit()
-                    await self._tell()
+                    await self._report()
                 self._admission.trust(self._group.ours_until)
         finally:
-            await self._end(noting)
+            await self._end(scheduling)
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         self._report_health()
         endpoint = self._endpoint.name
         metrics.WEBHOOK_BREAKER_OPEN.of(endpoint).set(not self._admission.breaker.closed)
         metrics.WEBHOOK_RETRIES_WAITING.of(endpoint).set(self._handler.retries_waiting + self._handler.resting)
-        await self._group.tell(endpoint)
+        await self._group.report_metrics(endpoint)
 
-    def _useless(self) -> bool:
-        """Say whether the offsets are not known, or records are there of which none arrives to this client."""
+    def _must_rejoin(self) -> bool:
+        """Return whether a new client must join: committed offsets are unknown, or pending records do not arrive."""
         if (reason := self._group.unread) is not None:
             self._health.waiting(reason)
-            log.warning("the group's offsets cannot be read", reason=reason)
+            log.warning("committed offsets not read, joining again", reason=reason)
             return True
         for (topic, partition), seconds in sorted(self._group.stalled.items())[:1]:
-            self._health.waiting(f"a record of {topic} partition {partition}: none arrives since {seconds:.0f} s")
+            self._health.waiting(f"records of {topic} partition {partition}: none received for {seconds:.0f} s")
             log.error(
-                "no record arrives though there are some", topic=topic, partition=partition, seconds=round(seconds),
+                "partition stalled, joining again", topic=topic, partition=partition, seconds=round(seconds),
                 partitions=len(self._group.stalled),
             )  # fmt: skip
             return True
@@ -137,12 +144,15 @@ class ConsumeLoop:
     # --- room ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _leads_in_hand(self) -> int:
+    def _leads_in_flight(self) -> int:
         return len(self._running[LEAD]) - self._handler.resting
 
-    async def _for_room(self) -> None:
-        """With the hand full, wait until half of it is done, for a while: then it is polled only to stay a member."""
-        if self._leads_in_hand < LEADS_MAX or self._admission.paused:
+    async def _wait_for_room(self) -> None:
+        """Wait until half of the leads in flight are done, if LEADS_MAX is reached; at most FULL_PATIENCE_S.
+
+        After that the loop polls only to stay a member of the group.
+        """
+        if self._leads_in_flight < LEADS_MAX or self._admission.paused:
             return
         self._room_made.clear()
         try:
@@ -151,11 +161,11 @@ class ConsumeLoop:
             return
 
     def _room(self) -> Room:
-        replays = len(self._running[REPLAY]) + len(self._handler.replays) + self._notes.qsize()
-        # Not record by record: pausing throws away what was fetched ahead, and one at a time leads would come so too.
+        replays = len(self._running[REPLAY]) + len(self._handler.replays) + self._references.qsize()
+        # With hysteresis: pausing discards prefetched records, so a pause per record would slow leads down too.
         self._replays_full = replays >= (REPLAYS_AHEAD_MAX // 2 if self._replays_full else REPLAYS_AHEAD_MAX)
         return Room(
-            leads=max(0, LEADS_MAX - self._leads_in_hand),
+            leads=max(0, LEADS_MAX - self._leads_in_flight),
             replays=0 if self._replays_full else REPLAYS_AHEAD_MAX - replays,
             paused=self._admission.paused,
         )
@@ -163,30 +173,30 @@ class ConsumeLoop:
     # --- records ------------------------------------------------------------------------------------------------------
 
     def _take(self, message: Message) -> None:
-        taken = self._group.take(message)
-        if taken is None:
+        begun = self._group.take(message)
+        if begun is None:
             return
-        if taken[0].topic == LEADS:
-            self._start(LEAD, self._handler.lead(*taken))
+        if begun[0].topic == LEADS:
+            self._start(LEAD, self._handler.lead(*begun))
         else:
-            self._notes.put_nowait(taken)
+            self._references.put_nowait(begun)
 
-    async def _note(self) -> None:
-        """One after the other, since a tombstone must not pass by what it takes out."""
+    async def _schedule(self) -> None:
+        """Queue references one at a time, so that a tombstone does not overtake the reference that it cancels."""
         while True:
-            await self._handler.note(*await self._notes.get())
-            await asyncio.sleep(0)  # Hundreds come at a time, and a lead must not wait for all of them.
+            await self._handler.schedule(*await self._references.get())
+            await asyncio.sleep(0)  # Hundreds arrive at once, and a live lead must not wait for all of them.
 
     def _start_due(self) -> None:
         now = utc_now()
-        for kind, waiting, most in (
+        for kind, queue, most in (
             (RETRY, self._handler.retries, RETRIES_MAX),
-            (PUT_OFF, self._handler.put_off, REPLAYS_MAX),
+            (REPLAY_RETRY, self._handler.replay_retries, REPLAYS_MAX),
             (REPLAY, self._handler.replays, REPLAYS_MAX),
         ):
             if (running := len(self._running[kind])) <= most // 2:
-                for waits in waiting.due(now, most - running):
-                    self._start(kind, self._handler.reference(waits))
+                for delayed in queue.due(now, most - running):
+                    self._start(kind, self._handler.reference(delayed))
 
     def _start(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -195,26 +205,26 @@ class ConsumeLoop:
 
     def _done(self, kind: str, task: asyncio.Task[None]) -> None:
         self._running[kind].discard(task)
-        if self._leads_in_hand <= LEADS_MAX // 2:
+        if self._leads_in_flight <= LEADS_MAX // 2:
             self._room_made.set()
 
     # --- assignments --------------------------------------------------------------------------------------------------
 
     def _changed_in_thread(self, assigned: Sequence[PartitionId]) -> None:
-        # Before the loop hears of the first record of the new assignment: both go through the same door.
+        # The loop runs this before it sees a record of the new assignment, because callbacks keep their order.
         self._loop.call_soon_threadsafe(self._changed, assigned)
 
     def _changed(self, assigned: Sequence[PartitionId]) -> None:
-        """Forget what the assignment before had waiting, and take this member's share of the endpoint's rate."""
+        """Drop the previous assignment's queued records and set this member's share of the endpoint's rate limit."""
         self._handler.forget()
-        mine = sum(topic == LEADS for topic, _ in assigned)
+        lead_partitions = sum(topic == LEADS for topic, _ in assigned)
         self._assigned = len(assigned)
-        if mine:
-            self._admission.limit(self._endpoint.rate_per_s * mine / max(mine, self._partitions))
+        if lead_partitions:
+            self._admission.limit(self._endpoint.rate_per_s * lead_partitions / max(lead_partitions, self._partitions))
         self._report_health()
 
     def _report_health(self) -> None:
-        """Report ready once every assigned partition is read: one that stands still holds leads back for good."""
+        """Report ready once every assigned partition is read, because a stopped one holds its leads back for good."""
         if stopped := sorted(self._group.stopped.values()):
             further = f" (and {counted(len(stopped) - 1, 'more partition')})" if len(stopped) > 1 else ""
             self._health.waiting(stopped[0] + further)
@@ -225,15 +235,15 @@ class ConsumeLoop:
         else:
             self._health.waiting("an assignment of partitions")
 
-    async def _end(self, noting: asyncio.Task[None]) -> None:
-        """Let what is on its way arrive, commit it, leave the group."""
+    async def _end(self, scheduling: asyncio.Task[None]) -> None:
+        """Wait up to STOP_GRACE_S for attempts in flight, cancel the rest, commit and leave the group."""
         self._handler.stop()
-        noting.cancel()
+        scheduling.cancel()
         running = set().union(*self._running.values())
         if running:
             _, late = await asyncio.wait(running, timeout=STOP_GRACE_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(noting, return_exceptions=True)
+        await asyncio.gather(scheduling, return_exceptions=True)
         await self._group.leave()

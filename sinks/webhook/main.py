@@ -1,4 +1,5 @@
-"""The process of one endpoint's sink: `nigredo-webhook-sender-{env}` for `fibonacci`, `…-{endpoint}` for others."""
+"""Entry point of one endpoint's webhook sender: `nigredo-webhook-sender-{env}` for the endpoint `fibonacci`,
+`nigredo-webhook-sender-{env}-{endpoint}` for the others."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ from nigredo.process import run_process
 from nigredo.settings import Settings
 from sinks.webhook.worker import Worker
 
-TAKES_TURNS_EVERY_S = 0.0005
-"""How long a thread that reads the log may keep the event loop from going on each time it waits for anything; Python's
-own 5 ms, several times for each lead, made live leads wait for seconds."""
+THREAD_SWITCH_INTERVAL_S = 0.0005
+"""Longest time a thread that reads the log may hold the GIL while the event loop waits for it. With Python's default of
+5 ms, spent several times per lead, live leads waited for seconds."""
 
 
 def main() -> int:
-    """Deliver until a signal ends it; return the exit code."""
+    """Deliver leads until SIGINT or SIGTERM; return the exit code."""
     return run_process(COMPONENT, _run)
 
 
 def _run(settings: Settings) -> None:
-    sys.setswitchinterval(TAKES_TURNS_EVERY_S)
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 

@@ -8,12 +8,12 @@ from enum import StrEnum
 from typing import Protocol
 
 PartitionId = tuple[str, int]
-"""A topic and the number of a partition."""
+"""Topic name and partition number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A record in flight, and the epoch of the assignment under which its handling began."""
+    """A record in flight: its topic-partition and offset, and the epoch of the assignment that it was consumed in."""
 
     epoch: int
     place: PartitionId
@@ -26,16 +26,16 @@ class Outcome(StrEnum):
     DELIVERED = "delivered"
     RETRY = "retry"
     REFUSED = "refused"
-    """The receiver says that it will never accept the request: the lead's fault, or that of a secret or a route."""
+    """The receiver rejected the request for good (3xx or 4xx), because of the lead, the secret or the route."""
     BLOCKED = "blocked"
-    """Not sent, because the receiver's address is forbidden: an operator's mistake, never a lead's."""
+    """Not sent, because the receiver's address is forbidden: a mistake in the settings, never in the lead."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """Outcome of one attempt, with its start, duration in milliseconds and the receiver's answer, if one arrived.
+    """Outcome of one attempt, with its start, duration in milliseconds and the receiver's response, if one arrived.
 
-    retry_after_s: seconds asked for by the receiver's `Retry-After`; 0 without one.
+    retry_after_s: seconds requested by the receiver's `Retry-After` header; 0 without the header.
     """
 
     outcome: Outcome
@@ -49,7 +49,7 @@ class AttemptResult:
 
 @dataclass(slots=True, eq=False)
 class InFlightLead:
-    """A lead between its first attempt and its end: the lead's offset in `nigredo.leads`, and the attempts made."""
+    """A lead that is being delivered: its partition and offset in `nigredo.leads`, and its attempts so far."""
 
     lead_partition: int
     lead_offset: int
@@ -57,19 +57,19 @@ class InFlightLead:
     number: int = 0
     """Attempts made so far."""
     replay: bool = False
-    """Whether an operator requested the delivery, so that a lead is sent although it was delivered before."""
+    """Whether an operator requested the delivery, so that the lead is sent even if it was delivered before."""
     withdrawn: bool = False
-    """Whether the person was erased meanwhile, so that nothing more is sent."""
+    """Whether the person was erased meanwhile, so that no further attempt is made."""
 
 
 class Origin(Protocol):
-    """The record that led to a lead's delivery: the lead itself, or a reference to it that has to be settled."""
+    """The record that started a delivery: the lead's own record, or a retry or replay reference to settle."""
 
     async def ended(self) -> None:
-        """Settle it, because the lead was delivered or is dead. Raises DependencyDown."""
+        """Settle the record, because the lead was delivered or is dead. Raises DependencyDown."""
 
     async def withdrawn(self) -> None:
-        """Settle it, because the person was erased. Raises DependencyDown."""
+        """Settle the record, because the person was erased. Raises DependencyDown."""
 
     async def rescheduled(self, to: PartitionId) -> None:
-        """Settle it, because a retry record in another topic took its place. Raises DependencyDown."""
+        """Settle the record, because a retry was written to the topic-partition `to`. Raises DependencyDown."""

@@ -1,4 +1,4 @@
-"""The process of one endpoint: what it needs to begin, the switches it obeys, and one membership after the other."""
+"""Webhook worker of one endpoint: opens the clients, obeys the control topic, runs one group membership at a time."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ log = get_logger()
 
 START_DEADLINE_S = 60.0
 PUBLISH_MAX = 5000
-AWAY_LOOK_S = 0.2
+LEAVING_POLL_S = 0.2
 LEFT = "left the group: offsets are being set"
 
 
 class Worker:
-    """The sink of one endpoint. `run` it once."""
+    """Delivers the leads of one endpoint. Call `run` once."""
 
     def __init__(self, settings: Settings, endpoint: Endpoint, health: Health) -> None:
-        """Raises ConfigurationError when there is nothing to sign with."""
+        """Raises ConfigurationError when the endpoint's secret file holds no usable secret."""
         self._settings = settings
         self._endpoint = endpoint
         self._health = health
         self._name = endpoint.function(settings)
         self._secrets = SecretFile(endpoint.secret_file)
         codec = Codec(PinnedSchemas(settings))
-        self._keeper = ControlView(settings, codec)
+        self._control = ControlView(settings, codec)
         self._admission = AdmissionControl(
             endpoint.in_flight_max, TokenBucket(endpoint.rate_per_s, since_boot_s()), Breaker()
         )
@@ -69,13 +69,13 @@ class Worker:
         health.add_details(self._describe)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop`.
+        """Deliver leads until `stop` is set.
 
-        Raises StartRefused when the group lost its place, DependencyDown when it cannot start.
+        Raises StartRefused when the group lost a committed offset, DependencyDown when the worker cannot start.
         """
         settings, endpoint = self._settings, self._endpoint
         codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
-        view = MaterializedView(settings, COMPONENT, CONTROL, self._keeper)
+        view = MaterializedView(settings, COMPONENT, CONTROL, self._control)
         view.open()
         config = producer_config(settings, self._name, delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S)
         publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
@@ -92,7 +92,7 @@ class Worker:
                 client,
                 attempts,
                 self._admission,
-                settings=lambda: self._keeper.current.settings,
+                settings=lambda: self._control.current.settings,
                 keys=self._secrets.keys,
                 still_assigned=group.holds,
             )
@@ -102,17 +102,17 @@ class Worker:
             )  # fmt: skip
 
         try:
-            await self._until_known(view, stop)
+            await self._wait_for_control(view, stop)
             trail = Trail()
             while not stop.is_set():
-                if self._away(self._keeper.current):
-                    await self._stay_away(stop)
-                    trail = Trail()  # An operator decided where to go on.
-                elif await self._begun(stop):
+                if self._must_leave(self._control.current):
+                    await self._wait_while_leaving(stop)
+                    trail = Trail()  # Fresh, because an operator set the offsets to continue from.
+                elif await self._offsets_ensured(stop):
                     await asyncio.to_thread(codec.prepare, retry_topics(endpoint.name))
                     partitions = await asyncio.to_thread(TopicReader(settings, COMPONENT).partitions, LEADS)
                     self._session = ConsumeLoop(
-                        self._keeper.current.settings,
+                        self._control.current.settings,
                         self._name,
                         endpoint,
                         self._admission,
@@ -121,7 +121,7 @@ class Worker:
                         partitions=len(partitions),
                         trail=trail,
                     )
-                    await self._session.run(lambda: self._ended(stop))
+                    await self._session.run(lambda: self._must_end(stop))
         finally:
             await asyncio.to_thread(view.close)
             await publisher.close()
@@ -129,33 +129,39 @@ class Worker:
             await leads.close()
             attempts.close()
 
-    def _ended(self, stop: asyncio.Event) -> bool:
-        """Obey the switches; say whether the group is to be left."""
-        current = self._keeper.current
+    def _must_end(self, stop: asyncio.Event) -> bool:
+        """Apply the pause switches and return whether to leave the group."""
+        current = self._control.current
         self._admission.pause(not (self._endpoint.enabled and current.settings.webhook_enabled))
-        return stop.is_set() or self._away(current)
+        return stop.is_set() or self._must_leave(current)
 
-    def _away(self, current: Control) -> bool:
+    def _must_leave(self, current: Control) -> bool:
         return self._name in current.leaving
 
-    async def _stay_away(self, stop: asyncio.Event) -> None:
-        """Return when the group's offsets are set, or the time for it is over."""
-        log.info("the group was left: its offsets are being set")
+    async def _wait_while_leaving(self, stop: asyncio.Event) -> None:
+        """Wait until the request to leave is withdrawn or expires: an operator sets the group's offsets meanwhile."""
+        log.info("group left, waiting for an offset reset")
         self._health.waiting(LEFT)
-        while self._away(self._keeper.current) and not stop.is_set():
-            await _wait(stop, AWAY_LOOK_S)
+        while self._must_leave(self._control.current) and not stop.is_set():
+            await _wait(stop, LEAVING_POLL_S)
 
-    async def _until_known(self, view: MaterializedView, stop: asyncio.Event) -> None:
-        """Wait for the switches: nothing may be sent before it is known whether it is paused."""
+    async def _wait_for_control(self, view: MaterializedView, stop: asyncio.Event) -> None:
+        """Wait until the control topic is loaded, because nothing may be sent while the endpoint may be paused.
+
+        Raises DependencyDown after START_DEADLINE_S.
+        """
         deadline = time.monotonic() + START_DEADLINE_S
         while not view.loaded and not stop.is_set():
-            self._health.waiting(f"{CONTROL}, which says what holds")
+            self._health.waiting(f"{CONTROL}, for the current switches")
             if time.monotonic() > deadline:
                 raise DependencyDown(f"{CONTROL} cannot be read")
             await _wait(stop, 0.05)
 
-    async def _begun(self, stop: asyncio.Event) -> bool:
-        """Make sure that the endpoint's offsets exist, waiting for Kafka; False when told to stop meanwhile."""
+    async def _offsets_ensured(self, stop: asyncio.Event) -> bool:
+        """Ensure the endpoint's start offsets, retrying while Kafka is unavailable; False once `stop` is set.
+
+        Raises StartRefused when a committed offset was lost, DependencyDown after START_DEADLINE_S.
+        """
         backoff, deadline = Backoff(longest_s=2.0), time.monotonic() + START_DEADLINE_S
         while not stop.is_set():
             try:
@@ -169,10 +175,10 @@ class Worker:
         return False
 
     def _describe(self) -> Mapping[str, Any]:
-        """Return what the health document says beside whether it is ready; called from another thread."""
+        """Return the endpoint's fields of the health document. Called from another thread."""
         document: dict[str, Any] = {
             "endpoint": self._endpoint.name,
-            # What kill -9 may have sent a second time: docs/WEBHOOKS.md.
+            # Most leads that are sent twice after kill -9: docs/WEBHOOKS.md.
             "repeats_after_kill_max": self._endpoint.in_flight_max,
             "breaker": "closed" if self._admission.breaker.closed else "open",
             "paused": self._admission.paused,

@@ -36,7 +36,7 @@ from sinks.webhook.consumer.membership import Commits, consumer_config
 from sinks.webhook.consumer.offsets import OffsetTracker
 from sinks.webhook.consumer.partitions import WINDOW_MAX, Partition, Room, counts_since
 from sinks.webhook.consumer.positions import Look, Refused, check
-from sinks.webhook.instrumentation import tell_open
+from sinks.webhook.instrumentation import report_lag
 from sinks.webhook.model import PartitionId, Ticket
 
 log = get_logger()
@@ -119,13 +119,13 @@ class GroupConsumer:
         """Commit how far each partition is done."""
         await self._in_thread(lambda: self._commit(self._consumer))
 
-    async def tell(self, endpoint: str) -> None:
+    async def report_metrics(self, endpoint: str) -> None:
         """Tell the metrics what is left to do."""
         with self._lock:
             positions = self._progress.positions()
         following = {place[1]: at.next_offset for place, at in positions.items() if place[0] == LEADS}
         oldest = self.oldest_begun
-        await self._in_thread(lambda: tell_open(self._consumer, following, endpoint, oldest))
+        await self._in_thread(lambda: report_lag(self._consumer, following, endpoint, oldest))
 
     async def leave(self) -> None:
         """Commit and leave the group."""

@@ -1,4 +1,4 @@
-"""Attempts that wait for their time, at most one a key and partition. Pure: it is told the time."""
+"""Delay queue of later attempts, ordered by due time, at most one per partition and key; callers pass `now`. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Delayed(Generic[T]):
-    """One of them: the record's ticket, and what is to be done."""
+    """A delayed attempt: the ticket and key of its record, and the item to process once it is due."""
 
     ticket: Ticket
     key: bytes
-    what: T
+    item: T
 
 
 class DelayQueue(Generic[T]):
-    """Not bounded by itself: what is in it is open in its partition's window."""
+    """Delayed attempts by due time. Unbounded itself, because every entry counts in the window of its partition."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[datetime, int, Delayed[T]]] = []
@@ -32,34 +32,34 @@ class DelayQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def put(self, waits: Delayed[T], due: datetime) -> Delayed[T] | None:
-        """Add one; return the older one of the same key that it takes the place of."""
-        older = self.cancel(waits.ticket.place, waits.key)
-        self._by_key[waits.ticket.place, waits.key] = waits
+    def put(self, delayed: Delayed[T], due: datetime) -> Delayed[T] | None:
+        """Add an attempt; return the older attempt with the same partition and key that it replaces, if any."""
+        older = self.cancel(delayed.ticket.place, delayed.key)
+        self._by_key[delayed.ticket.place, delayed.key] = delayed
         self._count += 1
-        heapq.heappush(self._heap, (due, self._count, waits))
+        heapq.heappush(self._heap, (due, self._count, delayed))
         return older
 
     def cancel(self, place: PartitionId, key: bytes) -> Delayed[T] | None:
-        """Take one out before its time, if it is there."""
+        """Remove and return the attempt of a key before it is due; None without one."""
         return self._by_key.pop((place, key), None)
 
     def holds(self, place: PartitionId, key: bytes) -> bool:
-        """Say whether one of this key waits."""
+        """Return whether an attempt with this key delayed."""
         return (place, key) in self._by_key
 
     def due(self, now: datetime, most: int) -> list[Delayed[T]]:
-        """Take out those whose time has come, the most overdue first."""
+        """Remove and return at most `most` attempts that are due, the most overdue first."""
         found: list[Delayed[T]] = []
         while self._heap and self._heap[0][0] <= now and len(found) < most:
-            waits = heapq.heappop(self._heap)[2]
-            at = (waits.ticket.place, waits.key)
-            if self._by_key.get(at) is waits:
+            delayed = heapq.heappop(self._heap)[2]
+            at = (delayed.ticket.place, delayed.key)
+            if self._by_key.get(at) is delayed:
                 del self._by_key[at]
-                found.append(waits)
+                found.append(delayed)
         return found
 
     def clear(self) -> None:
-        """Forget all of them: their assignment is over."""
+        """Remove all attempts, because their assignment ended."""
         self._heap.clear()
         self._by_key.clear()

@@ -1,6 +1,7 @@
-"""What was done before the present assignment, by whoever had it: which leads were delivered, which references settled.
+"""Delivery history of the assigned partitions: leads already delivered and references already settled.
 
-Each is loaded once an assignment, when it is first asked for, and again after a load that failed.
+Each is loaded once per assignment, on first use, so that a rebalance repeats nothing. A failed load is tried again on
+the next use.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from sinks.webhook.model import PartitionId
 T = TypeVar("T")
 
 DELIVERED_MAX = INHERITED_MAX
-"""Delivered leads of a partition that are remembered beside those loaded, so that one written twice is sent once: the
-limiter writes again at most its last batch. By then all of those loaded that matter have come by."""
+"""Delivered leads cached per partition beside the loaded ones, so that a lead written twice is sent once: the limiter
+writes at most its last batch again. Loaded leads are evicted first; those that matter have been consumed by then."""
 EVER = datetime.min.replace(tzinfo=UTC)
+"""Start of time: every delivery counts."""
 
 
 class DeliveryHistory:
-    """Belongs to the event loop. What cannot be read raises DependencyDown."""
+    """Deliveries and settlements before this assignment; for one event loop. Failed loads raise DependencyDown."""
 
     def __init__(self, attempts: AttemptLog, group: GroupConsumer) -> None:
         self._attempts = attempts
@@ -35,21 +37,24 @@ class DeliveryHistory:
         self._settled: asyncio.Task[Settled] | None = None
 
     def forget(self) -> None:
-        """Let go of what holds for an assignment that is over; what holds for a partition goes with the partition."""
+        """Drop the settlements of an assignment that ended; `Partition` caches the deliveries and is dropped itself."""
         self._settled = None
 
     async def was_delivered(self, lead_id: UUID, partition: Partition, number: int, *, since: datetime = EVER) -> bool:
-        """Say whether a lead of partition `number` was delivered after a time, as far as deliveries count at all."""
+        """Return whether a lead of partition `number` was delivered after `since`, among the deliveries that count.
+
+        Deliveries before `Partition.counts_since` do not count. Raises DependencyDown.
+        """
         if partition.delivered is None or _failed(partition.delivered):
-            partition.delivered = _begun(self._attempts.delivered_since(number, partition.counts_since))
+            partition.delivered = _start(self._attempts.delivered_since(number, partition.counts_since))
         load = partition.delivered
-        async with partition.asking:  # A lead that comes when it is loaded does not overtake those that waited for it.
+        async with partition.asking:  # A later lead must not overtake leads that waited for the load.
             at = (await asyncio.shield(load)).get(lead_id)
         return at is not None and at > since
 
     @staticmethod
     def remember(partition: Partition, lead_id: UUID) -> None:
-        """Note that a lead needs no delivery any more."""
+        """Cache a lead as delivered or dead, so that a second record of the lead is not sent."""
         if partition.delivered is not None and partition.delivered.done() and not _failed(partition.delivered):
             delivered = partition.delivered.result()
             partition.delivered_max = partition.delivered_max or len(delivered) + DELIVERED_MAX
@@ -58,19 +63,20 @@ class DeliveryHistory:
                 del delivered[next(iter(delivered))]
 
     async def settled(self, place: PartitionId, key: bytes, *, after: int) -> bool:
-        """Say whether a reference is followed by its end after its offset.
+        """Return whether the log holds a tombstone of this reference after the offset `after`. Raises DependencyDown.
 
-        It stands above an older one that waits, so it is read again, perhaps long before its end is.
+        An older pending reference holds the committed offset back, so settled references above it are read again,
+        perhaps long before their tombstones are.
         """
         if self._settled is None or _failed(self._settled):
             at = {place: offset for place, offset in self._group.positions().items() if place[0] != LEADS}
-            self._settled = _begun(self._attempts.settled_after(at))
+            self._settled = _start(self._attempts.settled_after(at))
         return (await asyncio.shield(self._settled)).get((place, key), -1) > after
 
 
-def _begun(load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def _start(load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     task = asyncio.create_task(load)
-    # Whoever waited may be gone when it fails, with the assignment; asyncio would tell that nobody looked.
+    # Retrieves the exception, because asyncio would log it when the assignment, and the waiting tasks, are gone.
     task.add_done_callback(_failed)
     return task
 

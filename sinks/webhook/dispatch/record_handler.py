@@ -1,7 +1,7 @@
-"""One record's way through the sink, whether it is a lead, an attempt that waited, or a replay that was asked for.
+"""Record handler of one membership: processes leads, retries and replays until their offsets are done.
 
-Every way ends with the record's offset counted as done, after what became of it is on record. What an older assignment
-began just stops: the partition's new owner begins it again.
+An offset is done only after the record's outcome is in the log. Work of an earlier assignment stops without an outcome,
+because the partition's new owner processes the record again.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ DECODING = "decoding"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A retry or a replay in hand."""
+    """A retry or replay record in flight, with its decoded event."""
 
     record: Record
     event: WebhookRetry | WebhookReplay
 
 
 class RecordHandler:
-    """The records in hand of one membership. Belongs to the event loop."""
+    """Processes the records of one membership. Use on one event loop."""
 
     def __init__(
         self,
@@ -64,13 +64,13 @@ class RecordHandler:
         publisher: Publisher,
         parking: Parking,
     ) -> None:
-        """name: of the process, in dead letters. publisher: of dead letters."""
+        """name: function name of the process, for dead letters. publisher: publishes the dead letters."""
         self.retries: DelayQueue[Reference] = DelayQueue()
         self.replays: DelayQueue[Reference] = DelayQueue()
-        self.put_off: DelayQueue[Reference] = DelayQueue()
-        """Replays that failed before. Apart from the other retries: they wait behind live leads, and would fill the
-        hands in which those are to be."""
-        self._queues = (self.retries, self.replays, self.put_off)
+        self.replay_retries: DelayQueue[Reference] = DelayQueue()
+        """Replays that failed before. Apart from the other retries, because they are admitted behind live leads and
+        would occupy the retry slots meanwhile."""
+        self._queues = (self.retries, self.replays, self.replay_retries)
         self._name = name
         self._endpoint = endpoint
         self._retry_topics = retry_topics(endpoint.name)
@@ -82,15 +82,15 @@ class RecordHandler:
         self._publisher = publisher
         self._parking = parking
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-        """By the prefix of their values, the turns of records whose schema was not known when they came."""
+        """Locks by value prefix (schema id), for records that arrived before their schema was cached."""
         self._history = DeliveryHistory(attempts, group)
 
     def stop(self) -> None:
-        """Begin no further attempt."""
+        """Start no further attempt."""
         self._delivery.stop()
 
     def forget(self) -> None:
-        """Let go of what waited under an assignment that is over."""
+        """Drop everything that waited under an assignment that ended."""
         for queue in self._queues:
             queue.clear()
         self._history.forget()
@@ -99,30 +99,30 @@ class RecordHandler:
 
     @property
     def retries_waiting(self) -> int:
-        """How many later attempts wait for their time."""
-        return len(self.retries) + len(self.put_off)
+        """Number of retries that are not due yet or wait for a slot, of live leads and of replays."""
+        return len(self.retries) + len(self.replay_retries)
 
     @property
     def resting(self) -> int:
-        """How many leads wait in place."""
+        """Number of tasks that wait in memory for their next attempt or retry."""
         return self._delivery.resting
 
-    # --- the three kinds ----------------------------------------------------------------------------------------------
+    # --- leads, references --------------------------------------------------------------------------------------------
 
     async def lead(self, record: Record, ticket: Ticket) -> None:
-        """See a lead through."""
+        """Deliver a lead, or withdraw the lead that a tombstone erases, and finish the record."""
         await self._until_done(ticket, lambda: self._lead(record, ticket))
 
-    async def note(self, record: Record, ticket: Ticket) -> None:
-        """Let a retry wait for its time, and a replay for its turn; a tombstone takes out what waits."""
-        await self._until_done(ticket, lambda: self._note(record, ticket), finish=False)
+    async def schedule(self, record: Record, ticket: Ticket) -> None:
+        """Queue a retry until it is due, or a replay in order of request; a tombstone cancels the queued record."""
+        await self._until_done(ticket, lambda: self._schedule(record, ticket), finish=False)
 
-    async def reference(self, waits: Delayed[Reference]) -> None:
-        """See through what has waited."""
-        await self._until_done(waits.ticket, lambda: self._reference(waits))
+    async def reference(self, delayed: Delayed[Reference]) -> None:
+        """Deliver the lead of a queued reference that is due, and finish the reference."""
+        await self._until_done(delayed.ticket, lambda: self._reference(delayed))
 
     async def _until_done(self, ticket: Ticket, work: Callable[[], Awaitable[bool]], *, finish: bool = True) -> None:
-        """Do it again until it succeeds or the assignment ends, and count it as done."""
+        """Repeat `work` until it returns or the assignment ends. finish: finish the record when `work` returns True."""
         backoff = Backoff(longest_s=5.0)
         while self._delivery.ours(ticket):
             try:
@@ -130,9 +130,16 @@ class RecordHandler:
                     self._group.finish(ticket)
                 return
             except DependencyDown as error:
-                log.warning("a lead waits", error=str(error), topic=ticket.place[0], offset=ticket.offset)
+                log.warning(
+                    "record waiting for a dependency, retrying",
+                    error=str(error),
+                    topic=ticket.place[0],
+                    offset=ticket.offset,
+                )
             except Exception as error:
-                log.error("a lead failed", error=type(error).__name__, topic=ticket.place[0], offset=ticket.offset)
+                log.error(
+                    "record failed, retrying", error=type(error).__name__, topic=ticket.place[0], offset=ticket.offset
+                )
             await self._delivery.rest(backoff.next_wait_s(), ticket)
 
     async def _lead(self, record: Record, ticket: Ticket) -> bool:
@@ -145,13 +152,13 @@ class RecordHandler:
                 self._withdraw(record.key, record.partition)
             return True
         case = InFlightLead(record.partition, record.offset, utc_now())
-        return await self._once(event, record, ticket, partition, case)
+        return await self._deliver(event, record, ticket, partition, case)
 
-    async def _note(self, record: Record, ticket: Ticket) -> bool:
+    async def _schedule(self, record: Record, ticket: Ticket) -> bool:
         if record.key is None or record.value is None:
-            # Its own settlement that comes by, or somebody was erased while an attempt waited.
+            # A settlement, or the erasure of a person whose attempt was queued.
             if record.key is not None:
-                self._take_out(ticket.place, record.key)
+                self._cancel(ticket.place, record.key)
             self._group.finish(ticket)
             return True
         event = await self._decoded(record)
@@ -161,103 +168,111 @@ class RecordHandler:
         if await self._history.settled(ticket.place, record.key, after=record.offset):
             self._group.finish(ticket)
             return True
-        waits = Delayed(ticket, record.key, Reference(record, event))
+        delayed = Delayed(ticket, record.key, Reference(record, event))
         if isinstance(event, WebhookRetry):
             number, began = event.lead_partition, event.first_attempt_at
             partition = None if event.replay else self._group.partition(number)
-            # Delivered meanwhile; but who asked for a replay wants it sent all the same.
+            # A delivery meanwhile settles the retry; a replay is sent all the same, as the operator requested.
             if partition is not None and await self._history.was_delivered(
                 event.lead_id, partition, number, since=began
             ):
                 await self._attempts.tombstone(ticket.place, record.key)
                 self._group.finish(ticket)
                 return True
-            queue, due = self.put_off if event.replay else self.retries, event.not_before
+            queue, due = self.replay_retries if event.replay else self.retries, event.not_before
         else:
-            # In the order in which they were asked for, but by no clock that is ahead of this one.
+            # In the order of the requests; `min` keeps a clock that is ahead of this one from delaying a replay.
             queue, due = self.replays, min(event.requested_at, utc_now())
-        self._take_out(ticket.place, record.key)  # An older one of its key.
-        queue.put(waits, due)
+        self._cancel(ticket.place, record.key)  # The new record replaces an older one of its key.
+        queue.put(delayed, due)
         return True
 
-    async def _reference(self, waits: Delayed[Reference]) -> bool:
-        event, ticket = waits.what.event, waits.ticket
+    async def _reference(self, delayed: Delayed[Reference]) -> bool:
+        event, ticket = delayed.item.event, delayed.ticket
         if isinstance(event, WebhookRetry):
             began, number, replay = event.first_attempt_at, event.attempts, event.replay
         else:
             began, number, replay = utc_now(), 0, True
         case = InFlightLead(event.lead_partition, event.lead_offset, began, number, replay)
 
-        origin = _ReferenceOrigin(self, waits, case.lead_partition)
+        origin = _ReferenceOrigin(self, delayed, case.lead_partition)
         record = await self._leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
         lead = None if record is None else await self._decoded(record)
         partition = self._group.partition(case.lead_partition)
         if record is None or not isinstance(lead, Lead):
-            await origin.withdrawn()
+            await origin.withdrawn()  # Erased.
             return True
         if replay or partition is None:
             return await self._delivery.run(lead, record, ticket, case, origin)
-        async with self._turn(partition, lead.id):
+        async with self._exclusive(partition, lead.id):
             if await self._history.was_delivered(lead.id, partition, case.lead_partition, since=began):
-                await origin.withdrawn()  # Delivered meanwhile, by another record of the lead.
+                await self.settle(delayed)  # Delivered meanwhile, by another record of the lead.
                 return True
             return await self._delivery.run(lead, record, ticket, case, origin)
 
     def _withdraw(self, key: bytes, partition: int) -> None:
-        """Send a lead no more: the person was erased while it was in hand, or waited."""
+        """Stop the delivery of an erased lead: withdraw its attempts in flight and cancel its queued references."""
         try:
             lead_id = UUID(key.decode())
         except ValueError:
-            return  # Not one of ours.
+            return  # Not a lead id.
         self._delivery.withdraw(lead_id)
         for topic in self._retry_topics:
-            self._take_out((topic, partition), key)
-        self._take_out((WEBHOOK_REPLAYS, partition), self._endpoint.key(lead_id))
+            self._cancel((topic, partition), key)
+        self._cancel((WEBHOOK_REPLAYS, partition), self._endpoint.key(lead_id))
 
-    def _take_out(self, place: PartitionId, key: bytes) -> None:
+    def _cancel(self, place: PartitionId, key: bytes) -> None:
         for queue in self._queues:
-            if (waits := queue.cancel(place, key)) is not None:
-                self._group.finish(waits.ticket)
+            if (delayed := queue.cancel(place, key)) is not None:
+                self._group.finish(delayed.ticket)
 
-    # --- a lead at a time ---------------------------------------------------------------------------------------------
+    # --- one record per lead ------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _turn(self, partition: Partition, lead_id: UUID) -> AsyncIterator[None]:
-        """Let one record of a lead at a time be seen through: the next one may find it delivered."""
-        while (first := partition.sending.get(lead_id)) is not None:
-            await first.wait()
+    async def _exclusive(self, partition: Partition, lead_id: UUID) -> AsyncIterator[None]:
+        """Process one record of a lead at a time, so that the next record of the lead finds the lead delivered."""
+        while (earlier := partition.sending.get(lead_id)) is not None:
+            await earlier.wait()
         partition.sending[lead_id] = asyncio.Event()
         try:
             yield
         finally:
             partition.sending.pop(lead_id).set()
 
-    async def _once(self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: InFlightLead) -> bool:
-        """See a lead through, unless it was delivered already."""
-        async with self._turn(partition, lead.id):
+    async def _deliver(
+        self, lead: Lead, record: Record, ticket: Ticket, partition: Partition, case: InFlightLead
+    ) -> bool:
+        """Deliver a lead unless it was delivered before; True when its record is done."""
+        async with self._exclusive(partition, lead.id):
             if await self._history.was_delivered(lead.id, partition, record.partition):
                 return True
             return await self._delivery.run(lead, record, ticket, case, _LeadOrigin(self, lead.id, record.partition))
 
     async def settle(self, delayed: Delayed[Reference]) -> None:
-        """Write the tombstone of a reference, unless a newer record of its key waits. Raises DependencyDown."""
+        """Write the tombstone of a reference, unless a newer record of its key is queued. Raises DependencyDown."""
         place, key = delayed.ticket.place, delayed.key
         if not any(queue.holds(place, key) for queue in self._queues):
             await self._attempts.tombstone(place, key)
 
     async def settle_others(self, lead_id: UUID, number: int) -> None:
-        """Remember a lead that needs no further attempt, and settle those that wait: a restart knows of them alone."""
+        """Cache a lead as delivered or dead and settle its queued retries, because a restart would attempt them again.
+
+        number: partition of the lead. Raises DependencyDown.
+        """
         partition, key = self._group.partition(number), str(lead_id).encode()
         if partition is not None:
             self._history.remember(partition, lead_id)
         for topic in self._retry_topics:
-            for queue in (self.retries, self.put_off):
-                if (waits := queue.cancel((topic, number), key)) is not None:
-                    await self._attempts.tombstone(waits.ticket.place, key)
-                    self._group.finish(waits.ticket)
+            for queue in (self.retries, self.replay_retries):
+                if (delayed := queue.cancel((topic, number), key)) is not None:
+                    await self._attempts.tombstone(delayed.ticket.place, key)
+                    self._group.finish(delayed.ticket)
 
     async def _decoded(self, record: Record) -> Event | None:
-        """Return what a record says; None for a tombstone, and for what nobody can read, which is parked."""
+        """Return the decoded event; None for a tombstone, and for an undecodable record, which is parked.
+
+        Raises DependencyDown while the registry is unavailable, or when the topic is stopped.
+        """
         if record.value is None:
             return None
         try:
@@ -266,8 +281,8 @@ class RecordHandler:
             if asking is None and codec.is_cached(record.value):
                 event = codec.decode(record.topic, record.value)
             else:
-                # The registry is asked in a thread: others' deadlines run meanwhile. Records of one schema go on in
-                # their order; one that comes when the answer is there does not overtake those that waited for it.
+                # The registry is asked in a thread, because deadlines of other requests run meanwhile. The lock keeps
+                # records of one schema in order: a record that arrives with the answer does not overtake earlier ones.
                 asking = self._asking.setdefault(prefix, asking or asyncio.Lock())
                 async with asking:
                     known = codec.is_cached(record.value)
@@ -279,14 +294,14 @@ class RecordHandler:
             if not await self._parking.allows(DECODING, record, "undecodable"):
                 raise DependencyDown(f"{record.topic} is stopped: too many records were parked") from error
             await park(self._publisher, self._codec, self._name, record, "undecodable", str(error))
-            log.error("a record was parked", reason="undecodable", topic=record.topic, partition=record.partition,
+            log.error("record parked", reason="undecodable", topic=record.topic, partition=record.partition,
                       offset=record.offset)  # fmt: skip
             return None
 
 
 @dataclass(frozen=True, slots=True)
 class _LeadOrigin:
-    """A lead delivered from its own record, which has no reference to settle."""
+    """Origin of a lead that is delivered from its own record: there is no reference to settle."""
 
     handler: RecordHandler
     lead_id: UUID
@@ -296,15 +311,15 @@ class _LeadOrigin:
         await self.handler.settle_others(self.lead_id, self.partition)
 
     async def withdrawn(self) -> None:
-        """Nothing: the tombstone that withdrew the lead is in the log."""
+        """Do nothing, because the lead's own tombstone is in the log."""
 
     async def rescheduled(self, to: PartitionId) -> None:
-        """Nothing: the offset alone says that the lead's record is done."""
+        """Do nothing, because the committed offset marks the lead's record as done."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReferenceOrigin:
-    """A lead delivered by a retry or replay record, which a tombstone settles."""
+    """Origin of a lead that is delivered by a retry or replay record: a tombstone settles the record."""
 
     handler: RecordHandler
     delayed: Delayed[Reference]
@@ -312,11 +327,11 @@ class _ReferenceOrigin:
 
     async def ended(self) -> None:
         await self.handler.settle(self.delayed)
-        await self.handler.settle_others(self.delayed.what.event.lead_id, self.lead_partition)
+        await self.handler.settle_others(self.delayed.item.event.lead_id, self.lead_partition)
 
     async def withdrawn(self) -> None:
         await self.handler.settle(self.delayed)
 
     async def rescheduled(self, to: PartitionId) -> None:
-        if to != self.delayed.ticket.place:  # Else the new record replaces it by its key.
+        if to != self.delayed.ticket.place:  # Otherwise the new record replaces this one by its key.
             await self.handler.settle(self.delayed)

@@ -24,7 +24,7 @@ NOW = utc_now()
 
 
 class FakeGroup:
-    """A membership that lasts, whose references have no end on record and whose leads are others'."""
+    """A membership that never ends, in which no reference is settled and no partition of the leads is assigned."""
 
     def __init__(self) -> None:
         self.finished: list[int] = []
@@ -49,8 +49,8 @@ class FakeAttempts:
         return {}
 
 
-async def note(handling: RecordHandler, offset: int, lead_id: UUID, *, replay: bool) -> None:
-    """Let a retry wait that was due an hour ago, the lower its offset the longer."""
+async def schedule(handler: RecordHandler, offset: int, lead_id: UUID, *, replay: bool) -> None:
+    """Schedule a retry that was due an hour ago, in the order of the offsets."""
     now = utc_now()
     retry = WebhookRetry(
         lead_id=lead_id,
@@ -63,10 +63,10 @@ async def note(handling: RecordHandler, offset: int, lead_id: UUID, *, replay: b
         replay=replay,
     )
     record = Record(TOPIC, 0, offset, now, str(lead_id).encode(), pickle.dumps(retry), ())
-    await handling.note(record, Ticket(1, (TOPIC, 0), offset))
+    await handler.schedule(record, Ticket(1, (TOPIC, 0), offset))
 
 
-def handling_of(group: FakeGroup) -> RecordHandler:
+def handler_of(group: FakeGroup) -> RecordHandler:
     made: Any = RecordHandler
     return cast(
         RecordHandler,
@@ -84,23 +84,23 @@ def handling_of(group: FakeGroup) -> RecordHandler:
     )
 
 
-def test_replays_that_were_put_off_do_not_hold_up_a_live_leads_retry() -> None:
+def test_retries_of_replays_do_not_hold_up_a_live_leads_retry() -> None:
     async def scenario() -> None:
-        handling, started = handling_of(FakeGroup()), asyncio.Queue[UUID]()
+        handler, started = handler_of(FakeGroup()), asyncio.Queue[UUID]()
 
-        async def reference(waits: Delayed[Reference]) -> None:
-            started.put_nowait(waits.what.event.lead_id)
-            # Behind live leads it may be long until it is its turn.
+        async def reference(delayed: Delayed[Reference]) -> None:
+            started.put_nowait(delayed.item.event.lead_id)
+            # Behind live leads a replay may wait for a long time.
             await asyncio.Event().wait()
 
-        cast(Any, handling).reference = reference
+        cast(Any, handler).reference = reference
         session, live = object.__new__(ConsumeLoop), uuid4()
-        cast(Any, session)._handler = handling
-        session._running = {kind: set() for kind in ("lead", "retry", "put off", "replay")}
+        cast(Any, session)._handler = handler
+        session._running = {kind: set() for kind in ("lead", "retry", "replay retry", "replay")}
         for offset in range(RETRIES_MAX):
-            await note(handling, offset, uuid4(), replay=True)
+            await schedule(handler, offset, uuid4(), replay=True)
         session._start_due()
-        await note(handling, RETRIES_MAX, live, replay=False)
+        await schedule(handler, RETRIES_MAX, live, replay=False)
         session._start_due()
         await asyncio.sleep(0)
 
@@ -109,20 +109,20 @@ def test_replays_that_were_put_off_do_not_hold_up_a_live_leads_retry() -> None:
     asyncio.run(scenario())
 
 
-def test_of_a_lead_one_reference_waits_in_a_topic_the_newest_whether_it_is_a_replays_or_not() -> None:
+def test_only_the_newest_reference_of_a_lead_is_queued_whether_it_is_a_replays_or_not() -> None:
     async def scenario() -> None:
         group, lead_id = FakeGroup(), uuid4()
-        handling = handling_of(group)
-        await note(handling, 1, lead_id, replay=False)
-        await note(handling, 2, lead_id, replay=True)
-        assert (group.finished, handling.retries_waiting) == ([1], 1)
-        await note(handling, 3, lead_id, replay=False)
-        assert (group.finished, handling.retries_waiting) == ([1, 2], 1)
+        handler = handler_of(group)
+        await schedule(handler, 1, lead_id, replay=False)
+        await schedule(handler, 2, lead_id, replay=True)
+        assert (group.finished, handler.retries_waiting) == ([1], 1)
+        await schedule(handler, 3, lead_id, replay=False)
+        assert (group.finished, handler.retries_waiting) == ([1, 2], 1)
 
     asyncio.run(scenario())
 
 
-def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_waited_for_it() -> None:
+def test_a_lead_that_arrives_when_its_schema_is_cached_does_not_overtake_leads_that_waited_for_it() -> None:
     async def scenario() -> None:
         known, ask, decoded = threading.Event(), threading.Event(), list[int]()
 
@@ -132,17 +132,19 @@ def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_w
                 known.set()
             return value[-1]
 
-        handling = handling_of(FakeGroup())
-        cast(Any, handling)._codec = SimpleNamespace(is_cached=lambda _: known.is_set(), decode=decode)
+        handler = handler_of(FakeGroup())
+        cast(Any, handler)._codec = SimpleNamespace(is_cached=lambda _: known.is_set(), decode=decode)
 
         async def lead(number: int) -> None:
             value = bytes([0, 0, 0, 0, 7, number])
-            decoded.append(cast(int, await handling._decoded(Record(LEADS, 0, number, NOW, b"", value, ()))))
+            decoded.append(cast(int, await handler._decoded(Record(LEADS, 0, number, NOW, b"", value, ()))))
 
         leads = [asyncio.create_task(lead(number)) for number in range(5)]
         await asyncio.sleep(0)
         ask.set()
-        while len(leads) < 40:  # One at each turn of the loop, also at the one at which the answer comes.
+        while (
+            len(leads) < 40
+        ):  # One per iteration of the event loop, also in the iteration in which the schema arrives.
             leads.append(asyncio.create_task(lead(len(leads))))
             await asyncio.sleep(0)
             if len(leads) == 6:
@@ -150,6 +152,6 @@ def test_leads_that_come_when_their_schema_is_known_do_not_overtake_those_that_w
         await asyncio.gather(*leads)
 
         assert decoded == sorted(decoded)
-        assert not handling._asking
+        assert not handler._asking
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""Attempts that wait for their time."""
+"""Delay queue: order, replacement by key, and the limit per call."""
 
 from __future__ import annotations
 
@@ -14,51 +14,53 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 PLACE = ("nigredo.webhook-retries.fibonacci.1m", 0)
 
 
-def waits(offset: int, key: bytes | None = None) -> Delayed[int]:
+def delayed(offset: int, key: bytes | None = None) -> Delayed[int]:
     return Delayed(Ticket(1, PLACE, offset), key or str(offset).encode(), offset)
 
 
 @given(st.lists(st.integers(0, 100), max_size=50), st.lists(st.integers(0, 120), max_size=20))
-def test_each_comes_once_never_before_its_time_and_the_most_overdue_first(due: list[int], looks: list[int]) -> None:
-    waiting: DelayQueue[int] = DelayQueue()
+def test_each_attempt_is_returned_once_never_before_it_is_due_and_the_most_overdue_first(
+    due: list[int], looks: list[int]
+) -> None:
+    queue: DelayQueue[int] = DelayQueue()
     for offset, seconds in enumerate(due):
-        waiting.put(waits(offset), NOON + timedelta(seconds=seconds))
+        queue.put(delayed(offset), NOON + timedelta(seconds=seconds))
     came: list[int] = []
     for look in [*sorted(looks), 1000]:
-        found = [each.what for each in waiting.due(NOON + timedelta(seconds=look), 1000)]
+        found = [each.item for each in queue.due(NOON + timedelta(seconds=look), 1000)]
         assert all(due[offset] <= look for offset in found)
         assert [due[offset] for offset in found] == sorted(due[offset] for offset in found)
         came += found
 
     assert sorted(came) == list(range(len(due)))
-    assert len(waiting) == 0
+    assert len(queue) == 0
 
 
-def test_a_newer_one_of_the_same_key_takes_the_place_of_the_older() -> None:
-    waiting: DelayQueue[int] = DelayQueue()
-    waiting.put(waits(1, b"lead"), NOON)
+def test_a_newer_attempt_replaces_an_older_one_of_the_same_key() -> None:
+    queue: DelayQueue[int] = DelayQueue()
+    queue.put(delayed(1, b"lead"), NOON)
 
-    older = waiting.put(waits(2, b"lead"), NOON)
+    older = queue.put(delayed(2, b"lead"), NOON)
 
     assert older is not None
-    assert older.what == 1
-    assert [each.what for each in waiting.due(NOON, 10)] == [2]
+    assert older.item == 1
+    assert [each.item for each in queue.due(NOON, 10)] == [2]
 
 
-def test_one_that_was_taken_out_does_not_come() -> None:
-    waiting: DelayQueue[int] = DelayQueue()
-    waiting.put(waits(1), NOON)
+def test_a_cancelled_attempt_is_not_returned() -> None:
+    queue: DelayQueue[int] = DelayQueue()
+    queue.put(delayed(1), NOON)
 
-    assert waiting.cancel(PLACE, b"1") is not None
-    assert waiting.cancel(PLACE, b"1") is None
-    assert waiting.due(NOON, 10) == []
+    assert queue.cancel(PLACE, b"1") is not None
+    assert queue.cancel(PLACE, b"1") is None
+    assert queue.due(NOON, 10) == []
 
 
-def test_no_more_come_than_there_is_room_for() -> None:
-    waiting: DelayQueue[int] = DelayQueue()
+def test_no_more_attempts_are_returned_than_asked_for() -> None:
+    queue: DelayQueue[int] = DelayQueue()
     for offset in range(5):
-        waiting.put(waits(offset), NOON)
+        queue.put(delayed(offset), NOON)
 
-    assert len(waiting.due(NOON, 2)) == 2
-    assert waiting.due(NOON, -1) == []
-    assert len(waiting) == 3
+    assert len(queue.due(NOON, 2)) == 2
+    assert queue.due(NOON, -1) == []
+    assert len(queue) == 3

@@ -1,4 +1,4 @@
-"""What is known of the time before an assignment, when reading it fails, and when nobody waits for it any more."""
+"""Delivery history: loads that fail, loads whose waiting tasks are gone, and the order of leads that waited."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = utc_now()
 
 
 class FakeLog:
-    """The attempts on record, and the membership's positions. Fails while `down`."""
+    """An attempt log that also gives the membership's positions. Loads fail while `down`."""
 
     def __init__(self) -> None:
         self.down = False
@@ -49,38 +49,38 @@ class FakeLog:
         return {PLACE: 1, (LEADS, 0): 9}
 
 
-def past_of(log: FakeLog) -> DeliveryHistory:
+def history_of(log: FakeLog) -> DeliveryHistory:
     return DeliveryHistory(cast(Any, log), cast(Any, log))
 
 
-def test_what_could_not_be_read_is_read_again_and_then_kept() -> None:
+def test_a_failed_load_is_repeated_and_a_successful_one_is_cached() -> None:
     async def scenario() -> None:
         log, partition, lead_id = FakeLog(), Partition(NOW, 0), uuid4()
-        past, log.down, log.delivered[lead_id] = past_of(log), True, NOW
+        history, log.down, log.delivered[lead_id] = history_of(log), True, NOW
         for _ in range(2):
             with pytest.raises(DependencyDown):
-                await past.was_delivered(lead_id, partition, 0)
+                await history.was_delivered(lead_id, partition, 0)
         log.down = False
-        assert await past.was_delivered(lead_id, partition, 0)
-        assert not await past.was_delivered(lead_id, partition, 0, since=NOW)
-        assert await past.was_delivered(lead_id, partition, 0, since=NOW - timedelta(seconds=1))
-        assert not await past.was_delivered(uuid4(), partition, 0)
+        assert await history.was_delivered(lead_id, partition, 0)
+        assert not await history.was_delivered(lead_id, partition, 0, since=NOW)
+        assert await history.was_delivered(lead_id, partition, 0, since=NOW - timedelta(seconds=1))
+        assert not await history.was_delivered(uuid4(), partition, 0)
         assert log.loads == 3
 
     asyncio.run(scenario())
 
 
-def test_leads_that_come_when_the_deliveries_are_loaded_do_not_overtake_those_that_waited_for_them() -> None:
+def test_a_lead_that_arrives_when_the_deliveries_are_loaded_does_not_overtake_leads_that_waited() -> None:
     async def scenario() -> None:
         log, partition, passed = FakeLog(), Partition(NOW, 0), list[int]()
-        past = past_of(log)
+        history = history_of(log)
 
         async def lead(number: int) -> None:
-            await past.was_delivered(uuid4(), partition, 0)
+            await history.was_delivered(uuid4(), partition, 0)
             passed.append(number)
 
         leads = [asyncio.create_task(lead(number)) for number in range(5)]
-        while len(leads) < 40:  # One at each turn of the loop, also at the one at which the load ends.
+        while len(leads) < 40:  # One per iteration of the event loop, also in the iteration in which the load ends.
             await asyncio.sleep(0 if log.ended else 0.001)
             leads.append(asyncio.create_task(lead(len(leads))))
         await asyncio.gather(*leads)
@@ -91,37 +91,37 @@ def test_leads_that_come_when_the_deliveries_are_loaded_do_not_overtake_those_th
     asyncio.run(scenario())
 
 
-def test_a_reference_is_settled_by_an_end_that_stands_after_it_as_the_present_assignment_knows() -> None:
+def test_a_reference_is_settled_by_a_later_tombstone_which_is_loaded_once_per_assignment() -> None:
     async def scenario() -> None:
         log = FakeLog()
-        past = past_of(log)
-        assert await past.settled(PLACE, b"k", after=4)
-        assert not await past.settled(PLACE, b"k", after=5)
-        assert not await past.settled(PLACE, b"another", after=4)
+        history = history_of(log)
+        assert await history.settled(PLACE, b"k", after=4)
+        assert not await history.settled(PLACE, b"k", after=5)
+        assert not await history.settled(PLACE, b"another", after=4)
         assert log.loads == 1
-        past.forget()
-        assert await past.settled(PLACE, b"k", after=4)
+        history.forget()
+        assert await history.settled(PLACE, b"k", after=4)
         assert log.loads == 2
 
     asyncio.run(scenario())
 
 
-def test_a_load_that_fails_when_nobody_waits_for_it_any_more_is_no_news() -> None:
-    told: list[dict[str, Any]] = []
+def test_a_load_that_fails_after_its_waiting_tasks_are_cancelled_is_not_reported() -> None:
+    reported: list[dict[str, Any]] = []
 
     async def scenario() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         log, partition = FakeLog(), Partition(NOW, 0)
-        past, log.down = past_of(log), True
+        history, log.down = history_of(log), True
         waiting = [
-            asyncio.create_task(past.settled(PLACE, b"k", after=1)),
-            asyncio.create_task(past.was_delivered(uuid4(), partition, 0)),
+            asyncio.create_task(history.settled(PLACE, b"k", after=1)),
+            asyncio.create_task(history.was_delivered(uuid4(), partition, 0)),
         ]
         await asyncio.sleep(0)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        past.forget()
+        history.forget()
         partition.delivered = None
         await until(lambda: log.ended == 2)
         await asyncio.sleep(0)
@@ -130,4 +130,4 @@ def test_a_load_that_fails_when_nobody_waits_for_it_any_more_is_no_news() -> Non
 
     asyncio.run(scenario())
 
-    assert told == []
+    assert reported == []
