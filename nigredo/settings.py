@@ -279,7 +279,7 @@ class Settings:
     database_url: str = _from("DATABASE_URL", _text, "host=127.0.0.1 dbname=fibonacci user=nigredo_app")
     """Address of PostgreSQL: libpq keywords or a URL. The password is in the file that `passfile` names."""
     db_pool_max: int = _from("DB_POOL_MAX", _integer(1, 10), "10")
-    """Most connections of one process to PostgreSQL."""
+    """Maximum number of connections of one process to PostgreSQL."""
     db_pool_idle_s: float = _from("DB_POOL_IDLE_SECONDS", _seconds(1, 3600), "30")
     """Time after which an unused connection to PostgreSQL is closed."""
     db_pool_timeout_s: float = _from("DB_POOL_TIMEOUT_SECONDS", _seconds(0.1, 60), "2")
@@ -314,7 +314,7 @@ class Settings:
     ingest_spool: bool = _from("INGEST_SPOOL", _flag, "off")
     """Whether submissions that Kafka does not accept are stored in the state folder until Kafka accepts them."""
     ingest_spool_max_bytes: int = _from("INGEST_SPOOL_MAX_BYTES", _integer(65_536, 2**40), "268435456")
-    """Most bytes in the spool, all workers together."""
+    """Maximum size of the spool in bytes, all workers together."""
     ingest_in_flight_max: int = _from("INGEST_IN_FLIGHT_MAX", _integer(1, 100_000), "2000")
     """Submissions of one worker that may wait for Kafka's acknowledgement; above this number POST answers 503."""
     cors_allowed_origins: tuple[str, ...] = _from("CORS_ALLOWED_ORIGINS", _origins, "", live=True)
@@ -356,7 +356,7 @@ class Settings:
     webhook_timeout_s: float = _from("WEBHOOK_TIMEOUT_SECONDS", _seconds(0.1, 60), "5", live=True)
     """Deadline of one delivery attempt, from connecting to the end of the answer."""
     webhook_in_flight_max: int = _from("WEBHOOK_IN_FLIGHT_MAX", _integer(1, 1000), "64")
-    """Most attempts of one process in flight or not recorded yet: up to this many may be repeated after kill -9."""
+    """Maximum number of attempts of one process in flight or unrecorded; kill -9 may repeat as many."""
     webhook_rate_per_s: float = _from("WEBHOOK_RATE_PER_SECOND", _number(0, 100_000), "0")
     """Attempts per second at an endpoint, over all its processes; 0 for no limit."""
     webhook_retry_schedule: tuple[float, ...] = _from("WEBHOOK_RETRY_SCHEDULE", _spans, "1s,5s,1m,10m,30m,1h,3h,6h,13h")

@@ -69,7 +69,7 @@ class ControlAdmin:
                 values.setdefault(key, []).append((value, message.partition() or 0))
         found: dict[bytes, StoredEntry] = {}
         for key, newest_last in values.items():
-            # The newest readable value is current; an unreadable value is only logged while no newer one replaces it.
+            # The newest readable value is current; older values are not decoded, so that replaced ones are not logged.
             for value, partition in reversed(newest_last):
                 if (entry := decode_entry(codec, key, value)) is not None:
                     found[key] = StoredEntry(entry, partition)

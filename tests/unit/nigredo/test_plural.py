@@ -18,10 +18,10 @@ NOUNS = (
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "0 leads"), (1, "1 lead"), (2, "2 leads"), (1_000_000, "1000000 leads")]
+    ("count", "expected"), [(0, "0 leads"), (1, "1 lead"), (2, "2 leads"), (1_000_000, "1000000 leads")]
 )
-def test_a_noun_follows_its_count(count: int, told: str) -> None:
-    assert counted(count, "lead") == told
+def test_a_noun_follows_its_count(count: int, expected: str) -> None:
+    assert counted(count, "lead") == expected
 
 
 def test_a_verb_follows_the_count_too() -> None:

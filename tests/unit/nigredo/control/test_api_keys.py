@@ -10,10 +10,10 @@ from nigredo.control.api_keys import LEADS_READ, as_value, create, from_value, v
 
 def test_a_key_is_recognised_by_its_text_alone_and_survives_storage() -> None:
     text, key = create("analytics", frozenset([LEADS_READ]))
-    kept = from_value(key.id, as_value(key))
+    stored = from_value(key.id, as_value(key))
 
-    assert kept == key
-    assert verify(text, {key.id: kept}) == key
+    assert stored == key
+    assert verify(text, {key.id: stored}) == key
     assert verify(text, {}) is None
     secret = text.split("_", 2)[2]
     assert secret not in str(as_value(key))

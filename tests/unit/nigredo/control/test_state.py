@@ -33,7 +33,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class OneSchema:
-    """A registry that knows one schema."""
+    """A registry with one schema."""
 
     def id_of(self, *_: object) -> int:
         return 1

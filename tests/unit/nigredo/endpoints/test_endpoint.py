@@ -44,16 +44,16 @@ def test_without_a_file_the_environment_gives_the_only_endpoint(tmp_path: Path) 
 
 
 def test_a_file_adds_endpoints_with_their_own_group_part_and_keys(tmp_path: Path) -> None:
-    told = settings(tmp_path, CRM, NIGREDO_ENV="prod")
+    given = settings(tmp_path, CRM, NIGREDO_ENV="prod")
 
-    fibonacci, crm = read_endpoints(told).values()
+    fibonacci, crm = read_endpoints(given).values()
 
     assert crm == Endpoint(
         name="crm", url="https://crm.example.com/hook", secret_file=Path("/run/secrets/crm"), rate_per_s=2.5,
         in_flight_max=3, timeout_s=1.0, enabled=False, start="now",
     )  # fmt: skip
-    assert (crm.function(told), crm.part) == ("nigredo-webhook-sender-prod-crm", "webhook-sender-crm")
-    assert (fibonacci.function(told), fibonacci.part) == ("nigredo-webhook-sender-prod", "webhook-sender")
+    assert (crm.function(given), crm.part) == ("nigredo-webhook-sender-prod-crm", "webhook-sender-crm")
+    assert (fibonacci.function(given), fibonacci.part) == ("nigredo-webhook-sender-prod", "webhook-sender")
     assert crm.key(LEAD_ID) == f"{LEAD_ID}:crm".encode()
     assert fibonacci.key(LEAD_ID) == str(LEAD_ID).encode()
 
@@ -88,7 +88,7 @@ flat = 1
     with pytest.raises(ConfigurationError) as refused:
         read_endpoints(settings(tmp_path, wrong.replace("[endpoints]\nflat = 1", "[endpoints.flat]\nurl = ''")))
 
-    told = "\n".join(refused.value.problems)
+    reported = "\n".join(refused.value.problems)
     for part in (
         "'Crm': a name is at most",
         "Crm: unknown colour",
@@ -101,7 +101,7 @@ flat = 1
         "erp: has the secret_file of Crm",
         "flat: needs secret_file, start",
     ):
-        assert part in told
+        assert part in reported
 
 
 @pytest.mark.parametrize("text", ["not toml", "", "endpoints = 1", "[endpoints]", "[endpoints.a]\n[other]"])

@@ -64,15 +64,15 @@ def test_lines_are_written_whole_whatever_characters_they_hold(pipe: tuple[int, 
 
 
 def test_lines_are_dropped_and_counted_when_the_reader_is_gone(pipe: tuple[int, int]) -> None:
-    told: list[int] = []
-    out = LogOutput(pipe[1], dropped=told.append)
+    reported: list[int] = []
+    out = LogOutput(pipe[1], dropped=reported.append)
     os.close(pipe[0])
 
     out.write("one\n")
     out.write("two\nthree\n")
 
     assert out.dropped == 3
-    assert told == [1, 2]
+    assert reported == [1, 2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -131,9 +131,9 @@ def test_a_process_works_and_ends_well_whatever_became_of_its_log(
     )
 
     assert done.returncode == 0
-    told = int(result.read_text())
+    counted = int(result.read_text())
     # A pipe accepts lines until its reader has ended.
-    assert told == dropped if dropped is not None else told <= 103
+    assert counted == dropped if dropped is not None else counted <= 103
 
 
 @pytest.fixture

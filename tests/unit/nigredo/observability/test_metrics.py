@@ -179,8 +179,8 @@ def counted(*statuses: int, maintenance: bool = False, source: str | None = None
     grown = {}
     for (name, labels), count in read(metrics.exposition().decode()).items():
         if name.endswith("_total") and name.startswith("nigredo_") and count != before.get((name, labels), 0.0):
-            told = " ".join(dict(labels).get(label, "") for label in ("status", "source", "outcome")).strip()
-            grown[f"{name.removeprefix('nigredo_')} {told}".strip()] = count - before.get((name, labels), 0.0)
+            values = " ".join(dict(labels).get(label, "") for label in ("status", "source", "outcome")).strip()
+            grown[f"{name.removeprefix('nigredo_')} {values}".strip()] = count - before.get((name, labels), 0.0)
     return grown
 
 
@@ -193,10 +193,10 @@ def test_many_observations_at_once_are_counted_as_one_by_one(amounts: list[float
     for amount in amounts:
         singly.observe(amount)
 
-    for told, expected in zip(at_once.collect()[0].samples, singly.collect()[0].samples, strict=True):
-        assert (told.name, told.labels) == (expected.name, expected.labels)
-        if not told.name.endswith("_created"):
-            assert told.value == pytest.approx(expected.value)
+    for observed, expected in zip(at_once.collect()[0].samples, singly.collect()[0].samples, strict=True):
+        assert (observed.name, observed.labels) == (expected.name, expected.labels)
+        if not observed.name.endswith("_created"):
+            assert observed.value == pytest.approx(expected.value)
 
 
 def test_a_5xx_is_an_error_but_maintenance_is_none() -> None:
