@@ -1,4 +1,8 @@
-"""The command line: one module a group of commands, and one place where errors become a line and an exit code."""
+"""Command line `nigredo`: one module per command group, hence their number; `main` turns errors into exit codes.
+
+Commands parse options and print results; the work is done below, in `nigredo.operations` and `nigredo.control`. No
+other package of the product may import this one, and commands import large libraries only when they run.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +31,20 @@ from nigredo.errors import NigredoError
 def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
     """Nigredo captures leads and loses none.
 
-    `nigredo up --sample` starts everything on this machine and shows a lead on its way.
+    `nigredo up --sample` starts everything on this machine and follows a sample lead.
     """
-    # Imported here: it takes as long as all else that `--help` needs.
+    # Imported here, because it takes as long as everything else that `--help` needs.
     from nigredo.observability.logs import configure_logging
 
-    # stdout is for results; a process that is run says later whose lines they are.
+    # stdout is for results. `nigredo run` configures the logs again, with the name of its process.
     configure_logging("nigredo")
     folder = home or Path(os.environ.get("NIGREDO_HOME") or DEFAULT_HOME)
     context.obj = Context(folder, as_json, named=home is not None)
 
 
 def load_commands() -> None:
-    """Add every command group; each is in its own module."""
-    # Imported here: the modules import what this one shares with them.
+    """Add the commands of every module."""
+    # Imported here, so that `import nigredo.cli` loads no command.
     from nigredo.cli import (
         control,
         database,
@@ -67,9 +71,9 @@ def load_commands() -> None:
 
 
 def main() -> int:
-    """Run the command line and return its exit code: 0 only when the thing asked for is so, 2 for wrong arguments."""
+    """Run the command line and return its exit code: 0 for success, 1 for a failed command, 2 for wrong arguments."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows fewer characters than people write gets the others escaped.
+        # Characters that the terminal's encoding lacks are escaped.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     load_commands()
@@ -78,18 +82,18 @@ def main() -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.Abort:
-        return _refuse("stopped before it was done", 130)
+        return _fail("stopped before it was done", 130)
     except click.exceptions.NoArgsIsHelpError as error:
-        # Not an error to be told in one line: who asks nothing gets the help.
+        # A command group without a command prints its help, not an error line.
         print(error.format_message(), file=sys.stderr)
         return error.exit_code
     except click.ClickException as error:
-        return _refuse(error.format_message(), error.exit_code)
+        return _fail(error.format_message(), error.exit_code)
     except NigredoError as error:
-        return _refuse(str(error), 1)
+        return _fail(str(error), 1)
     return int(code or 0)
 
 
-def _refuse(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     complain(message)
     return code

@@ -1,4 +1,4 @@
-"""`nigredo config`, `ip`, `maintenance`: what may change while the product runs."""
+"""`nigredo config`, `ip`, `maintenance`: changes to the running product through the topic `nigredo.control`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nigredo.cli.obeyed import end_unless_obeyed, tell_changed
+from nigredo.cli.obeyed import end_unless_obeyed, report_change
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.errors import ConfigurationError
 
@@ -30,7 +30,7 @@ class Duration(click.ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Return it; fails with what is expected."""
+        """Return the time span; fails with the expected form."""
         found = re.fullmatch(r"([1-9]\d{0,4})([smhd])", str(value))
         if not found:
             self.fail("must be a number and a unit, such as 30s, 10m, 24h or 7d", param, ctx)
@@ -41,21 +41,21 @@ lasts = click.option("--for", "lasts", type=Duration(), help="How long it holds,
 
 
 def changes_of(context: Context) -> ControlAdmin:
-    """Return what reads and changes the control topic where the command speaks to."""
+    """Return the reader and writer of the target's control topic."""
     from nigredo.control.admin import ControlAdmin
 
     return ControlAdmin(context.settings(PART, role="nigredo_app"), context.actor)
 
 
 def until_of(lasts: timedelta | None) -> datetime | None:
-    """Return when something ends that begins now."""
+    """Return the end of a change that starts now and lasts so long; None for one without an end."""
     from nigredo.clock import utc_now
 
     return None if lasts is None else utc_now() + lasts
 
 
 def shown_until(until: datetime | None) -> str:
-    """Return the end as a line shows it; nothing without one."""
+    """Return the end as a phrase for a line; empty without one."""
     return "" if until is None else f" until {until:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -64,16 +64,16 @@ def shown_until(until: datetime | None) -> str:
 
 @click.group()
 def config() -> None:
-    """Settings that may change while the product runs."""
+    """Settings that can change while the product runs."""
 
 
 @config.command(name="get")
 @click.argument("name", required=False)
 @with_context
 def get(context: Context, name: str | None) -> None:
-    """Show what holds, and where each value comes from: the default, the environment, or a change by somebody.
+    """Show the current values, each with its origin: the default, the environment, or an operator's change.
 
-    The environment is that of the running stack. Where no stack is asked it is this command's, which stderr says.
+    The environment is that of the running stack; without a stack it is this command's own, and stderr says so.
     """
     from nigredo.control.state import SETTING
     from nigredo.settings import Settings
@@ -84,12 +84,12 @@ def get(context: Context, name: str | None) -> None:
     held = {entry.name: entry for entry in changes_of(context).held(SETTING)}
     found = {each: _found(context, each, held.get(each)) for each in ([name] if name else names)}
     if any(each not in held or held[each].expires_at for each in found):
-        context.tell_whose_settings()
-    context.result(found, [f"{each}={told['value']}  ({told['origin']})" for each, told in found.items()])
+        context.warn_of_own_settings()
+    context.result(found, [f"{each}={setting['value']}  ({setting['origin']})" for each, setting in found.items()])
 
 
 def _found(context: Context, name: str, entry: ControlEntry | None) -> dict[str, str | None]:
-    """Return a setting's value and origin; with its end if it was changed while the product runs."""
+    """Return value, origin and end of a setting. entry: the change in the control topic, if any."""
     from nigredo.control.state import beneath
     from nigredo.settings import Settings
 
@@ -110,9 +110,9 @@ def _found(context: Context, name: str, entry: ControlEntry | None) -> dict[str,
 @lasts
 @with_context
 def set_(context: Context, assignments: tuple[str, ...], lasts: timedelta | None) -> None:
-    """Change settings in every process, all of those named or none; the others stay as they are.
+    """Change settings in every process: all of the named ones or none.
 
-    With --for the value that held before without an end holds again afterwards.
+    With --for, the last value without an end is restored afterwards.
     """
     wanted: dict[str, str] = {}
     for assignment in assignments:
@@ -126,7 +126,10 @@ def set_(context: Context, assignments: tuple[str, ...], lasts: timedelta | None
 
 
 def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelta | None) -> None:
-    """Change settings in every process, and say so. Raises UsageError before any is changed, DependencyDown."""
+    """Change settings in every process and print the result.
+
+    Raises UsageError for values that cannot work, before any is changed, and DependencyDown.
+    """
     changes, until = changes_of(context), until_of(lasts)
     after = put_settings(context, changes, wanted, until)
     lines = [
@@ -137,7 +140,7 @@ def change_settings(context: Context, wanted: Mapping[str, str], lasts: timedelt
     document: dict[str, Any] = {"settings": dict(wanted), "until": until and until.isoformat()}
     if len(wanted) == 1:
         ((document["name"], document["value"]),) = wanted.items()
-    tell_changed(context, changes, document, lines)
+    report_change(context, changes, document, lines)
 
 
 def put_settings(
@@ -148,9 +151,9 @@ def put_settings(
     *,
     also: Sequence[Change] = (),
 ) -> dict[str, dict[str, str | None]]:
-    """Put settings, and make other changes with them; return value and origin of each after its end, if it has one.
+    """Write settings, and other changes with them; return value and origin that each has after its end, if any.
 
-    Raises UsageError for values that cannot work, before any is put, and DependencyDown.
+    Raises UsageError for values that cannot work, before any is written, and DependencyDown.
     """
     from nigredo.control.admin import Change
     from nigredo.control.state import SETTING, setting_entry
@@ -166,7 +169,7 @@ def put_settings(
 
 
 def stays(after: Mapping[str, str | None] | None, text: str) -> str:
-    """Return what a line adds when a flag has the same value after its time: nothing begins by itself then."""
+    """Return the addition to a line when a flag keeps its value after its end, so that nothing restarts by itself."""
     from nigredo.settings import Settings
 
     if after is None or Settings.parse("MAINTENANCE_MODE", after["value"] or "") != Settings.parse(
@@ -180,7 +183,7 @@ def stays(after: Mapping[str, str | None] | None, text: str) -> str:
 @click.argument("name")
 @with_context
 def unset(context: Context, name: str) -> None:
-    """Go back to what the environment says, or the default."""
+    """Remove a change, so that the value of the environment or the default holds again."""
     from nigredo.control.state import SETTING
     from nigredo.settings import Settings
 
@@ -188,8 +191,8 @@ def unset(context: Context, name: str) -> None:
     removed = changes.remove(SETTING, name)
     if not removed and name not in Settings.live_names():
         raise ConfigurationError(f"{name}: no setting of this name can change while it runs; see `nigredo config get`")
-    line = f"{name} is as at the start" if removed else f"{name} was not set: it is as at the start"
-    tell_changed(context, changes, {"name": name, "removed": removed}, line)
+    line = f"{name} is as at the start" if removed else f"{name} was not changed: it is as at the start"
+    report_change(context, changes, {"name": name, "removed": removed}, line)
 
 
 # --- blocked addresses ------------------------------------------------------------------------------------------------
@@ -197,19 +200,19 @@ def unset(context: Context, name: str) -> None:
 
 @click.group()
 def ip() -> None:
-    """Client addresses that are answered 403, whatever they ask for."""
+    """Blocked client addresses: every request is answered 403."""
 
 
 @ip.command()
 @click.argument("networks", nargs=-1, required=True, metavar="CIDR…")
-@click.option("--reason", default="", help="Why, for whoever reads the list")
+@click.option("--reason", default="", help="Shown by `nigredo ip list`")
 @click.option("--force", is_flag=True, help="Also a network so large that it blocks whole countries")
 @lasts
 @with_context
 def block(context: Context, networks: tuple[str, ...], reason: str, force: bool, lasts: timedelta | None) -> None:
-    """Block addresses or networks (IPv4 or IPv6), in every process, within a second.
+    """Block addresses or networks (IPv4 or IPv6) in every process, within a second.
 
-    With --for a block without an end that was there before stays.
+    With --for, an existing block without an end stays.
     """
     from nigredo.control.admin import Change
     from nigredo.control.state import IP_BLOCK
@@ -227,19 +230,19 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
         for network, entry in zip(wanted, permanent, strict=True)
     ]
     blocked = [str(network) for network in wanted]
-    tell_changed(context, changes, {"blocked": blocked, "until": until and until.isoformat()}, lines)
+    report_change(context, changes, {"blocked": blocked, "until": until and until.isoformat()}, lines)
 
 
 @ip.command()
 @click.argument("networks", nargs=-1, required=True, metavar="CIDR…")
 @with_context
 def unblock(context: Context, networks: tuple[str, ...]) -> None:
-    """Let addresses or networks in again. The exit code is 0 only when all were blocked and none is any more."""
+    """Unblock addresses or networks. The exit code is 0 only when all were blocked and none is blocked any more."""
     from nigredo.control.admin import Change
     from nigredo.control.state import IP_BLOCK
 
     changes, wanted = changes_of(context), list(dict.fromkeys(map(_network, networks)))
-    # By what an entry means: an earlier release kept a mapped address as it was written.
+    # Compared by network, because an earlier release stored a mapped IPv6 address as it was typed.
     blocks = [(entry.name, network) for entry in changes.held(IP_BLOCK) if (network := _known(entry.name)) is not None]
     removed = [name for name, network in blocks if network in wanted]
     changes.apply([Change(IP_BLOCK, name, None) for name in removed])
@@ -265,14 +268,14 @@ def unblock(context: Context, networks: tuple[str, ...]) -> None:
 @ip.command(name="list")
 @with_context
 def list_(context: Context) -> None:
-    """Show what is blocked, by whom and until when."""
+    """Show the blocked networks, by whom and until when."""
     from nigredo.control.state import IP_BLOCK, beneath
 
     entries = changes_of(context).held(IP_BLOCK)
     document, lines = [], []
     for entry in entries:
         permanent = beneath(entry)
-        # A block for a time over one without an end changes nothing while both are there.
+        # A block with an end adds nothing to a block without one.
         shown, until = permanent or entry, None if permanent else entry.expires_at
         document.append(
             {
@@ -315,36 +318,36 @@ def _known(text: str) -> Network | None:
 
 @click.group()
 def maintenance() -> None:
-    """Answer forms with a readable 503 while something is worked on."""
+    """Maintenance mode: forms are answered with a readable 503."""
 
 
 @maintenance.command()
-@click.option("--text", help="What people read")
+@click.option("--text", help="Message to the people who send forms")
 @lasts
 @with_context
 def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
-    """Take no forms until `nigredo maintenance off`, or for a time; returns once the running ingest obeys.
+    """Accept no forms until `nigredo maintenance off`, or for a time; returns once the running ingest obeys.
 
-    stderr says when that is not confirmed within ten seconds; the exit code is 1 then if ingest answers.
+    Without a confirmation within ten seconds stderr says so, and the exit code is 1 if ingest answers.
     """
     changes, until = changes_of(context), until_of(lasts)
     wanted = {"MAINTENANCE_MODE": "true"} | ({} if text is None else {"MAINTENANCE_TEXT": text})
     after = put_settings(context, changes, wanted, until).get("MAINTENANCE_MODE")
     document = {"maintenance": True, "until": until and until.isoformat()}
-    line = f"no forms are taken{shown_until(until)}{stays(after, 'true')}"
-    tell_changed(context, changes, document, line)
+    line = f"no forms are accepted{shown_until(until)}{stays(after, 'true')}"
+    report_change(context, changes, document, line)
 
 
 @maintenance.command()
 @with_context
 def off(context: Context) -> None:
-    """Take forms again."""
+    """Accept forms again."""
     from nigredo.control.admin import Change
     from nigredo.control.state import SETTING
 
     changes, text = changes_of(context), Change(SETTING, "MAINTENANCE_TEXT", None)
     put_settings(context, changes, {"MAINTENANCE_MODE": "false"}, None, also=[text])
-    tell_changed(context, changes, {"maintenance": False}, "forms are taken")
+    report_change(context, changes, {"maintenance": False}, "forms are accepted")
 
 
 COMMANDS = (config, ip, maintenance)

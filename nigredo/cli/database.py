@@ -1,4 +1,4 @@
-"""`nigredo migrate`: the database's schema."""
+"""`nigredo migrate`: migrations of the database's schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nigredo.cli.output import Context, with_context
 @click.command()
 @with_context
 def migrate(context: Context) -> None:
-    """Apply what the database does not have yet; safe to repeat."""
+    """Apply the migrations that the database does not have yet; safe to repeat."""
     from nigredo.postgres.migrate import migrate as apply
 
     applied = apply(context.settings("migrate", role="admin"))

@@ -1,4 +1,4 @@
-"""`nigredo dead`: leads that a receiver will not get by itself any more."""
+"""`nigredo dead`: leads that delivery gave up for a receiver, and their redrive."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PART = "dead"
 
 @click.group()
 def dead() -> None:
-    """Leads whose attempts are spent, or that a receiver refused for good."""
+    """Dead leads: out of attempts, or refused for good by the receiver."""
 
 
 @dead.command(name="list")
 @click.option("--endpoint", default=None, help="Only of this receiver")
 @with_context
 def list_(context: Context, endpoint: str | None) -> None:
-    """Show them, oldest first."""
-    every = _redelivery(context).topics.dead()
+    """Show the dead leads, oldest first."""
+    every = _replay_service(context).topics.dead()
     if endpoint is not None and not any(each.endpoint == endpoint for each in every):
         known_endpoint(context, endpoint)
     found = [each for each in every if endpoint in (None, each.endpoint)]
@@ -59,42 +59,42 @@ def _nothing(context: Context) -> str:
 @click.argument("lead_id", metavar="ID", type=click.UUID)
 @with_context
 def show(context: Context, lead_id: UUID) -> None:
-    """Show what is known of one, at every receiver that it is dead for."""
-    found = [_document(each) for each in _redelivery(context).topics.dead() if each.lead_id == lead_id]
+    """Show a dead lead, once for every receiver it is dead for."""
+    found = [_document(each) for each in _replay_service(context).topics.dead() if each.lead_id == lead_id]
     if not found:
         raise ConfigurationError(f"{lead_id} is not dead; see `nigredo dead list`")
     lines = [
-        f"{name:<15} {'-' if told is None else told}" for each in found for name, told in (*each.items(), ("", ""))
+        f"{name:<15} {'-' if value is None else value}" for each in found for name, value in (*each.items(), ("", ""))
     ]
     context.result(found, [line.rstrip() for line in lines[:-1]])
 
 
 @dead.command()
 @click.argument("lead_ids", metavar="ID…", nargs=-1, type=click.UUID)
-@click.option("--all", "everything", is_flag=True, help="All of this receiver")
+@click.option("--all", "everything", is_flag=True, help="All dead leads of this receiver")
 @endpoint_option
-@click.option("--no-wait", is_flag=True, help="Return once it is asked for; the sink sends on its own")
+@click.option("--no-wait", is_flag=True, help="Return once the replay is requested; the sink sends by itself")
 @yes_option
 @with_context
 def redrive(
     context: Context, lead_ids: tuple[UUID, ...], everything: bool, endpoint: str, no_wait: bool, yes: bool
 ) -> None:
-    """Send them again, behind live traffic; one stays dead until it is delivered. Safe to repeat."""
+    """Send dead leads again, behind live traffic; each stays dead until it is delivered. Safe to repeat."""
     if bool(lead_ids) == everything:
-        raise click.UsageError("say which, by their ids, or --all")
-    redelivery = _redelivery(context, endpoint)
-    every = redelivery.topics.dead()
+        raise click.UsageError("name the leads by their ids, or use --all")
+    replays = _replay_service(context, endpoint)
+    every = replays.topics.dead()
     found = {each.lead_id: each for each in every if each.endpoint == endpoint}
     if missing := [str(lead_id) for lead_id in lead_ids if lead_id not in found]:
         raise ConfigurationError(f"{', '.join(missing)}: not dead for {endpoint}; see `nigredo dead list`")
     if not found and every:
         others = ", ".join(sorted({each.endpoint for each in every}))
-        raise ConfigurationError(f"none is dead for {endpoint}; some are for {others}: choose by --endpoint")
-    waiting = redelivery.topics.waiting(endpoint)
+        raise ConfigurationError(f"no lead is dead for {endpoint}, but some are for {others}: choose by --endpoint")
+    waiting = replays.topics.waiting(endpoint)
     chosen = [found[lead_id] for lead_id in dict.fromkeys(lead_ids or found)]
-    # After a rewind: live delivery does not know that a lead was dead.
+    # After a rewind live delivery may have delivered a dead lead, because it does not read the dead leads.
     oldest = min((each.died_at for each in chosen), default=None)
-    delivered = redelivery.delivered_since(_references(chosen), oldest) if oldest else set()
+    delivered = replays.delivered_since(_references(chosen), oldest) if oldest else set()
     wanted = [each for each in chosen if each.lead_id.bytes not in waiting | delivered]
     document: dict[str, Any] = {
         "endpoint": endpoint,
@@ -103,15 +103,15 @@ def redrive(
         "to_send": len(wanted),
     }
     if not wanted:
-        context.result(document, "nothing to send: none is dead, or all are delivered or wait for their attempt")
+        context.result(document, "nothing to send: no lead is dead, or all are delivered or wait for an attempt")
         return
     context.confirm(f"Send {counted(len(wanted), 'dead lead')} to {endpoint} again?", yes=yes)
-    redelivery.request(_references(wanted), "dead leads")
+    replays.request(_references(wanted), "dead leads")
     if no_wait:
         context.result(document, f"asked the sink to send {counted(len(wanted), 'lead')} again", changed=True)
         return
-    wait_until_settled(context, redelivery.watch(_references(wanted)), len(wanted))
-    left = {(each.lead_id, each.endpoint) for each in redelivery.topics.dead()}
+    wait_until_settled(context, replays.watch(_references(wanted)), len(wanted))
+    left = {(each.lead_id, each.endpoint) for each in replays.topics.dead()}
     still = sum((each.lead_id, each.endpoint) in left for each in wanted)
     context.result(
         document | {"still_dead": still},
@@ -132,7 +132,7 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
     return list(groups.values())
 
 
-def _redelivery(context: Context, endpoint: str = "fibonacci") -> ReplayService:
+def _replay_service(context: Context, endpoint: str = "fibonacci") -> ReplayService:
     from nigredo.operations.replay import ReplayService
 
     return ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)

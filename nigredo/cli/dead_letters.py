@@ -1,4 +1,4 @@
-"""`nigredo dead-letters`: records that a process could not use, and the way back for them."""
+"""`nigredo dead-letters`: parked records that a process could not handle; show, retry and discard them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LISTENER_TIMEOUT_S = 2.0
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Records that a process could not use, parked with the reason for 90 days."""
+    """Dead letters: records that a process could not handle, parked for 90 days with the reason."""
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -46,7 +46,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 @_filters
 @with_context
 def list_(context: Context, topic: str | None, reason: str | None, last: timedelta | None) -> None:
-    """Show them, oldest first; nothing of what people wrote."""
+    """Show the dead letters, oldest first, without personal data."""
     found = _filtered(_letters(context).waiting(), topic, reason, last)
     lines = [
         f"{one.letter.parked_at:%Y-%m-%d %H:%M:%S} UTC  {one.id}  {one.letter.reason}  {one.letter.error}".rstrip()
@@ -57,10 +57,10 @@ def list_(context: Context, topic: str | None, reason: str | None, last: timedel
 
 @dead_letters.command()
 @click.argument("letter_id", metavar="ID")
-@click.option("--payload", is_flag=True, help="Also its key and contents, with all that the person wrote")
+@click.option("--payload", is_flag=True, help="Also key and contents, including personal data")
 @with_context
 def show(context: Context, letter_id: str, payload: bool) -> None:
-    """Show one: headers, place, reason and sizes."""
+    """Show a dead letter: reason, topic-partition and offset, headers, sizes."""
     letters = _letters(context)
     (one,) = _by_id(letters.waiting(), [letter_id])
     headers = {each.key: (each.value or b"").decode(errors="replace") for each in one.letter.headers}
@@ -68,22 +68,22 @@ def show(context: Context, letter_id: str, payload: bool) -> None:
     if payload:
         key = one.letter.key
         document |= {"key": None if key is None else key.decode(errors="replace"), **letters.payload(one)}
-    context.result(document, [f"{name:<17} {'-' if told is None else told}" for name, told in document.items()])
+    context.result(document, [f"{name:<17} {'-' if value is None else value}" for name, value in document.items()])
 
 
 @dead_letters.command()
 @click.argument("letter_ids", metavar="ID…", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that the filters leave")
+@click.option("--all", "everything", is_flag=True, help="All that match the filters")
 @_filters
-@click.option("--dry-run", is_flag=True, help="Only say which")
+@click.option("--dry-run", is_flag=True, help="Only list the matching records")
 @yes_option
 @with_context
 def retry(context: Context, letter_ids: tuple[str, ...], everything: bool, **options: Any) -> None:
-    """Put records back, once their cause is mended. Safe to interrupt and to repeat.
+    """Retry records once their cause is fixed. Safe to interrupt and to repeat.
 
-    A submission is appended to its topic again and judged now: the limit counts it as of this time. A record that the
-    persister could not store is stored, a lead that a sender could not read is sent by that sender, both under the
-    same id. What still cannot be read stays.
+    A submission is appended to its topic again, and the limiter judges it as of now. A record that the persister could
+    not store is stored; a lead that a sender could not read is sent by that sender; both keep their id. A record that
+    still cannot be read stays parked.
     """
     letters = _letters(context)
     _act(context, letters.waiting(), letters.retry, letter_ids, everything, "Put {} back?", "put back", **options)
@@ -91,15 +91,15 @@ def retry(context: Context, letter_ids: tuple[str, ...], everything: bool, **opt
 
 @dead_letters.command()
 @click.argument("letter_ids", metavar="ID…", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that the filters leave")
+@click.option("--all", "everything", is_flag=True, help="All that match the filters")
 @_filters
-@click.option("--dry-run", is_flag=True, help="Only say which")
+@click.option("--dry-run", is_flag=True, help="Only list the matching records")
 @yes_option
 @with_context
 def discard(context: Context, letter_ids: tuple[str, ...], everything: bool, **options: Any) -> None:
-    """Give records up for good; the audit keeps which they were, and who did it."""
+    """Discard records for good; the audit stores their ids and the operator's name."""
     letters = _letters(context)
-    question = "Give up {} for good?"
+    question = "Discard {} for good?"
     _act(context, letters.waiting(), letters.discard, letter_ids, everything, question, "discarded", **options)
 
 
@@ -119,7 +119,7 @@ def _act(
     yes: bool,
 ) -> None:
     if bool(letter_ids) == everything:
-        raise ConfigurationError("say which, by their ids, or --all (with --topic, --reason or --last)")
+        raise ConfigurationError("name the records by their ids, or use --all (with --topic, --reason or --last)")
     wanted = _filtered(_by_id(waiting, letter_ids) if letter_ids else waiting, topic, reason, last)
     document: dict[str, Any] = {"ids": [one.id for one in wanted], "done": 0, "left": []}
     if dry_run or not wanted:
@@ -127,13 +127,13 @@ def _act(
         return
     context.confirm(question.format(counted(len(wanted), "record")), yes=yes)
 
-    def told(one: Parked, why: str | None) -> None:
+    def note_outcome(one: Parked, why: str | None) -> None:
         if why is None:
             document["done"] += 1
         else:
             document["left"].append({"id": one.id, "why": why})
 
-    work(wanted, told)
+    work(wanted, note_outcome)
     lines = [f"{each['id']} is left: {each['why']}" for each in document["left"]]
     context.result(document, [*lines, f"{counted(document['done'], 'record')} {done}"], changed=True)
     if document["left"]:
@@ -162,7 +162,10 @@ def _letters(context: Context) -> DeadLetters:
 
 
 async def _store(settings: Settings, record: Record, event: Event | None) -> None:
-    """Store a record's rows by the persister's own statements, which may find them there already."""
+    """Store a record's rows with the persister's own statements, which are idempotent.
+
+    Raises NotRetried when the database still refuses the rows.
+    """
     from nigredo.errors import RecordRefused
     from nigredo.operations.dead_letters import NotRetried
     from nigredo.postgres.pool import make_pool
@@ -174,7 +177,7 @@ async def _store(settings: Settings, record: Record, event: Event | None) -> Non
     try:
         await Store(pool).write(rows_of([(record, event)]), [])
     except RecordRefused as error:
-        raise NotRetried(f"the database refuses it still: {error.error}") from error
+        raise NotRetried(f"the database still refuses it: {error.error}") from error
     finally:
         await pool.close(timeout=5.0)
 
@@ -198,15 +201,15 @@ def _document(one: Parked) -> dict[str, Any]:
 
 
 def _lead_id(key: bytes | None) -> str | None:
-    """Return a key that is a lead's id; any other may be a person's address."""
+    """Return a key that is a lead's id, else None, because any other key may hold a client's address."""
     try:
         return str(UUID((key or b"").decode()))
     except ValueError:
         return None
 
 
-def told_by_persister(home: Home) -> list[dict[str, Any]] | None:
-    """Return how many dead letters wait, by topic and reason; None where the persister does not tell."""
+def dead_letters_of_persister(home: Home) -> list[dict[str, Any]] | None:
+    """Return the counts of parked records by topic and reason; None when the persister does not report them."""
     import httpx
 
     try:
@@ -220,7 +223,7 @@ def told_by_persister(home: Home) -> list[dict[str, Any]] | None:
 
 
 def status_lines(counts: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the lines of `nigredo status` about dead letters."""
+    """Return the dead-letter lines of `nigredo status`."""
     return [
         counted(each["count"], f"record of {each['topic']} is", f"records of {each['topic']} are")
         + f" parked ({each['reason']}): see `nigredo dead-letters list`"

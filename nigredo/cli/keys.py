@@ -1,4 +1,4 @@
-"""`nigredo keys`: API keys, of which only the hashes are kept."""
+"""`nigredo keys`: API keys, stored only as hashes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nigredo.cli.control import Duration, changes_of, lasts, shown_until, until_of
-from nigredo.cli.obeyed import end_unless_obeyed, tell_changed
+from nigredo.cli.obeyed import end_unless_obeyed, report_change
 from nigredo.cli.output import Context, with_context
 from nigredo.errors import ConfigurationError
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 HEIR = "heir"
-"""In the entry of a key that was rotated: the id of the key that followed it."""
+"""Field in the entry of a rotated key: the id of its successor."""
 
 
 @click.group()
 def keys() -> None:
-    """API keys for reading leads over HTTP; only their hashes are kept."""
+    """API keys for reading leads over HTTP; only their hashes are stored."""
 
 
 @keys.command(name="create")
@@ -32,7 +32,7 @@ def keys() -> None:
 @lasts
 @with_context
 def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
-    """Create a key and print it, once: nobody can show it again. NAME says whose it is."""
+    """Create a key and print it once, because only its hash is stored. NAME says whose key it is."""
     from nigredo.control.api_keys import SCOPES, as_value, create
     from nigredo.control.state import API_KEY
 
@@ -49,8 +49,8 @@ def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: time
 @keys.command(name="list")
 @with_context
 def list_keys(context: Context) -> None:
-    """Show which keys there are, what they may do, and until when."""
-    found = sorted(_standing_keys(changes_of(context)).values(), key=lambda entry: entry.set_at)
+    """Show the current keys with their scopes and ends."""
+    found = sorted(_current_keys(changes_of(context)).values(), key=lambda entry: entry.set_at)
     document = [
         {
             "id": entry.name,
@@ -75,9 +75,9 @@ def list_keys(context: Context) -> None:
 @click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old one still works")
 @with_context
 def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
-    """Create a key like an old one, print it, and let the old one end after the overlap.
+    """Replace a key: print a new key of the same name and scopes, and let the old one expire after the overlap.
 
-    A key that has an end of its own keeps it: the new one ends then too, and the overlap is no longer than that.
+    An end of the old key applies to the new key too, and bounds the overlap.
     """
     from nigredo.clock import utc_now
     from nigredo.control.admin import Change
@@ -85,7 +85,7 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
     from nigredo.control.state import API_KEY
 
     changes = changes_of(context)
-    entry = _standing_key(changes, key_id)
+    entry = _current_key(changes, key_id)
     if heir := entry.value.get(HEIR):
         raise ConfigurationError(f"{key_id} was rotated before, and ends; rotate the key that followed it: {heir}")
     old = from_value(key_id, entry.value)
@@ -108,23 +108,23 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
 @click.argument("key_id", metavar="ID")
 @with_context
 def revoke_key(context: Context, key_id: str) -> None:
-    """End a key, at every node within a second."""
+    """Revoke a key, at every node within a second."""
     from nigredo.control.state import API_KEY
 
     changes = changes_of(context)
-    _standing_key(changes, key_id)
+    _current_key(changes, key_id)
     changes.remove(API_KEY, key_id)
-    tell_changed(context, changes, {"id": key_id, "revoked": True}, f"{key_id} is known no more")
+    report_change(context, changes, {"id": key_id, "revoked": True}, f"{key_id} is revoked")
 
 
-def _standing_keys(changes: ControlAdmin) -> dict[str, ControlEntry]:
+def _current_keys(changes: ControlAdmin) -> dict[str, ControlEntry]:
     from nigredo.control.state import API_KEY
 
     return {entry.name: entry for entry in changes.held(API_KEY)}
 
 
-def _standing_key(changes: ControlAdmin, key_id: str) -> ControlEntry:
-    found = _standing_keys(changes).get(key_id)
+def _current_key(changes: ControlAdmin, key_id: str) -> ControlEntry:
+    found = _current_keys(changes).get(key_id)
     if found is None:
         raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")
     return found

@@ -1,4 +1,4 @@
-"""Confirmation that the running ingest obeys a change to `nigredo.control`, from its health."""
+"""Confirmation that the running ingest has applied a change to `nigredo.control`, from its health."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LATE = "the change is in the log, but ingest does not obey it yet"
 
 
 class NotRunning(Exception):
-    """Nothing listens at ingest's address: a process that starts there reads all changes before it accepts a form."""
+    """No process listens at ingest's address; one that starts there reads all changes before it accepts a form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Obeyed:
-    """Result of asking ingest; `why` is None when every worker obeys."""
+    """Result of asking ingest. why: reason for a missing confirmation; None when every worker obeys."""
 
     why: str | None = None
     late: bool = False
-    """Whether a worker answers and does not obey."""
+    """Whether a worker answers but has not applied the change."""
 
 
 def until_obeyed(
@@ -40,10 +40,10 @@ def until_obeyed(
     *,
     within_s: float = OBEYED_WITHIN_S,
 ) -> Obeyed:
-    """Ask ingest until each of its workers has applied these records, at most for `within_s`.
+    """Ask ingest until each of its workers has applied these records, for at most `within_s`.
 
-    written: the last offset of the change in each partition. ask: returns the health document, None for no answer in
-    time, and raises NotRunning. Each question is a connection of its own, so that it may reach another worker.
+    written: the last offset of the change in each partition. ask: returns the health document, None without an answer
+    in time, and raises NotRunning. Each request opens a new connection, so that it may reach another worker.
     """
     ask, deadline, obeys = ask or _health_of, time.monotonic() + within_s, dict[str, bool]()
     while True:
@@ -64,28 +64,31 @@ def until_obeyed(
             if not obeys:
                 return Obeyed(f"not confirmed by ingest, which does not answer at {url}")
             if all(obeys.values()):
-                # The system decides which worker gets a connection, and need not pick each in so short a time.
+                # The kernel chooses the worker of a connection, and may not choose each in so short a time.
                 return Obeyed(f"confirmed by {len(obeys)} of the workers of ingest at {url}; no other one answered")
             return Obeyed(LATE + (f": it waits for {reason}" if reason else ""), late=True)
         time.sleep(LOOK_EVERY_S)
 
 
-def tell_changed(context: Context, changes: ControlAdmin, document: dict[str, Any], lines: str | list[str]) -> None:
-    """Print the result of a change once ingest obeys it, or with a line on stderr that this is not confirmed.
+def report_change(context: Context, changes: ControlAdmin, document: dict[str, Any], lines: str | list[str]) -> None:
+    """Print the result of a change once ingest obeys, or with a line on stderr that this is not confirmed.
 
-    Ends with exit code 1 when ingest answers and does not obey in time.
+    Ends with exit code 1 when ingest answers but does not obey in time.
     """
-    found = _asked(context, changes)
+    found = _confirmation(context, changes)
     context.result(document | {"confirmed": found.why is None}, lines, changed=True)
     _end_unless(found)
 
 
 def end_unless_obeyed(context: Context, changes: ControlAdmin) -> None:
-    """Wait until ingest obeys, after a result that must not be lost; ends as `tell_changed` does."""
-    _end_unless(_asked(context, changes))
+    """Wait until ingest obeys, after a result that must be printed first.
+
+    Without a confirmation prints the reason on stderr; ends with exit code 1 when ingest answers but does not obey.
+    """
+    _end_unless(_confirmation(context, changes))
 
 
-def _asked(context: Context, changes: ControlAdmin) -> Obeyed:
+def _confirmation(context: Context, changes: ControlAdmin) -> Obeyed:
     home, url = context.target.home, context.target.environment.get("NIGREDO_URL")
     if home is not None:
         url = home.url("ingest")

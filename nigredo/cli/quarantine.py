@@ -1,4 +1,4 @@
-"""`nigredo quarantine`: refused submissions, and putting one through after all."""
+"""`nigredo quarantine`: refused submissions, and the release of one as a lead."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _reason(rejection: Rejection) -> str:
 
 @click.group()
 def quarantine() -> None:
-    """Refused submissions: over the limit, spam, double clicks. Kept for 30 days, and can be put through."""
+    """Refused submissions: over the limit, spam, duplicates. Stored for 30 days, and can be released."""
 
 
 @quarantine.command(name="list")
@@ -55,7 +55,7 @@ def quarantine() -> None:
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many, newest first")
 @with_context
 def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> None:
-    """Show what was refused, newest first; nothing of what people wrote."""
+    """Show the refused submissions, newest first, without personal data."""
     from nigredo.clock import utc_now
 
     kept = _quarantine(context).kept(since=utc_now() - last).values()
@@ -73,14 +73,14 @@ def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> 
 
 @quarantine.command()
 @click.argument("lead_id", type=click.UUID, metavar="ID")
-@click.option("--content", is_flag=True, help="Also what the person wrote; on a terminal only")
+@click.option("--content", is_flag=True, help="Also personal data; on a terminal only")
 @with_context
 def show(context: Context, lead_id: UUID, content: bool) -> None:
     """Show one refused submission, and with --content the person's name, e-mail and message."""
     from nigredo.errors import ConfigurationError
 
     if content and not sys.stdout.isatty():
-        raise ConfigurationError("--content shows a person's data, and so only on a terminal")
+        raise ConfigurationError("--content shows personal data, so only on a terminal")
     kept = _quarantine(context).kept(ids=[lead_id]).get(lead_id)
     if kept is None:
         raise ConfigurationError(f"{lead_id} is not in quarantine: put through, erased, past its 30 days, or never was")
@@ -98,7 +98,7 @@ def show(context: Context, lead_id: UUID, content: bool) -> None:
         contact = rejection.contact
         document |= {"name": contact.name, "email": contact.email, "message": contact.message}
         document["extra"] = dict(contact.extra)
-    # A message's own line breaks are shown as such.
+    # Line breaks in a message are shown as line breaks, indented.
     lines = [
         line
         for name, value in document.items()
@@ -113,9 +113,9 @@ def show(context: Context, lead_id: UUID, content: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask")
 @with_context
 def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
-    """Put refused submissions through, outside the limit: stored and delivered as any lead.
+    """Release refused submissions as leads, outside the limit: stored and delivered as any other.
 
-    Once, however often it is repeated.
+    Each is released once, however often the command is repeated.
     """
     from nigredo.errors import ConfigurationError, NigredoError
 
@@ -149,7 +149,7 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
 
 
 def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:
-    """Return which of these are leads by now, as the database has it."""
+    """Return the ids among these that are leads by now, according to the database."""
     from nigredo.postgres.pool import connected
 
     if not lead_ids:

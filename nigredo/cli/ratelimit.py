@@ -1,4 +1,4 @@
-"""`nigredo ratelimit`: who is at the limit, and what to do about it."""
+"""`nigredo ratelimit`: client networks at the limit; reset their counts, change or simulate the limit."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ WHERE window_start > NOW() - INTERVAL '1 hour'
 ORDER BY submission_count DESC
 LIMIT %s
 """
-"""The operations runbook's own statement."""
+"""Statement of the operations runbook, word for word."""
 
 
 class Clients(click.ParamType):
-    """An address, or a network of them; an IPv4 address in IPv6 clothes is the IPv4 address."""
+    """An IP address or network; an IPv4-mapped IPv6 address counts as the IPv4 address."""
 
     name = "address"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Network:
-        """Return the network; fails with what is expected."""
+        """Return the network; fails with the expected form."""
         from nigredo.networks import parse_network
 
         try:
@@ -50,7 +50,7 @@ def _commands(context: Context) -> LimiterCommands:
 
 
 def _one_client(network: Network) -> str | None:
-    """Return the client network that all these addresses count for; None when there are several."""
+    """Return the client network that all these addresses count for; None when they count for several."""
     from nigredo.networks import client_network
 
     if network.prefixlen < (32 if network.version == 4 else 64):
@@ -67,9 +67,9 @@ def ratelimit() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many")
 @with_context
 def list_(context: Context, limit: int) -> None:
-    """Show who sent the most in the last hour, refused submissions too.
+    """Show the client networks with the most submissions in the last hour, refused ones included.
 
-    The exit code is 0 only when the table that they are in holds all that the log does.
+    The exit code is 0 only when the table is up to date with the log.
     """
     from nigredo.postgres.pool import connected
     from schemas.topics import RATE_LIMITS
@@ -83,9 +83,7 @@ def list_(context: Context, limit: int) -> None:
         for network, count, start in rows
     ]
     lines = [f"{network}  {count}  since {start:%Y-%m-%d %H:%M:%S} UTC" for network, count, start in rows]
-    context.result(
-        document, lines or f"nobody sent anything in the last hour{'' if whole else ', as far as the table is'}"
-    )
+    context.result(document, lines or f"no submission in the last hour{'' if whole else ', as far as the table goes'}")
     if not whole:
         raise click.exceptions.Exit(1)
 
@@ -95,10 +93,10 @@ def list_(context: Context, limit: int) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask before freeing all of a large network")
 @with_context
 def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
-    """Free clients: what they sent until now counts no more, at every node.
+    """Free clients: reset their counts at every node.
 
-    ADDRESS is any address or network. An IPv6 address frees its /64, since that is what counts; of a larger network
-    everybody is freed who is counted at present.
+    ADDRESS is any address or network. An IPv6 address frees its /64, because the limit counts by /64; of a larger
+    network every client is freed that is counted at present.
     """
     single = {str(each): client for each in clients if (client := _one_client(each)) is not None}
     large = [each for each in clients if str(each) not in single]
@@ -108,7 +106,7 @@ def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
         context.confirm(f"Free {counted(len(networks), 'client network')}?", yes=yes)
     commands.wait_handled(commands.reset(sorted(networks)), deadline_s=APPLY_DEADLINE_S)
     lines = [f"{network} is free" for network in sorted(networks)]
-    context.result({"freed": sorted(networks)}, lines or "nobody there is counted", changed=True)
+    context.result({"freed": sorted(networks)}, lines or "no client there is counted", changed=True)
 
 
 def _lies_in(key: str, networks: list[Network]) -> bool:
@@ -135,9 +133,9 @@ def set_limit(context: Context, number: int, lasts: timedelta | None) -> None:
 @click.argument("count", type=click.IntRange(1, SIMULATED_MAX), metavar="COUNT")
 @with_context
 def simulate(context: Context, client: Network, count: int) -> None:
-    """Tell what would happen if ADDRESS posted COUNT more forms now. Nothing is sent and nothing changes.
+    """Simulate COUNT more forms from ADDRESS now, and show each verdict. Nothing is sent and nothing changes.
 
-    Computed by the limiter's own function from the window that it last wrote about that client.
+    Computed by the limiter's own function from the window that it last wrote for that client.
     """
     from nigredo.clock import utc_now
     from nigredo.control.state import control_of
@@ -147,24 +145,24 @@ def simulate(context: Context, client: Network, count: int) -> None:
     if network is None:
         raise click.UsageError(f"{client} is many clients; name one address, or the /64 of an IPv6 one")
     settings, now = context.settings(PART, role="nigredo_app"), utc_now()
-    context.tell_whose_settings()
+    context.warn_of_own_settings()
     control = control_of(settings, changes_of(context).held())
     state = _commands(context).windows(lambda key: key == network).get(network)
-    told = simulated(state, client.network_address, network, count, control, at=now)
+    simulation = simulated(state, client.network_address, network, count, control, at=now)
     document = {
         "client_network": network,
         "limit": control.settings.rate_limit_per_hour,
-        "counted": told.counted,
-        "verdicts": told.verdicts,
-        "next_accepted_at": told.next_at and told.next_at.isoformat(),
+        "counted": simulation.counted,
+        "verdicts": simulation.verdicts,
+        "next_accepted_at": simulation.next_at and simulation.next_at.isoformat(),
     }
-    lines = [f"{network}: {told.counted} of {control.settings.rate_limit_per_hour} are counted; nothing is sent"]
-    lines += [f"{number:>5}  {verdict}" for number, verdict in enumerate(told.verdicts, 1)]
-    if told.next_at is None:
-        lines.append("no time can be told from which the next one would be accepted")
+    lines = [f"{network}: {simulation.counted} of {control.settings.rate_limit_per_hour} are counted; nothing is sent"]
+    lines += [f"{number:>5}  {verdict}" for number, verdict in enumerate(simulation.verdicts, 1)]
+    if simulation.next_at is None:
+        lines.append("there is no time from which the next one would be accepted")
     else:
-        ahead_s = round((told.next_at - now).total_seconds())
-        when = "at once" if ahead_s <= 0 else f"at {told.next_at:%Y-%m-%d %H:%M:%S} UTC, in {ahead_s} s"
+        ahead_s = round((simulation.next_at - now).total_seconds())
+        when = "at once" if ahead_s <= 0 else f"at {simulation.next_at:%Y-%m-%d %H:%M:%S} UTC, in {ahead_s} s"
         lines.append(f"the next one would be accepted {when}")
     context.result(document, lines)
 

@@ -1,4 +1,4 @@
-"""`nigredo recover`: the way back to work after a disaster to the log."""
+"""`nigredo recover`: repair of positions, windows and leads after a disaster to the log."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ IDS_SHOWN = 20
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only show what is wrong and what would be done")
-@click.option("--ids", is_flag=True, help="List every lead that the log lost, not the first few")
+@click.option("--dry-run", is_flag=True, help="Only show the damage and the repair")
+@click.option("--ids", is_flag=True, help="List every lead that the log lost, not only the first few")
 @yes_option
 @with_context
 def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
-    """Repair stored positions, windows and leads after the log was lost, cut, set back or made again.
+    """Repair stored positions, windows and leads after the log was lost, truncated, restored or recreated.
 
-    Shows what is wrong first. The limiter and the senders that have to be set leave their groups meanwhile; forms are
-    taken all the time. Ends with exit code 0 only when nothing is wrong any more.
+    Shows the damage first. The limiter and the affected senders leave their groups meanwhile; forms are accepted all
+    the time. The exit code is 0 only when nothing is left to repair.
     """
     recovery = _recovery(context)
     found = recovery.look()
@@ -77,7 +77,7 @@ def _described(found: Condition, *, ids: bool) -> list[str]:
     if found.lost:
         lines.append(
             f"{counted(len(found.lost), 'accepted lead is', 'accepted leads are')} not in the log, "
-            "and some endpoint never took them:"
+            "and some endpoint never received them:"
         )
         shown = found.lost if ids else found.lost[:IDS_SHOWN]
         lines += [f"  {lead_id}" for lead_id in shown]
@@ -86,7 +86,7 @@ def _described(found: Condition, *, ids: bool) -> list[str]:
     if found.only_stored:
         lines.append(
             f"{counted(found.only_stored, 'lead is', 'leads are')} in PostgreSQL alone, "
-            "taken by every endpoint: that is no harm"
+            "delivered to every endpoint: no repair is needed"
         )
     if found.gone:
         lines += [

@@ -1,4 +1,4 @@
-"""`nigredo replay`: send leads again, behind live traffic."""
+"""`nigredo replay`: chosen leads sent again, behind live traffic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PART = "replay"
 LINE_EVERY_S = 5.0
 LOOK_EVERY_S = 0.25
 STALLED_AFTER_S = 600.0
-"""The sink may be paused for weeks; the command does not wait for that."""
+"""Seconds without progress after which the command stops waiting, because the sink may be paused for weeks."""
 
 
 class When(click.ParamType):
@@ -32,7 +32,7 @@ class When(click.ParamType):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return it, aware; fails with what is expected."""
+        """Return the time, in UTC; fails with the expected form."""
         if isinstance(value, datetime):
             return value
         try:
@@ -42,13 +42,13 @@ class When(click.ParamType):
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
 
 
-class Place(click.ParamType):
+class PartitionOffset(click.ParamType):
     """A partition and an offset, such as 0:1500."""
 
     name = "partition:offset"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Return them; fails with what is expected."""
+        """Return partition and offset; fails with the expected form."""
         partition, _, offset = str(value).partition(":")
         if not (partition.isascii() and partition.isdecimal() and offset.isascii() and offset.isdecimal()):
             self.fail("must be a partition and an offset, such as 0:1500", param, ctx)
@@ -56,7 +56,7 @@ class Place(click.ParamType):
 
 
 def known_endpoint(context: Context, endpoint: str) -> None:
-    """Raise ConfigurationError for a receiver that there is not and never was: a list of nothing would be no answer."""
+    """Raise ConfigurationError for an endpoint that never existed, because an empty list would mislead."""
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.operations.replay import ReplayService
 
@@ -71,15 +71,21 @@ endpoint_option = click.option("--endpoint", default="fibonacci", show_default=T
 
 @click.command()
 @click.option("--since", type=Duration(), help="Leads of the last 1h, 30m, 7d, …")
-@click.option("--from", "begin", type=When(), help="Leads from this time on, by their records' timestamps")
+@click.option("--from", "begin", type=When(), help="Leads from this time on, by record timestamp")
 @click.option("--to", "end", type=When(), help="Leads before this time  [default: now; with --from]")
-@click.option("--from-offset", "places", type=Place(), multiple=True, help="From here in a partition; repeatable")
+@click.option(
+    "--from-offset",
+    "offsets",
+    type=PartitionOffset(),
+    multiple=True,
+    help="From this offset of a partition on; repeatable",
+)
 @click.option("--lead", "leads", type=click.UUID, multiple=True, help="This lead; repeatable")
 @click.option("--failed-only", is_flag=True, help="Only leads with a failed attempt and no delivered one")
-@click.option("--include-delivered", is_flag=True, help="Also leads that the receiver has already")
+@click.option("--include-delivered", is_flag=True, help="Also leads that were delivered already")
 @endpoint_option
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent")
-@click.option("--no-wait", is_flag=True, help="Return once it is asked for; the sink sends on its own")
+@click.option("--dry-run", is_flag=True, help="Only show what would be sent")
+@click.option("--no-wait", is_flag=True, help="Return once the replay is requested; the sink sends by itself")
 @yes_option
 @with_context
 def replay(
@@ -87,7 +93,7 @@ def replay(
     since: timedelta | None,
     begin: datetime | None,
     end: datetime | None,
-    places: tuple[tuple[int, int], ...],
+    offsets: tuple[tuple[int, int], ...],
     leads: tuple[UUID, ...],
     failed_only: bool,
     include_delivered: bool,
@@ -98,31 +104,31 @@ def replay(
 ) -> None:
     """Send leads again, behind live traffic and without touching its offsets.
 
-    What was delivered is left out unless asked for; what waits for an attempt is left alone. Safe to interrupt and to
-    repeat.
+    Delivered leads are left out unless included; leads with a scheduled attempt are left alone. Safe to interrupt and
+    to repeat.
     """
     from nigredo.operations.replay import ReplayService
     from nigredo.operations.replay_plan import Rule
 
-    asked = _range(since, begin, end, places, leads)
+    selection = _range(since, begin, end, offsets, leads)
     if failed_only and include_delivered:
-        raise click.UsageError("--failed-only never sends a delivered lead, --include-delivered asks for it: one")
-    redelivery = ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
+        raise click.UsageError("--failed-only never sends a delivered lead; leave out --include-delivered")
+    replays = ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
     rule = Rule(include_delivered=include_delivered, failed_only=failed_only)
-    plan = redelivery.plan(asked, rule)
-    document = _document(plan, asked, endpoint)
+    plan = replays.plan(selection, rule)
+    document = _document(plan, selection, endpoint)
     if dry_run or not plan.counts.to_send:
-        context.result(document, [*_described(plan, asked), *([] if plan.counts.to_send else ["nothing to send"])])
-        _refuse_missing(plan, asked)
+        context.result(document, [*_described(plan, selection), *([] if plan.counts.to_send else ["nothing to send"])])
+        _refuse_missing(plan, selection)
         if not (dry_run or plan.counts.asked_for or plan.not_reached):
             raise ConfigurationError("there is no lead in that range, so nothing is sent; see --dry-run")
         return
-    context.tell(*_described(plan, asked))
+    context.tell(*_described(plan, selection))
     if not yes:
         context.confirm(f"Send {counted(plan.counts.to_send, 'lead')} to {endpoint} again?", yes=False)
-        plan = redelivery.plan(asked, rule)  # Whoever was asked may have thought about it for an hour.
-        document = _document(plan, asked, endpoint)
-    document |= _send(context, redelivery, plan, asked, wait=not no_wait)
+        plan = replays.plan(selection, rule)  # The answer may have taken an hour.
+        document = _document(plan, selection, endpoint)
+    document |= _send(context, replays, plan, selection, wait=not no_wait)
     lines = f"asked the sink to send {counted(document['written'], 'lead')} again"
     if not no_wait:
         lines = f"sent {document['sent']} of {counted(document['written'], 'lead')} again, "
@@ -133,24 +139,24 @@ def replay(
             counted(document["written"] - document["delivered"], "lead was", "leads were")
             + " not delivered (yet); see `nigredo webhook undelivered` and `nigredo dead list`"
         )
-    _refuse_missing(plan, asked)
+    _refuse_missing(plan, selection)
 
 
 def _range(
     since: timedelta | None,
     begin: datetime | None,
     end: datetime | None,
-    places: tuple[tuple[int, int], ...],
+    offsets: tuple[tuple[int, int], ...],
     leads: tuple[UUID, ...],
 ) -> Range:
     from nigredo.clock import utc_now
     from nigredo.operations.replay import Range
 
-    if sum((since is not None, begin is not None, bool(places), bool(leads))) != 1:
-        raise click.UsageError("say which leads, by one of --since, --from (with --to), --from-offset, --lead")
+    if sum((since is not None, begin is not None, bool(offsets), bool(leads))) != 1:
+        raise click.UsageError("choose leads by one of --since, --from (with --to), --from-offset, --lead")
     if end is not None and begin is None:
         raise click.UsageError("--to goes with --from")
-    if len({partition for partition, _ in places}) != len(places):
+    if len({partition for partition, _ in offsets}) != len(offsets):
         raise click.UsageError("--from-offset names a partition twice")
     now = utc_now()
     if since is not None:
@@ -159,71 +165,71 @@ def _range(
         if (end or now) <= begin:
             raise click.UsageError("--to must be later than --from, and --from in the past")
         return Range(since=begin, until=end or now)
-    return Range(from_offsets=places, ids=frozenset(leads))
+    return Range(from_offsets=offsets, ids=frozenset(leads))
 
 
-def _document(plan: Plan, asked: Range, endpoint: str) -> dict[str, Any]:
+def _document(plan: Plan, selection: Range, endpoint: str) -> dict[str, Any]:
     counts = plan.counts
     return {
         "endpoint": endpoint,
-        "from": asked.since and asked.since.isoformat(),
-        "to": asked.until and asked.until.isoformat(),
+        "from": selection.since and selection.since.isoformat(),
+        "to": selection.until and selection.until.isoformat(),
         "in_range": counts.asked_for,
         "erased": counts.erased,
         "delivered_already": counts.delivered,
         "waiting": counts.waiting,
         "not_failed": counts.not_failed,
         "not_reached": plan.not_reached,
-        "not_found": _missing(plan, asked),
+        "not_found": _missing(plan, selection),
         "to_send": counts.to_send,
     }
 
 
-def _missing(plan: Plan, asked: Range) -> int:
-    return max(0, len(asked.ids) - plan.counts.asked_for - plan.not_reached)
+def _missing(plan: Plan, selection: Range) -> int:
+    return max(0, len(selection.ids) - plan.counts.asked_for - plan.not_reached)
 
 
-def _refuse_missing(plan: Plan, asked: Range) -> None:
-    """End with an error when a lead was asked for that there is not; the others were sent all the same."""
-    if missing := _missing(plan, asked):
-        which = str(next(iter(asked.ids))) if len(asked.ids) == 1 else f"{missing} of {len(asked.ids)}"
+def _refuse_missing(plan: Plan, selection: Range) -> None:
+    """Raise ConfigurationError when a requested lead does not exist; the others are sent all the same."""
+    if missing := _missing(plan, selection):
+        which = str(next(iter(selection.ids))) if len(selection.ids) == 1 else f"{missing} of {len(selection.ids)}"
         raise ConfigurationError(f"--lead: {which} not found; the id is another, or the lead was erased long ago")
 
 
-def _described(plan: Plan, asked: Range) -> list[str]:
+def _described(plan: Plan, selection: Range) -> list[str]:
     counts = plan.counts
-    told = [
+    rows = [
         (counts.asked_for, "leads in range"),
         (counts.erased, "erased: never sent"),
         (counts.delivered, "delivered already: left out"),
-        (counts.waiting, "with an attempt to come: left alone"),
+        (counts.waiting, "with a scheduled attempt: left alone"),
         (counts.not_failed, "without a failed attempt: left out"),
         (counts.to_send, "to send"),
     ]
-    lines = [f"{count:>9}  {what}" for count, what in told if count or what in ("leads in range", "to send")]
+    lines = [f"{count:>9}  {label}" for count, label in rows if count or label in ("leads in range", "to send")]
     if plan.not_reached:
         lines.append(f"{plan.not_reached:>9}  not reached by live delivery yet: sent by it")
-    if missing := _missing(plan, asked):
+    if missing := _missing(plan, selection):
         lines.append(f"{missing:>9}  not found")
     return lines
 
 
-def _send(context: Context, redelivery: ReplayService, plan: Plan, asked: Range, *, wait: bool) -> dict[str, Any]:
-    """Write the references and, if asked, wait until the sink has settled them all."""
+def _send(context: Context, replays: ReplayService, plan: Plan, selection: Range, *, wait: bool) -> dict[str, Any]:
+    """Write the references of a plan and, with `wait`, wait until the sink has settled all of them."""
     from nigredo.clock import utc_now
 
     total, began = plan.counts.to_send, utc_now()
     with _progress(context, "asking the sink", total) as shown:
-        redelivery.request(plan.references, asked.describe(), shown)
+        replays.request(plan.references, selection.describe(), shown)
     if not wait:
         return {"written": total}
-    wait_until_settled(context, redelivery.watch(plan.references), total)
-    delivered = redelivery.sent_again(plan.references, began)
+    wait_until_settled(context, replays.watch(plan.references), total)
+    delivered = replays.sent_again(plan.references, began)
     return {"written": total, "sent": total, "delivered": len(delivered)}
 
 
 def wait_until_settled(context: Context, watched: ReplayProgress, total: int) -> None:
-    """Show how many of the leads are sent until all are. Raises DependencyDown when nothing moves for ten minutes."""
+    """Show the progress until all leads are sent. Raises DependencyDown after `STALLED_AFTER_S` without progress."""
     left, moved_at = total, time.monotonic()
     try:
         context.tell(
@@ -249,21 +255,21 @@ def wait_until_settled(context: Context, watched: ReplayProgress, total: int) ->
 
 
 @contextmanager
-def _progress(context: Context, what: str, total: int) -> Iterator[Any]:
-    """Show how far something is: a bar on a terminal, otherwise a line now and then."""
+def _progress(context: Context, label: str, total: int) -> Iterator[Any]:
+    """Show the progress of a task: a bar on a terminal, otherwise a line every `LINE_EVERY_S`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task, told_at = bar.add_task("", total=total), [time.monotonic()]
+        task, printed_at = bar.add_task("", total=total), [time.monotonic()]
 
         def show(done: int) -> None:
             bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - told_at[0] >= LINE_EVERY_S:
-                told_at[0] = time.monotonic()
-                context.tell(f"{what}: {done} of {total}")
+            if not console.is_terminal and time.monotonic() - printed_at[0] >= LINE_EVERY_S:
+                printed_at[0] = time.monotonic()
+                context.tell(f"{label}: {done} of {total}")
 
         yield show
 

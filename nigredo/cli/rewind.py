@@ -1,4 +1,4 @@
-"""`nigredo rewind`: the true offset reset of a consumer group."""
+"""`nigredo rewind`: offset reset of a consumer group, which processes its records again."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PART = "rewind"
 @click.argument("group")
 @click.option("--to-datetime", "at", type=When(), help="To the first record of this time or later, in each partition")
 @click.option("--to-offset", "places", multiple=True, metavar="[TOPIC:]P:O", help="To this offset; repeatable")
-@click.option("--to-earliest", "earliest", is_flag=True, help="To the oldest record there is")
-@click.option("--accept-gaps", is_flag=True, help="Also when retention has deleted a part of what would come again")
-@click.option("--dry-run", is_flag=True, help="Only say what each partition would do")
+@click.option("--to-earliest", "earliest", is_flag=True, help="To the oldest record left")
+@click.option("--accept-gaps", is_flag=True, help="Also when retention has deleted some of the records in between")
+@click.option("--dry-run", is_flag=True, help="Only show the new offset of each partition")
 @yes_option
 @with_context
 def rewind(
@@ -40,19 +40,19 @@ def rewind(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Set a consumer GROUP back: all from there on is done again, also what was delivered.
+    """Set a consumer GROUP back: it handles all records from there on again, so a sender repeats deliveries.
 
-    Its members leave for as long as it takes, at most two minutes. GROUP is a full name such as
+    Its members leave the group meanwhile, for at most two minutes. GROUP is a full name such as
     nigredo-webhook-sender-dev, or a part's: webhook-sender, webhook-sender-crm, persister.
     """
     from nigredo.operations.rewind import Rewind
 
     if sum((at is not None, bool(places), earliest)) != 1:
-        raise click.UsageError("say where to, by one of --to-datetime, --to-offset, --to-earliest")
+        raise click.UsageError("choose the target by one of --to-datetime, --to-offset, --to-earliest")
     settings = context.settings(PART, role="nigredo_app")
     name, offsets = _group(settings, group)
-    what = Rewind(settings, name, offsets, context.actor)
-    steps = what.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
+    reset = Rewind(settings, name, offsets, context.actor)
+    steps = reset.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
     document: dict[str, Any] = {"group": name, "partitions": [asdict(step) for step in steps], "done": False}
     gone, moved = sum(step.gone for step in steps), sum(step.goes_to != step.stands_at for step in steps)
     lines, nothing = _described(steps), "nothing to do: no partition moves"
@@ -62,7 +62,7 @@ def rewind(
     if gone and not accept_gaps:
         context.tell(*lines)
         raise ConfigurationError(
-            f"{gone} of the offsets asked for were deleted by retention; --accept-gaps goes back to what is left"
+            f"{gone} of the requested offsets were deleted by retention; --accept-gaps goes back to the first one left"
         )
     if not moved:
         context.result(document, [*lines, nothing])
@@ -70,12 +70,12 @@ def rewind(
     context.tell(*lines)
     records = sum(step.records for step in steps)
     context.confirm(f"Set {name} back, so that {_come(records)} again?", yes=yes)
-    what.do(steps, context.tell)
+    reset.do(steps, context.tell)
     context.result(document | {"done": True}, f"{name} was set back; {_come(records)} again", changed=True)
 
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
-    """Return a group's full name and where its offsets are. Raises ConfigurationError for one that has no reset."""
+    """Return a group's full name and its offset store. Raises ConfigurationError for a group that cannot be reset."""
     from nigredo.operations.rewind import DatabaseOffsets, KafkaOffsets
 
     limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
@@ -84,7 +84,7 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
         full = sender + full.removeprefix("webhook-sender")
     if full == limiter:
         raise ConfigurationError(
-            f"{limiter} cannot be set back: its windows are ahead of the log, so it would take every record for done"
+            f"{limiter} cannot be set back: its windows are ahead of the log, so it would skip every record as handled"
         )
     if full == persister:
         return full, DatabaseOffsets(settings)
@@ -104,10 +104,10 @@ def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persist
             raise ConfigurationError(f"{text}: must be a partition and an offset, such as 0:1500")
         if found[1] is None and persister:
             raise ConfigurationError(f"{text}: the persister reads several topics; say which, as in {LEADS}:{text}")
-        place = found[1] or LEADS, int(found[2])
-        if place in offsets:
+        partition = found[1] or LEADS, int(found[2])
+        if partition in offsets:
             raise ConfigurationError(f"{text}: this partition is named twice")
-        offsets[place] = int(found[3])
+        offsets[partition] = int(found[3])
     return RewindTarget(at=at, offsets=offsets or None, earliest=earliest)
 
 

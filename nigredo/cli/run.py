@@ -1,4 +1,4 @@
-"""`nigredo run`: one process of the product in the foreground, as a supervisor or an orchestrator starts it."""
+"""`nigredo run`: one process of the product in the foreground, for a supervisor or an orchestrator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nigredo.components import PROCESSES
 
 @click.command()
 @click.argument("name", type=click.Choice(sorted(PROCESSES)))
-@click.option("--endpoint", default=None, help="Whose webhook-sender it is  [default: WEBHOOK_ENDPOINT, fibonacci]")
+@click.option("--endpoint", default=None, help="Endpoint of a webhook-sender  [default: WEBHOOK_ENDPOINT, fibonacci]")
 @with_context
 def run(context: Context, name: str, endpoint: str | None) -> int:
-    """Run one process; its settings come from the environment alone."""
+    """Run one process, with its settings from the environment alone."""
     if endpoint is not None:
         if name != "webhook-sender":
             raise click.UsageError("--endpoint is for webhook-sender alone")

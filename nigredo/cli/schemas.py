@@ -1,4 +1,4 @@
-"""`nigredo schemas`: what the ids in the log mean, and whether the registry says the same to readers outside."""
+"""`nigredo schemas`: the schema ids pinned in the log, compared with the registry that external readers ask."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def schemas() -> None:
-    """The schema ids in the log, and the registry beside them."""
+    """Schema ids pinned in the log, and the registry beside them."""
 
 
 @schemas.command(name="list")
 @with_context
 def list_(context: Context) -> None:
-    """Show what each id means, and what the registry says of it."""
+    """Show the schema of each pinned id, and the registry's answer for it."""
     found = _findings(context)
     context.result([_document(each) for each in found], list(map(_line, found)) or "no id is pinned yet")
 
@@ -30,7 +30,7 @@ def list_(context: Context) -> None:
 @schemas.command()
 @with_context
 def check(context: Context) -> None:
-    """Compare the ids with the registry; exit code 0 only when readers outside find every one of them."""
+    """Compare the ids with the registry; exit code 0 only when external readers find every id."""
     found = _findings(context)
     wrong = [each for each in found if each.standing != "known"]
     context.result(
@@ -44,16 +44,16 @@ def check(context: Context) -> None:
 
 
 @schemas.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be done")
+@click.option("--dry-run", is_flag=True, help="Only show the changes")
 @with_context
 def repair(context: Context, dry_run: bool) -> None:
-    """Bring back what the registry lost, and replace the ids that it gave to others; safe to repeat."""
+    """Restore ids that the registry lost, and replace ids that it gave to other schemas; safe to repeat."""
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.operations.schema_ids import SchemaIds, ensure_schemas, patiently
 
     settings = context.settings("schemas", role="nigredo_app")
     ids = SchemaIds(settings)
-    # What a registry that went away in between has done is found done by the next try.
+    # Idempotent: a retry after a lost connection finds the finished changes done.
     lines = patiently(lambda: ids.repair(dry_run=dry_run))
     if not dry_run:
         lines += ensure_schemas(settings, examine_endpoints(settings)[0])

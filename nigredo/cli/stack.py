@@ -1,4 +1,4 @@
-"""`nigredo up`, `down`, `status`, `env`, `stop`, `start`, `restart`: the embedded stack."""
+"""`nigredo up`, `down`, `status`, `env`, `stop`, `start`, `restart`: operation of the embedded stack."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from nigredo.stack.artifacts import Artifacts
 
 PRIVATE = 0o077
-"""What the parts write is theirs alone; they inherit it."""
+"""Umask of the supervisor, inherited by the parts, so that their files are closed to other users."""
 CONTROL_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 150.0
 ACTION_DEADLINE_S = 600.0
-"""Longer than the supervisor itself waits for a part."""
+"""Longer than the supervisor waits for a part."""
 DETACHED_DEADLINE_S = 900.0
-"""Longer than a start takes until it gives up by itself."""
+"""Longer than a start takes until it fails by itself."""
 NOT_ALL_READY = 3
 
 
 @click.command()
 @click.option("--detach", is_flag=True, help="Return once everything is ready, and leave it running")
 @click.option("--port-base", type=int, default=None, help=f"First of {len(PORTS)} ports that follow each other [8080]")
-@click.option("--sample", is_flag=True, help="Once ready, submit a sample lead and show its way")
+@click.option("--sample", is_flag=True, help="Once ready, submit a sample lead and follow it")
 @click.option(
     "--external", default="", help="Parts that you run yourself at this stack's ports: kafka,registry,postgres"
 )
@@ -47,15 +47,15 @@ NOT_ALL_READY = 3
 def up(context: Context, detach: bool, port_base: int | None, sample: bool, external: str) -> int:
     """Start the whole stack and keep it running until Ctrl-C.
 
-    Forms are accepted as soon as Kafka and ingest are ready. Any other part that does not come up is tried again for
-    as long as the stack runs, and `nigredo status` says why.
+    Forms are accepted as soon as Kafka and ingest are ready. Any other part that does not come up is retried for as
+    long as the stack runs, and `nigredo status` says why.
 
     \b
     Exit codes:
       0    everything became ready (with --detach), or was stopped after forms were accepted
       1    no form can be accepted; the reason is on stderr, and nothing is left running
       2    wrong arguments
-      3    with --detach: forms are accepted, and the parts on stderr are not ready; they are tried again
+      3    with --detach: forms are accepted, but the parts named on stderr are not ready and are retried
       130  stopped before forms were accepted
     """
     from nigredo.stack import artifacts, embedded
@@ -65,39 +65,39 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
     given = [part.strip() for part in external.split(",") if part.strip()]
     if unknown := set(given) - set(embedded.EXTERNAL):
         raise ConfigurationError(f"--external knows {', '.join(embedded.EXTERNAL)}, not {', '.join(sorted(unknown))}")
-    # Wrong settings are told before anything starts.
+    # Report wrong settings before any part starts.
     settings = Settings.from_environment(home.part_environment(os.environ, "up"))
     with _disk():
         home.claim()
-    # Owned from here on, so that the parts are downloaded by one process and `nigredo down` knows of it.
+    # Owned from here on, so that only one process downloads, and `nigredo down` finds it.
     with control.owned(home) as owner:
         with _disk(), download_progress(context.tell) as progress:
             fetched = artifacts.fetch(artifacts.cache_dir(os.environ), progress)
         if not detach:
             os.umask(PRIVATE)
             with _disk():
-                # A part that is run from outside asks for a password only if that was put into the home beforehand.
-                closed = {
+                # An external part asks for a password only if the home already holds one.
+                with_password = {
                     part: part not in given or home.has_secret(password)
                     for part, password in (("kafka", "kafka-admin"), ("registry", "registry"))
                 }
                 home.create(
-                    kafka_auth=settings.embedded_kafka_auth if closed["kafka"] else "none",
-                    registry_auth="basic" if closed["registry"] else "none",
+                    kafka_auth=settings.embedded_kafka_auth if with_password["kafka"] else "none",
+                    registry_auth="basic" if with_password["registry"] else "none",
                 )
             return _run(context, home, fetched, given, sample=sample)
         process, log_file = _detached(home, external, owner)
-    return _until_over(context, home, process, log_file, sample=sample)
+    return _await_start(context, home, process, log_file, sample=sample)
 
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """Say in one line when a file cannot be written, as on a full disk."""
+    """Turn an OSError, such as of a full disk, into a NigredoError of one line."""
     try:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise NigredoError(f"{where}{error.strerror or error}; when that is mended, type it once more") from error
+        raise NigredoError(f"{where}{error.strerror or error}; fix that and run the command again") from error
 
 
 def _run(context: Context, home: Home, fetched: Artifacts, external: Sequence[str], *, sample: bool) -> int:
@@ -107,7 +107,7 @@ def _run(context: Context, home: Home, fetched: Artifacts, external: Sequence[st
 
     def when_accepting() -> None:
         context.tell(*_addresses(home))
-        context.tell("Ctrl-C stops everything; what was taken is kept.")
+        context.tell("Ctrl-C stops everything; accepted leads are kept.")
 
     def when_ready() -> None:
         if sample:
@@ -141,7 +141,7 @@ def _check_platform() -> None:
 
 
 def _detached(home: Home, external: str, owner: IO[str]) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a supervisor in a session of its own, which owns the home in our place; return it and its log."""
+    """Start a supervisor in a session of its own and pass ownership of the home to it; return it and its log file."""
     log_file = home.dir / "logs" / "supervisor.log"
     command = [sys.executable, "-m", "nigredo.cli", "--home", str(home.dir), "up", "--port-base", str(home.port_base)]
     command += ["--external", external] if external else []
@@ -158,14 +158,16 @@ def _detached(home: Home, external: str, owner: IO[str]) -> tuple[subprocess.Pop
     return process, log_file
 
 
-def _until_over(context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path, *, sample: bool) -> int:
-    """Wait until the start of a detached stack is over, say how it went, and return the exit code."""
+def _await_start(
+    context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path, *, sample: bool
+) -> int:
+    """Wait until the start of a detached stack is over, print the result, and return the exit code."""
     from nigredo.stack.sample import show_sample
 
     try:
         document = _until_settled(context, home, process, log_file)
     except BaseException:
-        # Ctrl-C too: the thing asked for was a stack that is ready, or none.
+        # Also on Ctrl-C, because the command promises a stack that is ready, or none.
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_DEADLINE_S)
@@ -181,21 +183,21 @@ def _until_over(context: Context, home: Home, process: subprocess.Popen[bytes], 
 
 
 def _until_settled(context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path) -> dict[str, Any]:
-    """Wait for the end of a start and return the status. Raises NigredoError when no form can be accepted."""
-    told = 0
+    """Wait for the end of a start and return the status document. Raises NigredoError when no form can be accepted."""
+    lines_shown = 0
     deadline = time.monotonic() + DETACHED_DEADLINE_S
     while True:
         ended = process.poll() is not None
         lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines[told:]:
+        for line in lines[lines_shown:]:
             if " ready after " in line or line.startswith(("still waiting", "Kafka's data")):
                 context.tell(line)
-        told = len(lines)
+        lines_shown = len(lines)
         if ended:
             raise NigredoError(
                 lines[-1].removeprefix("nigredo: ") if lines else f"the supervisor ended; see {log_file}"
             )
-        # A supervisor that is slow to answer is asked again.
+        # Ask again when the supervisor is slow to answer.
         with suppress(NigredoError):
             document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
             if document["settled"]:
@@ -206,7 +208,7 @@ def _until_settled(context: Context, home: Home, process: subprocess.Popen[bytes
 
 
 def not_ready(document: dict[str, Any]) -> list[str]:
-    """Return a line for each part, step and task that is not as it should be."""
+    """Return a line for each part and step that is not ready, and for each trouble."""
     waiting = document["parts"] | document["steps"]
     lines = [
         f"{name} is {each['waiting_for']}"
@@ -219,11 +221,11 @@ def not_ready(document: dict[str, Any]) -> list[str]:
 
 
 def table(document: dict[str, Any]) -> list[str]:
-    """Return the parts as lines, and the steps that are not done."""
+    """Return a table of the parts, and of the steps that are not done."""
     wide = max(map(len, document["parts"])) + 2
     lines = [f"{'PART':<{wide}}{'STATE':<10}{'PID':>8}  {'RESTARTS':>8}  NOTE"]
     for name, part in document["parts"].items():
-        # A supervisor of an earlier release tells no state.
+        # A supervisor of an earlier release reports no state.
         state = part.get("state") or ("ready" if part["ready"] else "waiting")
         notes = {"ready": part["url"], "stopped": part["waiting_for"]}
         note = notes.get(state, f"waits: {part['waiting_for']}")
@@ -246,7 +248,10 @@ def _addresses(home: Home) -> list[str]:
 @click.command()
 @with_context
 def down(context: Context) -> None:
-    """Stop the stack in this home; what was taken is kept. One that does not run is no error, a home without one is."""
+    """Stop the stack in this home; accepted leads are kept.
+
+    A stack that does not run is no error, a home without a stack is.
+    """
     from nigredo.stack.supervisor import end_leftovers
 
     home = context.stack()
@@ -267,7 +272,7 @@ def down(context: Context) -> None:
             except control.AlreadyRunning:
                 if time.monotonic() > deadline:
                     raise
-                # A start that does not listen yet, since it still downloads.
+                # A start that still downloads owns the home but does not listen yet.
                 ran = True
                 with suppress(control.NotRunning):
                     control.ask(home, {"do": "down"}, deadline_s=STOP_DEADLINE_S)
@@ -285,13 +290,13 @@ def down(context: Context) -> None:
 def status(context: Context) -> int:
     """Show the parts of the stack; exit code 0 only when all are ready and no record is parked.
 
-    A part that `nigredo stop` stopped is not ready: it stays stopped until `nigredo start`.
+    A part stopped by `nigredo stop` is not ready, and stays stopped until `nigredo start`.
     """
-    from nigredo.cli.dead_letters import status_lines, told_by_persister
+    from nigredo.cli.dead_letters import dead_letters_of_persister, status_lines
 
     home = context.stack()
     document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
-    parked = told_by_persister(home)
+    parked = dead_letters_of_persister(home)
     document["dead_letters"] = parked
     context.result(document, table(document) + document["troubles"] + status_lines(parked or ()))
     return 0 if document["ready"] and not parked else 1
@@ -300,7 +305,7 @@ def status(context: Context) -> int:
 @click.command()
 @with_context
 def env(context: Context) -> None:
-    """Print a shell's variables: eval "$(nigredo env)"."""
+    """Print shell variables for the stack's clients: eval "$(nigredo env)"."""
     home = context.stack()
     if not home.exists:
         raise NigredoError(f"there is no stack in {home.dir}; `nigredo up` makes one")

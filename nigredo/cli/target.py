@@ -1,4 +1,4 @@
-"""The stack or the cluster that a command speaks to, and the settings of the processes that run there."""
+"""Target of a command: the stack or cluster it speaks to, and the settings of the processes that run there."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from nigredo.stack import supervisor_socket as control
 from nigredo.stack.home import Home
 
 NO_STACK = "-"
-"""As `--home`: the cluster that the environment names, although there is a stack here."""
+"""Value of `--home` for the cluster that the environment names, even when there is a stack in the folder."""
 DEFAULT_HOME = ".nigredo"
 ASK_DEADLINE_S = 5.0
 COMMANDS_OWN = ("WEBHOOK_ENDPOINTS_FILE",)
-"""Wins over the stack's where the command has it: senders of further endpoints may run beside the stack."""
+"""Settings of the command that override the stack's, because senders of further endpoints may run beside the stack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The stack in a folder, or without one the cluster that the environment names."""
+    """A stack in a folder, or the cluster that the environment names."""
 
     home: Home | None
     chosen_from: str | None
-    """What else could have been meant; None when there is one possibility."""
+    """The other possible target; None when there is only one."""
     environment: Mapping[str, str]
-    """The settings of the running stack; those of the command where no stack tells them."""
+    """Settings of the running stack, or the command's own when no stack reports them."""
     why_own: str | None
-    """Why the settings are those of the command; None when the running stack told them."""
+    """Reason for using the command's own settings; None when the running stack reported its settings."""
 
     def part_environment(self, part: str, *, role: str) -> Mapping[str, str]:
-        """Return the environment of a process there."""
+        """Return the environment of a process of the target. role: the database role."""
         if self.home is None:
             return self.environment
         return self.home.part_environment(self.environment, part, role=role, operator=True)
 
     def describe(self) -> dict[str, str | None]:
-        """Return it as a JSON document shows it."""
+        """Return home and Kafka address, for a JSON document."""
         kafka = self.part_environment("command", role="nigredo_app").get("KAFKA_BOOTSTRAP_SERVERS")
         return {
             "home": None if self.home is None else str(self.home.dir),
@@ -46,16 +46,16 @@ class Target:
         }
 
     def __str__(self) -> str:
-        """Return it as a sentence names it."""
+        """Return home and Kafka address, for a sentence."""
         kafka = self.describe()["kafka"]
         return f"Kafka at {kafka}" if self.home is None else f"the stack in {self.home.dir} (Kafka at {kafka})"
 
 
 def find_target(folder: Path, environment: Mapping[str, str], *, named: bool) -> Target:
-    """Return what a command speaks to.
+    """Return the target of a command.
 
-    named: whether `--home` was given, so that nothing is left to choose. Raises ConfigurationError for a folder that
-    was named and has no stack, and when a stack and the environment name different clusters and neither was chosen.
+    named: whether `--home` was given, which decides between stack and environment. Raises ConfigurationError for a
+    named folder without a stack, and when stack and environment name different clusters and neither was chosen.
     """
     if str(folder) == NO_STACK:
         local = Home.open(Path(environment.get("NIGREDO_HOME") or DEFAULT_HOME))
@@ -73,9 +73,9 @@ def find_target(folder: Path, environment: Mapping[str, str], *, named: bool) ->
             f"the stack in {home.dir} and {' and '.join(others)} of the environment name different clusters: "
             f"--home {folder} is for the stack, --home {NO_STACK} for the environment's"
         )
-    told, why_own = _told(home)
+    stack_settings, why_own = _settings_of_stack(home)
     settings = {name: text for name, text in environment.items() if why_own or name not in Settings.names()}
-    settings |= told
+    settings |= stack_settings
     settings |= {name: environment[name] for name in COMMANDS_OWN if environment.get(name)}
     return Target(home, f"{' and '.join(others)} of the environment" if others else None, settings, why_own)
 
@@ -84,13 +84,13 @@ def _without_stack(environment: Mapping[str, str], other: str | None) -> Target:
     return Target(None, other, environment, "no stack of `nigredo up` is asked")
 
 
-def _told(home: Home) -> tuple[Mapping[str, str], str | None]:
-    """Return the settings that the running stack was started with, or why they are not known."""
+def _settings_of_stack(home: Home) -> tuple[Mapping[str, str], str | None]:
+    """Return the settings that the running stack was started with, or none and the reason."""
     try:
         answer = control.ask(home, {"do": "environment"}, deadline_s=ASK_DEADLINE_S)
         return {str(name): str(text) for name, text in answer["environment"].items()}, None
     except (NigredoError, KeyError, OSError) as error:
-        # Kafka and the database may be there all the same: after the supervisor was killed, or one of an older release.
+        # Kafka and the database may still run: the supervisor was killed, or is of an older release.
         return {}, str(error)
 
 
@@ -103,7 +103,7 @@ def _plain(text: str) -> object:
 
 
 def _database(text: str) -> object:
-    # Imported here: psycopg takes longer than all else that a command needs before it speaks to anything.
+    # Imported here, because psycopg loads more slowly than everything else that a command needs to start.
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
@@ -115,4 +115,4 @@ def _database(text: str) -> object:
 
 
 _ADDRESSES = {"KAFKA_BOOTSTRAP_SERVERS": _plain, "SCHEMA_REGISTRY_URL": _plain, "DATABASE_URL": _database}
-"""The settings that name a cluster, each with what makes two spellings the same address."""
+"""Settings that name a cluster, each with the function that normalises its spelling."""

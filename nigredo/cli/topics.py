@@ -1,4 +1,4 @@
-"""`nigredo topics`: the topics and their schemas."""
+"""`nigredo topics`: creation and correction of the topics and their schemas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def topics() -> None:
 @topics.command()
 @with_context
 def ensure(context: Context) -> None:
-    """Create what is missing and correct what differs; safe to repeat."""
+    """Create missing topics and schemas, and correct settings that differ; safe to repeat."""
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.kafka.topic_admin import ensure_topics
     from nigredo.operations.schema_ids import ensure_schemas

@@ -1,4 +1,4 @@
-"""`nigredo webhook`: deliveries to the receivers."""
+"""`nigredo webhook`: deliveries to the receivers; `pause` and `resume`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ webhook.add_command(rotate_secret)
 @lasts
 @with_context
 def pause(context: Context, lasts: timedelta | None) -> None:
-    """Send nothing to any receiver until `nigredo webhook resume`; leads are taken and stored meanwhile.
+    """Send nothing to any receiver until `nigredo webhook resume`; leads are accepted and stored meanwhile.
 
-    With --for a pause without an end that was there before goes on afterwards.
+    With --for, an existing pause without an end goes on afterwards.
     """
     until = until_of(lasts)
     after = put_settings(context, changes_of(context), {"WEBHOOK_ENABLED": "false"}, until).get("WEBHOOK_ENABLED")
@@ -46,9 +46,9 @@ def pause(context: Context, lasts: timedelta | None) -> None:
 @webhook.command()
 @with_context
 def resume(context: Context) -> None:
-    """Send again, what waited first; also where the environment says WEBHOOK_ENABLED=false.
+    """Send again, waiting leads first; also when the environment says WEBHOOK_ENABLED=false.
 
-    The exit code is 0 only when every sender of the stack says that it sends.
+    The exit code is 0 only when every sender of the stack reports that it sends.
     """
     put_settings(context, changes_of(context), {"WEBHOOK_ENABLED": "true"}, None)
     context.result({"webhook_enabled": True, "until": None}, "the pause is over", changed=True)
@@ -56,9 +56,9 @@ def resume(context: Context) -> None:
 
 
 def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
-    """Ask the senders of the stack until all obey; end with an error when one does not in time.
+    """Ask the senders of the stack until all obey; end with exit code 1 when one does not within `OBEYED_WITHIN_S`.
 
-    A sender that does not run sends nothing: that is no failed pause, but a failed resumption.
+    A sender that does not run sends nothing, which satisfies a pause but not a resumption.
     """
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.operations.endpoint_status import ask_sender
@@ -72,14 +72,14 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
                 problems.append(f"{endpoint.name} is not enabled in WEBHOOK_ENDPOINTS_FILE, so nothing is sent to it")
             continue
         if listener is None:
-            complain(f"whether the sender of {endpoint.name} obeys is not known: its listener is not known here")
+            complain(f"not confirmed by the sender of {endpoint.name}: its health address is not known here")
             continue
         while True:
             sender = ask_sender(listener, endpoint.name)
             if sender.paused is paused or (paused and not sender.ready and sender.paused is None):
                 break
             if time.monotonic() > deadline:
-                reason = sender.waiting_for or ("it still sends" if paused else "it does not say that it sends")
+                reason = sender.waiting_for or ("it still sends" if paused else "it does not report that it sends")
                 problems.append(f"the sender of {endpoint.name} does not obey yet: {reason}")
                 break
             time.sleep(LOOK_EVERY_S)
@@ -90,12 +90,12 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
 
 
 def part_of(endpoint: str) -> str:
-    """Return the name of an endpoint's sender among the parts of a stack."""
+    """Return the name of the stack's part that sends to this endpoint."""
     return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
 
 
 def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:
-    """Return where the sender tells of itself, when that is known here."""
+    """Return the health address of an endpoint's sender; None when it is not known here."""
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.stack.embedded import sender_ports
 

@@ -1,4 +1,4 @@
-"""`nigredo webhook rotate-secret`: a new secret beside the old one, which goes on for a while."""
+"""`nigredo webhook rotate-secret`: a new signing secret, with an overlap in which the old one still signs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PART = "webhook-sender"
 @click.option("--yes", is_flag=True, help="Do not ask")
 @with_context
 def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool) -> None:
-    """Put a new secret into an endpoint's secret file; the running sender signs with both from the next second on.
+    """Put a new secret into an endpoint's secret file; the running sender signs with both within a second.
 
-    The secret is not printed: it is the first line of the file, for whoever may read that.
+    The secret is not printed: it is the first line of the file.
     """
     from nigredo.clock import utc_now
     from nigredo.endpoints.endpoint import named

@@ -1,4 +1,4 @@
-"""`nigredo webhook status`, `test`, `failures`, `undelivered`: how delivery stands, from outside."""
+"""`nigredo webhook status`, `test`, `failures`, `undelivered`: state of the delivery to a receiver."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PART = "webhook"
 @endpoint_option
 @with_context
 def status(context: Context, endpoint: str) -> None:
-    """Show how delivery to a receiver goes. The exit code is 0 only when nothing needs a person.
+    """Show the state of delivery to a receiver. The exit code is 0 only when there is no problem.
 
-    Needs one: a pause, an open breaker, a sender that is not ready, more than a tenth of the attempts of the last ten
+    Problems: a pause, an open breaker, a sender that is not ready, more than a tenth of the attempts of the last ten
     minutes failed, a lead that waits for more than ten minutes, submissions that are not judged because the log is not
-    the one that the limiter read. Dead leads are shown and do not count.
+    the one that the limiter read. Dead leads are shown but are no problem.
     """
     from nigredo.clock import utc_now
     from nigredo.endpoints.endpoint import named
@@ -43,7 +43,7 @@ def status(context: Context, endpoint: str) -> None:
     enabled = named(settings, endpoint).enabled and _current(context, settings).webhook_enabled
     found = read_status(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
     if found.sender.paused is None:
-        context.tell_whose_settings()
+        context.warn_of_own_settings()
     problems = found.problems(now)
     age_s = None if found.oldest is None else round((now - found.oldest.since).total_seconds())
     document = {
@@ -67,7 +67,7 @@ def status(context: Context, endpoint: str) -> None:
     lines = [
         f"{endpoint}: {'; '.join(problems) or 'well'}",
         f"enabled             {'yes' if found.enabled else 'no: paused'}",
-        f"breaker             {found.sender.breaker or 'not known: the sender did not say'}",
+        f"breaker             {found.sender.breaker or 'unknown: the sender did not report it'}",
         f"lag                 {found.lag}",
         "oldest undelivered  " + (f"{found.oldest.lead_id}, {age_s} s" if found.oldest else "none"),
         f"failed in 10 min    {found.failed} of {counted(found.attempts, 'attempt')} ({found.failed_share:.0%})",
@@ -82,7 +82,7 @@ def status(context: Context, endpoint: str) -> None:
 
 
 def _current(context: Context, settings: Settings) -> Settings:
-    """Return the settings as they hold now, live changes included."""
+    """Return the current settings, with the changes in the control topic."""
     from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import control_of
 
@@ -94,40 +94,40 @@ def _current(context: Context, settings: Settings) -> Settings:
 @click.option("--empty-lead", is_flag=True, help="With no lead in it, as the operations runbook asks for too")
 @with_context
 def test(context: Context, endpoint: str, empty_lead: bool) -> None:
-    """Send a test request to a receiver, by the code of real deliveries, and show its answer.
+    """Send a test request to a receiver, with the code of real deliveries, and show its answer.
 
-    It is marked as a probe (X-Nigredo-Probe), is no lead, and leaves no trace in any number.
+    The request is marked as a probe (X-Nigredo-Probe), is no lead, and is not counted anywhere.
     """
     from nigredo.endpoints.endpoint import named
     from sinks.webhook.transport.probe import probe
 
     settings = context.settings(part_of(endpoint), role="nigredo_app")
     receiver = named(settings, endpoint)
-    context.tell_whose_settings()
+    context.warn_of_own_settings()
     attempt = asyncio.run(probe(_current(context, settings), receiver, empty_lead=empty_lead))
-    taken = attempt.outcome == "delivered"
+    delivered = attempt.outcome == "delivered"
     document = {
         "endpoint": endpoint,
-        "taken": taken,
+        "taken": delivered,
         "status_code": attempt.status_code,
         "duration_ms": attempt.duration_ms,
         "error_message": attempt.error_message,
     }
     answer = f"answered {attempt.status_code}" if attempt.status_code else f"did not answer ({attempt.error_message})"
     context.result(document, f"{endpoint} {answer} after {attempt.duration_ms} ms")
-    if not taken:
+    if not delivered:
         raise click.exceptions.Exit(1)
 
 
 @webhook.command()
-@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many")
+@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most")
 @click.option("--last", type=Duration(), default="365d", help="Only of the last 1h, 30m, …  [default: all there are]")
 @click.option("--endpoint", default=None, help="Only at this receiver")
 @with_context
 def failures(context: Context, limit: int, last: timedelta, endpoint: str | None) -> None:
-    """Show failed attempts, newest first, as the operations runbook asks for them.
+    """Show failed attempts, newest first, with the query of the operations runbook.
 
-    The exit code is 0 only when the table that they are in holds all that the log does.
+    The exit code is 0 only when the table is up to date with the log.
     """
     from nigredo.clock import utc_now
     from nigredo.operations.delivery_queries import failures as found
@@ -145,37 +145,35 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
     ]
     context.result(
         [_plain(asdict(row)) for row in rows],
-        lines or f"no attempt failed in that time{'' if whole else ', as far as the table is'}",
+        lines or f"no attempt failed in that time{'' if whole else ', as far as the table goes'}",
     )
     if not whole:
         raise click.exceptions.Exit(1)
 
 
 def table_is_whole(settings: Settings, topics: Collection[str]) -> bool:
-    """Say whether the tables hold what these topics do; otherwise say on stderr how far they are behind."""
+    """Return whether the tables are up to date with these topics; else print on stderr how far behind they are."""
     from nigredo.errors import DependencyDown
     from nigredo.operations.recovery.beyond import behind, gaps
 
     try:
         records = behind(gaps(settings, topics))
     except DependencyDown as error:
-        complain(f"whether the table is up to date is not known: {error}")
+        complain(f"not known whether the table is up to date: {error}")
         return False
     if records:
-        complain(
-            f"the table is {counted(records, 'record')} behind the log: the persister is late, see `nigredo status`"
-        )
+        complain(f"the table is {counted(records, 'record')} behind the log: the persister lags, see `nigredo status`")
     return not records
 
 
 @webhook.command()
-@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many")
+@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most")
 @endpoint_option
 @with_context
 def undelivered(context: Context, limit: int, endpoint: str) -> None:
-    """Show leads that a receiver does not have, oldest first, and what comes next for each.
+    """Show undelivered leads of a receiver, oldest first, each with its next step.
 
-    By the tables, and by the log where the tables are behind it. The exit code is 0 only when there is none.
+    Read from the tables, and from the log where the tables are behind. The exit code is 0 only when there is none.
     """
     from nigredo.clock import utc_now
     from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
@@ -185,17 +183,17 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
     from schemas.topics import DELIVERIES, LEADS
 
     settings = context.settings(PART, role="nigredo_app")
-    # What is to come is asked first: a lead that is delivered meanwhile is then not in the rows any more.
-    redelivery = ReplayService(settings, endpoint, PART)
-    prospects = redelivery.prospects()
-    in_log = beyond(settings, redelivery.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
+    # The prospects first, so that a lead delivered meanwhile is no longer in the rows.
+    replays = ReplayService(settings, endpoint, PART)
+    prospects = replays.prospects()
+    in_log = beyond(settings, replays.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
     rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint))
     document, lines = [], []
     for row in rows:
-        comes = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
-        document.append(_plain(asdict(row)) | {"state": comes})
+        state = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
+        document.append(_plain(asdict(row)) | {"state": state})
         lines.append(
-            f"{row.taken_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {comes}  attempts {row.attempts or 0}"
+            f"{row.taken_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {state}  attempts {row.attempts or 0}"
             + ("" if row.last_sent_at is None else f", the last at {row.last_sent_at:%Y-%m-%d %H:%M:%S} UTC")
             + f"  {row.status_code or '-'}  {row.error_message or ''}".rstrip()
         )
@@ -205,7 +203,7 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
 
 
 def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
-    """Return where an endpoint began that began with what came then, if that was remembered."""
+    """Return the first offsets of an endpoint with `start = "now"`, from the control topic; None for any other."""
     from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import ENDPOINT
     from nigredo.endpoints.start import first_offsets
@@ -218,7 +216,7 @@ def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON can hold it."""
+    """Return a row with its times and ids as text, for JSON."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else str(value) if isinstance(value, UUID) else value
         for name, value in row.items()

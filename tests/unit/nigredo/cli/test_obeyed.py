@@ -1,4 +1,4 @@
-"""A change is confirmed by every worker that answers, or the command says that it is not."""
+"""Confirmation of a change by every worker of ingest, or a report that it is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import pytest
 
 from nigredo.cli import obeyed
-from nigredo.cli.obeyed import LATE, NotRunning, Obeyed, tell_changed, until_obeyed
+from nigredo.cli.obeyed import LATE, NotRunning, Obeyed, report_change, until_obeyed
 from nigredo.cli.output import Context
 from nigredo.cli.target import Target
 from nigredo.control.admin import ControlAdmin
@@ -26,14 +26,14 @@ def health(applied: Mapping[str, int], *, worker: str = "a", workers: int = 1) -
 
 
 def asking(answers: list[dict[str, Any] | None], *, within_s: float = 5.0) -> Obeyed:
-    """Return what is found of these answers, of which the last one repeats."""
+    """Return the result of asking a fake ingest with these answers, of which the last one repeats."""
 
-    def told() -> Iterator[dict[str, Any] | None]:
+    def repeating() -> Iterator[dict[str, Any] | None]:
         yield from answers
         while True:
             yield answers[-1]
 
-    each = told()
+    each = repeating()
     return until_obeyed(URL, WRITTEN, lambda _: next(each), within_s=within_s)
 
 
@@ -42,7 +42,7 @@ def test_a_change_is_confirmed_once_all_of_it_is_applied() -> None:
 
 
 @pytest.mark.parametrize("applied", [{}, {"1": 7}, {"1": 6, "3": 2}])
-def test_a_worker_that_answers_and_does_not_obey_is_told(applied: dict[str, int]) -> None:
+def test_a_worker_that_answers_and_does_not_obey_is_reported(applied: dict[str, int]) -> None:
     assert asking([health(applied)], within_s=0.0) == Obeyed(LATE, late=True)
 
 
@@ -63,7 +63,7 @@ def test_a_worker_that_waits_says_for_what() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, {"status": "ok"}, {"waiting_for": None, "control": None}])
-def test_an_ingest_that_does_not_tell_leaves_the_change_unconfirmed(answer: dict[str, Any] | None) -> None:
+def test_an_ingest_that_does_not_report_leaves_the_change_unconfirmed(answer: dict[str, Any] | None) -> None:
     found = asking([answer], within_s=0.0)
 
     assert (found.why or "").startswith("not confirmed by ingest")
@@ -78,7 +78,7 @@ def test_an_ingest_that_does_not_run_is_not_waited_for() -> None:
 
 
 class Here(Context):
-    """A command that speaks to no stack."""
+    """Context of a command without a stack."""
 
     @property
     def target(self) -> Target:  # type: ignore[override] # read only, as in the class itself
@@ -102,7 +102,7 @@ def test_the_result_is_printed_in_any_case_and_the_doubt_on_stderr(
     changes.written = dict(WRITTEN)
 
     try:
-        tell_changed(Here(Path("x"), as_json=True, named=named), changes, {"maintenance": True}, "done")
+        report_change(Here(Path("x"), as_json=True, named=named), changes, {"maintenance": True}, "done")
         ended = 0
     except click.exceptions.Exit as done:
         ended = done.exit_code

@@ -1,4 +1,4 @@
-"""What a command prints: nothing that a terminal obeys, results on stdout, the rest on stderr."""
+"""Output of commands: control characters escaped, results on stdout, the rest on stderr."""
 
 from __future__ import annotations
 

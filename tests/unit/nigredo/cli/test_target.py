@@ -1,4 +1,4 @@
-"""Which stack or cluster a command speaks to, and that it is said when another could have been meant."""
+"""Target of a command: the stack or cluster it speaks to, named when another could have been meant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Home:
 
 @contextmanager
 def answering(home: Home, environment: Mapping[str, str]) -> Iterator[None]:
-    """Answer in a home as its supervisor does."""
+    """Run a fake supervisor in a home, which reports this environment."""
     ready, ends = threading.Event(), list[Callable[[], None]]()
 
     async def answer(_: control.Answer) -> control.Answer:
@@ -92,7 +92,7 @@ def test_a_folder_that_was_named_and_has_no_stack_is_refused(tmp_path: Path) -> 
             find_target(nowhere, environment | OTHER, named=named)
 
 
-def test_without_a_stack_the_environment_holds_and_a_default_address_is_said(tmp_path: Path) -> None:
+def test_without_a_stack_the_environment_holds_and_a_default_address_is_reported(tmp_path: Path) -> None:
     assert find_target(tmp_path, OTHER, named=False).chosen_from is None
 
     nothing = find_target(tmp_path, {}, named=False)
