@@ -1,0 +1,1 @@
+"""Forms: decodes and validates request bodies. May import no other room."""

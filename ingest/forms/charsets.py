@@ -36,8 +36,8 @@ _LABELS = {
     "utf-16-be": "utf-16be",
 }
 CODECS: Mapping[str, str] = {label: codec for codec, labels in _LABELS.items() for label in labels.split()}
-"""Python's codec by label, read as the Encoding standard (WHATWG) reads it: Latin-1 is windows-1252. A fixed table,
-because Python's own look-up remembers every unknown label for good and knows codecs that are no character encodings."""
+"""Python's codec by label, as the Encoding standard (WHATWG) defines it: Latin-1 is windows-1252. A fixed table,
+because Python's own look-up caches every unknown label for good and has codecs that are no character encodings."""
 _REFERENCE = re.compile(r"&#([0-9]{2,7});")
 
 
@@ -47,9 +47,9 @@ def codec_for(label: str | None) -> str | None:
 
 
 def text_of(raw: bytes, codec: str | None) -> str | None:
-    """Return the text that bytes are in their declared encoding, or in UTF-8; None when they are in neither.
+    """Decode bytes by their declared encoding, or as UTF-8; return None when neither fits.
 
-    Clients declare Latin-1 without knowing it: bytes that are UTF-8 all the same are read as UTF-8.
+    Clients declare Latin-1 by mistake, so bytes declared as windows-1252 or Latin-1 are read as UTF-8 where that fits.
     """
     if codec is not None and codec != WINDOWS_1252 and (text := _decoded(raw, codec)) is not None:
         return text
@@ -58,16 +58,16 @@ def text_of(raw: bytes, codec: str | None) -> str | None:
 
 
 def field_of(raw: bytes, codec: str | None) -> str | None:
-    """Return a form's field as `text_of` does, with the characters that its page's encoding does not have.
+    """Decode a form's field as `text_of` does, and resolve references to characters that the page's encoding lacks.
 
-    Browsers send those as decimal references (HTML, 4.10.21.8), an emoji on a windows-1252 page as `&#128512;`.
+    Browsers send these as decimal references (HTML, 4.10.21.8), an emoji on a windows-1252 page as `&#128512;`.
     """
     text = text_of(raw, codec)
     return text if text is None or codec is None or "&#" not in text else _dereferenced(text, codec)
 
 
 def guess_of(raw: bytes) -> str:
-    """Return bytes of an unknown encoding as windows-1252, the most likely one, for a person to look over."""
+    """Decode bytes of an unknown encoding as windows-1252, the most likely one, for a person to check."""
     return _dereferenced(raw.decode(WINDOWS_1252, "replace"), WINDOWS_1252)
 
 
@@ -79,7 +79,7 @@ def _character(codec: str, reference: re.Match[str]) -> str:
     number = int(reference[1])
     if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
         return reference[0]
-    # A browser refers only to what the encoding lacks; anything else was typed so.
+    # Browsers write references only for characters that the encoding lacks; any other reference was typed.
     return reference[0] if chr(number).encode(codec, "ignore") else chr(number)
 
 

@@ -1,7 +1,7 @@
-"""A request's body to its fields, whatever it is written in: JSON, urlencoded, multipart, or plain text.
+"""Decoding of request bodies into fields: JSON, urlencoded, multipart, or plain text.
 
-Text is UTF-8, or in the encoding that the body declares. Bytes that are neither are refused, with what they most likely
-say for a person to look over.
+Text is UTF-8, or in the encoding that the body declares. Other bytes are refused, together with their most likely text
+for a person to check.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ingest.forms.validation import FieldProblem, Form, InvalidForm, form_of, sh
 
 PAIRS_MAX = 500
 NESTED_MAX = 600
-"""Levels of a JSON body; Python lets a function call itself for each, and not for many more."""
+"""Maximum depth of a JSON body, safely below the recursion limit of Python's parser, which recurses once a level."""
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CHARSET = "_charset_"
-"""The field that browsers fill in with the encoding of their form (HTML, 4.10.21.5)."""
+"""The field in which browsers send the encoding of their form (HTML, 4.10.21.5)."""
 
 JSON = "application/json"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -35,23 +35,23 @@ _PLAIN_FIELD = re.compile(r"([\w.\[\]-]{1,100})=(.*)", re.DOTALL)
 
 
 def parse_form(content_type: str | None, body: bytes) -> Form:
-    """Return the form in a request's body. Raises FormRefused naming every field that is wrong."""
+    """Return the form in a request's body. Raises InvalidForm, which names every invalid field."""
     return form_of(read_fields(content_type, body))
 
 
 def refuse_encoded(coding: str | None) -> None:
-    """Refuse a compressed body (RFC 9110, 8.4): forms are small, and none is unpacked here.
+    """Refuse a compressed body (RFC 9110, 8.4), because forms are small. Raises InvalidForm with 415.
 
-    Other values, such as the name of a charset, are a mistake that says nothing of the body.
+    Other values, such as the name of a charset, are ignored as a client's mistake.
     """
     if coding and not CODINGS.isdisjoint(one.strip().lower() for one in coding.split(",")):
         raise InvalidForm(415, FieldProblem("Content-Encoding", "must not be there: bodies are taken as they are"))
 
 
 def read_fields(content_type: str | None, body: bytes) -> Mapping[str, Any]:
-    """Return what a body holds, by field; a field given several times, as checkboxes are, is a list.
+    """Return the values of a body by field name; a field given several times, as checkboxes are, is a list.
 
-    Raises FormRefused for what cannot be read.
+    Raises InvalidForm for an unreadable body.
     """
     kind, _, parameters = (content_type or "").partition(";")
     kind = kind.strip().lower()
@@ -72,9 +72,9 @@ def _unsupported(typed: Mapping[str, str] | None = None) -> InvalidForm:
 
 
 def _undeclared_fields(kind: str, body: bytes, codec: str | None) -> Mapping[str, Any]:
-    """Return the fields of a JSON object without its content type: a script sent a string, and cannot see a 415.
+    """Return the fields of a JSON object sent without its content type, as by scripts that cannot see a 415.
 
-    A form with `enctype="text/plain"` cannot be read for certain: its values may hold what separates them.
+    A form with `enctype="text/plain"` is refused, because its values may contain the separators.
     """
     if body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return _json_fields(body, codec)
@@ -82,7 +82,7 @@ def _undeclared_fields(kind: str, body: bytes, codec: str | None) -> Mapping[str
 
 
 def _plain_fields(body: bytes, codec: str | None) -> Mapping[str, str] | None:
-    """Return what a plain text form most likely holds, for a person to look over; None when it is no form."""
+    """Return the most likely fields of a plain text form, for a person to check; None when the text is no form."""
     text = field_of(body, codec)
     fields: dict[str, list[str]] = {}
     last = None
@@ -100,8 +100,8 @@ def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
     if text is None:
         raise InvalidForm(400, FieldProblem("body", "is not UTF-8"))
     try:
-        # Numbers stay as they are written, since a float would round them: as bytes, which nothing else in JSON is, and
-        # which cost no more than numbers do. A byte order mark is no part of the text.
+        # Numbers stay as written, because a float would round them: as bytes, which no other JSON value becomes, and
+        # which cost no more than numbers. A byte order mark is not part of the text.
         fields = json.loads(
             text.removeprefix("\ufeff"), parse_constant=_no_constant, parse_int=str.encode, parse_float=str.encode
         )
@@ -119,7 +119,7 @@ def _json_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
 
 
 def _depth_of(fields: Mapping[str, Any]) -> int:
-    """Return how deep lists and objects lie in each other, without a call for each level."""
+    """Return the nesting depth of lists and objects, without recursion."""
     depth, level = 0, list[Any]([fields])
     while level:
         depth += 1
@@ -142,8 +142,8 @@ def _no_constant(name: str) -> None:
 
 def _urlencoded_fields(body: bytes, codec: str | None) -> Mapping[str, Any]:
     if body.isascii() and body.split() == [body] and body.count(b"&") < PAIRS_MAX:
-        # As browsers write it: Falcon's parser, which is compiled. It takes what is no UTF-8 for this character; then
-        # the fields are looked at one by one.
+        # As browsers write it: Falcon's parser, which is compiled. It decodes bytes that are not UTF-8 to REPLACEMENT;
+        # such a body is parsed field by field below.
         text = body.decode()
         if codec in (None, "utf-8") and CHARSET not in text and REPLACEMENT not in decode(text):
             fields: Mapping[str, Any] = parse_query_string(text, keep_blank=True)
@@ -164,7 +164,7 @@ def _unquoted(raw: bytes) -> bytes:
 
 
 def _multipart_fields(content_type: str, body: bytes, codec: str | None) -> Mapping[str, Any]:
-    """Return the fields. A file chosen in the form is refused: there is nowhere to put it; an empty choice is none."""
+    """Return the fields. A file is refused, because files are not stored; an empty file input is ignored."""
     raw: list[tuple[bytes, bytes, str | None]] = []
     problems = []
     try:
@@ -190,10 +190,10 @@ def _readable(name: bytes) -> str:
 def _texts(
     raw: Iterable[tuple[bytes, bytes, str | None]], codec: str | None, files: Iterable[FieldProblem] = ()
 ) -> Mapping[str, Any]:
-    """Return fields as text. raw: each one's name and value, and the encoding it declares itself."""
+    """Decode the fields to text. raw: name, value and declared charset of each field. Raises InvalidForm."""
     raw = list(raw)
-    told = next((value for name, value, _ in raw if name == CHARSET.encode()), b"")
-    codec = codec_for(told.decode("latin-1")) or codec
+    declared = next((value for name, value, _ in raw if name == CHARSET.encode()), b"")
+    codec = codec_for(declared.decode("latin-1")) or codec
     given: dict[str, list[str]] = {}
     unreadable = []
     for raw_name, raw_value, own in raw:
@@ -208,6 +208,6 @@ def _texts(
     fields = {name: values[0] if len(values) == 1 else values for name, values in given.items()}
     problems = [*unreadable, *files]
     if problems:
-        # What was typed comes back: to be looked over, or to be sent without the file.
+        # With the typed fields, to be checked by the person or resent without the file.
         raise InvalidForm(400 if unreadable else 422, *problems, typed=typed_of(fields))
     return fields

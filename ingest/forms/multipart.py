@@ -1,7 +1,7 @@
-"""Parts of a multipart/form-data body (RFC 7578) that is in memory as a whole.
+"""Multipart parser: the parts of a multipart/form-data body (RFC 7578) that is completely in memory.
 
-Falcon's own reader refuses every `Content-Transfer-Encoding` but one, which Apache HttpClient sends with each part, and
-names of fields that are not UTF-8, which pages in other encodings have.
+Falcon's own reader accepts only one `Content-Transfer-Encoding`, although Apache HttpClient sends others with each
+part, and no field names outside UTF-8, although pages in other encodings have them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Malformed(Exception):
 
 
 class UnknownTransferEncoding(Exception):
-    """A part has a `Content-Transfer-Encoding` that does not exist. `name` is the field's, in bytes."""
+    """A part has an unknown `Content-Transfer-Encoding`. `name`: the field's name in bytes."""
 
     def __init__(self, name: bytes) -> None:
         super().__init__("unknown Content-Transfer-Encoding")
@@ -35,13 +35,13 @@ class UnknownTransferEncoding(Exception):
 
 @immutable
 class Part:
-    """One field. `charset` is the one its own Content-Type declares."""
+    """A field of the form. `charset`: from the part's own Content-Type."""
 
     name: bytes
     data: bytes
     charset: str | None
     filename: str | None
-    """None for a field that is no file; empty where no file was chosen."""
+    """None for a field that is no file; empty when no file was chosen."""
 
 
 def parts_of(content_type: str, body: bytes) -> Iterator[Part]:
@@ -49,7 +49,7 @@ def parts_of(content_type: str, body: bytes) -> Iterator[Part]:
     boundary = parameters_of(content_type).get("boundary", "").encode("latin-1", "replace")
     if not 0 < len(boundary) <= BOUNDARY_MAX:
         raise Malformed
-    # The first delimiter may stand at the very beginning, where its line break is missing.
+    # The first delimiter may begin the body, without the line break before it.
     _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary)
     for piece in pieces:
         if piece.startswith(b"--"):
@@ -58,7 +58,7 @@ def parts_of(content_type: str, body: bytes) -> Iterator[Part]:
         if not line_break or padding.strip(b" \t"):
             raise Malformed
         yield _part_of(content)
-    # Without its closing delimiter a body was cut off somewhere.
+    # A body without the closing delimiter is incomplete.
     raise Malformed
 
 
@@ -86,10 +86,10 @@ def _part_of(content: bytes) -> Part:
 
 
 def parameters_of(header: str) -> Mapping[str, str]:
-    """Return a header's parameters by their names in lower case.
+    """Return a header's parameters by their names in lower case, in linear time.
 
-    In time that grows with the length alone: Falcon's `parse_header` looks through a quoted text once more at each
-    semicolon in it, and a body full of those held the event loop for seconds.
+    Falcon's `parse_header` scans a quoted string again at each semicolon in it, and a body full of semicolons blocked
+    the event loop for seconds.
     """
     found = {}
     for parameter in _PARAMETER.finditer(header):

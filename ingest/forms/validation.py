@@ -1,6 +1,6 @@
-"""The fields of a request to a validated form: the one place where what people typed is judged.
+"""Validation of decoded fields into a form, the only place where user input is checked.
 
-Every problem names its field, so that a page can show it where it belongs.
+Every problem names its field, so that a page can show the problem beside the field.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ EXTRA_VALUE_MAX = 2_000
 SHOWN = ("name", "email", "message")
 NEXT = "_next"
 CUT, DROPPED = "_cut", "_dropped"
-"""Further fields of ours: the names of those that are kept in part, and of those that are not kept. No form can send
-them, for what begins with an underscore is not kept."""
+"""Extra fields that ingest adds: the names of fields that were cut, and of fields that were dropped. No form can send
+them, because names that begin with an underscore are not stored."""
 HONEYPOT, TOO_FAST = "honeypot", "too_fast"
-"""By what a program gives itself away."""
+"""Spam signs: the hidden field was filled in, or the form was sent faster than a person types."""
 TOKENS = frozenset(
     (
         # Captchas: hCaptcha, Turnstile, Friendly Captcha, ALTCHA, mCaptcha, Prosopo, MTCaptcha, Yandex, Cap, Private
@@ -42,35 +42,35 @@ TOKENS = frozenset(
         *("craft_csrf_token", "csrf", "csrf_token", "csrf-token", "csrftoken", "xsrf_token", "xsrf-token"),
     )
 )
-"""Fields that the site's own scripts fill in and that say nothing about the lead: not kept."""
+"""Fields that the site's own scripts fill in and that say nothing about the lead, so they are not stored."""
 _RECAPTCHA = "g-recaptcha-response"
-"""A token of this name, or followed by a number or a form's name where a page has several."""
+"""Prefix of reCAPTCHA tokens: a page with several forms appends a number or the form's name."""
 _LABELS = ("form_id", "source")
 _KNOWN = frozenset((*SHOWN, *_LABELS))
 
-# C0 and C1 controls but those below, and DEL: nothing that can be seen, and PostgreSQL refuses the first of them.
+# C0 and C1 controls except line breaks and tab, and DEL: invisible, and PostgreSQL refuses NUL.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _LINE_BREAKS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-"""All that breaks a line: Windows and old Macs, slides (VT), printers (FF), mainframes (NEL), Unicode."""
+"""All line breaks: Windows and old Macs, slides (VT), printers (FF), mainframes (NEL), Unicode."""
 _UNSEEN_SPACE = re.compile(r"[\t\x0b\x0c\x85\u2028\u2029]")
-"""What a field of one line takes from a spreadsheet's cell or a slide when it is pasted; browsers remove CR and LF."""
+"""Separators that pasting from a spreadsheet or a slide brings into a field of one line; browsers remove CR and LF."""
 _HALVES = re.compile("[\ud800-\udfff]")
 _UNFIT = re.compile(f"{_CONTROLS.pattern}|{_HALVES.pattern}")
 
 
 @immutable
 class FieldProblem:
-    """One thing wrong with a body. `field` is the form's field, or `body`."""
+    """A problem with a body. `field`: the form's field, a header, or `body`."""
 
     field: str
     detail: str
 
 
 class InvalidForm(Exception):
-    """The body is no acceptable form. `status` is the HTTP status: 400, 415 or 422."""
+    """The body is not an acceptable form. `status`: the HTTP status 400, 415 or 422."""
 
     def __init__(self, status: int, *problems: FieldProblem, typed: Mapping[str, str] | None = None) -> None:
-        """typed: what the fields of the form held, so that a page can give them all back."""
+        """typed: the values of the form's fields, so that a page can give them all back."""
         super().__init__(", ".join(problem.field for problem in problems))
         self.status = status
         self.problems = problems
@@ -79,36 +79,36 @@ class InvalidForm(Exception):
 
 @immutable
 class Form:
-    """What a person sent, fit to be stored."""
+    """A validated form, ready to be stored."""
 
     contact: Contact
     form_id: str | None
     source: str | None
     next_url: str | None = None
-    """Where a browser is to go afterwards, as the form says; whether it may is for others to judge."""
+    """The redirect target that the form names. Not checked here: the route allows only configured origins."""
     trapped: bool = False
-    """Whether the field that people do not see was filled in."""
+    """Whether the honeypot, a field hidden from people, was filled in."""
     took_s: float | None = None
-    """How long it took to fill the form in, where the page's script said so."""
+    """Seconds it took to fill the form in, as the page's script measured; None without the script."""
 
     def spam_sign(self, least_s: float) -> str | None:
-        """Return by what a program gave itself away: a field that nobody sees, or faster than anybody types."""
+        """Return HONEYPOT, TOO_FAST (under `least_s` seconds), or None when a person seems to have sent the form."""
         if self.trapped:
             return HONEYPOT
         return TOO_FAST if self.took_s is not None and self.took_s < least_s else None
 
 
 def form_of(fields: Mapping[str, Any]) -> Form:
-    """Return the form that some fields make. Raises FormRefused naming every field that is wrong.
+    """Validate decoded fields. Raises InvalidForm with 422, which names every invalid field.
 
-    Only `name`, `email` and `message` can be wrong: the others were neither written nor seen by the visitor.
+    Only `name`, `email` and `message` can be invalid, because the visitor neither wrote nor saw the other fields.
     """
     problems: list[FieldProblem] = []
 
     def text(name: str, most: int, *, lines: bool = False) -> str | None:
         value = fields.get(name)
         if value.__class__ is str and len(value) <= most and value.isprintable() and (stripped := value.strip()):
-            # What nearly everybody types: no control, no line break, no half of a surrogate pair.
+            # Fast path for the usual text: no control, no line break, no half of a surrogate pair.
             return str(stripped)
         wrong = None
         if value is None:
@@ -118,7 +118,7 @@ def form_of(fields: Mapping[str, Any]) -> Form:
         if value.__class__ is not str:
             wrong = "is given more than once" if value.__class__ is list else "must be text"
         else:
-            # What is too long is too long with its spaces, as the form's page and the description count it.
+            # The length includes outer spaces, as `maxlength` in the page and `maxLength` in the OpenAPI document do.
             long = len(value := _LINE_BREAKS.sub("\n", value) if lines else _UNSEEN_SPACE.sub(" ", value)) > most
             value = _seen(value).strip()
             if not value:
@@ -152,25 +152,25 @@ def form_of(fields: Mapping[str, Any]) -> Form:
 
 
 def typed_of(fields: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return what a person typed, and what a site's form says of itself; not the marks of programs.
+    """Return the fields that a person typed and the form's own visible or hidden fields, without tokens.
 
-    Nothing that cannot be seen: a page must not give back what its reader cannot mend.
+    Control characters are removed, because a page must not give back what its reader cannot correct.
     """
     names = [name for name in fields if name == NEXT or (name and not name.startswith("_") and not _is_token(name))]
     return {name: _seen(_LINE_BREAKS.sub("\n", as_text(fields[name]))) for name in names}
 
 
 def _only_one(values: list[Any]) -> Any:
-    """Return the one value of a field that a page has several times, as for screens large and small; else the list."""
+    """Return the only value of a field that a page has several times, as for large and small screens; else the list."""
     if len(values) < 2 or not all(value.__class__ is str for value in values):
-        # No form's, but a program's list.
+        # A JSON list of a program, not the repeated field of a form.
         return None
     filled = {stripped for value in values if (stripped := value.strip())}
     return filled.pop() if len(filled) == 1 else values if filled else ""
 
 
 def _seen(text: str) -> str:
-    """Return a text without control characters, and with a sign for each half of a surrogate pair."""
+    """Return a text without control characters, and with U+FFFD for each half of a surrogate pair."""
     if text.isprintable() or not _UNFIT.search(text):
         return text
     return _HALVES.sub("\N{REPLACEMENT CHARACTER}", _CONTROLS.sub("", text))
@@ -191,20 +191,20 @@ def _line(text: str) -> str:
 
 
 def _filled(value: Any) -> bool:
-    """Say whether a field that people do not see was filled in: once, where the page has it several times."""
+    """Say whether a hidden field was filled in, at least once where the page has it several times."""
     if value.__class__ is list:
         return any(_filled(one) for one in value)
     return bool(value) and value not in ("0", b"0")
 
 
 def _utm_source(fields: Mapping[str, Any]) -> str | None:
-    """Return the campaign a hidden field names, where it is fit for a label."""
+    """Return the campaign of the hidden field `utm_source`; None when it is no valid label."""
     value = fields.get("utm_source")
     return label(value) if isinstance(value, str) else None
 
 
 def label(text: str) -> str | None:
-    """Return a text that came along by itself as a label; None when it is not fit for one, which is nobody's fault."""
+    """Return a text as a label; None when it is empty, longer than LABEL_MAX or not printable, which is no error."""
     text = text.strip()
     return text if 0 < len(text) <= LABEL_MAX and text.isprintable() else None
 
@@ -216,15 +216,15 @@ def _seconds(value: Any) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    # Nobody is done before he began: a clock was set back meanwhile.
+    # Negative when the client's clock was set back meanwhile.
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _extra(fields: Mapping[str, Any], cut: list[str]) -> dict[str, str]:
-    """Keep the fields we give no meaning to; those that begin with an underscore are for the endpoint itself.
+    """Return the extra fields to store: all but known fields, tokens, and names that begin with an underscore.
 
-    What is too long is cut, what is too many is not kept, and both is said in further fields of ours.
-    cut: names of fields that were cut before.
+    Long values are cut and surplus fields dropped; CUT and DROPPED then list their names. cut: names of fields that
+    were cut before.
     """
     extra: dict[str, str] = {}
     dropped: list[str] = []
@@ -249,7 +249,7 @@ def _extra(fields: Mapping[str, Any], cut: list[str]) -> dict[str, str]:
                 continue
         extra[name] = value
     if len(extra) > EXTRA_FIELDS_MAX:
-        # Those with something in them first.
+        # Non-empty fields first.
         kept = sorted(extra, key=lambda name: not extra[name])[:EXTRA_FIELDS_MAX]
         dropped += [name for name in extra if extra[name] and name not in kept]
         extra = {name: extra[name] for name in kept}
@@ -265,10 +265,10 @@ def _is_token(name: str) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as the text it is written as: a list of plain values with commas, what is nested as JSON.
+    """Return a decoded value as text: a list of plain values separated by commas, nested values as JSON.
 
-    value: as `json` reads it, but numbers, which are bytes (`ingest.forms.decoding`).
-    Of what is longer than a field may be only a part, since no more of it is kept.
+    value: as `json` decodes it, with numbers as bytes (`ingest.forms.decoding`). A text longer than EXTRA_VALUE_MAX may
+    be incomplete, because no more is stored.
     """
     if isinstance(value, str):
         return value
@@ -289,9 +289,9 @@ def as_text(value: Any) -> str:
 
 
 def _write(value: Any, pieces: list[str], room: int) -> int:
-    """Add a value as JSON until there is no more room; return how much is left.
+    """Append a value as JSON until the room is used up; return the remaining room in characters.
 
-    By hand, because the library does not write a number as it came.
+    Written by hand, because the library does not write a number in its original form.
     """
     if isinstance(value, (list, dict)):
         start, end = "[]" if isinstance(value, list) else "{}"
@@ -315,5 +315,5 @@ def _write(value: Any, pieces: list[str], room: int) -> int:
 
 
 def shown(name: str) -> str:
-    """Return a field name that came from outside in a form that can be sent back."""
+    """Return a client's field name on one line, without control characters and cut, for an answer."""
     return _line(name)[:EXTRA_NAME_MAX] or "body"

@@ -1,0 +1,1 @@
+"""Pages: HTML pages and problem details. May import forms only, and no HTTP framework."""

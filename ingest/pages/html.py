@@ -1,7 +1,7 @@
-"""The pages people see: the form, the thanks, an error. Plain HTML in two languages that works without JavaScript.
+"""HTML pages: the form, the thanks page and the error page, in two languages, usable without JavaScript.
 
-What differs between the languages is in `TEXTS`. The style is inline, the script a file of its own whose name changes
-with its content, so that what a cache kept is never another page's.
+The translations are in `TEXTS`. The style is inline; the script is a file whose name changes with its content, so that
+no cache serves an old script to a new page.
 """
 
 from __future__ import annotations
@@ -91,19 +91,19 @@ PORTUGUESE: Sequence[tuple[str, str]] = (
     (r"must be text", "precisa ser texto"),
     (r"is a file, and files are not taken", "é um arquivo, e arquivos não são aceitos"),
 )
-"""What may be wrong with a field, as `ingest.forms.validation` says it, in Portuguese; anything else stays as it is."""
+"""Portuguese for the problem details of `ingest.forms.validation`, by regular expression; others stay English."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page that is the same for everybody, and its tag for caches, without the quotes."""
+    """A page that is the same for every client, and its ETag without the quotes."""
 
     content: bytes
     etag: str
 
 
 def language_of(accepted: str | None) -> str:
-    """Return the language to answer in, by the client's `Accept-Language` (RFC 9110, 12.5.4)."""
+    """Return the language of an answer by `Accept-Language` (RFC 9110, 12.5.4); FALLBACK when none matches."""
     best, weight_of_best = FALLBACK, 0.0
     for part in (accepted or "").lower().split(","):
         tag, _, parameter = part.partition(";")
@@ -125,7 +125,7 @@ def page(language: str, title: str, content: str, *, script: bool = False) -> by
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n{tag}</head>\n"
         f"<body>\n<main>\n{content}\n</main>\n</body>\n</html>\n"
-        # Half of a surrogate pair, which nobody types, is no reason for an error of ours.
+        # Replaced, because half of a surrogate pair, which no person types, must not cause an error.
     ).encode("utf-8", "replace")
 
 
@@ -138,14 +138,14 @@ def form_page(
     title: str = "",
     notice: str = "",
 ) -> bytes:
-    """Return the form: empty, or with what was typed and what is wrong with it, each beside its field.
+    """Return the form: empty, or with the typed values and the problem of each field beside it.
 
-    typed may hold fields of somebody else's form: those come along unseen, and where something is wrong with them, to
-    be mended. chosen: whether the person asked for this language, so that what follows is in it too. title and notice:
-    why a form comes back that has nothing wrong in it.
+    typed: may hold fields of another site's form, which become hidden inputs, or visible ones to be corrected where
+    they have a problem. chosen: whether the person asked for this language, so that the next page keeps it. title and
+    notice: the reason why a form without problems comes back.
     """
     text, typed = TEXTS[language], typed or {}
-    wrong = {problem.field: _told(language, problem.detail) for problem in problems}
+    wrong = {problem.field: _translated(language, problem.detail) for problem in problems}
     alert = ""
     if wrong:
         on_page = {*SHOWN, *map(shown, typed)}
@@ -167,7 +167,7 @@ def form_page(
             attributes += f' aria-invalid="true" aria-describedby="{field_id}-wrong"'
             note = f'<p class="wrong" id="{field_id}-wrong">{_escaped(wrong[shown(name)])}</p>\n'
         value = _escaped(typed.get(name, ""))
-        # The first line break within a textarea is the page's own, and not shown.
+        # Browsers drop the first line break within a textarea, so it is the page's own.
         box = (
             f"<textarea {attributes}>\n{value}</textarea>"
             if name in ("message", *others)
@@ -184,7 +184,7 @@ def form_page(
     )
     content = (
         f"<h1>{_escaped(title) or text['form']}</h1>\n<p>{text['lead-in']}</p>\n{alert}"
-        f'<form action="/api/leads{_asked(language, chosen)}" method="post" data-away="{text["away"]}">\n'
+        f'<form action="/api/leads{_lang_query(language, chosen)}" method="post" data-away="{text["away"]}">\n'
         + field("name", NAME_MAX, complete=' autocomplete="name"')
         + field("email", EMAIL_MAX, kind=' type="email"', complete=' autocomplete="email"')
         + field("message", MESSAGE_MAX)
@@ -200,11 +200,11 @@ def form_page(
 
 
 def thanks_page(language: str, *, chosen: bool = False) -> bytes:
-    """Return what a person sees once the message is taken."""
+    """Return the page that follows an accepted form."""
     text = TEXTS[language]
     content = (
         f'<h1>{text["thanks"]}</h1>\n<p role="status">{text["taken"]}</p>\n'
-        f'<p><a href="/{_asked(language, chosen)}">{text["another"]}</a></p>'
+        f'<p><a href="/{_lang_query(language, chosen)}">{text["another"]}</a></p>'
     )
     return page(language, text["thanks"], content)
 
@@ -218,13 +218,13 @@ def error_page(
     chosen: bool = False,
     sent_from: str | None = None,
 ) -> bytes:
-    """Return what went wrong, and the way back. sent_from: the page of the form that could not be read."""
+    """Return the page of an error, with a link back. sent_from: the page of the form that could not be read."""
     text = TEXTS[language]
     alerts = f'<p role="alert">{_escaped(detail)}</p>\n' if detail else ""
     if problems:
-        items = (f"<b>{_escaped(each.field)}</b> {_escaped(_told(language, each.detail))}" for each in problems)
+        items = (f"<b>{_escaped(each.field)}</b> {_escaped(_translated(language, each.detail))}" for each in problems)
         alerts += f'<ul role="alert">{"".join(f"<li>{item}</li>" for item in items)}</ul>\n'
-    back = f'<p><a href="/{_asked(language, chosen)}">{text["back"]}</a></p>'
+    back = f'<p><a href="/{_lang_query(language, chosen)}">{text["back"]}</a></p>'
     if sent_from is not None:
         back = f'<p>{text["kept"]}</p>\n<p><a href="{_escaped(sent_from)}">{text["back there"]}</a></p>'
     content = f"<h1>{_escaped(title)}</h1>\n{alerts}{back}"
@@ -232,21 +232,21 @@ def error_page(
 
 
 def cached(content: bytes) -> Page:
-    """Return a page with the tag that a cache asks for it by."""
+    """Return a page with the ETag by which caches revalidate it."""
     return Page(content, hashlib.sha256(content).hexdigest()[:16])
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for content and attributes in double quotes; an apostrophe would come out six times as long."""
+    """Escape a text for content and double-quoted attributes; apostrophes stay, `&#x27;` would be six times as long."""
     return html.escape(text, quote=False).replace('"', "&#34;")
 
 
-def _asked(language: str, chosen: bool) -> str:
+def _lang_query(language: str, chosen: bool) -> str:
     return f"?lang={language}" if chosen else ""
 
 
 def _id_of(field: str) -> str:
-    """Return a field's id in the page: its name, or for a name from outside one that cannot clash with ours."""
+    """Return a field's element id: its name, or for another site's field a hash that cannot clash with our ids."""
     return field if field in SHOWN else f"other-{hashlib.sha256(field.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
 
@@ -254,7 +254,7 @@ def _link(language: str, field: str) -> str:
     return f'<a href="#{_id_of(field)}">{TEXTS[language][field] if field in SHOWN else _escaped(field)}</a>'
 
 
-def _told(language: str, detail: str) -> str:
+def _translated(language: str, detail: str) -> str:
     if language == "pt":
         for pattern, translated in PORTUGUESE:
             if re.fullmatch(pattern, detail):
@@ -265,4 +265,4 @@ def _told(language: str, detail: str) -> str:
 _BOTH = [(language, chosen) for language in LANGUAGES for chosen in (False, True)]
 FORMS = {(language, chosen): cached(form_page(language, chosen=chosen)) for language, chosen in _BOTH}
 THANKS = {(language, chosen): cached(thanks_page(language, chosen=chosen)) for language, chosen in _BOTH}
-"""By language, and whether the person chose it."""
+"""By language, and whether the person chose the language."""

@@ -1,4 +1,4 @@
-"""The HTTP interface as an OpenAPI 3.1 document, served at `/openapi.json`: every status, header and kind of answer."""
+"""OpenAPI 3.1 document of the HTTP interface, served at `/openapi.json`: every status, header and media type."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ref(kind: str, name: str) -> Document:
 
 
 def _headers(*names: str) -> Document:
-    """Return headers of an answer, beside those that every answer has."""
+    """Return the headers of an answer: these names, and the headers of every answer."""
     return {name: _ref("headers", name) for name in ("X-Request-Id", *ALWAYS, *names)}
 
 
@@ -69,7 +69,7 @@ def _problems(*statuses: int) -> Document:
 
 CORS = ("Access-Control-Allow-Origin", "Access-Control-Expose-Headers")
 UNSEEN = r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""Space and control characters: removed, or cut off at both ends of a field."""
+"""Space and control characters, which are removed, or stripped at both ends of a field."""
 TEXT = {"type": "string", "pattern": f"[^{UNSEEN}]"}
 LINE = {"type": "string", "pattern": f"^[{UNSEEN}]*[^{UNSEEN}][^\\n\\r]*[{UNSEEN}]*$"}
 FORM = _object(
@@ -77,18 +77,18 @@ FORM = _object(
         "name": LINE | {"maxLength": NAME_MAX},
         "email": {"type": "string", "format": "email", "maxLength": EMAIL_MAX},
         "message": TEXT | {"maxLength": MESSAGE_MAX},
-        "form_id": {"description": f"Which form it was; cut to {LABEL_MAX} characters."},
-        "source": {"description": f"Where the person came from; cut to {LABEL_MAX} characters."},
-        "_next": {"description": "Where a browser goes afterwards; its origin must be allowed."},
-        "_gotcha": {"description": "Filled in by programs only."},
-        "_seconds": {"description": "How long it took to fill the form in; what is no number counts for nothing."},
+        "form_id": {"description": f"The id of the form; cut to {LABEL_MAX} characters."},
+        "source": {"description": f"The source of the visit; cut to {LABEL_MAX} characters."},
+        "_next": {"description": "The page to redirect a browser to; its origin must be allowed."},
+        "_gotcha": {"description": "Honeypot, hidden from people: programs fill it in."},
+        "_seconds": {"description": "Seconds it took to fill the form in; ignored when it is not a number."},
     },
     required=("name", "email", "message"),
     closed=False,
 ) | {
     "maxProperties": PAIRS_MAX,
-    "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are kept with the lead "
-    f"as text; a longer one is cut and named in `{CUT}`, those that are too many are named in `{DROPPED}`.",
+    "description": f"Up to {EXTRA_FIELDS_MAX} further fields of {EXTRA_VALUE_MAX} characters are stored with the "
+    f"lead as text; `{CUT}` names the fields that were too long and were cut, `{DROPPED}` surplus fields not stored.",
 }
 LEAD = _object(
     {
@@ -113,7 +113,7 @@ TRAIL = _object(
                     {
                         "verdict": {"enum": ["accepted", "released", "rate_limited", "spam", "duplicate"]},
                         "reason": NULLABLE_TEXT
-                        | {"description": "Of spam what showed it, honeypot or too_fast; of rate_limited until when."},
+                        | {"description": "For spam its sign, honeypot or too_fast; for rate_limited the wait's end."},
                         "submitted_at": TIME,
                         "submission_partition": {"type": "integer"},
                         "submission_offset": {"type": "integer"},
@@ -153,13 +153,16 @@ TRAIL = _object(
 )
 PROBLEM = _object(
     {
-        "type": {"const": "about:blank", "description": "The status says it all; `errors` names what is wrong."},
+        "type": {
+            "const": "about:blank",
+            "description": "The status identifies the problem; `errors` names the invalid fields.",
+        },
         "title": {"enum": list(TITLES.values())},
         "status": {"enum": list(TITLES)},
         "detail": {"type": "string"},
         "request_id": {"type": "string"},
-        "id": UUID | {"description": "Of a 503: the lead's id, should the form have been taken all the same."},
-        "error": {"type": "string", "description": "Of a 429: `Too many requests`."},
+        "id": UUID | {"description": "With a 503: the lead's id, in case the form was accepted all the same."},
+        "error": {"type": "string", "description": "With a 429: `Too many requests`."},
         "errors": {
             "type": "array",
             "items": _object({"field": {"type": "string"}, "detail": {"type": "string"}}),
@@ -179,12 +182,12 @@ HEALTH = _object(
         },
         "control": _object(
             {
-                "worker": {"type": "string", "description": "The worker that answers, until its end."},
-                "workers": {"type": "integer", "minimum": 1, "description": "The workers at this address."},
+                "worker": {"type": "string", "description": "The id of the worker that answers, for its lifetime."},
+                "workers": {"type": "integer", "minimum": 1, "description": "The number of workers at this address."},
                 "applied": {
                     "type": "object",
                     "additionalProperties": {"type": "integer", "minimum": 0},
-                    "description": "The last offset that this worker obeys, by partition of `nigredo.control`.",
+                    "description": "The last offset that this worker has applied, by partition of `nigredo.control`.",
                 },
             }
         ),
@@ -196,57 +199,63 @@ HEALTH = _object(
                 "refused": {
                     "type": "integer",
                     "minimum": 0,
-                    "description": "What Kafka can never take; kept for 30 days.",
+                    "description": "Records that Kafka can never accept, stored for 30 days.",
                 },
             }
         )
-        | {"description": "What this worker took and Kafka does not have yet; only with `INGEST_SPOOL=on`."},
+        | {"description": "Records this worker accepted that are not in Kafka yet; only with `INGEST_SPOOL=on`."},
     },
     required=("status", "function", "waiting_for", "log_lines_dropped", "control"),
 )
 HEADERS: Document = {
     **{
-        name: {"description": "For browsers; of a page for what it needs.", "schema": {"type": "string"}}
+        name: {
+            "description": "Security header for browsers; on a page it allows the page's own style and script.",
+            "schema": {"type": "string"},
+        }
         for name in ALWAYS
     },
-    "Cache-Control": {"description": "Who may keep the answer, and for how long.", "schema": {"type": "string"}},
-    "Vary": {"description": "The headers of the request that the answer depends on.", "schema": {"type": "string"}},
-    "Location": {"description": "The lead; or where the browser goes.", "schema": {"type": "string"}},
+    "Cache-Control": {
+        "description": "Which caches may store the answer, and for how long.",
+        "schema": {"type": "string"},
+    },
+    "Vary": {"description": "The request headers that the answer depends on.", "schema": {"type": "string"}},
+    "Location": {"description": "The lead, or the page to redirect the browser to.", "schema": {"type": "string"}},
     "Access-Control-Allow-Origin": {
-        "description": "The origin that asked, when it is in `CORS_ALLOWED_ORIGINS`.",
+        "description": "The request's origin, when it is in `CORS_ALLOWED_ORIGINS`.",
         "schema": {"type": "string"},
     },
     "Access-Control-Expose-Headers": {
-        "description": "What scripts of that origin may read.",
+        "description": "The headers that scripts of that origin may read.",
         "schema": {"type": "string"},
     },
-    "X-Request-Id": {"description": "This request in our logs.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
+    "X-Request-Id": {"description": "The id of this request in the logs.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "minimum": 1}},
     "RateLimit": {
-        "description": 'What the limit leaves: `"submissions";r=9;t=3600` (draft-ietf-httpapi-ratelimit-headers).',
+        "description": 'The remaining quota: `"submissions";r=9;t=3600` (draft-ietf-httpapi-ratelimit-headers).',
         "schema": {"type": "string"},
     },
-    "RateLimit-Policy": {"description": 'The limit: `"submissions";q=10;w=3600`.', "schema": {"type": "string"}},
-    "WWW-Authenticate": {"description": "How to say who asks.", "schema": {"type": "string"}},
-    "ETag": {"description": "For If-None-Match.", "schema": {"type": "string"}},
+    "RateLimit-Policy": {"description": 'The quota: `"submissions";q=10;w=3600`.', "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "The authentication scheme.", "schema": {"type": "string"}},
+    "ETag": {"description": "The tag for `If-None-Match`.", "schema": {"type": "string"}},
 }
 
 
 def _json(schema: Document, *headers: str) -> Document:
     return {
-        "description": "It is here.",
+        "description": "OK",
         "headers": _headers(*headers),
         "content": {JSON: {"schema": schema}},
     }
 
 
 def _cached(schema: Document) -> Document:
-    kept = ("ETag", "Cache-Control", "Vary", *CORS)
-    return {"200": _json(schema, *kept), "304": {"description": "Not changed since.", "headers": _headers(*kept)}}
+    caching = ("ETag", "Cache-Control", "Vary", *CORS)
+    return {"200": _json(schema, *caching), "304": {"description": "Not Modified", "headers": _headers(*caching)}}
 
 
 def _page(operation: str, summary: str) -> Document:
-    kept = ("ETag", "Cache-Control", "Vary")
+    caching = ("ETag", "Cache-Control", "Vary")
     return {
         "get": {
             "operationId": operation,
@@ -254,8 +263,8 @@ def _page(operation: str, summary: str) -> Document:
             "security": [],
             "parameters": [LANGUAGE],
             "responses": {
-                "200": {"description": "It is here.", "headers": _headers(*kept), "content": {"text/html": HTML}},
-                "304": {"description": "Not changed since.", "headers": _headers(*kept)},
+                "200": {"description": "OK", "headers": _headers(*caching), "content": {"text/html": HTML}},
+                "304": {"description": "Not Modified", "headers": _headers(*caching)},
             }
             | {str(status): _problem(status) for status in (403, 500)},
         }
@@ -266,9 +275,9 @@ def _health(operation: str) -> Document:
     return {
         "get": {
             "operationId": operation,
-            "summary": "Whether forms can be taken now",
+            "summary": "Readiness to accept forms",
             "security": [],
-            "responses": {"200": _json(HEALTH), "503": _json(HEALTH)},
+            "responses": {"200": _json(HEALTH), "503": _json(HEALTH) | {"description": "Service Unavailable"}},
         }
     }
 
@@ -277,25 +286,27 @@ def _query(name: str, schema: Document, description: str) -> Document:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-LANGUAGE = _query("lang", {"type": "string"}, f"One of {', '.join(LANGUAGES)}; else what `Accept-Language` prefers.")
+LANGUAGE = _query(
+    "lang", {"type": "string"}, f"One of {', '.join(LANGUAGES)}; otherwise the language that `Accept-Language` prefers."
+)
 LEAD_ID = {"name": "lead_id", "in": "path", "required": True, "schema": UUID}
 READ = {"security": [{"key": [LEADS_READ]}]}
 LABEL = NULLABLE_TEXT | {"maxLength": LABEL_MAX}
 
 POST_LEAD: Document = {
     "operationId": "createLead",
-    "summary": "Take a form",
-    "description": "202 once Kafka has it, durably; 303 for a client that prefers HTML. The limit has the last word "
-    "behind the topic.",
+    "summary": "Submit a form",
+    "description": "202 once the form is durable; 303 for a client that prefers HTML. The rate limiter behind the "
+    "topic has the last word.",
     "security": [],
     "parameters": [
         {
             "name": KEY_HEADER,
             "in": "header",
             "schema": {"type": "string", "minLength": 1, "maxLength": KEY_MAX, "pattern": "^[ -~]*[!-~][ -~]*$"},
-            "description": "The same form under the same key is taken once.",
+            "description": "The same form under the same key is accepted once.",
         },
-        _query("utm_source", {"type": "string"}, "Where the person came from, as the page's address says."),
+        _query("utm_source", {"type": "string"}, "The source of the visit, from the page's address."),
         LANGUAGE,
     ],
     "requestBody": {
@@ -304,12 +315,12 @@ POST_LEAD: Document = {
     },
     "responses": {
         "202": {
-            "description": "Taken.",
+            "description": "Accepted",
             "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS),
             "content": {JSON: {"schema": _object({"id": UUID, "status": {"const": "accepted"}})}},
         },
         "303": {
-            "description": "Taken.",
+            "description": "See Other",
             "headers": _headers("Location", "RateLimit", "RateLimit-Policy", *CORS),
             "content": {"text/html": HTML},
         },
@@ -324,10 +335,14 @@ PATHS: Document = {
             "summary": "Leads, newest first",
             **READ,
             "parameters": [
-                _query("limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": 20}, "How many."),
-                _query("cursor", NULLABLE_TEXT, "`next_cursor` of the page before; empty for the first."),
-                _query("status", LABEL, "Only those with this status; empty for all."),
-                _query("source", LABEL, "Only those from there; empty for all."),
+                _query(
+                    "limit",
+                    {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": 20},
+                    "The number of leads.",
+                ),
+                _query("cursor", NULLABLE_TEXT, "`next_cursor` of the previous page; empty for the first page."),
+                _query("status", LABEL, "Only leads with this status; empty for all."),
+                _query("source", LABEL, "Only leads from this source; empty for all."),
             ],
             "responses": _cached(
                 _object({"items": {"type": "array", "items": _ref("schemas", "Lead")}, "next_cursor": NULLABLE_TEXT})
@@ -347,7 +362,7 @@ PATHS: Document = {
     "/api/leads/{lead_id}/trail": {
         "get": {
             "operationId": "getTrail",
-            "summary": "What became of a submission",
+            "summary": "Stages of a submission",
             **READ,
             "parameters": [LEAD_ID],
             "responses": _cached(_ref("schemas", "Trail")) | _problems(401, 403, 404, 500, 503),
@@ -358,13 +373,13 @@ PATHS: Document = {
     "/health/live": {
         "get": {
             "operationId": "alive",
-            "summary": "Whether the process answers, whatever Kafka does",
+            "summary": "Liveness of the process, independent of Kafka",
             "security": [],
             "responses": {"200": _json(_object({"status": {"const": "ok"}}))},
         }
     },
     "/": _page("form", "The form"),
-    "/thanks": _page("thanks", "What a browser sees once the form is taken"),
+    "/thanks": _page("thanks", "The page after an accepted form"),
     "/openapi.json": {
         "get": {
             "operationId": "description",
@@ -381,9 +396,9 @@ DOCUMENT: Document = {
         "title": "Nigredo",
         "version": version("nigredo"),
         "summary": "Captures leads and loses none",
-        "description": "Whatever is got by GET answers HEAD too. OPTIONS tells the methods of an address, and a "
-        "browser whether a script of its page may use them. Another method is answered 405, an unknown address 404, "
-        "both as problem details; a head over 32 KiB is answered 431, without any.",
+        "description": "Every address that answers GET answers HEAD too. OPTIONS returns the methods of an address, "
+        "and for a browser the CORS headers. Another method is answered 405, an unknown address 404, both with problem "
+        "details; a head over 32 KiB is answered 431 without them.",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
     "paths": PATHS,

@@ -1,4 +1,4 @@
-"""Bodies as real clients and real pages send them: in their encoding, with their headers, under the wrong name."""
+"""Decoding of bodies as real clients and pages send them: other encodings, odd headers, wrong content types."""
 
 from __future__ import annotations
 
@@ -200,13 +200,13 @@ def test_no_body_of_the_longest_length_holds_the_loop_for_long(filler: bytes, ki
     with suppress(InvalidForm):
         read_fields(kind, body)
 
-    # Some ten milliseconds; what grows with the square of the length takes far longer on any machine.
+    # Some ten milliseconds; quadratic time would be far longer on any machine.
     assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "text/plain", "", None])
 def test_a_json_object_that_a_script_sent_as_a_string_is_taken(kind: str | None) -> None:
-    """`sendBeacon` and `fetch` call a string plain text, and a beacon cannot see that it was refused."""
+    """`sendBeacon` and `fetch` send a string as plain text, and a beacon cannot see a refusal."""
     assert parse_form(kind, json.dumps(GOOD).encode()).contact.name == "Ana"
     with pytest.raises(InvalidForm) as refused:
         parse_form(kind, b'{"name": ')

@@ -1,4 +1,4 @@
-"""Bodies of every kind: what is a form is read as it was meant, and nothing else gets through or breaks anything."""
+"""Validation of bodies of every kind: forms are read as intended, and any other body is refused without an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_address_is_judged_as_the_library_judges_it(address: str) -> None:
         judged = None
 
     assert normal_email(address) == judged
-    # What was remembered is the same.
+    # The cached result is the same.
     assert normal_email(address) == judged
 
 
@@ -78,7 +78,7 @@ def test_a_file_is_refused_by_its_field_and_an_empty_choice_is_none(name: str, c
     request = httpx.Request("POST", "http://x", files=files)  # type: ignore[arg-type]
     body = request.read()
     if not name:
-        # What a browser sends for a file field that was left alone; httpx leaves an empty name out.
+        # As a browser sends an empty file input; httpx omits an empty file name.
         body = body.replace(b'name="cv"\r\n', b'name="cv"; filename=""\r\n')
 
     try:
@@ -133,7 +133,7 @@ def test_any_bytes_are_a_form_or_refused_by_name(body: bytes, content_type: str 
 
 @given(st.text("ab=&+% \n0123456789ABCDEFcé\ufffd", max_size=40).map(str.encode).filter(bytes.strip))
 def test_a_body_as_browsers_write_it_holds_what_a_look_at_each_field_finds(body: bytes) -> None:
-    """Whitespace around it makes the parser look at each field itself: to the form it is nothing."""
+    """Whitespace around the body makes the parser decode each field itself, and is no part of the form."""
 
     def read(body: bytes) -> object:
         try:

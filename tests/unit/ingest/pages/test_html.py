@@ -1,4 +1,4 @@
-"""Pages: in the reader's language, with what was typed, and safe whatever was typed."""
+"""HTML pages: in the reader's language, with the typed fields, and escaped."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_page_is_in_the_language_the_browser_prefers(accepted: str | None, lan
         ("application/json, text/html", False),
         ("*/*", False),
         ("html", False),
-        ('text/html;a="' + ";" * 30_000, False),  # Not looked through: that takes time by its square.
+        ('text/html;a="' + ";" * 30_000, False),  # Not parsed, because parsing takes quadratic time.
     ],
 )
 def test_who_names_pages_first_is_a_person(accepted: str, page: bool) -> None:
@@ -193,7 +193,7 @@ def test_a_page_may_do_what_it_needs_and_be_framed_where_scripts_may_post() -> N
     assert f"style-src 'sha256-{digest}'" in page_policy(())
     assert page_policy(()).endswith("frame-ancestors 'none'")
     assert page_policy(("https://a.example",)).endswith("frame-ancestors 'self' https://a.example")
-    # A redirect to the form's own site would be held to it.
+    # `form-action` would block a redirect to the form's own site.
     assert "form-action" not in page_policy(())
 
 
