@@ -1,4 +1,4 @@
-"""`make bench`: everything that claims to be fast, measured beside what it is compared with, in one run."""
+"""`make bench`: measures every stage beside its references, in one run."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ HERE = Path(__file__).parent
 def main(
     only: tuple[str, ...], rounds: int, smoke: bool, slow: str | None, results: Path | None, as_json: bool
 ) -> None:
-    """Measure the product beside what it is compared with."""
+    """Measure the product beside its references."""
     if slow:
         slow_down(slow)
     effort = SMOKE if smoke else Effort(rounds=rounds)
-    # What was slowed down or hurried through never mixes with what is quoted.
+    # Figures of slowed or hurried runs go to other folders than the quoted ones.
     usual = HERE / ("results-smoke" if smoke else f"results-slow-{slow}" if slow else "results")
     session = Session(results or usual, quoted=not (smoke or slow))
     session.tell("starting Kafka, the registry and PostgreSQL")
@@ -65,13 +65,13 @@ def main(
         report.put(report.PERFORMANCE, "cost", report.costs(kept))
     print(json.dumps(documents) if as_json else report.table(documents))
     for line in (line for result in session.found for line in result.unfair):
-        # In a hurried round nothing is warm.
+        # In a hurried run no process is warm, so an unfair reference is no failure.
         session.failed(line, code=0 if smoke else 1)
     sys.exit(session.code)
 
 
 class Session:
-    """Shows progress, and writes down every scenario while it is measured."""
+    """A run's console and results folder: prints progress and saves each scenario's findings as they come."""
 
     def __init__(self, folder: Path, *, quoted: bool) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class Session:
         }
 
     def scenario(self, name: str, run: Run) -> None:
-        """Run one scenario. One that cannot be measured keeps none of the others from it."""
+        """Run one scenario; one that cannot be measured is reported and does not stop the others."""
         try:
             run.lab.skip()
             importlib.import_module(f"bench.scenarios.{name}").run(run)
@@ -100,17 +100,17 @@ class Session:
         )
 
     def failed(self, line: str, *, code: int = 1) -> None:
-        """Print what went wrong, and keep it as the exit code."""
+        """Print an error and set the exit code, unless it is set already."""
         self.code = self.code or code
         print(f"bench: {line}", file=sys.stderr)
 
     def measured(self, scenario: str, contender: str, number: int, figures: Figures) -> None:
-        """Print a measurement."""
+        """Print the figures of a contender in a round; round 0 is the warm-up."""
         shown = "  ".join(f"{name} {value:,.6g}" for name, value in figures.items())
         self.tell(f"{scenario}, {'warm-up' if number == 0 else f'round {number}'}: {contender}: {shown}")
 
     def save(self, result: Result) -> None:
-        """Write a scenario's findings, those of an earlier run replaced."""
+        """Write a scenario's findings, replacing those of an earlier run."""
         if result not in self.found:
             self.found.append(result)
         report.write(self.folder, {**self._about, **report.as_document(result)})

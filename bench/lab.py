@@ -1,4 +1,4 @@
-"""The place where things are measured: a stack of its own, and the processes that are started on it one by one."""
+"""Lab of the bench: a temporary stack, and the processes that the scenarios start on it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ OURS = ("ingest", "rate-limiter", "persister", "webhook-sender", "fibonacci")
 
 
 class LabError(Exception):
-    """A measurement could not be made; the text says why."""
+    """A measurement failed; the text gives the reason."""
 
 
 @dataclass(slots=True)
 class Running:
-    """A process that is being measured."""
+    """A process under measurement, with its log (stderr) and output (stdout) files."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -58,19 +58,19 @@ class Running:
     url: str = ""
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds it and its children have used."""
+        """Return the CPU seconds used by the process and its children."""
         return cpu_s(self.process.pid)
 
     def rss_bytes(self) -> int:
-        """Return the resident memory of it and its children."""
+        """Return the resident memory of the process and its children, in bytes."""
         return rss_bytes(self.process.pid)
 
     def peak_bytes(self) -> int:
-        """Return the most resident memory it and its children ever had, each on its own."""
+        """Return the sum of the peak resident memory of the process and each of its children, in bytes."""
         return sum(_peak_bytes(found.pid) for found in _family(self.process.pid))
 
     def stop(self) -> None:
-        """End it as an operator would; if it does not listen, for good."""
+        """End the process with SIGTERM, and with SIGKILL after 20 seconds."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(20)
@@ -81,17 +81,17 @@ class Running:
 
 @dataclass(slots=True)
 class Lab:
-    """A running Kafka, registry and PostgreSQL with all our topics and tables, and none of our processes."""
+    """A running Kafka, registry and PostgreSQL with all topics and tables, without the product's processes."""
 
     home: Home
     slow: str | None = None
-    """Which of our parts is made twice as slow on purpose; see `bench/slowed.py`."""
+    """The part made twice as slow on purpose; see `bench/slowed.py`. None slows no part."""
     starts: dict[str, list[float]] = field(default_factory=dict)
     """Seconds from the start of each process to its readiness."""
 
     @property
     def bootstrap_servers(self) -> str:
-        """The broker."""
+        """The broker's address."""
         return f"127.0.0.1:{self.home.port('kafka')}"
 
     def settings(self, *, role: str = "nigredo_app") -> Settings:
@@ -106,17 +106,17 @@ class Lab:
 
     @contextmanager
     def database(self) -> Iterator[psycopg.Connection]:
-        """Open the database as its owner."""
+        """Open a connection to the database as its owner."""
         with psycopg.connect(self.home.conninfo("admin"), autocommit=True, connect_timeout=5) as connection:
             yield connection
 
     @contextmanager
     def ours(self, name: str, *, instance: str = "", **environment: str) -> Iterator[Running]:
-        """Run one of our processes and wait until it is ready."""
+        """Run one of the product's processes and wait until it is ready."""
         port = free_port()
         settings = self.home.part_environment(os.environ, "bench") | {
             "NIGREDO_STATE_DIR": str(self.home.dir / "state" / f"bench-{name}{instance}"),
-            # Ingest tells of its health where it takes forms, and of its metrics elsewhere.
+            # Ingest serves its health at the port that accepts forms, and its metrics at another.
             "HEALTH_PORT": str(free_port() if name == "ingest" else port),
             "INGEST_PORT": str(port),
         }
@@ -143,7 +143,7 @@ class Lab:
 
     @contextmanager
     def reference(self, name: str, *arguments: str, python: Path = Path(sys.executable)) -> Iterator[Running]:
-        """Run a reference that tells its progress on stdout, a JSON line at a time."""
+        """Run a reference that reports its progress on stdout, as JSON lines."""
         command = [str(python), "-m", f"bench.references.{name}", *arguments]
         settings = self.home.part_environment(os.environ, "bench", role="admin")
         with self._process(name, command, settings, lambda: True) as running:
@@ -173,7 +173,10 @@ class Lab:
     def watch(
         self, count: Callable[[], int], total: int, *, running: Running, deadline_s: float = 180.0
     ) -> list[tuple[float, int]]:
-        """Sample a growing count until it reaches `total`: (seconds, count), one sample each time it grew."""
+        """Sample a growing count until it reaches `total`; return (monotonic seconds, count) for each growth.
+
+        Raises LabError past the deadline or when the process ends.
+        """
         samples: list[tuple[float, int]] = []
         began = time.monotonic()
         while True:
@@ -190,7 +193,7 @@ class Lab:
 
     @contextmanager
     def ends(self, *topics: str) -> Iterator[Callable[[], int]]:
-        """Yield a function that returns how many records were appended to topics by now, in all their partitions."""
+        """Yield a function that returns the sum of the end offsets of all partitions of these topics."""
         consumer = Consumer(client_config(self.settings(role="admin"), "bench") | {"group.id": "bench"})
         places = [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
         try:
@@ -199,7 +202,7 @@ class Lab:
             consumer.close()
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        """Return the end of each partition."""
+        """Return the end offset of each partition."""
         consumer = Consumer(client_config(self.settings(role="admin"), "bench") | {"group.id": "bench"})
         try:
             places = (TopicPartition(topic, number) for number in range(PARTITIONS))
@@ -208,9 +211,9 @@ class Lab:
             consumer.close()
 
     def skip(self) -> None:
-        """Make what earlier scenarios left in the topics nobody's work, so that each measures its own records.
+        """Move every group and stored offset to the ends of the topics, so that a scenario measures its own records.
 
-        None of our processes may be running.
+        None of the product's processes may be running.
         """
         settings = self.settings()
         commit_offsets(settings, settings.function("rate-limiter"), SUBMISSIONS, self.end_offsets(SUBMISSIONS))
@@ -242,9 +245,9 @@ class Lab:
 
 @contextmanager
 def open_lab(*, slow: str | None = None, start_twice: bool = False) -> Iterator[Lab]:
-    """Start a stack in a temporary home, without our own processes, and remove it afterwards.
+    """Start a stack in a temporary home, without the product's processes, and remove it afterwards.
 
-    `start_twice` measures how long it takes to come up with data that is already there.
+    start_twice: also measure a start with existing data.
     """
     folder = Path(tempfile.mkdtemp(prefix="nigredo-bench-"))
     lab = Lab(Home.open(folder, free_port_base()), slow)
@@ -262,7 +265,7 @@ def open_lab(*, slow: str | None = None, start_twice: bool = False) -> Iterator[
         if start_twice:
             nigredo("down")
             lab.starts["stack, again"] = [nigredo(*up)]
-        # Tells when a row became visible, on the server's own clock; the only setting that differs from a user's stack.
+        # Commit timestamps show when a row became visible. No other setting differs from a user's stack.
         with (folder / "postgres" / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.write("track_commit_timestamp = on\n")
         nigredo("restart", "postgres")
@@ -275,7 +278,7 @@ def open_lab(*, slow: str | None = None, start_twice: bool = False) -> Iterator[
 
 
 def free_port() -> int:
-    """Return a port that nobody uses at present."""
+    """Return a TCP port that is free at present."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -283,12 +286,12 @@ def free_port() -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds a process and its children have used."""
+    """Return the CPU seconds used by a process and its children."""
     return sum(times.user + times.system for times in (found.cpu_times() for found in _family(pid)))
 
 
 def rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its children, what they share counted once for each."""
+    """Return the resident memory of a process and its children in bytes; shared pages count in each of them."""
     return sum(found.memory_info().rss for found in _family(pid))
 
 
@@ -303,7 +306,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def disk_bytes(folder: Path, pattern: str = "*") -> int:
-    """Return the blocks that files below a folder take; preallocated ones count what is written only."""
+    """Return the bytes on disk of the files below a folder; of preallocated files only the written blocks count."""
     total = 0
     for file in folder.rglob(pattern):
         try:
@@ -322,7 +325,7 @@ def tail(log: Path) -> str:
 def _answers(url: str) -> Callable[[], bool]:
     def ready() -> bool:
         try:
-            # A reference without such a route answers 404: it is up.
+            # A reference without such a route answers 404, which shows that it is up.
             return httpx.get(url, timeout=2).status_code < 500
         except httpx.TransportError:
             return False

@@ -1,4 +1,4 @@
-"""What is sent: submissions to a topic, and forms to an endpoint by a load generator that is not ours."""
+"""Load of the bench: records for topics, and forms POSTed by the load generator `wrk` or at a constant rate."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ Record = tuple[bytes, bytes]
 
 
 def wrk(url: str, *, seconds: float, connections: int = CONNECTIONS, salt: int = 0) -> Figures:
-    """Post forms as fast as `connections` allow, each from an address of its own; 2xx and 303 count.
+    """Post forms as fast as `connections` allow, each from an address of its own; answers of 2xx and 303 count.
 
-    Raises LabError when the generator is not installed, or when nothing was answered.
+    Raises LabError when the generator is not installed or fails, or when no form was accepted.
     """
     if shutil.which("wrk") is None:
         raise LabError("needs the load generator `wrk` (Debian, Ubuntu: apt install wrk)")
@@ -65,12 +65,12 @@ def wrk(url: str, *, seconds: float, connections: int = CONNECTIONS, salt: int =
 
 
 def contact(number: int) -> Contact:
-    """Return somebody who writes."""
+    """Return the contact data of an invented person."""
     return Contact(f"Ana {number}", f"ana{number}@example.com", MESSAGE, {"company": "Example Ltda"})
 
 
 def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Iterator[Record]:
-    """Yield encoded submissions with their keys, spread at random over networks that no other salt uses."""
+    """Yield encoded submissions with their keys, spread at random over networks; each salt has its own networks."""
     chosen, now = random.Random(salt), utc_now()
     for number in range(count):
         network = f"10.{salt % 256}.{(which := chosen.randrange(networks)) // 256 % 256}.{which % 256}"
@@ -94,7 +94,7 @@ def submissions(codec: Codec, count: int, networks: int, *, salt: int) -> Iterat
 
 
 def windows(codec: Codec, count: int) -> Iterator[Record]:
-    """Yield the encoded windows of networks with their keys, three acceptances each, as if read up to offset 0."""
+    """Yield encoded windows with their keys, one a network, each with three acceptances and the input offset 0."""
     now = utc_now()
     for number in range(count):
         network = f"{11 + number // 16_777_216}.{number // 65_536 % 256}.{number // 256 % 256}.{number % 256}"
@@ -104,7 +104,7 @@ def windows(codec: Codec, count: int) -> Iterator[Record]:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Leads with what else the persister stores of them."""
+    """Leads with the windows and delivery attempts that the persister stores beside them."""
 
     leads: Sequence[Record]
     states: Sequence[Record]
@@ -113,14 +113,14 @@ class Accepted:
 
     @property
     def count(self) -> int:
-        """All records."""
+        """Number of records: leads, windows and attempts."""
         return len(self.leads) + len(self.states) + len(self.attempts)
 
 
 def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
     """Return leads of `count` networks, one each, with the window and the delivery attempt of each.
 
-    The windows say that they come from offset 0: the limiter refuses windows of submissions that there never were.
+    The windows have the input offset 0, because the limiter refuses windows of submissions that never existed.
     """
     now = utc_now()
     leads, states, attempts, events = [], [], [], []
@@ -164,7 +164,10 @@ def accepted_leads(codec: Codec, count: int, *, salt: int) -> Accepted:
 
 
 def produce(lab: Lab, topic: str, records: Iterable[Record]) -> float:
-    """Put records on a topic with a bare producer loop, all acknowledged; return the seconds it took."""
+    """Write records to a topic with a bare producer loop; return the seconds until all are acknowledged.
+
+    Raises LabError when a record is not acknowledged.
+    """
     failed: list[str] = []
     config = producer_config(lab.settings(), "bench", delivery_timeout_s=60)
     producer = Producer(config | {"queue.buffering.max.messages": 2_000_000, "queue.buffering.max.kbytes": 2_000_000})
@@ -194,10 +197,10 @@ class Sent:
 
 
 async def open_loop(url: str, *, rate: float, seconds: float, salt: int) -> list[Sent]:
-    """Post forms at a constant rate whatever the answers do, and measure each from the moment it was due.
+    """Post forms at a constant rate, independent of the answers, and measure each from the moment it was due.
 
-    So a slow answer delays no other request and hides none (no coordinated omission). `slip_s` is how late this
-    sender itself was: it is part of the latency and reported beside it. Raises LabError for any answer but a 202.
+    A slow answer delays no other request and hides none (no coordinated omission). `slip_s` is the delay of this
+    sender itself: it is part of the latency and reported beside it. Raises LabError for any answer but a 202.
     """
     count, sent = int(rate * seconds), []
     connector = aiohttp.TCPConnector(limit=0)

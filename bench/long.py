@@ -1,7 +1,7 @@
-"""`make bench-long`: how cost and memory grow with records and networks; goes on where it was interrupted.
+"""`make bench-long`: measures the growth of cost and memory with records and networks; resumes after an interruption.
 
-Every step has a stack of its own, so that its memory is its own. A step that this version of the code has already
-measured is not measured again.
+Every step has its own stack, so that memory is not shared between steps. A step already measured with this version of
+the code is not measured again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ DEADLINE_S = 1_200.0
 AT_A_TIME = 20_000
 ROUNDS = 3
 IDLE_BELOW = 0.25
-"""A worker that did less than this share of the work did not share it."""
+"""Least share of the CPU time that each of two workers must have used; below it, the work was not shared."""
 RESULTS = Path(__file__).parent / "results" / "long"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One amount of work for one stage."""
+    """A measurement of one stage with an amount of work."""
 
     stage: str
     records: int
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def file(self) -> Path:
-        """Where its findings are kept."""
+        """The file of the step's findings."""
         return RESULTS / f"{self.stage}-{self.records}-{self.networks}.json"
 
 
@@ -94,7 +94,7 @@ def main(largest: int, as_json: bool) -> None:
 
 
 def _version() -> str:
-    """Return the code's version; what is measured is part of it, the findings themselves are not."""
+    """Return the short hash of the last commit that changed more than results and documents; "unknown" without git."""
     command = ["git", "log", "-1", "--format=%h", "--", ".", ":!bench/results", ":!*.md"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
@@ -107,7 +107,7 @@ def _kept(step: Step, version: str) -> report.Document | None:
 
 
 def table(documents: list[report.Document]) -> str:
-    """Return the findings as Markdown; `growth` is the CPU time a record took, against the smallest step's."""
+    """Return the findings as Markdown; `growth` is the CPU time per record relative to the smallest step's."""
     lines = [
         "| stage | records | networks | records/s | CPU s per 1,000 | growth | MiB | at most | KiB on disk per 1,000 |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -151,7 +151,7 @@ def _cores(turns: Sequence[Mapping[str, Mapping[str, float]]], which: str) -> st
 
 @contextmanager
 def _costs(lab: Lab, step: Step, running: Sequence[Running], found: dict[str, object]) -> Iterator[None]:
-    """Fill `found` with what the work inside cost the processes and the disk."""
+    """Add rate, CPU time, memory and disk use of the `with` body to `found`."""
     cpu, disk, began = sum(one.cpu_s() for one in running), _disk(lab), time.monotonic()
     yield
     took = time.monotonic() - began
@@ -174,12 +174,12 @@ def _disk(lab: Lab) -> int:
 def _ingest(lab: Lab, step: Step) -> Mapping[str, object]:
     found: dict[str, object] = {}
     with lab.ours("ingest") as ingest, lab.ends(SUBMISSIONS) as ends:
-        # The machine has to become warm first; the load generator counts seconds, not requests.
+        # Warm up first. The load generator takes seconds and not requests, so the rate gives the length of a run.
         warm = wrk(ingest.url, seconds=2)
         salts, before = count(1), ends()
         with _costs(lab, step, [ingest], found):
             while (left := step.records - (ends() - before)) > 0:
-                # A salt has room for 16 million addresses; a generator begins at the first one of its salt.
+                # A salt has 16 million addresses, and each run of the generator starts at its salt's first one.
                 wrk(ingest.url, seconds=min(600, max(1, left // warm["rate"])), salt=next(salts))
         found["taken"] = ends() - before
     return found
@@ -194,7 +194,7 @@ def _limiter(lab: Lab, step: Step) -> Mapping[str, object]:
 
 
 def _limiters(lab: Lab, step: Step) -> Mapping[str, object]:
-    """Measure one worker and two that share the partitions, in turn: only what was measured side by side compares."""
+    """Measure one worker, and two that share the partitions, in turn, because only side-by-side figures compare."""
     found: dict[str, object] = {}
     rounds: list[dict[str, Any]] = []
     for number in range(ROUNDS):
@@ -205,8 +205,11 @@ def _limiters(lab: Lab, step: Step) -> Mapping[str, object]:
 
 
 def _shared(lab: Lab, step: Step, found: dict[str, object], *, workers: int, salt: int) -> Mapping[str, float]:
-    """Let workers, all of them assigned before the first record, work off a backlog that comes at once."""
-    # Encoded before: to do so meanwhile would take a core from those that are measured.
+    """Measure workers, all assigned before the first record, on a backlog that is written at once.
+
+    Raises LabError when one worker did less than its share.
+    """
+    # Encode first, because encoding during the measurement would take a core from the workers.
     records = list(submissions(lab.codec(), step.records, step.networks, salt=salt))
     lab.skip()
     with ExitStack() as stack:
@@ -233,7 +236,7 @@ def _shared(lab: Lab, step: Step, found: dict[str, object], *, workers: int, sal
 
 
 def _windows(lab: Lab, step: Step) -> Mapping[str, object]:
-    """Measure how long windows take to load, in the limiter and at the edge, and what each takes of memory."""
+    """Measure the time to load windows, in the limiter and in ingest's edge limiter, and the memory of each window."""
     processes: Mapping[str, Mapping[str, str]] = {"rate-limiter": {}, "ingest": {"EDGE_NETWORKS_MAX": "10000000"}}
 
     def start() -> Mapping[str, tuple[float, int, int, float]]:

@@ -1,7 +1,7 @@
-"""Measuring side by side: the contenders of a scenario take turns, and every ratio is one of the same round.
+"""Side-by-side measurement: the contenders of a scenario take turns, and every ratio is taken within one round.
 
-Machines differ and change their mind within minutes; a ratio of two measurements that lie seconds apart says more
-than either of them. So nothing here compares figures of different runs.
+Machines differ, and their speed changes within minutes, so that a ratio of two measurements seconds apart says more
+than either of them. Figures of different runs are never compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Figures = Mapping[str, float]
-"""What one measurement found. `rate` (per second) is what ratios are made of; the rest is reported as it is."""
+"""Figures of one measurement. Ratios are taken of `rate` (per second); the other figures are reported as they are."""
 
 ROUNDS = 5
 NOISY = 0.25
@@ -20,12 +20,12 @@ NOISY = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something that is measured. `measure` is handed the number of the round; 0 is the warm-up."""
+    """The product or a reference in a scenario. `measure` is called with the round's number; 0 is the warm-up."""
 
     name: str
     measure: Callable[[int], Figures]
     floor: float | None = None
-    """The least share of `floor_of` that a fair reference reaches; below it, it was written badly."""
+    """Least share of `floor_of`'s rate that a fair reference reaches; a reference below it was written badly."""
     floor_of: str = ""
 
 
@@ -43,7 +43,7 @@ class Ratio:
 
 @dataclass(slots=True)
 class Result:
-    """What a scenario found; grows round by round, so that an interrupted run keeps what it measured."""
+    """Findings of a scenario; they grow round by round, so that an interrupted run keeps its measurements."""
 
     scenario: str
     title: str
@@ -52,7 +52,7 @@ class Result:
     subject: str = ""
     figures: dict[str, list[Figures]] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
-    """Tables and series that are no ratio: latency distributions, backlog over time, costs."""
+    """Tables and series other than ratios: latency distributions, backlog over time, costs."""
     unfair: list[str] = field(default_factory=list)
 
     def rates(self, name: str) -> list[float]:
@@ -60,7 +60,7 @@ class Result:
         return [figures["rate"] for figures in self.figures.get(name, [])]
 
     def ratios(self) -> list[Ratio]:
-        """Return the subject against every reference."""
+        """Return the ratio of the subject to every reference that has rates."""
         return [compare(self, self.subject, name) for name in self.figures if name != self.subject and self.rates(name)]
 
 
@@ -75,7 +75,7 @@ def alternate(
 ) -> None:
     """Measure all contenders in turn, `rounds` times after a warm-up; the first one is the subject.
 
-    What was found is saved after every round, so that an interrupted run keeps it.
+    The result is saved after every round, so that an interrupted run keeps it.
     """
     result.subject = contenders[0].name
     for number in range(0 if warm_up else 1, rounds + 1):
@@ -107,7 +107,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _unfair(result: Result, contenders: Sequence[Contender]) -> list[str]:
-    """Return what is wrong with references that reached less than their like is known to reach."""
+    """Return a sentence for each reference that stayed below its floor."""
     found = []
     for contender in contenders:
         if contender.floor is None or not result.rates(contender.name):
@@ -123,7 +123,8 @@ def _unfair(result: Result, contenders: Sequence[Contender]) -> list[str]:
 def pace(samples: Sequence[tuple[float, int]], total: int, *, after: float = 0.2) -> float:
     """Return records per second from (seconds, records so far) samples, without the first `after` of them.
 
-    The start of a process, its joining of a group and its first fetches are not what is compared here.
+    The first samples are left out, because they include process start, group join and first fetches. Raises ValueError
+    for too few samples.
     """
     begin = next(sample for sample in samples if sample[1] >= after * total)
     end = next(sample for sample in samples if sample[1] >= total)

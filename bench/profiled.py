@@ -1,7 +1,7 @@
-"""`make bench-profile`: where each stage spends its time, by sampling it under load (py-spy).
+"""`make bench-profile`: samples each stage under load with py-spy and reports the functions it spends its time in.
 
-Sampling costs some of the speed, so none of the bench's figures come from here. Attaching to a process takes root, or
-`kernel.yama.ptrace_scope=0`.
+Sampling slows the process down, so no other figure of the bench comes from here. Attaching to a process requires root
+or `kernel.yama.ptrace_scope=0`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SHOWN = 14
 RESULTS = Path(__file__).parent / "results" / "profile"
 OURS = ("ingest/", "nigredo/", "processors/", "schemas/", "sinks/")
 START = ("nigredo/cli/", "nigredo/process.py", "main.py", "faust_app.py")
-"""What only starts the rest: it is under every sample."""
+"""Frames left out, because they only start the process and are in every sample."""
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables")
 def main(as_json: bool) -> None:
-    """Sample every stage under load, and say which functions its time went to."""
+    """Sample every stage under load and report the functions it spends its time in."""
     console = Console(stderr=True)
     try:
         with console.status("sampling"), open_lab() as lab:
@@ -57,7 +57,7 @@ def main(as_json: bool) -> None:
 
 
 def table(documents: Sequence[report.Document]) -> str:
-    """Return each stage's functions with the share of samples in which they were running, or called what was."""
+    """Return each stage's functions as Markdown, with the share of samples they are in, and are on top of."""
     parts = []
     for document in documents:
         lines = [f"`{document['stage']}`:", "", "| function | share of samples | itself |", "|---|--:|--:|"]
@@ -69,7 +69,10 @@ def table(documents: Sequence[report.Document]) -> str:
 
 @contextmanager
 def _sampled(lab: Lab, running: Running, found: dict[str, tuple[float, float]]) -> Iterator[None]:
-    """Sample a process while the body runs, at most `SECONDS`; only what holds the interpreter counts."""
+    """Sample a process for `SECONDS` during the `with` body; only threads that hold the GIL count.
+
+    Adds each function's shares to `found`. Raises LabError when py-spy fails.
+    """
     out = lab.home.dir / "run" / f"{running.name}.profile"
     pyspy = Path(sysconfig.get_path("scripts")) / "py-spy"
     command = [str(pyspy), "record", "--gil", "--subprocesses", "-p", str(running.process.pid), "-f", "raw"]
@@ -85,7 +88,10 @@ def _sampled(lab: Lab, running: Running, found: dict[str, tuple[float, float]]) 
 
 
 def _shares(stacks: Sequence[str]) -> Mapping[str, tuple[float, float]]:
-    """Return the share of samples under each function of ours, and the share of those in which it was on top."""
+    """Return, for each function of the product, the share of samples it is in and the share it is on top of.
+
+    Raises LabError without samples.
+    """
     under: Counter[str] = Counter()
     on_top: Counter[str] = Counter()
     total = 0
@@ -97,7 +103,7 @@ def _shares(stacks: Sequence[str]) -> Mapping[str, tuple[float, float]]:
         for frame in set(ours):
             under[frame] += int(count)
         if ours:
-            # What a library does for a function of ours is that function's.
+            # A library's time counts for the product's function that called it.
             on_top[ours[-1]] += int(count)
     if not total:
         raise LabError("no samples were taken")

@@ -1,4 +1,4 @@
-"""What was measured, for machines (JSON), for readers (Markdown), and for the eye (SVG)."""
+"""Reports of the bench: findings as JSON, Markdown tables and SVG charts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("falcon", "granian", "confluent-kafka", "faust-streaming", "aiokafka
 README = Path(__file__).parents[1] / "README.md"
 PERFORMANCE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 NOT_MEASURED = "Not measured yet.\n"
-"""What a document says in the place of figures that there are none of."""
+"""Text of a document in place of missing figures."""
 POINTS = ("p50_ms", "p99_ms")
 HEADLINES = (
     ("ingest", "synchronous"),
@@ -29,15 +29,15 @@ HEADLINES = (
     ("persister", "COPY, one process"),
     ("webhook", "httpx in the request"),
 )
-"""Scenario and reference of the ratios that the README shows: the better ones and the worse ones."""
+"""Scenario and reference of the ratios that the README shows, favourable and unfavourable ones."""
 HEADLINE_RATE = "200/s"
 HEADLINE_KINDS = ("ack", "row", "receiver")
 Document = Mapping[str, Any]
-"""What one scenario found, as JSON."""
+"""One scenario's findings as JSON."""
 
 
 def machine() -> dict[str, object]:
-    """Return what the figures were measured on."""
+    """Return hardware, system and package versions that the figures were measured with."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -78,7 +78,7 @@ def write(folder: Path, document: Document) -> None:
 
 
 def load(folder: Path) -> list[Document]:
-    """Return the findings kept in a folder."""
+    """Return the findings stored in a folder, by file name."""
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
@@ -129,7 +129,7 @@ def _short(ratio: float) -> str:
 
 
 def quoted(documents: Sequence[Document]) -> str:
-    """Return all ratios and latencies of some findings, and what they were measured on."""
+    """Return all ratios and latencies of the findings as Markdown, with the machine they were measured on."""
     return f"{_measured(documents)}\n\n{table(documents)}\n"
 
 
@@ -156,7 +156,7 @@ def _measured(documents: Sequence[Document]) -> str:
 
 
 def costs(documents: Sequence[Document]) -> str:
-    """Return what a thousand leads cost and how long each part takes to start, as Markdown."""
+    """Return the cost of a thousand leads and the start-up time of each part, as Markdown."""
     cost = {what: value for document in documents for what, value in document.get("cost of 1,000 leads", {}).items()}
     starts = {what: seconds for document in documents for what, seconds in document.get("start-up, s", {}).items()}
     lines = ["| 1,000 leads cost | |", "|---|--:|", *(f"| {what} | {value:,.4g} |" for what, value in cost.items())]
@@ -168,23 +168,23 @@ def costs(documents: Sequence[Document]) -> str:
 
 
 def put(document: Path, mark: str, text: str) -> None:
-    """Put what was found between the marks of a document that quotes it."""
+    """Replace the text between a document's marks with the findings."""
     whole = document.read_text(encoding="utf-8")
     document.write_text(between(mark).sub(lambda found: found[1] + text + found[3], whole), encoding="utf-8")
 
 
 def between(mark: str) -> re.Pattern[str]:
-    """Return a pattern for what stands between two marks: the mark before it, the text, the mark after it."""
+    """Return a pattern with three groups: the opening mark, the text between the marks, and the closing mark."""
     return re.compile(rf"(<!-- {mark} -->\n)(.*?)(<!-- /{mark} -->)", re.DOTALL)
 
 
 def draw(folder: Path, found: Iterable[Result]) -> None:
-    """Draw what can be drawn of the findings."""
-    # Only here: the commands that draw nothing need not have it.
+    """Draw the findings that have a chart, as SVG files in `folder`."""
+    # Imported here, so that commands that draw nothing do not need it.
     import matplotlib as mpl
 
     mpl.use("svg")
-    # The same figures give the same file, so that a diff shows a change.
+    # A fixed salt gives the same file for the same figures, so that a diff shows a change.
     mpl.rcParams.update({"svg.hashsalt": "nigredo", "axes.spines.top": False, "axes.spines.right": False})
     for result in found:
         if "by connections" in result.extra:

@@ -1,4 +1,4 @@
-"""What a scenario is handed: the lab, how thorough to be, and where its findings go."""
+"""Run of the bench, as passed to each scenario: the lab, the effort, and the callbacks for findings."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bench.measure import ROUNDS, Contender, Figures, Result, alternate
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long and how often things are measured. `share` scales every count of records and every duration."""
+    """Number of rounds and scale of a run. `share` scales every count of records and every duration."""
 
     rounds: int = ROUNDS
     share: float = 1.0
 
     @property
     def hurried(self) -> bool:
-        """Whether this is to see that everything works, and not to be quoted."""
+        """Whether the run only checks that everything works; its figures are not quoted."""
         return self.share < 1
 
     def records(self, count: int) -> int:
-        """Return a number of records, at least enough to tell a pace."""
+        """Return a scaled number of records, at least 2,000, so that a pace can be computed."""
         return max(2_000, int(count * self.share))
 
     def seconds(self, seconds: float) -> float:
-        """Return a duration, at least a second."""
+        """Return a scaled duration, at least a second."""
         return max(1.0, seconds * self.share)
 
 
@@ -41,17 +41,17 @@ class Run:
     lab: Lab
     effort: Effort
     measured: Callable[[str, str, int, Figures], None]
-    """Told of every measurement: scenario, contender, round (0 is the warm-up), figures."""
+    """Called with every measurement: scenario, contender, round (0 is the warm-up), figures."""
     save: Callable[[Result], None]
     tell: Callable[[str], None]
     _salts: Iterator[int] = field(default_factory=count)
 
     def salt(self) -> int:
-        """Return a number that no other call of this run got: for client networks and groups of one's own."""
+        """Return a number unique within this run, to derive client networks and group names from."""
         return next(self._salts)
 
     def alternate(self, result: Result, contenders: Sequence[Contender]) -> None:
-        """Measure contenders in turn, as thoroughly as this run is; a hurried one warms nothing up."""
+        """Measure contenders in turn, with this run's number of rounds; a hurried run has no warm-up."""
         alternate(
             result,
             contenders,

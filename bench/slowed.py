@@ -1,6 +1,6 @@
-"""Runs one of our processes with a part of it made twice as slow: shows that the instrument sees it.
+"""Program: runs one of the product's processes with a part made twice as slow, to check that the bench shows it.
 
-Arguments: what is slowed (`encoder`, `window` or `sink`) and the process. `make bench SLOW=window` does it to all.
+Arguments: the part (`encoder`, `window` or `sink`) and the process. `make bench SLOW=window` does so for every process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ TARGETS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "window": [("nigredo.rate_limit.window", "", "judge")],
     "sink": [("sinks.webhook.transport.request", "", "headers_of")],
 }
-"""Pure functions, so that doing them twice is the same but for the time."""
+"""Functions by part: module, class or none, name. They are pure, so that calling them twice changes only the time."""
 
 
 def slow_down(what: str) -> None:
-    """Make a part do its work twice. Call it before anything else imports the function by name."""
+    """Make a part do its work twice. Must be called before another module imports the function by name."""
     for module, owner, name in TARGETS[what]:
         place: Any = importlib.import_module(module)
         if owner:
@@ -37,7 +37,7 @@ def _twice(function: Callable[..., Any]) -> Callable[..., Any]:
     return twice
 
 
-# A worker of ingest begins as a new program, which runs this file under the second name first.
+# A worker of ingest starts as a new process, which first runs this file under the second name.
 if __name__ in ("__main__", "__mp_main__"):
     slow_down(sys.argv[1])
 if __name__ == "__main__":

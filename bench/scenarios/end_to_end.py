@@ -1,4 +1,4 @@
-"""A lead's whole way under a constant load: POST to ack, to row, to receiver, by one clock; and what a lead costs."""
+"""End-to-end latency under a constant load: from POST to ack, row and receiver, by one clock; and a lead's cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHERE created_at >= to_timestamp(%s)
 
 
 def run(bench: Run) -> None:
-    """Measure the whole product at several rates."""
+    """Measure latencies of the whole product at several rates, and the cost of 1,000 leads at one of them."""
     lab = bench.lab
     seconds = bench.effort.seconds(SECONDS)
     result = Result("end to end", "POST to ack, row and receiver", "ms", {"seconds": seconds})

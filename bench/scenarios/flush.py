@@ -1,4 +1,4 @@
-"""Acknowledged POSTs when one broker flushes to its disk before it acknowledges, beside the page cache alone."""
+"""Acknowledged POSTs with a broker that flushes to disk before it acknowledges, beside the page cache alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from schemas.topics import SUBMISSIONS
 SECONDS = 4.0
 WARM_UP_SECONDS = 12.0
 NEVER = "9223372036854775807"
-"""Kafka's own default: the operating system writes when it likes."""
+"""Kafka's default for `flush.messages`: the operating system decides when to write."""
 CALL_TIMEOUT_S = 10.0
 
 
 def run(bench: Run) -> None:
-    """Measure ingest with each way of flushing `nigredo.submissions`, in turns."""
+    """Measure ingest with each flush setting of `nigredo.submissions`, in turn."""
     lab, seconds = bench.lab, bench.effort.seconds(SECONDS)
     result = Result("flush", f"POST acknowledged, {CONNECTIONS} connections", "POST/s", {"seconds": seconds})
     with lab.ours("ingest") as ingest:

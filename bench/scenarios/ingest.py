@@ -1,4 +1,4 @@
-"""Acknowledged POSTs: ingest beside a route that does nothing and beside the design it replaces."""
+"""Acknowledged POSTs of ingest, beside a no-op route and beside the synchronous design that ingest replaces."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from schemas.topics import SUBMISSIONS
 
 SECONDS = 4.0
 WARM_UP_SECONDS = 12.0
-"""Of ingest, beside the round that warms up everybody: the broker's Java compiler goes on for about so long."""
+"""Warm-up of ingest before the common warm-up round, because the broker's Java compiler runs for about this long."""
 WARM_AGAIN_SECONDS = 1.0
-"""Of everybody, before each turn."""
+"""Warm-up of each contender before each of its turns."""
 IN_REQUEST_SECONDS = 5.0
 DELAYS_MS = (0, 20, 200)
 RECORDS = 40_000
@@ -43,7 +43,7 @@ def run(bench: Run) -> None:
 
         def posting(url: str) -> Callable[[int], Figures]:
             def measure(_: int) -> Figures:
-                # What had its turn before is still being written to disk, and nothing of ours is in a cache.
+                # The previous contender's data is still being written to disk, and this one's caches are cold.
                 wrk(url, seconds=WARM_AGAIN_SECONDS, salt=bench.salt())
                 return wrk(url, seconds=seconds, salt=bench.salt())
 
@@ -51,7 +51,7 @@ def run(bench: Run) -> None:
 
         def posting_with_webhook(delay_ms: int) -> Callable[[int], Figures]:
             def measure(_: int) -> Figures:
-                # A process for each round: how such a design queues up differs more between starts than within one.
+                # A new process each round, because this design's queueing varies more between starts than within one.
                 webhook = f"{receiver}/{delay_ms}"
                 with lab.server("bench.references.synchronous:create", WEBHOOK=webhook) as url:
                     wrk(url, seconds=WARM_AGAIN_SECONDS, salt=bench.salt())

@@ -1,4 +1,4 @@
-"""The limiter over a full topic, beside Faust that only receives, Faust the tutorial way, and Quix Streams."""
+"""Limiter over a full topic, beside Faust that only receives, Faust as in its tutorial, and Quix Streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIX = Path(sys.prefix) / "quix" / "bin" / "python"
 
 
 def run(bench: Run) -> None:
-    """Measure the limiter's stage: decode, window, state, outputs, all awaited."""
+    """Measure the limiter's stage: decoding, verdicts, windows and outputs, all acknowledged."""
     lab = bench.lab
     count = bench.effort.records(RECORDS)
     result = Result("limiter", "Limiter over a full topic", "records/s", {"records": count, "networks": NETWORKS})
@@ -62,7 +62,7 @@ class Backlog:
         self.start: dict[int, int] = {}
 
     def write(self, number: int) -> None:
-        """Write the round's submissions; their networks are new."""
+        """Write the round's submissions, from new networks; does nothing when the round is written already."""
         if number == self._round:
             return
         self._round = number
@@ -71,7 +71,7 @@ class Backlog:
         produce(self._lab, SUBMISSIONS, records)
 
     def begin(self, group: str) -> None:
-        """Let a group begin where the round's submissions do."""
+        """Set a group's offsets to the start of the round's submissions."""
         commit_offsets(self._lab.settings(role="admin"), group, SUBMISSIONS, self.start)
 
     def by_faust(self, name: str, number: int, *more: str, share: float = 1.0) -> Figures:
@@ -86,7 +86,7 @@ class Backlog:
 
 
 def told(lab: Lab, running: Running, total: int) -> list[tuple[float, int]]:
-    """Return the progress that a reference tells, once it came to `total`."""
+    """Wait until a reference reports `total` records; return its reports as (seconds, records)."""
     lab.watch(lambda: _last(running.out), total, running=running)
     return [(at, count) for at, count in map(json.loads, _lines(running.out))]
 

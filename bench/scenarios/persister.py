@@ -1,4 +1,4 @@
-"""The persister over full topics, beside Faust that only receives them, and beside COPY of the same rows."""
+"""Persister over full topics, beside Faust that only receives them, and beside COPY of the same rows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TOPICS = (LEADS, RATE_LIMITS, DELIVERIES)
 
 
 def run(bench: Run) -> None:
-    """Measure the persister's stage: every lead with its window and its delivery attempt, as rows."""
+    """Measure the persister's stage: each lead with its window and its delivery attempt, stored as rows."""
     count = bench.effort.records(LEADS_COUNT)
     result = Result("persister", "Persister over full topics", "records/s", {"leads": count, "records": 3 * count})
     topics = Backlog(bench, count)
-    # So that there is an offset 0 that the windows can be of.
+    # The windows of the leads have the input offset 0, which must exist.
     produce(bench.lab, SUBMISSIONS, submissions(bench.lab.codec(), 100, 100, salt=bench.salt()))
     contenders = [
         Contender("persister", lambda number: _persister(bench.lab, topics, result, number)),
@@ -35,7 +35,7 @@ def run(bench: Run) -> None:
 
 
 class Backlog:
-    """Leads, windows and attempts of one round."""
+    """The leads, windows and attempts of one round: written once, then read by every contender."""
 
     def __init__(self, bench: Run, count: int) -> None:
         self._bench = bench
@@ -47,7 +47,7 @@ class Backlog:
         self._starts: dict[str, dict[int, int]] = {}
 
     def write(self, number: int) -> None:
-        """Write the round's records."""
+        """Write the round's records; does nothing when the round is written already."""
         if number == self._round:
             return
         self._round = number
@@ -57,7 +57,7 @@ class Backlog:
             produce(self._lab, topic, records)
 
     def by_faust(self, number: int) -> Figures:
-        """Receive all of it and do nothing."""
+        """Receive every record with Faust and do nothing with it."""
         self.write(number)
         group = f"bench-receive-{self._bench.salt()}"
         for topic, offsets in self._starts.items():

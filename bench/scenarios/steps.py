@@ -1,4 +1,4 @@
-"""The pure work on a record, against the same written bare: where a change of a few lines shows at once."""
+"""Pure steps on one record, beside bare code for the same work, so that a change of a few lines shows at once."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ SECRETS = (b"a" * 32, b"b" * 32)
 
 
 class _OneSchema:
-    """A registry that knows one schema."""
+    """A registry with one schema, of submissions."""
 
     def id_of(self, *_: object) -> int:
-        """Return its id."""
+        """Return the schema's id."""
         return 1
 
     def schema_of(self, _: int) -> Any:
-        """Return it."""
+        """Return the schema."""
         return load_schema("submissions")
 
 
 def run(bench: Run) -> None:
-    """Measure encoder, decoder, window and signing."""
+    """Measure encoder, decoder, verdict and signing."""
     calls = bench.effort.records(CALLS)
     now = utc_now()
     submission = Submission(

@@ -1,4 +1,4 @@
-"""Deliveries from a full topic, signed with two secrets and logged, beside bare client loops to the same receiver."""
+"""Deliveries from a full topic, signed with two secrets and recorded, beside bare client loops to the same receiver."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sinks.webhook.transport.request import body_of
 LEADS_COUNT = 12_000
 SLOW_MS = 50
 IN_FLIGHT = 64
-"""What a sink has unless told otherwise; the bare loops too."""
+"""Requests in flight: the sink's default, used for the bare loops too."""
 IN_REQUEST_SECONDS = 3.0
 
 
 def run(bench: Run) -> None:
-    """Measure the sink against a receiver that answers at once, and against one that takes its time."""
+    """Measure the sink with a receiver that answers at once, and with one that answers after `SLOW_MS`."""
     lab = bench.lab
     codec = lab.codec()
     secrets = lab.home.dir / "secrets" / "bench-webhook"
@@ -71,14 +71,14 @@ def _slow(bench: Run, codec: Codec, receiver: str, secrets: str) -> None:
     url = f"{receiver}/{SLOW_MS}"
     contenders = [
         Contender("sink", lambda _: _sink(bench, codec, url, secrets, IN_FLIGHT, count, result)),
-        # No measurement: what so many in flight can do if nothing else takes time.
+        # Computed and not measured: the highest rate possible with this many requests in flight.
         Contender(f"{IN_FLIGHT} in flight / {SLOW_MS} ms", lambda _: {"rate": IN_FLIGHT / (SLOW_MS / 1000)}),
     ]
     bench.alternate(result, contenders)
 
 
 def _sink(bench: Run, codec: Codec, url: str, secrets: str, in_flight: int, count: int, result: Result) -> Figures:
-    """Write leads, start the sink, and follow the attempts that it has on record."""
+    """Write leads, start the sink and sample its recorded delivery attempts."""
     lab = bench.lab
     produce(lab, LEADS, accepted_leads(codec, count, salt=bench.salt()).leads)
     settings = {

@@ -1,6 +1,6 @@
 """Containers of Kafka, the registry and PostgreSQL, at the ports and with the roles of a stack.
 
-Tests that need them are skipped where no container engine answers, with one line saying so.
+A test session that asks for them ends at once where no container engine answers.
 """
 
 from __future__ import annotations

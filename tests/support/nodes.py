@@ -57,7 +57,7 @@ class Node:
         return httpx.get(f"{self.url}{path}", timeout=10)
 
     def ready(self) -> bool:
-        """Return whether all workers are ready, by the log too, because the worker that answers speaks for itself alone."""
+        """Return whether all workers are ready, by the log too, because an answer is from one worker alone."""
         begun = self.log_file.read_bytes()[self._logged_before :].count(b'"accepting forms"')
         with suppress(httpx.HTTPError):
             return begun >= self.workers and self.health("/health/ready").status_code == 200
