@@ -1,9 +1,9 @@
-"""Positions in the log, with the record that proves them, and their comparison with the log as it stands. Pure.
+"""Positions in the log, each with the record that proves it, and their comparison with the current log. Pure.
 
-An offset alone is no position: after a lost disk, a topic made again or a truncated tail the same number means another
-record. So each stored offset carries the topic's id and the last record that was handled before it: offset, timestamp,
-a hash of the key, and the leader epoch where the client reports it. Epochs tell a truncated tail (KIP-320), but a disk
-that is set back to a snapshot repeats their numbers; timestamp and key tell that too.
+An offset alone is no position: after a lost disk, a topic created again or a truncated tail, the same number names
+another record. Each stored offset therefore carries the topic's id and the last record processed before it: offset,
+timestamp, a hash of the key, and the leader epoch where the client reports it. Epochs reveal a truncated tail
+(KIP-320), but a disk that is set back to a snapshot repeats their numbers; timestamp and key reveal that too.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nigredo.errors import NigredoError
 REPAIR = "nigredo recover"
 VERSION = "nigredo/1"
 END = " ."
-"""Closes the text: librdkafka hands metadata on without its length, so that bytes of its memory may follow
-(confluentinc/librdkafka#4649). No field begins with a dot."""
+"""End of the text, needed because librdkafka passes metadata on without its length, so that bytes of its memory may
+follow (confluentinc/librdkafka#4649). No field starts with a dot."""
 _FIELD = re.compile(r"([a-z]+)=([!-~]+)")
 _OLD_SINKS = re.compile(r"[0-9]{13}")
-"""Milliseconds until the year 2286, whatever follows them."""
+"""Metadata of the sink's earlier releases: milliseconds with 13 digits (until the year 2286), then anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A record as it is recognised later, without anything of its contents."""
+    """The features by which a record is recognised later, without any of its contents."""
 
     offset: int
     timestamp_ms: int
@@ -42,9 +42,9 @@ class Mark:
         return cls(offset, timestamp_ms, zlib.crc32(key or b""), leader_epoch)
 
     def matches(self, other: Mark, *, exact_time: bool = True) -> bool:
-        """Say whether two marks are of one record.
+        """Return whether two marks are of the same record.
 
-        exact_time: False where this mark's time is a bound (a window's clock never runs backwards), not the record's.
+        exact_time: False where this mark's time is an upper bound of the record's, as a window's clock is.
         """
         same_time = self.timestamp_ms == other.timestamp_ms or (
             not exact_time and other.timestamp_ms < self.timestamp_ms
@@ -56,66 +56,69 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """A stored position in a partition, and what proves that the log is still the one it was stored for.
+    """A stored position in a partition, with the proof that the log is still the one it was stored for.
 
-    Without topic id and mark (offsets of an older release, or set by Kafka's own tools) it is believed.
+    A position without topic id and mark (of an older release, or set by Kafka's own tools) is believed.
     """
 
     next_offset: int
     topic_id: str | None = None
     last: Mark | None = None
-    """A record handled before `next_offset`: the last one, as a rule."""
+    """A record processed before `next_offset`, usually the last; None without a proof."""
     past_end: bool = False
-    """Whether a look found it past the end of the log with no record to prove it: a log that grows proves nothing."""
+    """Whether the position was once found past the log end without a mark: it stays refused when the log grows."""
 
     @property
     def asks_at(self) -> int:
-        """The offset of the record to read for a comparison, or for the proof of a position that has none."""
+        """Offset of the record to read for a comparison, or for the proof of a position without a mark."""
         return self.last.offset if self.last is not None else max(0, self.next_offset - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class LogNow:
-    """A partition as the log has it now."""
+    """Current state of a partition's log. `start` and `end` are log start and log end (the next offset)."""
 
     topic_id: str
     start: int
     end: int
     found: Mark | None = None
-    """The first record at or after the offset asked for; None without one."""
+    """The first record at or after the requested offset; None when there is none."""
     append_time: bool = False
-    """Whether the broker gives the timestamps: then they do not decrease along the log."""
+    """Whether the broker sets the timestamps, which then never decrease along the log."""
 
 
 class PositionRefused(NigredoError):
-    """A partition's stored position that the log does not bear out: consume nothing of it."""
+    """The log contradicts a partition's stored position: consume nothing from the partition."""
 
     def __init__(self, reason: str, keep: LogPosition | None = None) -> None:
-        """keep: to be stored in its place, so that it stays refused (`kept`)."""
+        """keep: position to store instead, so that the position stays refused (see `kept`)."""
         super().__init__(reason)
         self.keep = keep
 
 
 class Finding(Enum):
-    """The result of a comparison."""
+    """Result of comparing a position with the log."""
 
     AGREES = "agrees"
     UNPROVEN = "unproven"
-    """Nothing is stored that could prove it: believed, and proven by the next commit."""
+    """The position has no proof: believed, and proven by the next commit."""
     PAST_END = "past_end"
     OTHER_RECORD = "other_record"
     OTHER_TOPIC = "other_topic"
     TRIMMED = "trimmed"
-    """Records that were not handled yet were deleted from the start of the log."""
+    """Records not processed yet were deleted from the start of the log."""
 
     @property
     def believed(self) -> bool:
-        """Whether reading may go on at the position."""
+        """Whether consuming may continue at the position."""
         return self in (Finding.AGREES, Finding.UNPROVEN)
 
 
 def compare(position: LogPosition, now: LogNow, *, exact_time: bool = True) -> Finding:
-    """Compare a position with the log, read at `position.asks_at`."""
+    """Compare a position with the log. now: the log's state, read at offset `position.asks_at`.
+
+    exact_time: see `Mark.matches`.
+    """
     if position.topic_id is not None and position.topic_id != now.topic_id:
         return Finding.OTHER_TOPIC
     if position.next_offset > now.end or position.past_end:
@@ -129,10 +132,10 @@ def compare(position: LogPosition, now: LogNow, *, exact_time: bool = True) -> F
 
 def _agrees(last: Mark, now: LogNow, *, exact_time: bool) -> bool:
     if now.found is None:
-        return True  # Deleted with all after it: the end, which lies past it, is all that is left to compare.
+        return True  # Deleted, with every later record: only the log end could disagree, and it is past the mark.
     if now.found.offset == last.offset:
         return last.matches(now.found, exact_time=exact_time)
-    # Compacted or deleted: what follows cannot be older than it.
+    # The marked record was compacted or deleted: a record that follows cannot be older.
     older_epoch = (
         last.leader_epoch is not None
         and now.found.leader_epoch is not None
@@ -142,7 +145,7 @@ def _agrees(last: Mark, now: LogNow, *, exact_time: bool) -> bool:
 
 
 def proven(position: LogPosition, now: LogNow) -> LogPosition:
-    """Return a believed position with what the log offers as its proof."""
+    """Return a believed position with a proof: its own, or the record that the log has before it."""
     if position.last is not None:
         return LogPosition(position.next_offset, now.topic_id, position.last)
     last = now.found if now.found is not None and now.found.offset < position.next_offset else None
@@ -150,9 +153,9 @@ def proven(position: LogPosition, now: LogNow) -> LogPosition:
 
 
 def kept(position: LogPosition, now: LogNow) -> LogPosition | None:
-    """Return what to store in the place of a refused position; None for one that stays refused by what it carries.
+    """Return the position to store instead of a refused one; None when its own proof keeps it refused.
 
-    Without a record to compare, a position past the end would be believed as soon as the log has grown past it.
+    Without a mark, a position past the log end would be believed as soon as the log has grown past it.
     """
     if position.last is not None or position.past_end or position.next_offset <= now.end:
         return None
@@ -160,7 +163,7 @@ def kept(position: LogPosition, now: LogNow) -> LogPosition | None:
 
 
 def refusal(group: str, topic: str, partition: int, position: LogPosition, now: LogNow, finding: Finding) -> str:
-    """Return the sentence for an operator about a position that is not believed."""
+    """Return the message for operators about a refused position, with the command that repairs it."""
     earlier = ", and ended before that offset earlier" if position.next_offset <= now.end else ""
     found = {
         Finding.PAST_END: f"the log ends at {now.end}{earlier}: its tail was lost",
@@ -171,17 +174,18 @@ def refusal(group: str, topic: str, partition: int, position: LogPosition, now: 
         Finding.TRIMMED: f"the log begins at {now.start}: offsets {position.next_offset} to {now.start - 1} were "
         "deleted unread",
     }[finding]
-    stands = f"{group} stands at offset {position.next_offset} of {topic} partition {partition}"
-    return f"{stands}, but {found}; repair it with: {REPAIR}"
+    committed = f"{group} stands at offset {position.next_offset} of {topic} partition {partition}"
+    return f"{committed}, but {found}; repair it with: {REPAIR}"
 
 
-# --- as text, in the metadata of a group's commit ---------------------------------------------------------------------
+# --- text in the metadata of a group's commit -------------------------------------------------------------------------
 
 
 def to_metadata(position: LogPosition, **further: str) -> str:
-    """Return the text for a commit of `position.next_offset`, some hundred bytes of the 4 KiB that Kafka takes.
+    """Return the metadata text for a commit of `position.next_offset`: some hundred bytes of the 4 KiB Kafka allows.
 
-    further: fields of the group's own, by lower-case names that are not taken here, without blanks in the values.
+    further: the group's own fields, by lower-case names not used here, with values without blanks. Raises ValueError
+    for another name or value.
     """
     fields = {} if position.topic_id is None else {"topic": position.topic_id}
     if (last := position.last) is not None:
@@ -192,15 +196,15 @@ def to_metadata(position: LogPosition, **further: str) -> str:
         fields["past"] = "end"
     pairs = [f"{name}={value}" for name, value in (*fields.items(), *further.items())]
     if len(fields | further) < len(pairs) or not all(map(_FIELD.fullmatch, pairs)):
-        raise ValueError("a field of commit metadata has a name that is taken, or a blank in it")
+        raise ValueError("a field of commit metadata has a name that is in use, or a blank in it")
     return " ".join((VERSION, *pairs)) + END
 
 
 def from_metadata(next_offset: int, text: str | None) -> tuple[LogPosition, Mapping[str, str]]:
-    """Return the position of a committed offset and the group's own fields, from any metadata there is.
+    """Return the position of a committed offset, and the group's own fields, from any metadata.
 
-    Metadata that is not the product's (Kafka's own tools leave it empty) proves nothing: an operator set the offset.
-    Plain milliseconds are the sink's of earlier releases: its field `since`.
+    Foreign metadata (Kafka's own tools leave it empty) means that an operator set the offset: the position has no
+    proof. Plain milliseconds, written by the sink's earlier releases, become the field `since`.
     """
     if old := _OLD_SINKS.match(text or ""):
         return LogPosition(next_offset), {"since": old[0]}

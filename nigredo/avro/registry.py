@@ -204,7 +204,7 @@ def _archive(schema_id: int, subject: str, text: str) -> bytes:
     """Return a zip archive in Apicurio's export format: a subject with one version, and its content under the id."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     made = {"owner": "", "createdOn": 0, "modifiedBy": "", "modifiedOn": 0}
-    place = {"groupId": None, "artifactId": subject}
+    coordinates = {"groupId": None, "artifactId": subject}
     folder = f"groups/default/artifacts/{subject}"
     documents: dict[str, dict[str, Any]] = {
         "manifest.Manifest.json": {"systemVersion": "3.0.0", "exportVersion": "3.0", "exportedOn": 0},
@@ -216,11 +216,11 @@ def _archive(schema_id: int, subject: str, text: str) -> bytes:
             "contentType": "application/json",
             "serializedReferences": None,
         },
-        f"{folder}/MetaData.Artifact.json": place | made | {"artifactType": "AVRO"},
-        f"{folder}/versions/1.ArtifactVersion.json": place
+        f"{folder}/MetaData.Artifact.json": coordinates | made | {"artifactType": "AVRO"},
+        f"{folder}/versions/1.ArtifactVersion.json": coordinates
         | made
         | {"globalId": 1, "version": "1", "versionOrder": 1, "state": "ENABLED", "contentId": schema_id},
-        f"{folder}/branches/latest.Branch.json": place
+        f"{folder}/branches/latest.Branch.json": coordinates
         | made
         | {"branchId": "latest", "systemDefined": True, "versions": ["1"]},
     }

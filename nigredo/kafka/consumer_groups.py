@@ -97,8 +97,8 @@ def committed_offsets(admin: AdminClient, group: str, asked: Sequence[TopicParti
             if at.error is not None:
                 # An error must not look like "no offset": some callers start such a partition from its beginning.
                 raise DependencyDown(describe_error(at.error))
-        by_slot = {(at.topic, at.partition): at for at in found}
-        return [by_slot[at.topic, at.partition] for at in asked]
+        by_topic_partition = {(at.topic, at.partition): at for at in found}
+        return [by_topic_partition[at.topic, at.partition] for at in asked]
     raise DependencyDown(f"the commit metadata of group {group} cannot be read")
 
 

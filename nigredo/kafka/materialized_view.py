@@ -201,29 +201,33 @@ class _Followed:
 
     def begin(self) -> None:
         """Start the trail at the ends, up to which every partition has been read."""
-        for slot, position in self._positions.items():
-            self._trail.begin(slot, position, time.monotonic())
+        for topic_partition, position in self._positions.items():
+            self._trail.begin(topic_partition, position, time.monotonic())
 
     def take(self, messages: Sequence[Message]) -> None:
         """Advance the positions by the last record received from each partition."""
         for message in messages:
-            slot, mark = (message.topic() or "", message.partition() or 0), mark_of(message)
-            next_offset = max(mark.offset + 1, self._positions[slot].next_offset)
-            self._positions[slot] = LogPosition(next_offset, self._topic_id, mark)
-            self._trail.add(slot, self._positions[slot], time.monotonic())
-            self._arrivals.arrived([slot])
+            topic_partition, mark = (message.topic() or "", message.partition() or 0), mark_of(message)
+            next_offset = max(mark.offset + 1, self._positions[topic_partition].next_offset)
+            self._positions[topic_partition] = LogPosition(next_offset, self._topic_id, mark)
+            self._trail.add(topic_partition, self._positions[topic_partition], time.monotonic())
+            self._arrivals.arrived([topic_partition])
 
     def compare(self, proof: LogProof) -> str | None:
         """Return how the log differs from the records read, or that reading stalls; None if neither.
 
         Raises DependencyDown.
         """
-        trail = {slot: self._trail.of(slot) for slot in self._positions}
+        trail = {topic_partition: self._trail.of(topic_partition) for topic_partition in self._positions}
         found = proof.compare(trail)
         if found.disproved:
             return "the log is not the one that was read"
-        for slot, positions in trail.items():
-            self._trail.confirmed(slot, positions)
-        waiting = [slot for slot, at in self._positions.items() if found.ends.get(slot, 0) > at.next_offset]
+        for topic_partition, positions in trail.items():
+            self._trail.confirmed(topic_partition, positions)
+        waiting = [
+            topic_partition
+            for topic_partition, at in self._positions.items()
+            if found.ends.get(topic_partition, 0) > at.next_offset
+        ]
         # Only a new client reads on, because librdkafka may ignore every leader it learns of as outdated.
         return "no record arrives though there are some" if self._arrivals.looked(waiting) else None

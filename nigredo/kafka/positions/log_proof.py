@@ -72,24 +72,31 @@ class LogProof:
         ids = self._reader.topic_ids(sorted({topic for topic, _ in positions}))
         disproved: dict[Place, LogPosition] = {}
         to_read: dict[Place, list[LogPosition]] = {}
-        for slot, trail in positions.items():
-            if slot[0] not in ids:
-                raise DependencyDown(f"there is no topic {slot[0]}")
-            other = next((position for position in trail if position.topic_id not in (None, ids[slot[0]])), None)
+        for topic_partition, trail in positions.items():
+            if topic_partition[0] not in ids:
+                raise DependencyDown(f"there is no topic {topic_partition[0]}")
+            other = next(
+                (position for position in trail if position.topic_id not in (None, ids[topic_partition[0]])), None
+            )
             if other is not None:
-                disproved[slot] = other
+                disproved[topic_partition] = other
             elif trail:
-                to_read[slot] = sorted(trail, key=lambda position: position.asks_at)
-        found = self._read({slot: [position.asks_at for position in trail] for slot, trail in to_read.items()})
-        for slot, trail in to_read.items():
-            suspects = (at for at in trail if not _borne_out(at, found[slot][at.asks_at]))
+                to_read[topic_partition] = sorted(trail, key=lambda position: position.asks_at)
+        found = self._read(
+            {topic_partition: [position.asks_at for position in trail] for topic_partition, trail in to_read.items()}
+        )
+        for topic_partition, trail in to_read.items():
+            suspects = (at for at in trail if not _borne_out(at, found[topic_partition][at.asks_at]))
             # A suspect is compared once more, with the topic id and log start that only the broker can report.
-            if (first := next(filter(lambda at: not self._confirmed(slot, at), suspects), None)) is not None:
-                disproved[slot] = first
-        return Comparison(disproved, {slot: max(now.end for now in found[slot].values()) for slot in to_read})
+            if (first := next(filter(lambda at: not self._confirmed(topic_partition, at), suspects), None)) is not None:
+                disproved[topic_partition] = first
+        return Comparison(
+            disproved,
+            {topic_partition: max(now.end for now in found[topic_partition].values()) for topic_partition in to_read},
+        )
 
-    def _confirmed(self, place: Place, position: LogPosition) -> bool:
-        now = self._reader.now(*place, position.asks_at, deadline_s=READ_DEADLINE_S)
+    def _confirmed(self, topic_partition: Place, position: LogPosition) -> bool:
+        now = self._reader.now(*topic_partition, position.asks_at, deadline_s=READ_DEADLINE_S)
         # Retention that deletes records already read is no loss, so the log start is moved back to the position.
         return compare_position(position, replace(now, start=min(now.start, position.next_offset))).believed
 
@@ -98,34 +105,39 @@ class LogProof:
         if not asked:
             return {}
         with self._client.lend() as consumer:
-            found = self._read_by(consumer, {place: _Reading(place, offsets) for place, offsets in asked.items()})
+            found = self._read_by(
+                consumer,
+                {topic_partition: _Reading(topic_partition, offsets) for topic_partition, offsets in asked.items()},
+            )
             consumer.unassign()
         return found
 
     def _read_by(self, consumer: Consumer, readings: Mapping[Place, _Reading]) -> dict[Place, dict[int, LogNow]]:
-        consumer.assign([TopicPartition(*place, reading.next) for place, reading in readings.items()])
+        consumer.assign(
+            [TopicPartition(*topic_partition, reading.next) for topic_partition, reading in readings.items()]
+        )
         left, deadline = set(readings), time.monotonic() + READ_DEADLINE_S
         while left:
             if self._closed.is_set() or time.monotonic() > deadline:
                 raise DependencyDown("the records of the positions could not be read again")
             message = consumer.poll(POLL_S)
-            if message is None or (place := (message.topic() or "", message.partition() or 0)) not in left:
+            if message is None or (topic_partition := (message.topic() or "", message.partition() or 0)) not in left:
                 continue
-            reading = readings[place]
+            reading = readings[topic_partition]
             seek = reading.take(consumer, message)
             if reading.over:
-                left.discard(place)
+                left.discard(topic_partition)
             elif seek:
-                consumer.seek(TopicPartition(*place, reading.next))
-        return {place: reading.found for place, reading in readings.items()}
+                consumer.seek(TopicPartition(*topic_partition, reading.next))
+        return {topic_partition: reading.found for topic_partition, reading in readings.items()}
 
 
 class _Reading:
     """Look-up of one partition's offsets, in ascending order."""
 
-    def __init__(self, place: Place, offsets: Sequence[int]) -> None:
+    def __init__(self, topic_partition: Place, offsets: Sequence[int]) -> None:
         self.found: dict[int, LogNow] = {}
-        self._place = place
+        self._topic_partition = topic_partition
         self._left = deque(dict.fromkeys(offsets))
         self._sought = self._left[0]
 
@@ -146,7 +158,7 @@ class _Reading:
             if error.code() != KafkaError._PARTITION_EOF:
                 raise KafkaException(error)
             return self._none_after(at)
-        _, end = consumer.get_watermark_offsets(TopicPartition(*self._place), cached=True)
+        _, end = consumer.get_watermark_offsets(TopicPartition(*self._topic_partition), cached=True)
         now = LogNow("", 0, max(at + 1, end), mark_of(message))
         if at < self._sought:
             # The log ends before the requested offset, so the consumer was reset to the log start.

@@ -36,13 +36,13 @@ class Trail:
     def __init__(self) -> None:
         self._entries: dict[Place, list[_Entry]] = {}
 
-    def begin(self, place: Place, position: LogPosition, read_s: float) -> None:
+    def begin(self, topic_partition: Place, position: LogPosition, read_s: float) -> None:
         """Restart a partition's trail with one position that the log has confirmed."""
-        self._entries[place] = [_Entry(position, read_s)]
+        self._entries[topic_partition] = [_Entry(position, read_s)]
 
-    def add(self, place: Place, position: LogPosition, read_s: float) -> None:
+    def add(self, topic_partition: Place, position: LogPosition, read_s: float) -> None:
         """Append a position. read_s: the time at which its record was read, by a monotonic clock."""
-        entries = self._entries.setdefault(place, [])
+        entries = self._entries.setdefault(topic_partition, [])
         last = entries[-1] if entries else None
         if last is None or not _of_one_burst(last, position, read_s):
             entries.append(_Entry(position, read_s))
@@ -51,14 +51,16 @@ class Trail:
         else:
             entries[-1] = _Entry(position, last.burst_began_s)
 
-    def of(self, place: Place) -> Sequence[LogPosition]:
+    def of(self, topic_partition: Place) -> Sequence[LogPosition]:
         """Return a partition's stored positions, oldest first."""
-        return tuple(entry.position for entry in self._entries.get(place, ()))
+        return tuple(entry.position for entry in self._entries.get(topic_partition, ()))
 
-    def confirmed(self, place: Place, positions: Sequence[LogPosition]) -> None:
+    def confirmed(self, topic_partition: Place, positions: Sequence[LogPosition]) -> None:
         """Drop positions that the log has confirmed, except the last, which the log may still lose from now on."""
         dropped = set(positions[:-1])
-        self._entries[place] = [entry for entry in self._entries.get(place, ()) if entry.position not in dropped]
+        self._entries[topic_partition] = [
+            entry for entry in self._entries.get(topic_partition, ()) if entry.position not in dropped
+        ]
 
 
 def _of_one_burst(last: _Entry, position: LogPosition, read_s: float) -> bool:
@@ -81,12 +83,12 @@ class Arrivals:
     def __init__(self) -> None:
         self._looks: dict[Place, int] = {}
 
-    def arrived(self, places: Collection[Place]) -> None:
+    def arrived(self, topic_partitions: Collection[Place]) -> None:
         """Reset the count of partitions from which a record arrived."""
-        for place in places:
-            self._looks.pop(place, None)
+        for topic_partition in topic_partitions:
+            self._looks.pop(topic_partition, None)
 
     def looked(self, waiting: Collection[Place]) -> Mapping[Place, int]:
         """Count a look. waiting: partitions with records to read. Return the stalled partitions with their looks."""
-        self._looks = {place: self._looks.get(place, 0) + 1 for place in waiting}
-        return {place: looks for place, looks in self._looks.items() if looks >= STALLED_LOOKS}
+        self._looks = {topic_partition: self._looks.get(topic_partition, 0) + 1 for topic_partition in waiting}
+        return {topic_partition: looks for topic_partition, looks in self._looks.items() if looks >= STALLED_LOOKS}

@@ -78,11 +78,15 @@ class LogWatch:
             found[topic] = sorted(partition.id for partition in described.partitions)
         return found
 
-    def _unassigned(self, places: Iterable[Place]) -> list[Place]:
+    def _unassigned(self, topic_partitions: Iterable[Place]) -> list[Place]:
         ensure_answer(self._admin)
         asked = self._admin.describe_consumer_groups([self._name], request_timeout=CALL_TIMEOUT_S)
         held = assigned(_answer(asked[self._name]))
-        return [] if held is None else [slot for slot in places if slot not in held]
+        return (
+            []
+            if held is None
+            else [topic_partition for topic_partition in topic_partitions if topic_partition not in held]
+        )
 
 
 def _answer(future: Future[T]) -> T:

@@ -1,4 +1,4 @@
-"""Positions in the log: which of them the log still bears out, and their text in a commit's metadata."""
+"""Positions in the log: their comparison with the log, and their text in a commit's metadata."""
 
 from __future__ import annotations
 
