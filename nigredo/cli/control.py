@@ -168,7 +168,7 @@ def put_settings(
     return {name: _found(context, name, entry) for name, entry in zip(wanted, permanent, strict=False)}
 
 
-def stays(after: Mapping[str, str | None] | None, text: str) -> str:
+def afterwards_too(after: Mapping[str, str | None] | None, text: str) -> str:
     """Return the addition to a line when a flag keeps its value after its end, so that nothing restarts by itself."""
     from nigredo.settings import Settings
 
@@ -243,7 +243,7 @@ def unblock(context: Context, networks: tuple[str, ...]) -> None:
 
     changes, wanted = changes_of(context), list(dict.fromkeys(map(_network, networks)))
     # Compared by network, because an earlier release stored a mapped IPv6 address as it was typed.
-    blocks = [(entry.name, network) for entry in changes.held(IP_BLOCK) if (network := _known(entry.name)) is not None]
+    blocks = [(entry.name, network) for entry in changes.held(IP_BLOCK) if (network := _parsed(entry.name)) is not None]
     removed = [name for name, network in blocks if network in wanted]
     changes.apply([Change(IP_BLOCK, name, None) for name in removed])
     left = [network for name, network in blocks if name not in removed]
@@ -279,7 +279,7 @@ def list_(context: Context) -> None:
         shown, until = permanent or entry, None if permanent else entry.expires_at
         document.append(
             {
-                "network": str(_known(entry.name) or entry.name),
+                "network": str(_parsed(entry.name) or entry.name),
                 "reason": shown.value.get("reason", ""),
                 "by": shown.set_by,
                 "since": shown.set_at.isoformat(),
@@ -296,7 +296,7 @@ def list_(context: Context) -> None:
 def _network(text: str) -> Network:
     from nigredo.networks import unmapped
 
-    found = _known(text)
+    found = _parsed(text)
     if found is None:
         raise click.UsageError(f"{text} is no address and no network in CIDR form, such as 192.0.2.0/24")
     if isinstance(unmapped(found.network_address), IPv4Address) and found.version != 4 and found.prefixlen >= 96:
@@ -304,7 +304,7 @@ def _network(text: str) -> Network:
     return found
 
 
-def _known(text: str) -> Network | None:
+def _parsed(text: str) -> Network | None:
     from nigredo.networks import parse_network
 
     try:
@@ -334,7 +334,7 @@ def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
     wanted = {"MAINTENANCE_MODE": "true"} | ({} if text is None else {"MAINTENANCE_TEXT": text})
     after = put_settings(context, changes, wanted, until).get("MAINTENANCE_MODE")
     document = {"maintenance": True, "until": until and until.isoformat()}
-    line = f"no forms are accepted{shown_until(until)}{stays(after, 'true')}"
+    line = f"no forms are accepted{shown_until(until)}{afterwards_too(after, 'true')}"
     report_change(context, changes, document, line)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.cli.replay import endpoint_option, known_endpoint, wait_until_settled, yes_option
+from nigredo.cli.replay import endpoint_option, require_endpoint, wait_until_settled, yes_option
 from nigredo.errors import ConfigurationError, DependencyDown
 from nigredo.plural import counted
 
@@ -33,7 +33,7 @@ def list_(context: Context, endpoint: str | None) -> None:
     """Show the dead leads, oldest first."""
     every = _replay_service(context).topics.dead()
     if endpoint is not None and not any(each.endpoint == endpoint for each in every):
-        known_endpoint(context, endpoint)
+        require_endpoint(context, endpoint)
     found = [each for each in every if endpoint in (None, each.endpoint)]
     lines = [
         f"{each.lead_id}  {each.endpoint}  {each.died_at:%Y-%m-%d %H:%M:%S} UTC  {each.reason}  "

@@ -49,10 +49,10 @@ def list_(context: Context, topic: str | None, reason: str | None, last: timedel
     """Show the dead letters, oldest first, without personal data."""
     found = _filtered(_letters(context).waiting(), topic, reason, last)
     lines = [
-        f"{one.letter.parked_at:%Y-%m-%d %H:%M:%S} UTC  {one.id}  {one.letter.reason}  {one.letter.error}".rstrip()
-        for one in found
+        f"{each.letter.parked_at:%Y-%m-%d %H:%M:%S} UTC  {each.id}  {each.letter.reason}  {each.letter.error}".rstrip()
+        for each in found
     ]
-    context.result([_document(one) for one in found], lines or "no record is parked")
+    context.result([_document(parked) for parked in found], lines or "no record is parked")
 
 
 @dead_letters.command()
@@ -62,12 +62,12 @@ def list_(context: Context, topic: str | None, reason: str | None, last: timedel
 def show(context: Context, letter_id: str, payload: bool) -> None:
     """Show a dead letter: reason, topic-partition and offset, headers, sizes."""
     letters = _letters(context)
-    (one,) = _by_id(letters.waiting(), [letter_id])
-    headers = {each.key: (each.value or b"").decode(errors="replace") for each in one.letter.headers}
-    document = _document(one) | {"headers": headers}
+    (parked,) = _by_id(letters.waiting(), [letter_id])
+    headers = {each.key: (each.value or b"").decode(errors="replace") for each in parked.letter.headers}
+    document = _document(parked) | {"headers": headers}
     if payload:
-        key = one.letter.key
-        document |= {"key": None if key is None else key.decode(errors="replace"), **letters.payload(one)}
+        key = parked.letter.key
+        document |= {"key": None if key is None else key.decode(errors="replace"), **letters.payload(parked)}
     context.result(document, [f"{name:<17} {'-' if value is None else value}" for name, value in document.items()])
 
 
@@ -121,17 +121,17 @@ def _act(
     if bool(letter_ids) == everything:
         raise ConfigurationError("name the records by their ids, or use --all (with --topic, --reason or --last)")
     wanted = _filtered(_by_id(waiting, letter_ids) if letter_ids else waiting, topic, reason, last)
-    document: dict[str, Any] = {"ids": [one.id for one in wanted], "done": 0, "left": []}
+    document: dict[str, Any] = {"ids": [parked.id for parked in wanted], "done": 0, "left": []}
     if dry_run or not wanted:
-        context.result(document, [one.id for one in wanted] or "no record is parked")
+        context.result(document, [parked.id for parked in wanted] or "no record is parked")
         return
     context.confirm(question.format(counted(len(wanted), "record")), yes=yes)
 
-    def note_outcome(one: Parked, why: str | None) -> None:
+    def note_outcome(parked: Parked, why: str | None) -> None:
         if why is None:
             document["done"] += 1
         else:
-            document["left"].append({"id": one.id, "why": why})
+            document["left"].append({"id": parked.id, "why": why})
 
     work(wanted, note_outcome)
     lines = [f"{each['id']} is left: {each['why']}" for each in document["left"]]
@@ -141,7 +141,7 @@ def _act(
 
 
 def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]:
-    by_id = {one.id: one for one in waiting}
+    by_id = {parked.id: parked for parked in waiting}
     if missing := [letter_id for letter_id in letter_ids if letter_id not in by_id]:
         raise ConfigurationError(f"{', '.join(missing)}: no such dead letter; see `nigredo dead-letters list`")
     return [by_id[letter_id] for letter_id in dict.fromkeys(letter_ids)]
@@ -182,10 +182,10 @@ async def _store(settings: Settings, record: Record, event: Event | None) -> Non
         await pool.close(timeout=5.0)
 
 
-def _document(one: Parked) -> dict[str, Any]:
-    letter = one.letter
+def _document(parked: Parked) -> dict[str, Any]:
+    letter = parked.letter
     return {
-        "id": one.id,
+        "id": parked.id,
         "function": letter.function,
         "reason": letter.reason,
         "error": letter.error,

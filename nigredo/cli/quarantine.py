@@ -59,7 +59,7 @@ def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> 
     from nigredo.clock import utc_now
 
     kept = _quarantine(context).kept(since=utc_now() - last).values()
-    found = [one.rejection for one in kept if reason in (None, one.rejection.reason)]
+    found = [each.rejection for each in kept if reason in (None, each.rejection.reason)]
     found.sort(key=lambda rejection: rejection.submitted_at, reverse=True)
     lines = [
         f"{each.id}  {each.submitted_at:%Y-%m-%d %H:%M:%S} UTC  {each.client_network}  {_reason(each)}  "

@@ -9,7 +9,7 @@ import click
 
 from nigredo.cli.control import PART, change_settings, changes_of, lasts
 from nigredo.cli.output import Context, with_context
-from nigredo.cli.webhook_status import table_is_whole
+from nigredo.cli.webhook_status import table_is_current
 from nigredo.plural import counted
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def list_(context: Context, limit: int) -> None:
     from schemas.topics import RATE_LIMITS
 
     settings = context.settings(PART, role="nigredo_app")
-    whole = table_is_whole(settings, [RATE_LIMITS])
+    up_to_date = table_is_current(settings, [RATE_LIMITS])
     with connected(settings, PART) as connection:
         rows = connection.execute(TOP, [limit]).fetchall()
     document = [
@@ -83,8 +83,10 @@ def list_(context: Context, limit: int) -> None:
         for network, count, start in rows
     ]
     lines = [f"{network}  {count}  since {start:%Y-%m-%d %H:%M:%S} UTC" for network, count, start in rows]
-    context.result(document, lines or f"no submission in the last hour{'' if whole else ', as far as the table goes'}")
-    if not whole:
+    context.result(
+        document, lines or f"no submission in the last hour{'' if up_to_date else ', as far as the table goes'}"
+    )
+    if not up_to_date:
         raise click.exceptions.Exit(1)
 
 

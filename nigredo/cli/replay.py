@@ -55,7 +55,7 @@ class PartitionOffset(click.ParamType):
         return int(partition), int(offset)
 
 
-def known_endpoint(context: Context, endpoint: str) -> None:
+def require_endpoint(context: Context, endpoint: str) -> None:
     """Raise ConfigurationError for an endpoint that never existed, because an empty list would mislead."""
     from nigredo.endpoints.endpoint import examine_endpoints
     from nigredo.operations.replay import ReplayService

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nigredo.cli.control import changes_of, lasts, put_settings, shown_until, stays, until_of
+from nigredo.cli.control import afterwards_too, changes_of, lasts, put_settings, shown_until, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
 from nigredo.endpoints.keys import FIRST_ENDPOINT
@@ -38,7 +38,7 @@ def pause(context: Context, lasts: timedelta | None) -> None:
     """
     until = until_of(lasts)
     after = put_settings(context, changes_of(context), {"WEBHOOK_ENABLED": "false"}, until).get("WEBHOOK_ENABLED")
-    text = f"no webhooks are sent{shown_until(until)}{stays(after, 'false')}; leads wait in the log"
+    text = f"no webhooks are sent{shown_until(until)}{afterwards_too(after, 'false')}; leads wait in the log"
     context.result({"webhook_enabled": False, "until": until and until.isoformat()}, text, changed=True)
     _end_unless_obeyed(context, paused=True)
 

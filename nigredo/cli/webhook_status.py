@@ -12,7 +12,7 @@ import click
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, complain, with_context
-from nigredo.cli.replay import endpoint_option, known_endpoint
+from nigredo.cli.replay import endpoint_option, require_endpoint
 from nigredo.cli.webhook import listener_of, part_of, webhook
 from nigredo.plural import counted
 
@@ -40,7 +40,7 @@ def status(context: Context, endpoint: str) -> None:
     from nigredo.operations.endpoint_status import read_status
 
     settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
-    enabled = named(settings, endpoint).enabled and _current(context, settings).webhook_enabled
+    enabled = named(settings, endpoint).enabled and _current_settings(context, settings).webhook_enabled
     found = read_status(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
     if found.sender.paused is None:
         context.warn_of_own_settings()
@@ -81,7 +81,7 @@ def status(context: Context, endpoint: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _current(context: Context, settings: Settings) -> Settings:
+def _current_settings(context: Context, settings: Settings) -> Settings:
     """Return the current settings, with the changes in the control topic."""
     from nigredo.control.admin import ControlAdmin
     from nigredo.control.state import control_of
@@ -104,7 +104,7 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
     settings = context.settings(part_of(endpoint), role="nigredo_app")
     receiver = named(settings, endpoint)
     context.warn_of_own_settings()
-    attempt = asyncio.run(probe(_current(context, settings), receiver, empty_lead=empty_lead))
+    attempt = asyncio.run(probe(_current_settings(context, settings), receiver, empty_lead=empty_lead))
     delivered = attempt.outcome == "delivered"
     document = {
         "endpoint": endpoint,
@@ -134,9 +134,9 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
     from schemas.topics import DELIVERIES
 
     if endpoint is not None:
-        known_endpoint(context, endpoint)
+        require_endpoint(context, endpoint)
     settings = context.settings(PART, role="nigredo_app")
-    whole = table_is_whole(settings, [DELIVERIES])
+    up_to_date = table_is_current(settings, [DELIVERIES])
     rows = found(settings, endpoint, utc_now() - last, limit)
     lines = [
         f"{row.sent_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {row.endpoint}  attempt {row.attempt}  "
@@ -145,13 +145,13 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
     ]
     context.result(
         [_plain(asdict(row)) for row in rows],
-        lines or f"no attempt failed in that time{'' if whole else ', as far as the table goes'}",
+        lines or f"no attempt failed in that time{'' if up_to_date else ', as far as the table goes'}",
     )
-    if not whole:
+    if not up_to_date:
         raise click.exceptions.Exit(1)
 
 
-def table_is_whole(settings: Settings, topics: Collection[str]) -> bool:
+def table_is_current(settings: Settings, topics: Collection[str]) -> bool:
     """Return whether the tables are up to date with these topics; else print on stderr how far behind they are."""
     from nigredo.errors import DependencyDown
     from nigredo.operations.recovery.beyond import behind, gaps
