@@ -1,0 +1,31 @@
+"""docs/LOGS.md explains every message that a process logs at level WARNING or above, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("nigredo", "ingest", "processors", "sinks", "schemas")
+LEVELS = ("warning", "error", "critical", "exception")
+PAGE = ROOT / "docs" / "LOGS.md"
+
+
+def logged() -> set[tuple[str, str]]:
+    """Return level and message of every call of `log` at these levels. A message that is no constant is found as code."""
+    found = set[tuple[str, str]]()
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(function := node.func, ast.Attribute):
+                if function.attr in LEVELS and isinstance(function.value, ast.Name) and function.value.id == "log":
+                    message = node.args[0]
+                    constant = isinstance(message, ast.Constant)
+                    found.add((function.attr, str(message.value) if constant else ast.unparse(message)))
+    return found
+
+
+def test_every_message_of_level_warning_and_above_is_explained() -> None:
+    rows = re.findall(r"^\| (\w+) \| `([^`]+)` \| [^|]+ \| [^|]+ \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert sorted((level, message) for level, message in rows) == sorted(logged())
