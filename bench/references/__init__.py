@@ -1,0 +1,1 @@
+"""References of the bench: programs and applications that the product's stages are measured beside."""

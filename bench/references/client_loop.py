@@ -1,6 +1,6 @@
-"""The limit of an HTTP client: a loop that posts one body, so many at a time, and does nothing else.
+"""HTTP client's limit: a loop that posts one body with a fixed number in flight and does nothing else.
 
-Arguments: `httpx-aiohttp` or `aiohttp`, the URL, how many in flight, how many requests; the body comes on stdin.
+Arguments: `httpx-aiohttp` or `aiohttp`, URL, requests in flight, number of requests. Reads the body from stdin.
 Prints the requests per second.
 """
 

@@ -1,6 +1,6 @@
-"""The limit of the database: one process that COPYs the persister's rows into the persister's tables.
+"""Database's limit: one process that COPYs the persister's rows into the persister's tables.
 
-Arguments: how many leads, and a salt for networks of their own. Prints records per second, where a lead with its
+Arguments: number of leads, and a salt that chooses their networks. Prints records per second, where a lead with its
 window and its delivery attempt is three records, as it is for the persister.
 """
 

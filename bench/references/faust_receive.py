@@ -1,4 +1,4 @@
-"""The limit of Faust: an agent that receives records and does nothing. Arguments: broker, group, topics."""
+"""Faust's limit: an agent that receives records and does nothing. Arguments: broker, group, topics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faust as its tutorial writes it: count in a table, send the result on. Arguments: broker, group, topic, output."""
+"""Faust as in its tutorial: counts in a table, sends the result on. Arguments: broker, group, topic, output topic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limit of the HTTP layer: a route that reads the body and answers, on the same server, without middleware."""
+"""HTTP layer's limit: a route that reads the body and answers, on the same server, without middleware."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import falcon.asgi
 
 
 class Nothing:
-    """`POST /api/leads` that does nothing with what it got."""
+    """`POST /api/leads` that ignores the body."""
 
     async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
         """Answer 202."""

@@ -1,4 +1,4 @@
-"""How a reference tells how far it is: lines of JSON on stdout, [seconds, records], twenty a second at most."""
+"""Progress reports of a reference: JSON lines `[seconds, records]` on stdout, at most twenty a second."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ EVERY_S = 0.05
 
 
 class Progress:
-    """Counts records. Needs nothing but the standard library: it runs in other environments too."""
+    """Counter of records that reports itself. Standard library only, because it runs in other environments too."""
 
     def __init__(self) -> None:
         self.count = 0
-        # A thread, so that a reference spends nothing on it between two records, and the last one is told too.
-        threading.Thread(target=self._tell, daemon=True).start()
+        # In a thread, so that reporting costs a reference nothing between two records and includes the last record.
+        threading.Thread(target=self._report, daemon=True).start()
 
-    def _tell(self) -> None:
-        told = 0
+    def _report(self) -> None:
+        reported = 0
         while True:
             time.sleep(EVERY_S)
-            if (count := self.count) != told:
-                told = count
+            if (count := self.count) != reported:
+                reported = count
                 print(json.dumps([time.monotonic(), count]), flush=True)

@@ -1,7 +1,7 @@
-"""The limiter's job in Quix Streams: decode, an exact sliding window in its state store, the verdict sent on.
+"""Limiter in Quix Streams: decodes, keeps an exact sliding window in the state store, and sends the verdict on.
 
-Runs in an environment of its own, since its pins differ. Arguments: broker, group, topic, output, the folder of the
-schemas, and a folder for its state.
+Runs in an environment of its own, because its pinned versions differ. Arguments: broker, group, topic, output topic,
+the folder of the schemas, and a folder for its state.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that is not what limits: plain ASGI, an optional delay, and when each lead came first.
+"""Webhook receiver fast enough not to limit a measurement: plain ASGI, an optional delay, first arrivals by lead.
 
 `POST` anything: 200 after the milliseconds in the path, as in `/20`. `GET` anything: {"count", "arrivals"}, the times
 in seconds of the wall clock by `webhook-id`.

@@ -1,4 +1,4 @@
-"""The design that this product replaces, written as well as it can be: limit, inserts and webhook in the request.
+"""Synchronous design that the product replaces, written as well as possible: limit, inserts and webhook in the request.
 
 A pool of ten connections with prepared statements, one transaction a request, and, where `WEBHOOK` names a receiver,
 the delivery by a pooled httpx client before the answer. Validation is ingest's own.
@@ -48,7 +48,7 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA bench TO nigredo_app"""
 
 
 class Leads:
-    """`POST /api/leads`, all of it before the answer."""
+    """`POST /api/leads` with all the work before the answer."""
 
     def __init__(self, settings: Settings, webhook: str | None) -> None:
         self._settings = settings
@@ -92,17 +92,17 @@ class Leads:
 
 
 class Pool:
-    """Opens and closes what the route uses."""
+    """Opens the route's connection pool at start-up and closes it at shutdown."""
 
     def __init__(self, leads: Leads) -> None:
         self._leads = leads
 
     async def process_startup(self, *_: Any) -> None:
-        """Fill the pool."""
+        """Open the pool."""
         await self._leads.pool.open(wait=True)
 
     async def process_shutdown(self, *_: Any) -> None:
-        """Empty it."""
+        """Close the pool and the HTTP client."""
         await self._leads.pool.close()
         await self._leads.client.aclose()
 

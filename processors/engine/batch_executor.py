@@ -34,14 +34,14 @@ class BatchExecutor:
         self._parking = parking
         self._on_success = on_success
 
-    async def execute(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> None:
-        """Return once every record is processed or parked. Raises AssignmentLost once `still_ours()` is false."""
+    async def execute(self, records: Sequence[Record], still_assigned: Callable[[], bool]) -> None:
+        """Return once every record is processed or parked. Raises AssignmentLost once `still_assigned()` is false."""
         try:
-            await self._until_done(await self._decode(records, still_ours), still_ours)
+            await self._until_done(await self._decode(records, still_assigned), still_assigned)
         finally:
             self._parking.go_on()
 
-    async def _decode(self, records: Sequence[Record], still_ours: Callable[[], bool]) -> list[Decoded]:
+    async def _decode(self, records: Sequence[Record], still_assigned: Callable[[], bool]) -> list[Decoded]:
         """Decode the records and park those that can never be decoded; waits while the registry is unavailable."""
         decoded: list[Decoded] = []
         counted = 0
@@ -58,11 +58,11 @@ class BatchExecutor:
                     self._count_passed(DECODING, [each for each, _ in decoded[counted:]])
                     counted = len(decoded)
                     if await self._may_be_parked(DECODING, record, error, failures):
-                        await self._park(record, error, still_ours)
+                        await self._park(record, error, still_assigned)
                         break
                 backoff = backoff or Backoff(longest_s=5.0)
                 await asyncio.sleep(backoff.next_wait_s())
-                if not still_ours():
+                if not still_assigned():
                     raise AssignmentLost
         self._count_passed(DECODING, [each for each, _ in decoded[counted:]])
         return decoded
@@ -70,14 +70,14 @@ class BatchExecutor:
     def _count_passed(self, stage: str, records: Sequence[Record]) -> None:
         self._parking.handled(stage, Counter(record.topic for record in records))
 
-    async def _until_done(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def _until_done(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         """Process records, retrying as needed; those that can never succeed are found by halving and parked."""
         backoff, failures = Backoff(longest_s=10.0), 0
         while records:
-            if not still_ours():
+            if not still_assigned():
                 raise AssignmentLost
             try:
-                await self._handler.work(records, still_ours)
+                await self._handler.work(records, still_assigned)
                 self._count_passed(WORKING, [record for record, _ in records])
                 self._on_success()
                 return
@@ -92,11 +92,11 @@ class BatchExecutor:
                     for half in (records[:middle], records[middle:]):
                         # Each half may take long without a commit; a new reason keeps the watchdog from seeing a hang.
                         self._health.waiting("a failed batch, which is processed in halves")
-                        await self._until_done(half, still_ours)
+                        await self._until_done(half, still_assigned)
                     return
                 failures += 1
                 if await self._may_be_parked(WORKING, records[0][0], error, failures):
-                    await self._park(records[0][0], error, still_ours)
+                    await self._park(records[0][0], error, still_assigned)
                     return
                 log.warning("record failed, retrying", error=error_name(error), **_at(records[0][0]))
             await asyncio.sleep(backoff.next_wait_s())
@@ -115,14 +115,14 @@ class BatchExecutor:
         self._health.waiting("the cause of the failures to be fixed")
         return False
 
-    async def _park(self, record: Record, error: Exception, still_ours: Callable[[], bool]) -> None:
+    async def _park(self, record: Record, error: Exception, still_assigned: Callable[[], bool]) -> None:
         refused = _refusal(error)
         backoff = Backoff(longest_s=10.0)
-        while still_ours():
+        while still_assigned():
             try:
                 await self._handler.park(record, refused.reason, refused.error)
                 log.error("record parked", reason=refused.reason, error=refused.error, **_at(record))
-                if still_ours():
+                if still_assigned():
                     return
             except DependencyDown as outage:
                 self._health.waiting(str(outage))

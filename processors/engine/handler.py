@@ -49,11 +49,11 @@ class BatchHandler(Protocol):
         Raises RecordRefused for a record that can never be decoded, DependencyDown when the registry is unavailable.
         """
 
-    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def work(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         """Process records and return once the results are durable. Must be idempotent: the same records may come again.
 
         Raises DependencyDown when a retry may succeed, RecordRefused when at least one record can never succeed,
-        AssignmentLost when `still_ours()` became false or another worker did the same work.
+        AssignmentLost when `still_assigned()` became false or another worker did the same work.
         """
 
     def revoked(self) -> None:

@@ -129,7 +129,7 @@ class Persister:
         """Return a record's event; None for a tombstone. Raises RecordRefused, DependencyDown."""
         return await decode(self._codec, record)
 
-    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def work(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         """Store a batch and its offsets in one transaction.
 
         Raises AssignmentLost when a stored offset is not the batch's first, RecordRefused, DependencyDown.
@@ -141,7 +141,7 @@ class Persister:
         ]
         await self._store.write(rows_of(records), progress)
         self._reachable.answered()
-        if not still_ours():
+        if not still_assigned():
             raise AssignmentLost
         self._stored.update({topic_partition: record.next_offset for topic_partition, record in last.items()})
         now = utc_now()

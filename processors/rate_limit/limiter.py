@@ -180,7 +180,7 @@ class Limiter:
             raise RecordRefused("unsupported", f"{type(event).__name__} is not handled by this release")
         return event
 
-    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def work(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         """Judge a batch and return once leads, rejections and windows are in Kafka.
 
         Raises DependencyDown, RecordRefused for a release that takes too long to look up, AssignmentLost.
@@ -190,7 +190,7 @@ class Limiter:
         quarantined = await find_quarantined(
             self._reader, self._codec, [event for _, event in records if isinstance(event, RejectionRelease)]
         )
-        if not still_ours():
+        if not still_assigned():
             # The windows may be dropped by now, with the partition.
             raise AssignmentLost
         released = []
@@ -211,12 +211,12 @@ class Limiter:
                 changed[key] = after
             if output is not None:
                 outputs.append((LEADS if isinstance(output, Lead) else REJECTIONS, output))
-        await self._deliver((self._outgoing_output(topic, event) for topic, event in outputs), still_ours)
+        await self._deliver((self._outgoing_output(topic, event) for topic, event in outputs), still_assigned)
         if released:
             # After the leads are acknowledged, because a tombstone without its lead would lose the person.
             tombstones = [Outgoing(REJECTIONS, each.key, None, partition=each.partition) for each in released]
-            await self._deliver(tombstones, still_ours)
-        await self._deliver((self._outgoing_state(at, state) for (at, _), state in changed.items()), still_ours)
+            await self._deliver(tombstones, still_assigned)
+        await self._deliver((self._outgoing_state(at, state) for (at, _), state in changed.items()), still_assigned)
         for (partition, _), state in changed.items():
             self._windows[partition].put(state)
         # Each partition by the time of its own records, because brokers' clocks differ.
@@ -267,7 +267,7 @@ class Limiter:
         key, value = state.client_network.encode(), encode_window(self._codec, state)
         return Outgoing(RATE_LIMITS, key, value, partition=partition)
 
-    async def _deliver(self, records: Iterable[Outgoing], still_ours: Callable[[], bool]) -> None:
+    async def _deliver(self, records: Iterable[Outgoing], still_assigned: Callable[[], bool]) -> None:
         """Return once Kafka has acknowledged every record. Consumes `records` lazily, encoding each as it is sent.
 
         Raises DependencyDown, AssignmentLost.
@@ -275,7 +275,7 @@ class Limiter:
         sent = self._publisher.publish_all(records)
         while not sent.done():
             await asyncio.wait({sent}, timeout=ACK_PATIENCE_S)
-            if not still_ours():
+            if not still_assigned():
                 # Retrieve a late exception, because asyncio would log it as never retrieved.
                 sent.add_done_callback(lambda late: late.cancelled() or late.exception())
                 raise AssignmentLost
@@ -283,7 +283,7 @@ class Limiter:
                 self._health.waiting("Kafka's acknowledgement")
                 log.warning("records not acknowledged yet")
         sent.result()
-        if not still_ours():
+        if not still_assigned():
             raise AssignmentLost
 
     async def park(self, record: Record, reason: str, error: str) -> None:

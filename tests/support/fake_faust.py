@@ -208,10 +208,10 @@ class Recorder:
             raise RecordRefused("undecodable", "no event")
         return None
 
-    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def work(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         if self.before_work is not None:
             await self.before_work()
-        if not still_ours():
+        if not still_assigned():
             raise AssignmentLost
         if self.trouble:
             raise self.trouble.pop(0)

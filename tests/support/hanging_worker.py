@@ -54,7 +54,7 @@ class Hanging:
     async def decode(self, record: Record) -> Event | None:
         return None
 
-    async def work(self, records: Sequence[Decoded], still_ours: Callable[[], bool]) -> None:
+    async def work(self, records: Sequence[Decoded], still_assigned: Callable[[], bool]) -> None:
         if self._how == "waits":
             if time.monotonic() - self._began < AWAY_S:
                 raise DependencyDown("something is away")

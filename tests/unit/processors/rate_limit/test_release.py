@@ -123,12 +123,12 @@ def quarantined(kafka: Kafka, refused: Rejection) -> RejectionRelease:
     return RejectionRelease(refused.id, NETWORK, "test", NOON, PARTITION, len(kafka.log) - 1)
 
 
-def work(limiter: Limiter, *events: Any, begin: int = 100, still_ours: bool = True) -> None:
+def work(limiter: Limiter, *events: Any, begin: int = 100, still_assigned: bool = True) -> None:
     records = [
         (Record(SUBMISSIONS, PARTITION, begin + n, NOON + timedelta(seconds=n), NETWORK.encode(), b"", ()), event)
         for n, event in enumerate(events)
     ]
-    asyncio.run(limiter.work(records, lambda: still_ours))
+    asyncio.run(limiter.work(records, lambda: still_assigned))
 
 
 def submission(**changes: Any) -> Submission:
@@ -273,7 +273,7 @@ def test_a_worker_that_lost_the_partition_while_it_looked_writes_nothing() -> No
     before = list(kafka.log)
 
     with pytest.raises(AssignmentLost):
-        work(limiter_on(kafka), command, still_ours=False)
+        work(limiter_on(kafka), command, still_assigned=False)
 
     assert kafka.log == before
 
@@ -298,4 +298,4 @@ def test_the_windows_of_partitions_that_were_given_away_leave_memory() -> None:
 
     assert kept() is None
     with pytest.raises(AssignmentLost):
-        work(limiter, submission(), still_ours=False)
+        work(limiter, submission(), still_assigned=False)
