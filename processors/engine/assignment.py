@@ -119,7 +119,7 @@ class Assignment:
                 self._ensure_started(tp, seek=True)
 
     def report_ready(self) -> None:
-        """Report the process ready once every partition is started or stopped; stopped ones stay in its health."""
+        """Report the process ready once every partition is started or stopped; a stopped one still holds it unready."""
         if all(tp in self._next or tp in self._stopped for tp in self._starts):
             self._health.ready()
 
