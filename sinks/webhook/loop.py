@@ -74,7 +74,7 @@ class ConsumeLoop:
             name,
             topics,
             changed=self._changed_in_thread,
-            busy=lambda: admission.under_way > 0,
+            busy=lambda: admission.in_flight > 0,
             trail=trail,
         )
         self._handler = make_handler(self._group)

@@ -183,7 +183,7 @@ class Worker:
             "breaker": "closed" if self._admission.breaker.closed else "open",
             "paused": self._admission.paused,
             "may_send": self._admission.may_send,
-            "in_flight": self._admission.under_way,
+            "in_flight": self._admission.in_flight,
         }
         return document | (dict(self._session.describe()) if self._session is not None else {})
 

@@ -1,9 +1,9 @@
-"""Which attempt may be made now: places, rate, breaker, pause and membership, in one place and in one order.
+"""Admission control for delivery attempts: pause, group membership, free slots, breaker and rate limit, in this order.
 
-Live leads and due retries go in the order in which they came; replays only when none of them waits, and as long as
-some come, only into a part of the places and with a part of the rate left over. A probe of the breaker is rather the
-newest lead that was not tried yet: leads that nobody can take often come together, and must not be all that is ever
-probed.
+Live leads and due retries are admitted first in, first out. Replays are admitted only while neither waits; as long as
+live leads arrive, replays get a share of the slots and leave a share of the rate. The breaker prefers the newest lead
+without an attempt as its probe, because leads that the receiver cannot process often arrive together and would fail
+every probe.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sinks.webhook.delivery.token_bucket import TokenBucket
 from sinks.webhook.model import AttemptResult, Outcome
 
 LIVE_FOR_S = 10.0
-"""So long after the last live lead or due retry the next one is expected."""
+"""Time after a live lead or due retry during which another is expected, so that replays are held back."""
 BEHIND_SHARE = 1 / 16
-"""Of the places, what replays get while live leads come, one at least: more would keep the receiver, and this process,
-busy with them just when a lead comes."""
+"""Share of the slots for replays while live leads arrive, at least one slot: with more, the receiver and this process
+would be busy with replays when a live lead arrives."""
 RATE_KEPT = 1 / 2
-"""Of a second's worth of the rate, what replays leave for leads that come together."""
+"""Share of one second's tokens that replays leave for a burst of live leads."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,69 +36,70 @@ class _Waiter:
 
 
 class AdmissionControl:
-    """Belongs to one event loop."""
+    """Admits attempts one by one. Use on one event loop."""
 
     def __init__(
-        self, places: int, bucket: TokenBucket, breaker: Breaker, clock: Callable[[], float] = since_boot_s
+        self, slots: int, bucket: TokenBucket, breaker: Breaker, clock: Callable[[], float] = since_boot_s
     ) -> None:
-        """places: attempts that may be under way at once, on record or not yet."""
+        """slots: most attempts in flight at once; an attempt is in flight until its outcome is in the log."""
         self.breaker = breaker
-        self._places = places
+        self._slots = slots
         self._bucket = bucket
         self._clock = clock
-        self._under_way = 0
+        self._in_flight = 0
         self._paused = True
         self._ours_until = clock()
         self._live: deque[_Waiter] = deque()
         self._behind: deque[_Waiter] = deque()
-        self._behind_under_way = 0
+        self._behind_in_flight = 0
         self._live_until = clock()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def paused(self) -> bool:
-        """Whether nothing is let through."""
+        """Whether no attempt is admitted."""
         return self._paused
 
     @property
-    def under_way(self) -> int:
-        """How many were let through and have not left."""
-        return self._under_way
+    def in_flight(self) -> int:
+        """Attempts that were admitted and not released yet."""
+        return self._in_flight
 
     def pause(self, paused: bool) -> None:
-        """Let nothing through, or go on."""
+        """Stop or resume admission."""
         if paused != self._paused:
             self._paused = paused
-            self._let_through()
+            self._admit()
 
     def trust(self, until: float) -> None:
-        """Let nothing through from this time of the clock on: whether it is still ours to send is known until then."""
+        """Set the time, by the clock, until which the group membership is proven; nothing is admitted after it."""
         if until != self._ours_until:
             self._ours_until = until
-            self._let_through()
+            self._admit()
 
     @property
     def may_send(self) -> bool:
-        """Whether it is known that what is in hand is ours to send."""
+        """Whether the membership is proven now, so that no other member can own the leads in flight."""
         return self._clock() < self._ours_until
 
     def limit(self, rate: float) -> None:
-        """Let so many a second through; 0 for as many as come."""
+        """Set the rate limit to `rate` attempts per second; 0 for no limit."""
         self._bucket.change(rate, self._clock())
-        self._let_through()
+        self._admit()
 
     async def acquire(self, wanted: Callable[[], bool], *, fresh: bool, behind: bool) -> bool:
-        """Wait for a place; False when it is not wanted any more. After True `release` must follow.
+        """Wait for a slot; False when the attempt is not wanted any more. After True, call `release`.
 
-        wanted: asked when its turn has come, and by `clear`. fresh: whether it is a lead's first attempt.
+        wanted: called when the attempt's turn comes, and by `clear`. fresh: whether this is the lead's first attempt.
+        behind: whether the attempt waits behind live leads, as replays do.
         """
         if not wanted():
-            return False  # Whoever comes after `clear` would wait for a turn that a pause may never bring.
+            return False  # After `clear`, a paused queue would never drop this attempt.
         waiter = _Waiter(wanted, fresh)
         (self._behind if behind else self._live).append(waiter)
         if not behind:
             self._live_until = self._clock() + LIVE_FOR_S
-        self._let_through()
+        self._admit()
         try:
             return await waiter.entered
         except asyncio.CancelledError:
@@ -106,8 +107,8 @@ class AdmissionControl:
                 self.release(behind=behind)
             raise
 
-    def told(self, lead_id: UUID, attempt: AttemptResult) -> None:
-        """Learn what came of an attempt."""
+    def record_result(self, lead_id: UUID, attempt: AttemptResult) -> None:
+        """Update the breaker with the result of an attempt."""
         if attempt.outcome == Outcome.DELIVERED:
             self.breaker.succeeded()
         else:
@@ -115,13 +116,13 @@ class AdmissionControl:
             self.breaker.failed(self._clock(), lead_id, asked_s=attempt.retry_after_s, at_once=blocked)
 
     def release(self, *, behind: bool) -> None:
-        """Free a place. behind: as it was told to `acquire`."""
-        self._under_way -= 1
-        self._behind_under_way -= behind
-        self._let_through()
+        """Free the slot of an attempt. behind: as passed to `acquire`."""
+        self._in_flight -= 1
+        self._behind_in_flight -= behind
+        self._admit()
 
     def clear(self) -> None:
-        """Send away whoever is not wanted any more."""
+        """Release every waiting attempt that is not wanted any more; its `acquire` returns False."""
         for queue in (self._live, self._behind):
             for waiter in list(queue):
                 if not waiter.wanted():
@@ -129,35 +130,35 @@ class AdmissionControl:
                     if not waiter.entered.done():
                         waiter.entered.set_result(False)
 
-    def _let_through(self) -> None:
+    def _admit(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while not self._paused and (self._live or self._behind):
             now, behind = self._clock(), not self._live
             if not self.may_send:
-                return  # Whoever hears from the group says so, and `clear` sends away what is not ours any more.
-            if self._under_way >= self.breaker.allows(now, self._places):
-                self._look_again_in(self.breaker.probe_in_s(now))
+                return  # `trust` calls this again, and `clear` releases attempts whose assignment ended.
+            if self._in_flight >= self.breaker.allows(now, self._slots):
+                self._admit_in(self.breaker.probe_in_s(now))
                 return
-            if behind and self._behind_under_way >= self._behind_most(now):
+            if behind and self._behind_in_flight >= self._behind_most(now):
                 return
             if (wait_s := self._bucket.wait_s(now, kept=RATE_KEPT if behind else 0.0)) > 0:
-                self._look_again_in(wait_s)
+                self._admit_in(wait_s)
                 return
             waiter = self._next()
             if waiter.entered.done():
-                continue  # Cancelled while it waited.
+                continue  # Its task was cancelled while waiting.
             if not waiter.wanted():
                 waiter.entered.set_result(False)
                 continue
             self._bucket.take(now)
-            self._under_way += 1
-            self._behind_under_way += behind
+            self._in_flight += 1
+            self._behind_in_flight += behind
             waiter.entered.set_result(True)
 
     def _behind_most(self, now: float) -> int:
-        return self._places if now >= self._live_until else max(1, int(self._places * BEHIND_SHARE))
+        return self._slots if now >= self._live_until else max(1, int(self._slots * BEHIND_SHARE))
 
     def _next(self) -> _Waiter:
         queue = self._live or self._behind
@@ -168,8 +169,8 @@ class AdmissionControl:
                 return fresh
         return queue.popleft()
 
-    def _look_again_in(self, seconds: float) -> None:
-        """With nothing to wait for, whoever leaves looks."""
+    def _admit_in(self, seconds: float) -> None:
+        """Admit again after a wait. Without a wait no timer is needed, because `release` admits the next attempt."""
         if seconds > 0:
-            # A little late rather than early: a clock that has not quite moved would have it look in vain.
-            self._timer = asyncio.get_running_loop().call_later(seconds + 0.001, self._let_through)
+            # One millisecond late, because an early timer would find the time not reached and admit nothing.
+            self._timer = asyncio.get_running_loop().call_later(seconds + 0.001, self._admit)

@@ -1,4 +1,4 @@
-"""Every attempt on record: written to Kafka before its lead counts as done, and read to know what was delivered."""
+"""Attempt log of one endpoint in Kafka: written before a lead is done, read to find earlier deliveries and failures."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ T = TypeVar("T")
 
 LOAD_DEADLINE_S = 60.0
 LOADS_MAX = 4
-"""Partitions whose past is read at once."""
+"""Partitions whose deliveries are loaded concurrently."""
 NEWEST_MAX = 10_000
-"""Of a partition so many attempts, of all endpoints, are read to know whether other leads failed before a restart."""
+"""Newest attempts read per partition, of all endpoints, to find leads that failed before a restart."""
 REREAD_MAX = 10_000
-"""Of a partition so many references above the committed offset may have been settled: the window, and what was done
-since the last commit."""
+"""References read per partition above the committed offset to find their tombstones: enough for the window and for the
+records that were done since the last commit."""
 
 Settled = dict[tuple[PartitionId, bytes], int]
-"""Where the end of a reference stands, by the reference's place and key."""
+"""Offset of a reference's tombstone, by the reference's topic-partition and key."""
 
 
 class AttemptLog:
-    """What one endpoint writes about its leads: attempts, later attempts, dead ones. Nothing here gives up."""
+    """Writes attempts, retries, dead leads and tombstones of one endpoint; writes are repeated until acknowledged."""
 
     def __init__(self, settings: Settings, endpoint: Endpoint, codec: Codec, publisher: Publisher) -> None:
         self._endpoint = endpoint
         self._reader = TopicReader(settings, COMPONENT)
         self._codec = codec
         self._publisher = publisher
-        # Not the pool that everybody shares: the log may be slow, and there the registry is asked too.
+        # A pool of its own, because slow loads would block the registry look-ups in the shared pool.
         self._threads = ThreadPoolExecutor(LOADS_MAX, thread_name_prefix="past")
         self._shown_url = shown_url(endpoint.url)
 
     async def append(self, lead: Lead, case: InFlightLead, attempt: AttemptResult, *, dead: bool) -> None:
-        """Log an attempt and return once Kafka has it: what is not on record may be sent again."""
-        told = DeliveryAttempt(
+        """Write an attempt to `nigredo.deliveries`; returns once acknowledged, since a lost attempt may be repeated."""
+        event = DeliveryAttempt(
             id=uuid4(),
             lead_id=lead.id,
             endpoint=self._endpoint.name,
@@ -74,26 +74,26 @@ class AttemptLog:
             replay=case.replay,
             answer_excerpt=attempt.answer_excerpt,
         )
-        count_attempt(told.endpoint, lead, attempt, replay=case.replay)
-        await self._publish(DELIVERIES, _key(lead.id), told, partition=case.lead_partition)
-        # After the record: it must not depend on the log.
+        count_attempt(event.endpoint, lead, attempt, replay=case.replay)
+        await self._publish(DELIVERIES, _key(lead.id), event, partition=case.lead_partition)
+        # After the record, so that writing it does not depend on the log line.
         log.info(
             "delivery.attempted",
             lead_id=str(lead.id),
-            endpoint=told.endpoint,
-            webhook_url=told.webhook_url,
-            attempt=told.attempt,
-            success=told.outcome == Outcome.DELIVERED,
-            status_code=told.status_code,
-            error_message=told.error_message,
-            duration_ms=told.duration_ms,
-            replay=told.replay,
+            endpoint=event.endpoint,
+            webhook_url=event.webhook_url,
+            attempt=event.attempt,
+            success=event.outcome == Outcome.DELIVERED,
+            status_code=event.status_code,
+            error_message=event.error_message,
+            duration_ms=event.duration_ms,
+            replay=event.replay,
             partition=case.lead_partition,
             offset=case.lead_offset,
         )
 
     async def mark_dead(self, lead: Lead, case: InFlightLead, attempt: AttemptResult) -> None:
-        """Put a lead that gets no further attempt among the dead ones."""
+        """Write a lead that gets no further attempt to `nigredo.webhook-dead` and count it."""
         dead = WebhookDead(
             lead_id=lead.id,
             endpoint=self._endpoint.name,
@@ -109,17 +109,17 @@ class AttemptLog:
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), dead, partition=case.lead_partition)
 
     async def clear_dead(self, lead: Lead, case: InFlightLead) -> None:
-        """Take a lead that was sent again, and delivered, out of the dead ones, whether or not it is among them."""
+        """Write the tombstone of a dead lead that a replay delivered; harmless when the lead was not dead."""
         await self._publish(WEBHOOK_DEAD, self._endpoint.key(lead.id), None, partition=case.lead_partition)
 
     async def schedule_retry(self, lead: Lead, case: InFlightLead, wait_s: float) -> PartitionId:
-        """Let a lead wait in a retry topic for its next attempt; return where."""
+        """Write a retry that is due in `wait_s` seconds; return the topic-partition of the retry record."""
         topic = retry_topic(self._endpoint.name, delay_for(wait_s))
         later = WebhookRetry(
             lead_id=lead.id,
             endpoint=self._endpoint.name,
             attempts=case.number,
-            # Kept in milliseconds, and never earlier than asked.
+            # Stored in milliseconds: one more, so that rounding down never makes the retry early.
             not_before=utc_now() + timedelta(seconds=wait_s, milliseconds=1),
             first_attempt_at=case.first_attempt_at,
             lead_partition=case.lead_partition,
@@ -130,29 +130,29 @@ class AttemptLog:
         return topic, case.lead_partition
 
     async def tombstone(self, place: PartitionId, key: bytes) -> None:
-        """Take a reference out of its topic: with a tombstone where it was found, never by hash."""
+        """Write the tombstone of a reference to the partition that the reference was read from, never by key hash."""
         await self._publish(place[0], key, None, partition=place[1])
 
     async def delivered_since(self, partition: int, since: datetime) -> dict[UUID, datetime]:
-        """Return which leads of a partition were delivered since then, and when, oldest first.
+        """Return the leads of a partition delivered since then, with the start of the delivering attempt; oldest first.
 
         Raises DependencyDown.
         """
         return await self._in_thread(self._delivered_since, partition, since)
 
     async def failing(self) -> set[UUID] | None:
-        """Return which leads failed since the endpoint last took one, by the newest attempts of all partitions.
+        """Return the leads that failed since the receiver last accepted one, by the newest attempts of all partitions.
 
-        None when none of them is the endpoint's although there are older ones. Raises DependencyDown.
+        None when these hold no attempt of this endpoint although older attempts exist. Raises DependencyDown.
         """
         return await self._in_thread(self._failing)
 
     async def settled_after(self, positions: Mapping[PartitionId, int]) -> Settled:
-        """Return which of the next references of these places are settled further on. Raises DependencyDown."""
+        """Return the tombstones of the references that follow these positions. Raises DependencyDown."""
         return await self._in_thread(self._settled_after, positions)
 
     def close(self) -> None:
-        """Begin no further read."""
+        """Start no further load; a running load is not awaited."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
@@ -167,7 +167,7 @@ class AttemptLog:
         return delivered
 
     def _failing(self) -> set[UUID] | None:
-        taken_at, failed, all_read = datetime.min.replace(tzinfo=UTC), dict[UUID, datetime](), True
+        accepted_at, failed, all_read = datetime.min.replace(tzinfo=UTC), dict[UUID, datetime](), True
         for partition in self._reader.partitions(DELIVERIES):
             start, end = self._reader.watermarks(DELIVERIES, partition)
             all_read = all_read and end - start <= NEWEST_MAX
@@ -176,28 +176,28 @@ class AttemptLog:
                 if attempt is None:
                     continue
                 if attempt.outcome == Outcome.DELIVERED:
-                    taken_at = max(taken_at, attempt.sent_at)
+                    accepted_at = max(accepted_at, attempt.sent_at)
                 else:
                     failed[attempt.lead_id] = attempt.sent_at
-        failing = {lead_id for lead_id, at in failed.items() if at > taken_at}
-        return failing if failed or taken_at.year > 1 or all_read else None
+        failing = {lead_id for lead_id, at in failed.items() if at > accepted_at}
+        return failing if failed or accepted_at.year > 1 or all_read else None
 
     def _own(self, message: Message) -> DeliveryAttempt | None:
         try:
             attempt = self._codec.decode(DELIVERIES, message.value() or b"")
         except Undecodable:
-            return None  # Not ours to judge: at worst a lead is delivered twice.
+            return None  # Ignored: at worst a lead is delivered twice.
         if isinstance(attempt, DeliveryAttempt) and attempt.endpoint == self._endpoint.name:
             return attempt
         return None
 
     def _settled_after(self, positions: Mapping[PartitionId, int]) -> Settled:
         settled: Settled = {}
-        standing: dict[PartitionId, set[bytes]] = {place: set() for place in positions}
+        seen_keys: dict[PartitionId, set[bytes]] = {place: set() for place in positions}
         for topic in sorted({place[0] for place in positions}):
             offsets = {place[1]: offset for place, offset in positions.items() if place[0] == topic}
             for message in self._reader.read_to_end(topic, list(offsets), deadline_s=LOAD_DEADLINE_S, offsets=offsets):
-                key, seen = message.key() or b"", standing[topic, message.partition() or 0]
+                key, seen = message.key() or b"", seen_keys[topic, message.partition() or 0]
                 if message.value() is None:
                     if key in seen:
                         settled[(topic, message.partition() or 0), key] = message.offset() or 0
@@ -206,14 +206,14 @@ class AttemptLog:
         return settled
 
     async def _publish(self, topic: str, key: bytes, event: Event | None, *, partition: int | None = None) -> None:
-        """Publish for as long as it takes: the event stays the same, so a reader sees it once or twice, not never."""
+        """Publish until acknowledged. Retries keep the event unchanged: readers may see it twice but never miss it."""
         value, backoff = None if event is None else self._codec.encode(topic, event), Backoff(longest_s=5.0)
         while True:
             try:
                 await self._publisher.publish(topic, key=key, value=value, partition=partition)
                 return
             except DependencyDown as error:
-                log.warning("an attempt is not on record yet", topic=topic, error=str(error))
+                log.warning("record not acknowledged, retrying", topic=topic, error=str(error))
             await asyncio.sleep(backoff.next_wait_s())
 
 

@@ -1,7 +1,7 @@
-"""The breaker of one endpoint: when a receiver fails lead after lead, it is asked less, until it takes one again. Pure.
+"""Circuit breaker of one endpoint: opens when lead after lead fails, and closes when a probe is accepted. Pure.
 
-Its state is not kept over restarts: the first attempts of a new process find out by themselves. Before one of them
-gives a lead up, the attempts on record are asked (`informed`, `recall`).
+State is not stored over restarts, because the first attempts of a new process find the receiver's state again. Before
+one of them dead-letters a lead, the attempt log is read (`informed`, `recall`).
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ from uuid import UUID
 from nigredo.backoff import Backoff
 
 OPEN_AFTER = 10
-"""So many different leads that fail in a row open it. Different ones: a single lead that nobody can take proves
-nothing about the receiver, however often it is tried."""
+"""Number of different leads that must fail in a row to open the breaker. Different, because a single lead that the
+receiver cannot process proves nothing about the receiver, however many attempts fail."""
 PAUSE_FIRST_S = 1.0
 PAUSE_LONGEST_S = 60.0
 ASKED_LONGEST_S = 3600.0
-"""A `Retry-After` may hold the whole endpoint back so long, not longer; the lead itself waits as told."""
+"""Longest time that a `Retry-After` holds the whole endpoint back; the lead itself waits for all of it."""
 
 
 class Breaker:
-    """Closed, open, or half open: then a single attempt, the probe, may be under way.
+    """Closed, open, or half-open with a single attempt in flight, the probe.
 
-    A probe that is taken closes it; the number of attempts at once then grows by one with each that is taken, so that
-    what waited does not fall upon a receiver that has just come back.
+    An accepted probe closes the breaker. The number of concurrent attempts then grows by one with each accepted lead,
+    so that the backlog does not overload a receiver that has just recovered.
     """
 
     def __init__(self, *, open_after: int = OPEN_AFTER, longest_s: float = PAUSE_LONGEST_S) -> None:
         self._open_after = open_after
         self._pauses = Backoff(PAUSE_FIRST_S, longest_s)
         self.informed = False
-        """Whether it is known which leads failed before: one was taken since the start, or they were recalled."""
+        """Whether earlier failures are known: a lead was accepted since the start, or failures were recalled."""
         self._failed: set[UUID] = set()
         self._probe_at: float | None = None
         self._ramp: int | None = None
 
     @property
     def closed(self) -> bool:
-        """Whether attempts are made as usual."""
+        """Whether attempts are not held back by the breaker; they may still be ramping up."""
         return self._probe_at is None
 
     def others_fail(self, lead_id: UUID) -> bool:
-        """Say whether another lead than this one has failed since the receiver last took one."""
+        """Return whether a lead other than this one failed since the receiver last accepted a lead."""
         return bool(self._failed - {lead_id})
 
     def recall(self, failed: Iterable[UUID]) -> None:
-        """Count leads as failed that failed before this process began. It opens at the next failure at the earliest."""
+        """Count leads that failed before this process started. Only a further failure can open the breaker."""
         self.informed = True
         for lead_id in failed:
             if len(self._failed) >= self._open_after - 1:
@@ -54,11 +54,11 @@ class Breaker:
             self._failed.add(lead_id)
 
     def probe_in_s(self, now: float) -> float:
-        """Return how long until the next probe; 0 when it may go now, or when none is needed."""
+        """Return the seconds until the next probe; 0 when the probe may start now or the breaker is closed."""
         return 0.0 if self._probe_at is None else max(0.0, self._probe_at - now)
 
     def allows(self, now: float, most: int) -> int:
-        """Return how many attempts may be under way at once, at most `most`."""
+        """Return how many attempts may be in flight at once, at most `most`."""
         if self._probe_at is not None:
             return 1 if now >= self._probe_at else 0
         if self._ramp is not None and self._ramp >= most:
@@ -66,7 +66,7 @@ class Breaker:
         return most if self._ramp is None else self._ramp
 
     def succeeded(self) -> None:
-        """The receiver took a lead: whatever was, it works."""
+        """Record that the receiver accepted a lead: earlier failures are cleared."""
         self.informed = True
         self._failed.clear()
         if self._probe_at is not None:
@@ -76,12 +76,12 @@ class Breaker:
             self._ramp += 1
 
     def failed(self, now: float, lead_id: UUID, *, asked_s: float = 0.0, at_once: bool = False) -> None:
-        """The receiver did not take a lead.
+        """Record that the receiver did not accept a lead.
 
-        asked_s: what it asked to wait. at_once: it cannot be the lead's fault, so there is nothing to wait for.
+        asked_s: wait requested by the receiver. at_once: open at this failure, because the lead cannot be the cause.
         """
         if self._probe_at is not None and now < self._probe_at:
-            return  # Begun before it opened: no news.
+            return  # Started before the breaker opened.
         if self._probe_at is None and len(self._failed) < self._open_after:
             self._failed.add(lead_id)
             if len(self._failed) < self._open_after and not at_once:

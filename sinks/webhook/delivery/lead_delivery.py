@@ -1,4 +1,4 @@
-"""One lead's attempts, from the first that is made here until the lead is delivered, dead, put off or withdrawn."""
+"""Lead delivery: repeats attempts in memory until the lead is delivered, dead, rescheduled or withdrawn."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sinks.webhook.transport.request import traceparent_of
 log = get_logger()
 
 RESTING_MAX = 2000
-"""Leads that may wait in place for their next attempt; past it they go to the shortest retry topic."""
+"""Most leads that wait in memory for their next attempt; beyond that, leads go to the shortest retry topic."""
 
 
 class LeadDelivery:
-    """What one membership has under way, or resting. Belongs to the event loop."""
+    """Delivers the leads of one membership. Use on one event loop."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class LeadDelivery:
         keys: Callable[[], Sequence[bytes]],
         still_assigned: Callable[[Ticket], bool],
     ) -> None:
-        """settings, keys: return the settings and the signing keys that hold at present.
+        """settings, keys: return the current settings and signing keys.
 
-        still_assigned: says whether the assignment of a ticket still holds.
+        still_assigned: returns whether the assignment of a ticket is current.
         """
         self.resting = 0
-        """Leads that wait in place."""
+        """Number of tasks that wait in memory for their next attempt or retry."""
         self._endpoint = endpoint
         self._client = client
         self._attempts = attempts
@@ -57,41 +57,41 @@ class LeadDelivery:
         self._keys = keys
         self._still_assigned = still_assigned
         self._stopping = asyncio.Event()
-        self._last_taken_at: datetime | None = None
-        self._in_hand: dict[UUID, set[InFlightLead]] = {}
+        self._last_delivered_at: datetime | None = None
+        self._in_flight: dict[UUID, set[InFlightLead]] = {}
 
     def stop(self) -> None:
-        """Begin no further attempt."""
+        """Start no further attempt."""
         self._stopping.set()
         self._admission.clear()
 
     def clear(self) -> None:
-        """Send away whatever waits for admission and is not wanted any more."""
+        """Release the tasks that wait for admission although their lead is withdrawn or their assignment ended."""
         self._admission.clear()
 
     def ours(self, ticket: Ticket) -> bool:
-        """Say whether a record is still to be handled here."""
+        """Return whether to go on with a record: this sender is not stopping and the record's assignment is current."""
         return not self._stopping.is_set() and self._still_assigned(ticket)
 
     def withdraw(self, lead_id: UUID) -> None:
-        """Make no further attempt at a lead."""
-        for case in self._in_hand.get(lead_id, ()):
+        """Make no further attempt for a lead, because the person was erased."""
+        for case in self._in_flight.get(lead_id, ()):
             case.withdrawn = True
         self._admission.clear()
 
     async def run(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, origin: Origin) -> bool:
         """Attempt until the lead is delivered, dead, rescheduled or withdrawn, and settle its origin.
 
-        Returns False when the assignment ended first.
+        Returns False when the assignment ended first. Raises DependencyDown when the origin cannot be settled.
         """
-        cases = self._in_hand.setdefault(lead.id, set())
+        cases = self._in_flight.setdefault(lead.id, set())
         cases.add(case)
         try:
             return await self._attempt(lead, record, ticket, case, origin)
         finally:
             cases.discard(case)
             if not cases:
-                self._in_hand.pop(lead.id, None)
+                self._in_flight.pop(lead.id, None)
 
     async def _attempt(self, lead: Lead, record: Record, ticket: Ticket, case: InFlightLead, origin: Origin) -> bool:
         trace = traceparent_of(record.headers)
@@ -100,20 +100,20 @@ class LeadDelivery:
             return not case.withdrawn and self.ours(ticket)
 
         while await self._admission.acquire(wanted, fresh=case.number == 0, behind=case.replay):
-            # The place is kept until what became of the attempt is on record: what a crash may repeat has a place.
+            # The slot is held until the outcome is in the log, so that a crash repeats at most one attempt per slot.
             try:
                 case.number += 1
                 timeout_s = self._endpoint.timeout_s or self._settings().webhook_timeout_s
                 attempt = await self._client.attempt(
                     lead, case.number, self._keys(), timeout_s=timeout_s, traceparent=trace
                 )
-                self._admission.told(lead.id, attempt)
+                self._admission.record_result(lead.id, attempt)
                 following = decide_retry(
                     attempt.outcome,
                     self._settings().webhook_retry_schedule,
                     number=case.number,
                     failing_for_s=(utc_now() - case.first_attempt_at).total_seconds(),
-                    endpoint=await self._standing(lead.id, case, attempt),
+                    endpoint=await self._endpoint_state(lead.id, case, attempt),
                     retry_after_s=attempt.retry_after_s,
                 )
                 await self._attempts.append(lead, case, attempt, dead=following.dead)
@@ -129,9 +129,9 @@ class LeadDelivery:
     async def _ended(
         self, lead: Lead, case: InFlightLead, attempt: AttemptResult, following: RetryDecision, origin: Origin
     ) -> bool:
-        """Write what follows from an attempt; False when the next one is made here, after a rest."""
+        """Write the decision and settle the origin; False when the next attempt is made here, after a wait."""
         if following.done:
-            self._last_taken_at = utc_now()
+            self._last_delivered_at = utc_now()
             if case.replay:
                 await self._attempts.clear_dead(lead, case)
         elif following.dead:
@@ -144,33 +144,34 @@ class LeadDelivery:
         await origin.ended()
         return True
 
-    async def _standing(self, lead_id: UUID, case: InFlightLead, attempt: AttemptResult) -> EndpointState:
+    async def _endpoint_state(self, lead_id: UUID, case: InFlightLead, attempt: AttemptResult) -> EndpointState:
         breaker = self._admission.breaker
         others_fail = breaker.others_fail(lead_id)
         if attempt.outcome == Outcome.REFUSED and breaker.closed and not others_fail and not breaker.informed:
             others_fail = not await self._fails_alone(lead_id)
-        took_others = self._last_taken_at is not None and self._last_taken_at > case.first_attempt_at
-        return EndpointState(breaker.closed, others_fail, took_others)
+        accepted_others = self._last_delivered_at is not None and self._last_delivered_at > case.first_attempt_at
+        return EndpointState(breaker.closed, others_fail, accepted_others)
 
     async def _fails_alone(self, lead_id: UUID) -> bool:
-        """Say whether no other lead fails, by the attempts on record; False when they cannot be read.
+        """Return whether the attempt log shows no other failing lead; False when the log cannot be read.
 
-        A process that has just begun has seen too little: in a run of refusals each restart would give up a lead.
+        A process that has just started has seen too few attempts itself: while the receiver rejects every lead, each
+        restart would dead-letter one.
         """
         breaker = self._admission.breaker
         try:
             failing = await self._attempts.failing()
         except DependencyDown as error:
-            log.warning("attempts on record cannot be read", error=str(error))
+            log.warning("attempt log not read", error=str(error))
             return False
         if failing is None:
             return False
-        if not breaker.informed:  # Else the receiver took a lead meanwhile.
+        if not breaker.informed:  # Unless the receiver accepted a lead meanwhile.
             breaker.recall(failing)
         return not breaker.others_fail(lead_id)
 
     async def rest(self, seconds: float, ticket: Ticket) -> None:
-        """Wait before the next try, but no longer than the assignment holds."""
+        """Wait before the next attempt, but not beyond the end of the assignment."""
         until = time.monotonic() + seconds
         self.resting += 1
         try:

@@ -1,4 +1,4 @@
-"""What follows from an attempt: a decision, given the clock, that never waits and never sends. Pure."""
+"""Retry policy: decides after an attempt whether to stop, dead-letter the lead or retry, and after which wait. Pure."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from schemas.topics import RETRY_DELAYS_S
 from sinks.webhook.model import Outcome
 
 JITTER = 0.2
-"""Waits differ by so much either way, so that leads that failed together do not come back together."""
+"""Random share added to or taken from every wait, so that leads that failed together are not retried together."""
 IN_PLACE_LONGEST_S = 10.0
-"""A longer wait is made in a retry topic, where it holds no offset back."""
+"""Longest wait in memory. A longer one is spent in a retry topic, where the lead holds no offset back."""
 SPENT_SHARE = 0.8
-"""A lead is not given up before so much of its schedule's time has passed, however often it was tried meanwhile."""
+"""Share of the schedule's total time that must pass before a lead is given up, however many attempts were made."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """How the endpoint does, as far as the fate of a lead that failed depends on it."""
+    """State of the endpoint, as far as the decision about a failed lead depends on it."""
 
     closed: bool
-    """Whether its breaker is closed. While it is not, nothing is given up, and the breaker says when to go on."""
+    """Whether the breaker is closed. While it is open, no lead is given up, and the breaker times the next attempt."""
     others_fail: bool
-    """Whether other leads failed too since the endpoint last took one."""
-    took_others: bool
-    """Whether it took another lead since this one's first attempt."""
+    """Whether other leads failed too since the receiver last accepted one."""
+    accepted_others: bool
+    """Whether the receiver accepted another lead since the first attempt of this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What to do now: nothing more (`done`), bury the lead (`dead`), or the next attempt in `retry_in_s`."""
+    """Decision after an attempt: stop (`done`), dead-letter the lead (`dead`), or retry in `retry_in_s` seconds."""
 
     done: bool = False
     dead: bool = False
@@ -50,25 +50,25 @@ def decide_retry(
 ) -> RetryDecision:
     """Decide what follows from attempt `number` of a lead.
 
-    schedule_s: the waits before the second, third, … attempt. failing_for_s: since its first attempt. retry_after_s:
-    what the receiver asked for; never sooner.
+    schedule_s: the waits before the second, third, … attempt. failing_for_s: seconds since the first attempt.
+    retry_after_s: wait requested by the receiver; the next attempt is never earlier.
     """
     if outcome == Outcome.DELIVERED:
         return RetryDecision(done=True)
     asked_s = retry_after_s * uniform(1.0, 1.0 + JITTER)
     if not endpoint.closed:
         return RetryDecision(retry_in_s=asked_s)
-    # A single lead is refused for what it is; when others are too, it is for what the endpoint became.
+    # A lead that is refused alone is the cause itself; when others fail too, the endpoint is the cause.
     if outcome == Outcome.REFUSED and not endpoint.others_fail:
         return RetryDecision(dead=True)
     spent = number > len(schedule_s) and failing_for_s >= SPENT_SHARE * sum(schedule_s)
-    if spent and endpoint.took_others:
+    if spent and endpoint.accepted_others:
         return RetryDecision(dead=True)
     wait_s = schedule_s[min(number, len(schedule_s)) - 1] * uniform(1.0 - JITTER, 1.0 + JITTER)
     return RetryDecision(retry_in_s=max(wait_s, asked_s))
 
 
 def delay_for(wait_s: float) -> str:
-    """Return which of the retry topics a wait is made in: the longest that is not longer, else the shortest."""
+    """Return the retry topic for a wait: the longest delay that does not exceed the wait, else the shortest delay."""
     fitting = [delay for delay, delay_s in RETRY_DELAYS_S.items() if delay_s <= wait_s]
     return fitting[-1] if fitting else next(iter(RETRY_DELAYS_S))

@@ -1,25 +1,28 @@
-"""How many attempts a second one endpoint gets: a token bucket. Pure: it is told the time and never waits."""
+"""Token bucket: rate limit for the attempts of one endpoint; callers pass `now`, and nothing waits here. Pure."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """Fills with `rate` tokens a second up to what a second brings, one at least; starts full."""
+    """Refills at `rate` tokens per second, holds one second's worth but at least one token, and starts full."""
 
     def __init__(self, rate: float, now: float) -> None:
-        """rate: tokens a second; 0 for no limit."""
+        """rate: tokens per second; 0 for no limit. now: seconds of the caller's clock."""
         self._rate = rate
         self._tokens = max(1.0, rate)
         self._at = now
 
     def change(self, rate: float, now: float) -> None:
-        """Go on with another rate; what is in the bucket stays as far as it fits."""
+        """Change the rate; tokens in the bucket stay, up to the new capacity."""
         self._fill(now)
         self._rate = rate
         self._tokens = min(self._tokens, max(1.0, rate))
 
     def wait_s(self, now: float, *, kept: float = 0.0) -> float:
-        """Return how long until a token is there; 0 when one is. kept: seconds' worth that are to be left."""
+        """Return the seconds until a token is available; 0 at once.
+
+        kept: seconds' worth of tokens that must be left in the bucket after the token is taken.
+        """
         if self._rate == 0:
             return 0.0
         self._fill(now)
@@ -27,9 +30,9 @@ class TokenBucket:
         return max(0.0, (wanted - self._tokens) / self._rate)
 
     def take(self, now: float) -> None:
-        """Take a token, which `wait_s` said is there."""
+        """Take a token. Call only after `wait_s` returned 0."""
         self._fill(now)
-        if self._rate:  # Without a limit nothing is owed when there is one again.
+        if self._rate:  # Attempts without a limit must not be charged to a later limit.
             self._tokens -= 1.0
 
     def _fill(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Attempts on record: read to know which leads failed before a restart, and written before they are logged."""
+"""Attempt log: finds the leads that failed before a restart, and writes an attempt before its log line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Message:
 
 
 class Topic:
-    """Kafka as far as the attempts are read."""
+    """A topic reader over fixed attempts; None stands for a record that cannot be decoded."""
 
     def __init__(self, *partitions: Sequence[DeliveryAttempt | None]) -> None:
         self._partitions = partitions
@@ -87,21 +87,23 @@ def failing(*partitions: Sequence[DeliveryAttempt | None]) -> set[UUID] | None:
         log.close()
 
 
-def test_leads_that_failed_since_the_last_that_was_taken_are_failing_in_whatever_partition() -> None:
+def test_leads_that_failed_since_the_last_delivered_lead_are_failing_in_any_partition() -> None:
     assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, "retry", 2)]) == {A, B, C}
     assert failing([made(A, "dead", 1), made(B, "retry", 3)], [made(C, Outcome.DELIVERED, 2)]) == {B}
     assert failing([made(A, "retry", 1), made(A, Outcome.DELIVERED, 2)], []) == set()
 
 
-def test_other_endpoints_and_what_cannot_be_read_say_nothing() -> None:
+def test_attempts_of_other_endpoints_and_undecodable_records_are_ignored() -> None:
     assert failing([None, made(A, "retry", 1), made(B, "retry", 2, "crm"), made(B, Outcome.DELIVERED, 3, "crm")]) == {A}
 
 
-def test_an_endpoint_that_made_no_attempt_has_no_failing_leads() -> None:
+def test_an_endpoint_without_an_attempt_has_no_failing_leads() -> None:
     assert failing([], []) == set()
 
 
-def test_nothing_is_known_when_the_newest_attempts_are_all_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_leads_are_unknown_when_all_of_the_newest_attempts_are_of_other_endpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "NEWEST_MAX", 2)
     others = [made(B, Outcome.DELIVERED, 3, "crm")] * 2
 
@@ -114,7 +116,7 @@ class BrokenLog:
         raise BrokenPipeError
 
 
-def test_an_attempt_is_on_record_whatever_its_log_line_does_and_without_the_url_s_token(
+def test_an_attempt_is_written_even_if_its_log_line_fails_and_without_the_url_s_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "log", BrokenLog())

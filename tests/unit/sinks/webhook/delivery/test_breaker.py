@@ -1,4 +1,4 @@
-"""The breaker: when it opens, what it lets through meanwhile, and how it lets go."""
+"""Circuit breaker: when the breaker opens, how many attempts an open one allows, and how it ramps up again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def opened(now: float = 0.0, **how: float) -> Breaker:
     return breaker
 
 
-def test_a_run_of_leads_that_fail_opens_it() -> None:
+def test_a_run_of_failing_leads_opens_the_breaker() -> None:
     breaker = Breaker()
     for _ in range(OPEN_AFTER - 1):
         breaker.failed(0.0, uuid4())
@@ -32,7 +32,7 @@ def test_a_run_of_leads_that_fail_opens_it() -> None:
     assert breaker.allows(0.0, MOST) == 0
 
 
-def test_one_lead_that_nobody_can_take_never_opens_it() -> None:
+def test_one_failing_lead_never_opens_the_breaker() -> None:
     breaker, poison = Breaker(), uuid4()
 
     for number in range(1000):
@@ -43,7 +43,7 @@ def test_one_lead_that_nobody_can_take_never_opens_it() -> None:
     assert breaker.others_fail(uuid4())
 
 
-def test_what_cannot_be_a_leads_fault_opens_it_at_once() -> None:
+def test_a_failure_that_no_lead_can_cause_opens_the_breaker_at_once() -> None:
     breaker = Breaker()
 
     breaker.failed(0.0, uuid4(), at_once=True)
@@ -51,7 +51,7 @@ def test_what_cannot_be_a_leads_fault_opens_it_at_once() -> None:
     assert not breaker.closed
 
 
-def test_a_lead_that_is_taken_begins_the_run_anew() -> None:
+def test_an_accepted_lead_resets_the_run_of_failures() -> None:
     breaker = Breaker()
     for _ in range(OPEN_AFTER - 1):
         breaker.failed(0.0, uuid4())
@@ -62,7 +62,7 @@ def test_a_lead_that_is_taken_begins_the_run_anew() -> None:
     assert breaker.closed
 
 
-def test_leads_that_failed_before_the_start_count_but_do_not_open_it_by_themselves() -> None:
+def test_leads_that_failed_before_the_start_count_but_do_not_open_the_breaker_by_themselves() -> None:
     breaker, lead = Breaker(), uuid4()
     assert not breaker.informed
 
@@ -75,7 +75,7 @@ def test_leads_that_failed_before_the_start_count_but_do_not_open_it_by_themselv
     assert not breaker.closed
 
 
-def test_a_lead_that_is_taken_tells_as_much_as_the_attempts_on_record() -> None:
+def test_an_accepted_lead_informs_the_breaker_as_well_as_the_attempt_log() -> None:
     breaker = Breaker()
     breaker.recall([uuid4()])
 
@@ -85,7 +85,7 @@ def test_a_lead_that_is_taken_tells_as_much_as_the_attempts_on_record() -> None:
     assert not breaker.others_fail(uuid4())
 
 
-def test_a_probe_that_fails_makes_the_pause_longer_up_to_a_bound() -> None:
+def test_a_failed_probe_lengthens_the_pause_up_to_a_bound() -> None:
     breaker, now = opened(), 0.0
     pauses = []
     for _ in range(30):
@@ -98,7 +98,7 @@ def test_a_probe_that_fails_makes_the_pause_longer_up_to_a_bound() -> None:
     assert sum(pauses[10:]) > 3 * sum(pauses[:5])
 
 
-def test_what_was_under_way_when_it_opened_is_no_news() -> None:
+def test_attempts_in_flight_when_the_breaker_opened_do_not_lengthen_the_pause() -> None:
     breaker = opened()
     probe_at = breaker.probe_in_s(0.0)
 
@@ -109,13 +109,13 @@ def test_what_was_under_way_when_it_opened_is_no_news() -> None:
 
 
 @given(st.floats(0, 2 * ASKED_LONGEST_S))
-def test_it_waits_as_long_as_the_receiver_asked(asked_s: float) -> None:
+def test_the_pause_lasts_as_long_as_the_receiver_asked(asked_s: float) -> None:
     breaker = opened(asked_s=asked_s)
 
     assert breaker.probe_in_s(0.0) >= min(asked_s, ASKED_LONGEST_S)
 
 
-def test_it_lets_go_one_by_one_after_a_probe_was_taken() -> None:
+def test_the_number_of_attempts_grows_one_by_one_after_an_accepted_probe() -> None:
     breaker = opened()
     now = breaker.probe_in_s(0.0)
 
@@ -128,21 +128,21 @@ def test_it_lets_go_one_by_one_after_a_probe_was_taken() -> None:
 
 
 class Life(RuleBasedStateMachine):
-    """Whatever happens in whatever order: it is never stuck, and never lets a herd through after it was open."""
+    """Any sequence of events: the breaker is never stuck, and allows no burst after it was open."""
 
     def __init__(self) -> None:
         super().__init__()
         self.breaker = Breaker()
         self.now = 0.0
-        self.taken_since_open = MOST
+        self.accepted_since_open = MOST
 
     @rule(seconds=st.floats(0.001, 100))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
     @rule()
-    def take(self) -> None:
-        self.taken_since_open = self.taken_since_open + 1 if self.breaker.closed else 1
+    def accept(self) -> None:
+        self.accepted_since_open = self.accepted_since_open + 1 if self.breaker.closed else 1
         self.breaker.succeeded()
         assert self.breaker.closed
 
@@ -151,15 +151,15 @@ class Life(RuleBasedStateMachine):
         self.breaker.failed(self.now, UUID(int=lead), asked_s=asked_s)
 
     @invariant()
-    def it_is_never_stuck(self) -> None:
+    def never_stuck(self) -> None:
         wait_s = self.breaker.probe_in_s(self.now)
         assert 0 <= wait_s <= PAUSE_LONGEST_S
         assert self.breaker.allows(self.now + wait_s, MOST) >= 1
 
     @invariant()
-    def no_herd(self) -> None:
+    def no_burst(self) -> None:
         allowed = self.breaker.allows(self.now, MOST)
-        assert allowed <= (min(MOST, self.taken_since_open) if self.breaker.closed else 1)
+        assert allowed <= (min(MOST, self.accepted_since_open) if self.breaker.closed else 1)
 
 
 TestLife = Life.TestCase

@@ -1,4 +1,4 @@
-"""What follows from an attempt."""
+"""Retry policy: when a lead is done, dead or retried, and after which wait."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sinks.webhook.model import Outcome
 
 SCHEDULE_S = Settings.from_environment({}).webhook_retry_schedule
 DAY_S = 86_400.0
-HEALTHY = EndpointState(closed=True, others_fail=False, took_others=True)
+HEALTHY = EndpointState(closed=True, others_fail=False, accepted_others=True)
 
 
 def decide(
-    outcome: str,
+    outcome: Outcome,
     *,
     number: int = 1,
     failing_for_s: float = 1.0,
@@ -38,39 +38,39 @@ def test_delivered_is_done() -> None:
     assert decide(Outcome.DELIVERED) == RetryDecision(done=True)
 
 
-def test_a_lead_that_is_refused_alone_is_given_up_at_once() -> None:
+def test_a_lead_that_is_refused_alone_is_dead_at_once() -> None:
     assert decide(Outcome.REFUSED) == RetryDecision(dead=True)
 
 
-def test_a_lead_that_is_refused_like_others_is_not() -> None:
-    """A secret or a route gone wrong refuses all of them."""
-    decision = decide(Outcome.REFUSED, endpoint=EndpointState(closed=True, others_fail=True, took_others=True))
+def test_a_lead_that_is_refused_like_others_is_retried() -> None:
+    """A wrong secret or route makes the receiver refuse every lead."""
+    decision = decide(Outcome.REFUSED, endpoint=EndpointState(closed=True, others_fail=True, accepted_others=True))
 
     assert not decision.dead
     assert decision.retry_in_s > 0
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.RETRY, Outcome.BLOCKED])
-def test_nothing_is_given_up_while_the_breaker_is_open(outcome: str) -> None:
-    open_breaker = EndpointState(closed=False, others_fail=False, took_others=True)
+def test_no_lead_is_given_up_while_the_breaker_is_open(outcome: Outcome) -> None:
+    open_breaker = EndpointState(closed=False, others_fail=False, accepted_others=True)
 
     assert not decide(outcome, number=1000, failing_for_s=10 * DAY_S, endpoint=open_breaker).dead
 
 
-def test_a_failing_lead_is_tried_for_a_day_by_default() -> None:
+def test_a_failing_lead_is_retried_for_a_day_by_default() -> None:
     assert 0.9 * DAY_S < sum(SCHEDULE_S) < 1.1 * DAY_S
     assert not decide(Outcome.RETRY, number=len(SCHEDULE_S), failing_for_s=DAY_S).dead
     assert decide(Outcome.RETRY, number=len(SCHEDULE_S) + 1, failing_for_s=DAY_S).dead
 
 
-def test_attempts_that_came_faster_than_the_schedule_do_not_shorten_it() -> None:
+def test_attempts_faster_than_the_schedule_do_not_shorten_it() -> None:
     assert not decide(Outcome.RETRY, number=1000, failing_for_s=3600).dead
 
 
-def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -> None:
-    takes_nothing = EndpointState(closed=True, others_fail=True, took_others=False)
+def test_no_lead_expires_while_the_receiver_accepts_no_lead_at_all() -> None:
+    accepts_nothing = EndpointState(closed=True, others_fail=True, accepted_others=False)
 
-    decision = decide(Outcome.RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=takes_nothing)
+    decision = decide(Outcome.RETRY, number=1000, failing_for_s=10 * DAY_S, endpoint=accepts_nothing)
 
     assert not decision.dead
     assert decision.retry_in_s > 3600
@@ -83,8 +83,8 @@ def test_nothing_is_given_up_by_time_while_the_endpoint_takes_nothing_at_all() -
     st.floats(0, DAY_S),
     st.builds(EndpointState, st.booleans(), st.booleans(), st.booleans()),
 )
-def test_no_attempt_comes_sooner_than_asked(
-    outcome: str, number: int, failing_for_s: float, asked_s: float, endpoint: EndpointState
+def test_no_attempt_is_earlier_than_the_receiver_asked(
+    outcome: Outcome, number: int, failing_for_s: float, asked_s: float, endpoint: EndpointState
 ) -> None:
     decision = decide(outcome, number=number, failing_for_s=failing_for_s, endpoint=endpoint, retry_after_s=asked_s)
 
@@ -101,7 +101,7 @@ def test_waits_follow_the_schedule_with_jitter(number: int) -> None:
 
 
 @given(st.floats(0.001, 10 * DAY_S))
-def test_a_wait_is_made_in_the_longest_topic_that_is_not_longer(wait_s: float) -> None:
+def test_a_wait_is_spent_in_the_retry_topic_with_the_longest_delay_that_does_not_exceed_it(wait_s: float) -> None:
     delay_s = RETRY_DELAYS_S[delay_for(wait_s)]
 
     assert delay_s <= max(wait_s, 60.0)

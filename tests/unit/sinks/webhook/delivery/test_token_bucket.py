@@ -1,4 +1,4 @@
-"""The rate of an endpoint."""
+"""Token bucket: the rate limit of an endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sinks.webhook.delivery.token_bucket import TokenBucket
 
 
 @given(st.floats(0.1, 100), st.lists(st.floats(0, 3), min_size=1, max_size=200))
-def test_no_span_of_time_sees_more_than_its_rate_and_one_second_s_worth(rate: float, waits: list[float]) -> None:
+def test_no_time_span_exceeds_the_rate_and_one_second_s_worth(rate: float, waits: list[float]) -> None:
     bucket, now = TokenBucket(rate, 0.0), 0.0
     taken: list[float] = []
     for wait in waits:
@@ -24,7 +24,7 @@ def test_no_span_of_time_sees_more_than_its_rate_and_one_second_s_worth(rate: fl
 
 
 @given(st.floats(0.1, 100))
-def test_waiting_as_long_as_told_is_enough(rate: float) -> None:
+def test_waiting_for_wait_s_is_enough(rate: float) -> None:
     bucket, now = TokenBucket(rate, 0.0), 0.0
     for _ in range(300):
         now += bucket.wait_s(now) + 1e-9
@@ -35,7 +35,7 @@ def test_waiting_as_long_as_told_is_enough(rate: float) -> None:
 
 
 @given(st.floats(0.1, 100), st.floats(0, 1))
-def test_whoever_leaves_a_part_of_it_to_others_gets_the_whole_rate_when_nobody_else_takes_any(
+def test_a_caller_that_keeps_a_share_for_others_gets_the_whole_rate_when_no_other_takes_any(
     rate: float, kept: float
 ) -> None:
     bucket, now = TokenBucket(rate, 0.0), 0.0
@@ -54,7 +54,7 @@ def test_no_rate_is_no_limit() -> None:
         bucket.take(0.0)
 
 
-def test_what_was_taken_without_a_limit_is_not_owed_under_one() -> None:
+def test_attempts_without_a_limit_are_not_charged_to_a_later_limit() -> None:
     bucket = TokenBucket(0, 0.0)
     for _ in range(10_000):
         bucket.take(0.0)
@@ -64,7 +64,7 @@ def test_what_was_taken_without_a_limit_is_not_owed_under_one() -> None:
     assert bucket.wait_s(0.0) == 0
 
 
-def test_a_changed_rate_holds_from_then_on() -> None:
+def test_a_changed_rate_applies_at_once() -> None:
     bucket = TokenBucket(100, 0.0)
 
     bucket.change(1, 0.0)
@@ -73,7 +73,7 @@ def test_a_changed_rate_holds_from_then_on() -> None:
     assert bucket.wait_s(0.0) == 1.0
 
 
-def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+def test_a_clock_that_goes_back_adds_no_token() -> None:
     bucket = TokenBucket(1, 10.0)
     bucket.take(10.0)
 
