@@ -135,13 +135,13 @@ class LeadsResource:
         response.text = f'{{"id": "{lead_id}", "status": "accepted"}}'
 
     async def _body(self, request: Request) -> bytes:
-        most = self._settings.body_max_bytes
+        max_bytes = self._settings.body_max_bytes
         try:
-            if (request.content_length or 0) > most:
+            if (request.content_length or 0) > max_bytes:
                 raise BodyTooLong
-            return await self._deadline.wait_for(read_body(request.scope, most))
+            return await self._deadline.wait_for(read_body(request.scope, max_bytes))
         except BodyTooLong:
-            raise falcon.HTTPContentTooLarge(description=f"The body may have {most} bytes at most.") from None
+            raise falcon.HTTPContentTooLarge(description=f"The body may have {max_bytes} bytes at most.") from None
         except TimeoutError:
             raise falcon.HTTPError(falcon.HTTP_408, description="The body did not arrive in time.") from None
         except BodyCutOff:

@@ -132,9 +132,9 @@ class _Processes:
                     times = process.cpu_times()
                     cpu_s += times.user + times.system
                 memory = process.memory_info()
-                opened, most = process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[0]
+                opened, opened_max = process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[0]
                 resident, virtual = resident + memory.rss, virtual + memory.vms
-                files, files_max = files + opened, files_max + most
+                files, files_max = files + opened, files_max + opened_max
         yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time spent in seconds.", cpu_s)
         yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size in bytes.", resident)
         yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size in bytes.", virtual)

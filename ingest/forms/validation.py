@@ -105,9 +105,9 @@ def form_of(fields: Mapping[str, Any]) -> Form:
     """
     problems: list[FieldProblem] = []
 
-    def text(name: str, most: int, *, lines: bool = False) -> str | None:
+    def text(name: str, max_length: int, *, lines: bool = False) -> str | None:
         value = fields.get(name)
-        if value.__class__ is str and len(value) <= most and value.isprintable() and (stripped := value.strip()):
+        if value.__class__ is str and len(value) <= max_length and value.isprintable() and (stripped := value.strip()):
             # Fast path for the usual text: no control, no line break, no half of a surrogate pair.
             return str(stripped)
         wrong = None
@@ -119,12 +119,12 @@ def form_of(fields: Mapping[str, Any]) -> Form:
             wrong = "is given more than once" if value.__class__ is list else "must be text"
         else:
             # The length includes outer spaces, as `maxlength` in the page and `maxLength` in the OpenAPI document do.
-            long = len(value := _LINE_BREAKS.sub("\n", value) if lines else _UNSEEN_SPACE.sub(" ", value)) > most
+            long = len(value := _LINE_BREAKS.sub("\n", value) if lines else _UNSEEN_SPACE.sub(" ", value)) > max_length
             value = _seen(value).strip()
             if not value:
                 wrong = "is missing"
             elif long:
-                wrong = f"is longer than {most} characters"
+                wrong = f"is longer than {max_length} characters"
             elif not lines and ("\n" in value or "\r" in value):
                 wrong = "has a line break"
         if wrong:

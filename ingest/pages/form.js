@@ -1,13 +1,13 @@
-// The form works without this script. With it, a message that is sent twice (an impatient click, a network that went
-// away) is taken once, and nothing that was typed is lost, whatever the answer.
+// The form works without this script. With it, a message that is sent twice (an impatient click, a lost connection) is
+// accepted once, and the typed text stays in the form after an error.
 "use strict";
 const opened = performance.now();
-// Who mends a form that came back, or sends a text that the browser kept, is quick: his time is not told.
+// People who correct a form, or send a text that the browser restored, are quick: their time is not sent.
 let fresh = !document.querySelector("[role=alert]"), typed = false;
 
 const newKey = () => crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) + Date.now();
 
-function tell(form, text) {
+function showAlert(form, text) {
   let alert = document.querySelector("[role=alert]");
   if (!alert) {
     alert = document.createElement("p");
@@ -20,15 +20,15 @@ function tell(form, text) {
   alert.focus();
 }
 
-function attend(form) {
-  // Another site's form that came back leads to that site, where a script may not follow.
+function enhance(form) {
+  // Another site's form redirects to that site, which a script cannot follow.
   if (form.elements._next) return;
   let key = newKey(), changed = false;
   form.addEventListener("input", () => { changed = typed = true; });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (changed) {
-      // Another text is another message.
+      // A changed text is a new message.
       key = newKey();
       changed = false;
     }
@@ -36,7 +36,7 @@ function attend(form) {
     button.disabled = true;
     if (fresh && typed) body.set("_seconds", ((performance.now() - opened) / 1000).toFixed(1));
     try {
-      // Not `form.action`: that is a field, where another site's form has one of this name.
+      // Not `form.action`, which is an input where another site's form has a field of this name.
       const answer = await fetch(form.getAttribute("action"), {
         method: "POST", body, headers: { Accept: "text/html", "Idempotency-Key": key },
       });
@@ -46,23 +46,23 @@ function attend(form) {
       }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const main = page.querySelector("main"), again = page.querySelector("form");
-      // Another status is not about what was typed: sent again, it is the same message under the same key.
+      // Other statuses do not concern the typed text: a retry is the same message under the same key.
       if (again && [400, 415, 422].includes(answer.status)) {
         document.title = page.title;
         document.querySelector("main").replaceWith(main);
         fresh = false;
-        attend(again);
+        enhance(again);
         document.querySelector("[role=alert]")?.focus();
       } else {
-        // Not taken, and not for what was typed: it stays, to be sent again.
-        tell(form, [...main.querySelectorAll("h1, [role=alert]")].map((part) => part.textContent).join(": "));
+        // Not accepted, for a reason other than the typed text: the form stays, to be sent again.
+        showAlert(form, [...main.querySelectorAll("h1, [role=alert]")].map((part) => part.textContent).join(": "));
       }
     } catch {
-      tell(form, form.dataset.away);
+      showAlert(form, form.dataset.away);
     } finally {
       button.disabled = false;
     }
   });
 }
 
-document.querySelectorAll('form[action^="/api/leads"]').forEach(attend);
+document.querySelectorAll('form[action^="/api/leads"]').forEach(enhance);

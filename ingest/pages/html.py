@@ -157,9 +157,9 @@ def form_page(
     elif notice:
         alert = f'<p role="alert" class="wrong" tabindex="-1">{_escaped(notice)}</p>\n'
 
-    def field(name: str, most: int, *, kind: str = "", complete: str = "") -> str:
+    def field(name: str, max_length: int, *, kind: str = "", complete: str = "") -> str:
         field_id = _id_of(shown(name))
-        attributes = f'id="{field_id}" name="{_escaped(name)}" maxlength="{most}"{complete}{kind}'
+        attributes = f'id="{field_id}" name="{_escaped(name)}" maxlength="{max_length}"{complete}{kind}'
         if name in SHOWN:
             attributes += " required"
         note = ""

@@ -33,7 +33,7 @@ BATCH_MAX = 500
 BATCH_MAX_BYTES = 4 * 1024 * 1024
 SHRINK_ABOVE_PAGES = 256
 REFUSED_KEPT_S = 30 * 24 * 3600.0
-"""The retention of every other refused submission: it is personal data, and an operator may never look at it."""
+"""The retention of every other refused submission, because a submission is personal data that no operator may need."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
@@ -99,23 +99,23 @@ class Spool:
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mine: sqlite3.Connection | None = None
+        own: sqlite3.Connection | None = None
         for file in (self._folder / f"spool-{number}.sqlite" for number in range(FILES_MAX)):
             # After the first free file only existing files matter: they may hold entries.
-            if mine is not None and not file.exists():
+            if own is not None and not file.exists():
                 continue
             db = _open_locked(file)
             if db is None:
                 continue
-            if mine is None:
-                mine = db
+            if own is None:
+                own = db
             else:
-                _take_over(mine, db)
+                _take_over(own, db)
                 db.close()
-        if mine is None:
+        if own is None:
             raise StartRefused(f"no file for a spool in {self._folder} is free")
-        self._db = mine
-        self.records, self.bytes, self._oldest_at, self._last, self.refused = mine.execute(
+        self._db = own
+        self.records, self.bytes, self._oldest_at, self._last, self.refused = own.execute(
             "SELECT count(*) FILTER (WHERE NOT refused), coalesce(sum(bytes), 0), min(at) FILTER (WHERE NOT refused),"
             " coalesce(max(number), 0), count(*) FILTER (WHERE refused) FROM spool"
         ).fetchone()
@@ -312,15 +312,15 @@ def _open_locked(file: Path) -> sqlite3.Connection | None:
     return db
 
 
-def _take_over(mine: sqlite3.Connection, other: sqlite3.Connection) -> None:
+def _take_over(own: sqlite3.Connection, other: sqlite3.Connection) -> None:
     """Move the entries of another file to ours. A crash in between leaves them in both, and they are sent twice."""
     columns = "at, bytes, key, value, headers, refused"
     ((records,),) = other.execute("SELECT count(*) FROM spool")
     if not records:
         return
     rows = other.execute(f"SELECT {columns} FROM spool ORDER BY number")  # noqa: S608 - constants
-    with _transaction(mine):
-        mine.executemany(f"INSERT INTO spool ({columns}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+    with _transaction(own):
+        own.executemany(f"INSERT INTO spool ({columns}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
     with _transaction(other):
         other.execute("DELETE FROM spool")
     other.execute("PRAGMA wal_checkpoint(TRUNCATE)")

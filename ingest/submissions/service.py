@@ -132,8 +132,8 @@ class SubmissionService:
         settings = self._settings
         if settings.ingest_spool:
             # The bound applies to all workers of the server together.
-            most = settings.ingest_spool_max_bytes // settings.ingest_workers
-            spool = Spool(settings.state_dir / SPOOL_FOLDER, most, largest_bytes=settings.body_max_bytes)
+            max_bytes = settings.ingest_spool_max_bytes // settings.ingest_workers
+            spool = Spool(settings.state_dir / SPOOL_FOLDER, max_bytes, largest_bytes=settings.body_max_bytes)
             await spool.open()
             self.spool = spool
         # With a spool the producer does not give up, because every unacknowledged record is in the spool too. Without a

@@ -64,16 +64,16 @@ def _count(
     durations: Sequence[float],
 ) -> None:
     """Count requests. Unknown routes and methods get no label of their own, because a client can invent any."""
-    many, route = len(durations), ROUTE_LABELS.get(template, template)
+    number, route = len(durations), ROUTE_LABELS.get(template, template)
     status_label = MAINTENANCE if maintenance else str(status)
-    metrics.API_REQUESTS.of(function, route, method, status_label).inc(many)
+    metrics.API_REQUESTS.of(function, route, method, status_label).inc(number)
     metrics.API_LATENCY.of(route, method).observe_all(durations)
     if status >= 500 and not maintenance:
-        metrics.API_ERRORS.of(route, status_label).inc(many)
+        metrics.API_ERRORS.of(route, status_label).inc(number)
     if status == 429:
-        metrics.RATE_LIMIT_HITS.of().inc(many)
+        metrics.RATE_LIMIT_HITS.of().inc(number)
     if source is not None and (counted_as := outcome or _outcome_of(status)) is not None:
-        metrics.LEAD_SUBMISSIONS.of(source, counted_as).inc(many)
+        metrics.LEAD_SUBMISSIONS.of(source, counted_as).inc(number)
 
 
 def _outcome_of(status: int) -> str | None:

@@ -52,10 +52,10 @@ async def _body_later() -> Mapping[str, Any]:
     return _LATER
 
 
-async def read_body(scope: Scope, most: int) -> bytes:
+async def read_body(scope: Scope, max_bytes: int) -> bytes:
     """Return the whole body of a request that came through `LazyBodyMiddleware`.
 
-    Raises BodyTooLong as soon as the body has more than `most` bytes, BodyCutOff when the client disconnects before its
+    Raises BodyTooLong as soon as the body is longer than `max_bytes`, BodyCutOff when the client disconnects before its
     end. Waits as long as the client takes, so set a deadline.
     """
     receive: Receive = scope[_RECEIVE]
@@ -65,7 +65,7 @@ async def read_body(scope: Scope, most: int) -> bytes:
         if event["type"] == "http.disconnect":
             raise BodyCutOff
         body += event.get("body", b"")
-        if len(body) > most:
+        if len(body) > max_bytes:
             raise BodyTooLong
         if not event.get("more_body", False):
             return bytes(body)
