@@ -1,1 +1,1 @@
-"""Ingest: the HTTP process that accepts forms and publishes submissions. May not import processors or sinks."""
+"""Ingest: the HTTP process that accepts forms and publishes submissions. May not import other stages or operations."""
