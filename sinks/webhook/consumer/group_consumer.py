@@ -1,8 +1,8 @@
-"""One member of an endpoint's consumer group: what is assigned, read, paused, and the only place that commits.
+"""Group consumer: one member of an endpoint's consumer group, and the only code that commits the sink's offsets.
 
-The consumer belongs to one thread, where its callbacks run too; what the event loop shares with it is behind a lock.
-A partition is read only from a position that the log confirms (`sinks/webhook/consumer/positions.py`). Until then it
-stays assigned and paused, and nothing is committed for it; for good when the log contradicts the position.
+The client belongs to one thread, in which its callbacks run too; a lock guards the state shared with the event loop.
+A partition is read only from a position that the log confirms (`sinks/webhook/consumer/positions.py`). Until then the
+partition stays assigned and paused, and nothing is committed for it; if the log contradicts the position, for good.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ POLL_S = 0.1
 BATCH_MAX = 500
 CALL_TIMEOUT_S = 10.0
 HAND_OVER_WITHIN_S = 7.0
-"""How long a revocation waits for attempts under way. The broker waits for minutes."""
+"""Longest time that a revocation waits for attempts in flight; the broker would wait for minutes."""
 LOOK_DEADLINE_S = 10.0
 
 
 class GroupConsumer:
-    """A membership, from `join` to `leave`."""
+    """One membership of the group, from `join` to `leave`."""
 
     def __init__(
         self,
@@ -66,17 +66,17 @@ class GroupConsumer:
         look: Look | None = None,
         compare: Compare | None = None,
     ) -> None:
-        """changed: called in the consumer's thread with what is assigned from now on, perhaps nothing.
+        """changed: called in the consumer's thread with the new assignment, which may be empty.
 
-        busy: asked there too, whether attempts are under way. clock: must go on while the process is frozen.
-        trail: what memberships before this one have read. look, compare: return the log as it is now, and compare
-        positions with it; in the cluster unless given.
+        busy: called in that thread too; returns whether attempts are in flight. clock: must advance while the process
+        is frozen. trail: positions that earlier memberships have read. look: returns the current log of a partition;
+        compare: compares positions with the log. Both ask the cluster unless given.
         """
         reader = TopicReader(settings, COMPONENT)
         self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
         self._proof = LogProof(settings, COMPONENT)
-        self._proving = LogComparison(compare or self._proof.compare, Trail() if trail is None else trail)
-        # Not the consumer's own `committed`, which fails for most metadata (`nigredo/kafka/consumer_groups.py`).
+        self._comparison = LogComparison(compare or self._proof.compare, Trail() if trail is None else trail)
+        # Not the client's own `committed`, which fails for most metadata (`nigredo/kafka/consumer_groups.py`).
         self._offsets = reader.offsets
         self._settings = settings
         self._name = name
@@ -91,36 +91,36 @@ class GroupConsumer:
         self._full: set[PartitionId] = set()
         self._assignments = 0
         self._unchecked: dict[PartitionId, TopicPartition] = {}
-        """Assigned partitions, as committed, that were not compared with the log yet."""
+        """Assigned partitions, with their committed offsets, that were not compared with the log yet."""
         self._stopped: dict[PartitionId, str] = {}
-        self._doubted: set[PartitionId] = set()
-        """Partitions that are read, and to be compared again before anything more is read of them."""
+        self._doubtful: set[PartitionId] = set()
+        """Partitions paused until they are compared with the log again, because their offset was not in the log."""
         self._check_again_at = 0.0
         self._checks_failed = Backoff(longest_s=5.0)
         self._unread: str | None = None
-        # Not the pool that everybody shares: names are resolved there, and a slow one would cost the membership.
+        # A pool of its own: the shared pool resolves names, and a slow look-up would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
         self._commits = Commits(settings.kafka_session_timeout_s, clock)
         self._consumer = Consumer(consumer_config(settings, name))
 
     def join(self) -> None:
-        """Ask for partitions; they come while it is polled."""
+        """Subscribe to the topics; partitions are assigned during `poll`."""
         self._consumer.subscribe(
             list(self._topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )
 
     async def poll(self, room: Room) -> list[Message]:
-        """Return what has come, after waiting at most `POLL_S`; called again and again to stay a member."""
+        """Return the records that arrived within POLL_S. Must be called repeatedly to stay a member of the group."""
         messages = await self._in_thread(lambda: self._poll(room))
-        # Without an assignment of our own the client begins where it likes.
+        # Dropped, because without the committed offsets the client starts at offsets of its own choice.
         return messages if self._unread is None else []
 
     async def commit(self) -> None:
-        """Commit how far each partition is done."""
+        """Commit the position of each partition up to which all records are done."""
         await self._in_thread(lambda: self._commit(self._consumer))
 
     async def report_metrics(self, endpoint: str) -> None:
-        """Tell the metrics what is left to do."""
+        """Set the metrics for consumer lag and for the oldest undelivered lead."""
         with self._lock:
             positions = self._progress.positions()
         following = {place[1]: at.next_offset for place, at in positions.items() if place[0] == LEADS}
@@ -128,15 +128,18 @@ class GroupConsumer:
         await self._in_thread(lambda: report_lag(self._consumer, following, endpoint, oldest))
 
     async def leave(self) -> None:
-        """Commit and leave the group."""
+        """Commit, then leave the group and close the client."""
         await self.commit()
         self._proof.close()
-        self._proving.end()
+        self._comparison.end()
         await self._in_thread(self._consumer.close)
         self._thread.shutdown(wait=False)
 
     def take(self, message: Message) -> tuple[Record, Ticket] | None:
-        """Begin a record; None when it is not to be handled."""
+        """Register a consumed record as in flight and return it with its ticket.
+
+        None for a client error, a repeated record, or a record of a partition that is not assigned any more.
+        """
         error = message.error()
         if error is not None:
             log.warning("consumer error", error=error.name())
@@ -150,16 +153,16 @@ class GroupConsumer:
             if record.topic == LEADS:
                 self._leads[record.partition].take(record.offset)
             topic_id = self._progress.topic_id(place)
-        self._proving.read(place, LogPosition(mark.offset + 1, topic_id, mark))
+        self._comparison.read(place, LogPosition(mark.offset + 1, topic_id, mark))
         return record, ticket
 
     def holds(self, ticket: Ticket) -> bool:
-        """Say whether the assignment under which a record was begun still holds, and is not about to end."""
+        """Return whether the record's assignment is current and not being revoked."""
         with self._lock:
             return not self._ending and self._progress.holds(ticket)
 
     def finish(self, ticket: Ticket) -> None:
-        """Count a record as done, unless its assignment is over."""
+        """Mark a record as done; ignored when its assignment ended."""
         with self._lock:
             if not self._progress.finish(ticket):
                 return
@@ -168,51 +171,51 @@ class GroupConsumer:
         metrics.RECORDS_HANDLED.of(ticket.place[0]).inc()
 
     def positions(self) -> dict[PartitionId, int]:
-        """Return how far each assigned partition may be committed."""
+        """Return the next offset to commit of each assigned partition."""
         with self._lock:
             return {place: at.next_offset for place, at in self._progress.positions().items()}
 
     def partition(self, number: int) -> Partition | None:
-        """Return an assigned partition of the leads."""
+        """Return the state of a partition of `nigredo.leads`; None when it is not assigned or not being read."""
         with self._lock:
             return self._leads.get(number)
 
     @property
     def ours_until(self) -> float:
-        """Until when, by the clock, no other member can have been given what is assigned here."""
+        """Time, by `clock`, until which no other member can own the partitions assigned here."""
         return self._commits.ours_until
 
     @property
     def oldest_begun(self) -> datetime | None:
-        """Since when the oldest lead is in hand."""
+        """Time at which the oldest lead in flight was consumed; None without one."""
         with self._lock:
             return min((next(iter(p.begun.values())) for p in self._leads.values() if p.begun), default=None)
 
     @property
     def assigned(self) -> int:
-        """How many partitions of the leads this member reads."""
+        """Number of partitions of `nigredo.leads` that this member reads."""
         with self._lock:
             return len(self._leads)
 
     @property
     def stopped(self) -> Mapping[PartitionId, str]:
-        """The assigned partitions that are not read because the log does not bear out their positions, and why."""
+        """Assigned partitions that are not read because the log contradicts their positions, with the reason."""
         with self._lock:
             return dict(self._stopped)
 
     @property
     def unread(self) -> str | None:
-        """The reason for which the group's offsets could not be read: another membership has to begin."""
+        """Reason why the committed offsets could not be read; the group must then be joined again. None otherwise."""
         return self._unread
 
     @property
     def stalled(self) -> Mapping[PartitionId, float]:
-        """For how many seconds partitions have had records of which none arrived: another client has to read them."""
-        return self._proving.stalled
+        """Seconds for which partitions had records but none arrived; a new client must then join."""
+        return self._comparison.stalled
 
     @property
     def unchecked(self) -> int:
-        """How many assigned partitions are not compared with the log yet."""
+        """Number of assigned partitions that are not compared with the log yet."""
         with self._lock:
             return len(self._unchecked)
 
@@ -222,7 +225,7 @@ class GroupConsumer:
     # --- in the consumer's thread, callbacks inside `poll` ------------------------------------------------------------
 
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        """Seed each partition from its committed offset; none of them while these cannot be read."""
+        """Start an assignment with every partition paused at its committed offset; none if offsets are unreadable."""
         try:
             committed = self._offsets(self._name, assigned)
         except DependencyDown as error:
@@ -235,19 +238,19 @@ class GroupConsumer:
             self._paused, self._full = set(), set()
             self._assignments += 1
         self._commits.assigned()
-        self._doubted, self._check_again_at = set(), 0.0
-        self._proving.assigned()
+        self._doubtful, self._check_again_at = set(), 0.0
+        self._comparison.assigned()
         self._assign(consumer)
         consumer.pause(assigned)
-        self._look_again(consumer)
+        self._run_comparisons(consumer)
         self._changed([(at.topic, at.partition) for at in committed])
 
     # --- positions, compared with the log -----------------------------------------------------------------------------
 
-    def _look_again(self, consumer: Consumer) -> None:
-        """Compare what is due: partitions without a result yet, those in doubt, and every few seconds all of them."""
+    def _run_comparisons(self, consumer: Consumer) -> None:
+        """Run the comparisons that are due: of unchecked partitions, of doubtful ones, and every few seconds of all."""
         try:
-            self._prove(consumer)
+            self._stop_disproved(consumer)
             if time.monotonic() >= self._check_again_at:
                 self._check(consumer)
                 self._recheck(consumer)
@@ -256,30 +259,33 @@ class GroupConsumer:
             log.warning("positions not compared with the log yet", reason=str(error))
             self._check_again_at = time.monotonic() + self._checks_failed.next_wait_s()
 
-    def _prove(self, consumer: Consumer) -> None:
-        """Stop partitions of which the log lost a record that was read. Raises DependencyDown."""
-        if not self._proving.due:
+    def _stop_disproved(self, consumer: Consumer) -> None:
+        """Stop partitions whose log lost a record that was read. Raises DependencyDown."""
+        if not self._comparison.due:
             return
         with self._lock:
             positions = self._progress.positions()
-            idle = {place for place in positions if not self._progress.open(place)} - self._paused - self._doubted
-        for place, wrong in self._proving.disproved(positions, idle).items():
-            self._put_back(consumer, place, wrong)
+            idle = {place for place in positions if not self._progress.open(place)} - self._paused - self._doubtful
+        for place, wrong in self._comparison.disproved(positions, idle).items():
+            self._stop_at(consumer, place, wrong)
 
-    def _put_back(self, consumer: Consumer, place: PartitionId, wrong: LogPosition) -> None:
-        """Stop a partition at a position that the log contradicts: a later one would hide the loss."""
+    def _stop_at(self, consumer: Consumer, place: PartitionId, wrong: LogPosition) -> None:
+        """Stop a partition at the contradicted position, because a later position would hide the loss.
+
+        Raises DependencyDown.
+        """
         with self._lock:
             at = self._progress.positions().get(place)
             if at is None:
                 return
-            # What was read but is not done stays above it.
+            # Records that were read but are not done stay above the position.
             next_offset = min(at.next_offset, wrong.next_offset)
             offset = self._offset(place, replace(at, next_offset=next_offset, last=wrong.last or at.last))
         if isinstance(found := check(self._name, offset, self._look), Refused):
             self._stop(consumer, place, replace(found, keep=offset))
 
     def _check(self, consumer: Consumer) -> None:
-        """Read the assigned partitions whose positions the log bears out, stop the others. Raises DependencyDown."""
+        """Read the unchecked partitions whose positions the log confirms, stop the others. Raises DependencyDown."""
         failure: DependencyDown | None = None
         for place, committed in list(self._unchecked.items()):
             try:
@@ -288,7 +294,7 @@ class GroupConsumer:
                     self._stop(consumer, place, found)
                     continue
             except DependencyDown as error:
-                # A partition without a leader holds up none of the others.
+                # A partition without a leader must not delay the others.
                 failure = error
                 continue
             with self._lock:
@@ -305,29 +311,29 @@ class GroupConsumer:
             raise failure
 
     def _recheck(self, consumer: Consumer) -> None:
-        """Compare partitions in doubt, which are being read, where they may be committed. Raises DependencyDown."""
-        for place in sorted(self._doubted):
+        """Compare the committable positions of doubtful partitions with the log. Raises DependencyDown."""
+        for place in sorted(self._doubtful):
             with self._lock:
                 at = self._progress.positions().get(place)
                 offset = None if at is None else self._offset(place, at)
             if offset is not None and isinstance(found := check(self._name, offset, self._look), Refused):
                 self._stop(consumer, place, found)
-        if self._doubted:
-            # Also what librdkafka does not read any more, after an error, begins again.
-            self._doubted = set()
+        if self._doubtful:
+            # Assigned again, because librdkafka stops reading a partition after this error.
+            self._doubtful = set()
             self._assign(consumer)
 
     def _assign(self, consumer: Consumer) -> None:
-        """Read on from what may be committed: records that are in flight are old news when they come again."""
+        """Seek to the committable positions; records in flight are ignored when they arrive again."""
         with self._lock:
             at = {place: position.next_offset for place, position in self._progress.positions().items()}
             at |= {place: max(0, committed.offset) for place, committed in self._unchecked.items()}
         consumer.assign([TopicPartition(*place, offset) for place, offset in at.items()])
 
     def _stop(self, consumer: Consumer, place: PartitionId, refused: Refused) -> None:
-        """Read nothing more of a partition and commit nothing: its stored position says why, also after a restart.
+        """Stop reading and committing a partition; its stored position proves the reason, also after a restart.
 
-        Raises DependencyDown while a position cannot be stored that would be believed once the log has grown.
+        Raises DependencyDown while the position cannot be stored that keeps the partition refused once the log grows.
         """
         if refused.keep is not None and not self._commits.send(consumer, [refused.keep]):
             raise DependencyDown(f"the refused position of {place[0]} {place[1]} is not committed")
@@ -341,13 +347,13 @@ class GroupConsumer:
         log.error("partition stopped", topic=place[0], partition=place[1], reason=refused.reason)
 
     def _offset(self, place: PartitionId, position: LogPosition) -> TopicPartition:
-        """Return how a position is committed now. Under the lock."""
+        """Return the offset and metadata to commit for a position. Call with the lock held."""
         leads = self._leads.get(place[1]) if place[0] == LEADS else None
         metadata = to_metadata(position) if leads is None else leads.metadata(position)
         return TopicPartition(*place, position.next_offset, metadata)
 
     def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
-        """Begin no further attempt, and let those under way get on record: then the next owner repeats none."""
+        """Start no further attempt and wait for those in flight, so that the next owner repeats none; then commit."""
         with self._lock:
             self._ending = True
         until = time.monotonic() + HAND_OVER_WITHIN_S
@@ -364,7 +370,7 @@ class GroupConsumer:
         self._changed([])
 
     def _commit(self, consumer: Consumer) -> None:
-        """Commit how far each partition is done."""
+        """Commit the positions that are due."""
         with self._lock:
             positions = self._progress.positions()
             next_offsets = {place: at.next_offset for place, at in positions.items()}
@@ -373,7 +379,7 @@ class GroupConsumer:
             self._commits.send(consumer, offsets)
 
     def _poll(self, room: Room) -> list[Message]:
-        self._look_again(self._consumer)
+        self._run_comparisons(self._consumer)
         self._pause_or_resume(room)
         first = self._consumer.poll(POLL_S)
         if first is None:
@@ -381,20 +387,20 @@ class GroupConsumer:
         more = min(BATCH_MAX, room.leads or BATCH_MAX, room.replays or BATCH_MAX) - 1
         assignments = self._assignments
         messages = [first, *self._consumer.consume(more, 0)] if more else [first]
-        self._proving.arrived({(m.topic() or "", m.partition() or 0) for m in messages if m.error() is None})
+        self._comparison.arrived({(m.topic() or "", m.partition() or 0) for m in messages if m.error() is None})
         for message in messages:
             if (error := message.error()) is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
-                # The offset is not in the log; librdkafka reads no further until it is told where.
-                self._doubted.add((message.topic() or "", message.partition() or 0))
+                # The offset is not in the log; librdkafka does not read on until the partition is assigned again.
+                self._doubtful.add((message.topic() or "", message.partition() or 0))
         if self._assignments == assignments:
             return messages
-        # The partitions came back in the middle of it. What the assignment before read is further on than this one
-        # begins: taken for its own, it would have all before it passed over as old news.
+        # The partitions were assigned again during this poll. Records of the previous assignment lie after this one's
+        # start: if they were accepted, all records before them would be ignored as repeated.
         self._assign(self._consumer)
         return []
 
     def _pause_or_resume(self, room: Room) -> None:
-        """Pause what cannot be worked on; a partition whose window was full goes on when half of it is done."""
+        """Pause partitions without room and resume the others; a full window resumes once half of it is done."""
         no_room = {LEADS: room.leads <= 0, WEBHOOK_REPLAYS: room.replays <= 0}
         with self._lock:
             places = self._progress.positions()
@@ -404,7 +410,7 @@ class GroupConsumer:
                 if self._progress.open(place) >= (WINDOW_MAX // 2 if place in self._full else WINDOW_MAX)
             }
             wanted = {place for place in places if room.paused or no_room.get(place[0], False)} | self._full
-            wanted |= self._doubted & places.keys()
+            wanted |= self._doubtful & places.keys()
         for changed, change in (
             (wanted - self._paused, self._consumer.pause),
             ((self._paused & set(places)) - wanted, self._consumer.resume),

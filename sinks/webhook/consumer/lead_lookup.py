@@ -1,7 +1,7 @@
-"""Leads by their places: retries and replays are references, and the lead is read where they point.
+"""Lead look-up: reads the leads that retries and replays refer to by partition and offset.
 
-One plain consumer without a group, in a thread of its own; references that are wanted at the same time are read
-together, so that a replay of a range costs about one pass over it.
+One consumer without a group, in a thread of its own. Concurrent look-ups are batched, so that a replay of a range reads
+the range about once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ POLL_S = 0.2
 CALL_TIMEOUT_S = 5.0
 DEADLINE_S = 30.0
 TOGETHER_MAX = 10
+"""Look-ups answered before the event loop runs other tasks."""
 SKIP_MAX = 2000
-"""So many records are rather read over than sought past."""
+"""Longest gap, in records, that is read through instead of skipped by a seek."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One reference that somebody waits for."""
+    """A pending look-up and the future for its result."""
 
     partition: int
     offset: int
@@ -41,10 +42,10 @@ class Wanted:
 
 
 class LeadLookup:
-    """Use it on one event loop; `await close()`."""
+    """Reads leads by reference. Use on one event loop; call `close` at the end."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        """name: of the client, as the broker logs it."""
+        """name: client id, as the broker logs it."""
         self._config = client_config(settings, name) | {
             "group.id": f"{name}-leads",  # Required by the client; never joined.
             "enable.auto.commit": False,
@@ -60,9 +61,9 @@ class LeadLookup:
         self._closing = threading.Event()
 
     async def read(self, partition: int, offset: int, key: bytes) -> Record | None:
-        """Return the lead that stood at a place when the reference was made; None when it was erased.
+        """Return the record of the lead at this partition and offset; None when the lead was erased.
 
-        A lead that was written again since, as the limiter may after a crash, is found where it stands now. Raises
+        A lead that was written again since, as the limiter may do after a crash, is found at its new offset. Raises
         DependencyDown.
         """
         wanted = Wanted(partition, offset, key, asyncio.get_running_loop().create_future())
@@ -73,7 +74,7 @@ class LeadLookup:
 
     async def close(self) -> None:
         """End the thread and close the consumer."""
-        self._closing.set()  # One batch may take many reads, each with its own deadline.
+        self._closing.set()  # Stops a batch between its reads, because each has a deadline of its own.
         if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -96,7 +97,7 @@ class LeadLookup:
                 continue
             for number, (wanted, record) in enumerate(zip(batch, found, strict=True)):
                 if number % TOGETHER_MAX == 0:
-                    await asyncio.sleep(0)  # All that begins at once, a live lead has to wait for.
+                    await asyncio.sleep(0)  # A live lead would wait for all tasks that resume at once.
                 if not wanted.answer.done():
                     wanted.answer.set_result(record)
 
@@ -109,14 +110,17 @@ class LeadLookup:
             for partition in {wanted.partition for wanted in batch}:
                 offsets = sorted({wanted.offset for wanted in batch if wanted.partition == partition})
                 found |= {(partition, record.offset): record for record in self._at(consumer, partition, offsets)}
-            return [self._right(consumer, found.get((wanted.partition, wanted.offset)), wanted) for wanted in batch]
+            return [self._current(consumer, found.get((wanted.partition, wanted.offset)), wanted) for wanted in batch]
         except KafkaException as error:
             raise DependencyDown(describe_error(error.args[0])) from error
         finally:
             consumer.unassign()
 
-    def _right(self, consumer: Consumer, record: Record | None, wanted: Wanted) -> Record | None:
-        """Return the record if it is the lead, else look for the lead further on: compaction leaves the newest."""
+    def _current(self, consumer: Consumer, record: Record | None, wanted: Wanted) -> Record | None:
+        """Return the record if it is the lead, else the lead's newest record further on, which compaction keeps.
+
+        None when that is a tombstone. Raises DependencyDown.
+        """
         if record is None or record.key != wanted.key:
             record = None
             for later in self._from(consumer, wanted.partition, wanted.offset):
@@ -125,7 +129,7 @@ class LeadLookup:
         return record if record is not None and record.value is not None else None
 
     def _at(self, consumer: Consumer, partition: int, offsets: Sequence[int]) -> list[Record]:
-        """Return what stands at these offsets, as far as anything does."""
+        """Return the records at these ascending offsets, as far as they exist. Raises DependencyDown."""
         found: list[Record] = []
         left = list(offsets)
         while left:
@@ -142,11 +146,11 @@ class LeadLookup:
         return found
 
     def _from(self, consumer: Consumer, partition: int, offset: int, until: int | None = None) -> Iterator[Record]:
-        """Yield the records from an offset up to `until`, else to the present end. Raises DependencyDown."""
+        """Yield the records from an offset through `until`, by default to the current end. Raises DependencyDown."""
         at, deadline = TopicPartition(LEADS, partition, offset), time.monotonic() + DEADLINE_S
         marks = consumer.get_watermark_offsets(at, timeout=CALL_TIMEOUT_S)
         if marks is None:
-            raise DependencyDown(f"Kafka did not tell where {LEADS} ends")
+            raise DependencyDown(f"Kafka did not return the end offset of {LEADS} partition {partition}")
         low, end = marks
         end = end if until is None else min(end, until + 1)
         at.offset = position = max(low, offset)
@@ -157,7 +161,7 @@ class LeadLookup:
             for message in consumer.consume(BATCH_MAX, POLL_S):
                 if message.error() is None and (message.offset() or 0) < end:
                     yield record_of(message)
-            # By position: what compaction took away is never seen.
+            # By the consumer's position, because compacted records never arrive.
             position = consumer.position([at])[0].offset
             if time.monotonic() > deadline:
                 raise DependencyDown(f"{LEADS} partition {partition} could not be read within {DEADLINE_S:g} s")

@@ -1,6 +1,6 @@
-"""Membership in a group: the client's configuration, its commits, and until when they prove the membership.
+"""Group membership: the client's configuration, its commits, and the time until which they prove the membership.
 
-Commits are used by the consumer's own thread alone; only `ours_until` is asked by others.
+Only the consumer's thread may use `Commits`, except for `ours_until`, which any thread may read.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from sinks.webhook.model import PartitionId
 log = get_logger()
 
 METADATA_MAX_AGE_MS = 10_000
-"""By when partitions that were added are noticed; librdkafka's own five minutes leave them without a reader so long."""
+"""Time within which added partitions are noticed; with librdkafka's default, five minutes pass without a reader."""
 HEARD_FROM_SHARE = 1 / 4
-"""Of the session's time; with nothing to commit for so long, the broker is asked all the same."""
+"""Share of the session timeout after which an old position is committed again if there is nothing new to commit."""
 
 
 def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
-    """Return the configuration of a member's client, which commits nothing by itself."""
+    """Return the configuration of a member's client, which never commits automatically."""
     session_ms = int(settings.kafka_session_timeout_s * 1000)
     return client_config(settings, group) | {
         "group.id": group,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        # Never guess: an offset that is gone is for a person to decide about.
+        # Never guess: an operator decides how to continue when an offset is gone.
         "auto.offset.reset": "error",
         "topic.metadata.refresh.interval.ms": METADATA_MAX_AGE_MS,
         "session.timeout.ms": session_ms,
@@ -41,10 +41,10 @@ def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
 
 
 class Commits:
-    """The commits of a membership, over all of its assignments."""
+    """Commits of one membership, over all of its assignments."""
 
     def __init__(self, session_s: float, clock: Callable[[], float]) -> None:
-        """clock: must go on while the process is frozen."""
+        """session_s: the group's session timeout. clock: seconds; must advance while the process is frozen."""
         self._session_s = session_s
         self._clock = clock
         self._heard_at = clock() - session_s
@@ -52,23 +52,24 @@ class Commits:
 
     @property
     def ours_until(self) -> float:
-        """Until when, by the clock, no other member can have been given what is assigned.
+        """Time, by the clock, until which no other member can own the assigned partitions.
 
-        A member of which the broker hears nothing for the session's time loses its partitions, and learns of it only
-        once it can be told. So a process that was frozen must not go by what it knows: it asks before it sends.
+        A member that the broker does not hear from for the session timeout loses its partitions, and learns so only
+        when the broker answers again. So a process that was frozen must confirm its membership before it sends.
         """
         return self._heard_at + self._session_s
 
     def assigned(self) -> None:
-        """Begin a new assignment: nothing is known to be committed in it."""
+        """Start a new assignment, in which nothing is committed yet."""
         self._committed = {}
 
     def due(
         self, next_offsets: Mapping[PartitionId, int], offset: Callable[[PartitionId], TopicPartition]
     ) -> list[TopicPartition]:
-        """Return what is to be committed of the partitions that are read.
+        """Return the offsets to commit, with their metadata.
 
-        With nothing new to commit, an old position is repeated after a while. offset: returns how one is committed.
+        Without a new position, an old one is repeated after HEARD_FROM_SHARE of the session timeout. next_offsets: of
+        the partitions that are read. offset: returns the offset and metadata to commit for a partition.
         """
         moved = [place for place, at in next_offsets.items() if self._moved(place, at)]
         if moved:
@@ -82,19 +83,19 @@ class Commits:
         return committed is None or committed.offset != next_offset
 
     def send(self, consumer: Consumer, offsets: list[TopicPartition]) -> set[PartitionId]:
-        """Commit, and return which of the partitions the broker took. One that fails costs a repetition, never a lead.
+        """Commit and return the partitions that the broker accepted. A failed commit costs a repetition, never a lead.
 
-        The broker takes commits of its members alone, and counts their session from then: so each is a sign that what
-        is assigned is still the member's own.
+        The broker accepts commits of members only, and restarts their session with each: so an accepted commit proves
+        that the assigned partitions still belong to this member.
         """
         asked_at = self._clock()
         try:
             answers = consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            log.warning("offsets were not committed", error=error.args[0].name())
+            log.warning("offsets not committed", error=error.args[0].name())
             return set()
-        taken = {(at.topic, at.partition) for at in answers if at.error is None}
-        if taken:
+        accepted = {(at.topic, at.partition) for at in answers if at.error is None}
+        if accepted:
             self._heard_at = asked_at
-        self._committed |= {place: at for at in offsets if (place := (at.topic, at.partition)) in taken}
-        return taken
+        self._committed |= {place: at for at in offsets if (place := (at.topic, at.partition)) in accepted}
+        return accepted

@@ -12,16 +12,17 @@ from nigredo.clock import from_ms, utc_now
 from nigredo.log_position import LogPosition, to_metadata
 
 WINDOW_MAX = 5000
-"""Records of a partition that may be done above one that is not; past it the partition waits."""
+"""Records above the committable offset, in flight or done, at which a partition is paused."""
 INHERITED_MAX = 2 * WINDOW_MAX
-"""Of the records above the committed offset an earlier process may have done so many: the window, and what was done
-since its last commit."""
+"""Most records above the committed offset that an earlier process may have done: the window, and the records done since
+its last commit."""
 CLOCKS_DIFFER = timedelta(minutes=1)
+"""Tolerated clock difference between processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many more records of each kind are wanted; of those that refer to waiting attempts, as many as there are."""
+    """Number of further leads and replays to consume; retry records are always consumed. paused: consume nothing."""
 
     leads: int
     replays: int
@@ -30,32 +31,35 @@ class Room:
 
 @dataclass(slots=True)
 class Partition:
-    """One assigned partition of the leads. `counts_since`: deliveries made after it are not made again."""
+    """Assigned partition of `nigredo.leads`. Leads delivered after `counts_since` are not delivered again."""
 
     counts_since: datetime
     own_from: int
-    """Nothing at or after this offset was done before this assignment: the log ended here, or enough was read."""
+    """First offset that no earlier process did: the log's end at the assignment, or INHERITED_MAX records on."""
     taken: int = 0
     begun: dict[int, datetime] = field(default_factory=dict)
-    """Since when each record is in hand, oldest first."""
+    """Time at which each record in flight was consumed, by offset, oldest first."""
     sending: dict[UUID, asyncio.Event] = field(default_factory=dict)
+    """Leads being processed, with an event that is set when the processing ends."""
     delivered: asyncio.Task[dict[UUID, datetime]] | None = field(default=None)
+    """Load of the delivered leads, with the time of each delivery; None before the first request."""
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """The turns of leads that ask for what was delivered."""
+    """Lock that keeps leads in order while the delivered leads are loaded."""
     delivered_max: int = 0
+    """Capacity of the cache of delivered leads; 0 before the first lead is added."""
 
     def take(self, offset: int) -> None:
-        """Note that a record is in hand."""
+        """Register a record as in flight."""
         self.begun[offset] = utc_now()
         self.taken += 1
         if self.taken == INHERITED_MAX:
             self.own_from = min(self.own_from, offset)
 
     def metadata(self, position: LogPosition) -> str:
-        """Return the proof of a position, and since when deliveries matter to the owner that goes on from there.
+        """Return the commit metadata of a position: its proof, and since when deliveries count for the next owner.
 
-        What is done above the oldest open record was begun after it, and so delivered after it, unless an earlier
-        process did it: as long as that may be, nothing is said that was not said before.
+        Records done above the oldest record in flight were consumed, and so delivered, after it, unless an earlier
+        process did them. As long as that is possible, `counts_since` stays as it was.
         """
         since = self.counts_since
         if position.next_offset >= self.own_from:
@@ -64,10 +68,10 @@ class Partition:
 
 
 def counts_since(fields: Mapping[str, str]) -> datetime:
-    """Return since when deliveries of a partition count as made, from the sink's own fields of a commit's metadata.
+    """Return since when deliveries of a partition count, from the sink's fields of the commit metadata.
 
-    An offset that an operator set, as Kafka's own tools do, has no such time: everything from there on is to be sent,
-    also what was delivered before.
+    An offset set by an operator with Kafka's own tools has no such time: then all leads from there on are sent, even if
+    they were delivered before.
     """
     since = fields.get("since", "")
     return from_ms(int(since)) if since.isdecimal() else utc_now()

@@ -1,4 +1,4 @@
-"""Committed positions of a sink's group, compared with the log before a record is read from there."""
+"""Check of a committed position against the log, before the sink reads a partition from there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from nigredo.log_position import (
 )
 
 Look: TypeAlias = Callable[[str, int, int], LogNow]
-"""Returns a partition of a topic as the log has it now, with the first record from an offset on. Raises
-DependencyDown."""
+"""Returns a partition's current log, with the first record at or after an offset. Raises DependencyDown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A position that the log bears out, with its proof, the sink's own fields of the commit, and the log's end."""
+    """A position that the log confirms, with its proof, the sink's fields of the commit metadata, and the log's end."""
 
     position: LogPosition
     fields: Mapping[str, str]
@@ -36,15 +35,15 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A position that the log does not bear out: going on from it would skip leads, or send them again."""
+    """A position that the log contradicts: reading on from there would skip leads or send them again."""
 
     reason: str
     keep: TopicPartition | None = None
-    """To be committed in its place, so that it stays refused although the log grows."""
+    """Offset to commit instead, so that the position stays refused when the log grows; None if none is needed."""
 
 
 def check(group: str, committed: TopicPartition, look: Look) -> Admitted | Refused:
-    """Compare a committed offset, with its metadata, with the log. Raises DependencyDown when Kafka does not answer."""
+    """Compare a committed offset and its metadata with the log. Raises DependencyDown when Kafka is unavailable."""
     topic, partition = committed.topic, committed.partition
     if committed.offset == OFFSET_INVALID:
         return Refused(f"{group} has no offset for {topic} partition {partition}; repair it with: {REPAIR}")

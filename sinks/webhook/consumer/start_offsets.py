@@ -1,7 +1,8 @@
-"""An endpoint's topics and start offsets: made once, before its group has members, and remembered.
+"""Start offsets and topics of an endpoint: created once, before its group has members, and recorded in Kafka.
 
-A group without an offset must never guess: from the end would lose leads, from the beginning would send all of them
-again. So the control topic remembers which partitions of the leads were begun, and a group that lost an offset stops.
+A group without an offset must never guess one: starting at the end would lose leads, at the beginning would send all
+of them again. So the control topic records the partitions of `nigredo.leads` that were started, and a group that lost
+an offset does not start.
 """
 
 from __future__ import annotations
@@ -34,51 +35,56 @@ DELIVERY_TIMEOUT_S = 10.0
 
 
 async def ensure_start_offsets(settings: Settings, endpoint: Endpoint) -> None:
-    """Make the endpoint's retry topics, and commit a start offset for every partition that has none.
+    """Create the endpoint's retry topics, and commit a start offset for every partition that has none.
 
-    Leads begin where the endpoint says, what refers to leads at its beginning: what is settled is not in it any more.
-    Raises StartRefused when an offset that it had is gone, DependencyDown when Kafka is away.
+    `nigredo.leads` starts where the endpoint's settings say; retries and replays start at the beginning of their
+    topics, because settled ones are compacted away. Raises StartRefused when a committed offset is lost,
+    DependencyDown when Kafka is unavailable.
     """
     retries = retry_topics(endpoint.name)
     await asyncio.to_thread(ensure_topics, settings, retries)
-    await _begin_leads(settings, endpoint)
-    await asyncio.to_thread(_begin_references, settings, endpoint.function(settings), [*retries, WEBHOOK_REPLAYS])
+    await _start_leads(settings, endpoint)
+    await asyncio.to_thread(_start_references, settings, endpoint.function(settings), [*retries, WEBHOOK_REPLAYS])
 
 
-async def _begin_leads(settings: Settings, endpoint: Endpoint) -> None:
+async def _start_leads(settings: Settings, endpoint: Endpoint) -> None:
     codec = await ready_codec(settings, [CONTROL])
     reader, group, key = TopicReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
     entry = await asyncio.to_thread(_entry, reader, codec, key)
-    begun = set() if entry is None else {int(p) for p in entry.value["partitions"].split(",")}
-    lost = [partition for partition in sorted(begun) if committed.get(partition) is None]
+    started = set() if entry is None else {int(p) for p in entry.value["partitions"].split(",")}
+    lost = [partition for partition in sorted(started) if committed.get(partition) is None]
     if lost:
         raise StartRefused(f"group {group} lost its offsets of {LEADS}, partitions {lost}; repair it with: {REPAIR}")
-    new = [partition for partition in partitions if partition not in begun]
+    new = [partition for partition in partitions if partition not in started]
     if not new:
         return
-    # Partitions that were added later hold nothing that was there when the endpoint was begun.
-    end = 1 if endpoint.start == NOW and not begun else 0
+    # Partitions that were added later start at their beginning: all of their leads are newer than the endpoint.
+    end = 1 if endpoint.start == NOW and not started else 0
     starts = {p: (await asyncio.to_thread(reader.watermarks, LEADS, p))[end] for p in new if committed[p] is None}
     if starts:
         await asyncio.to_thread(commit_offsets, settings, group, LEADS, starts)
-    if begun or endpoint.start != NOW:
+    if started or endpoint.start != NOW:
         first = {} if entry is None else {name: entry.value[name] for name in FIRST if name in entry.value}
     else:
         first = {"since": utc_now().isoformat(), "starts": ",".join(f"{p}:{at}" for p, at in starts.items())}
-    await _remember(settings, codec, endpoint, partitions, first)
+    await _record(settings, codec, endpoint, partitions, first)
 
 
-def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
-    """Blocks. Raises StartRefused when a topic cannot hold what belongs to a lead in the lead's partition."""
+def _start_references(settings: Settings, group: str, topics: Sequence[str]) -> None:
+    """Commit start offsets of the reference topics; blocking.
+
+    Raises StartRefused when a topic has fewer partitions than `nigredo.leads`, because a lead's references and attempts
+    are written to the lead's partition number.
+    """
     reader = TopicReader(settings, COMPONENT)
     leads = reader.partitions(LEADS)
     found = {topic: reader.partitions(topic) for topic in (*topics, DELIVERIES, WEBHOOK_DEAD)}
     for topic, partitions in found.items():
         if len(partitions) < len(leads):
             raise StartRefused(
-                f"{topic} has {counted(len(partitions), 'partition')} and {LEADS} {len(leads)}: add what is missing"
+                f"{topic} has {counted(len(partitions), 'partition')} and {LEADS} {len(leads)}: add the missing ones"
             )
     for topic in topics:
         partitions = found[topic]
@@ -89,7 +95,7 @@ def _begin_references(settings: Settings, group: str, topics: Sequence[str]) -> 
 
 
 def _entry(reader: TopicReader, codec: Codec, key: str) -> ControlEntry | None:
-    """Return what the control topic remembers of an endpoint."""
+    """Return the newest decodable control entry of an endpoint; None without one or after a tombstone. Blocking."""
     found: ControlEntry | None = None
     partitions = reader.partitions(CONTROL)
     for message in reader.read_to_end(CONTROL, partitions, deadline_s=READ_DEADLINE_S):
@@ -99,14 +105,14 @@ def _entry(reader: TopicReader, codec: Codec, key: str) -> ControlEntry | None:
         try:
             entry = None if value is None else codec.decode(CONTROL, value)
         except Undecodable as error:
-            # The last entry that can be read stands.
+            # The newest entry that can be decoded is current.
             log.error("a control entry cannot be read", key=key, offset=message.offset(), error=str(error))
             continue
         found = entry if isinstance(entry, ControlEntry) else None
     return found
 
 
-async def _remember(
+async def _record(
     settings: Settings, codec: Codec, endpoint: Endpoint, partitions: list[int], first: Mapping[str, str]
 ) -> None:
     name = endpoint.function(settings)

@@ -1,4 +1,4 @@
-"""One member of a group, against librdkafka's own mock of a broker."""
+"""Group consumer: one member of a group, against librdkafka's mock broker."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from sinks.webhook.model import PartitionId, Ticket
 NAME = "sender"
 DEADLINE_S = 30.0
 PARTITIONS = 4
-"""The mock's own number."""
+"""Partitions per topic of the mock broker."""
 EACH = 10
 TOPIC_ID = "Q2-id"
 
 
 def log_now(topic: str, partition: int, asks_at: int) -> LogNow:
-    """The log of the mock broker, which answers no question about topics' ids."""
+    """Return the log of the mock broker, which has no topic ids."""
     return LogNow(TOPIC_ID, 0, EACH)
 
 
@@ -44,7 +44,7 @@ ROOM, NO_ROOM = Room(leads=1000, replays=0, paused=False), Room(leads=0, replays
 
 @pytest.fixture
 def servers() -> Iterator[str]:
-    """A mock broker with ten leads in each partition, and a group that is to begin with the first."""
+    """Yield the address of a mock broker with ten leads per partition and a group committed at the first of each."""
     producer = Producer({"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0})
     brokers = producer.list_topics(timeout=DEADLINE_S).brokers.values()
     found = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
@@ -58,15 +58,15 @@ def servers() -> Iterator[str]:
     producer.purge()
 
 
-def test_what_was_paused_is_read_again_after_another_member_came_and_went(servers: str) -> None:
-    """Pausing outlives an assignment in the client: a partition that nobody resumes would never be read again."""
+def test_paused_partitions_are_read_again_after_another_member_joined_and_left(servers: str) -> None:
+    """In the client a pause outlasts the assignment, so a partition that is not resumed would never be read again."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
     assignments: list[int] = []
     read: set[tuple[int, int]] = set()
 
     def changed(places: Sequence[PartitionId]) -> None:
         assignments.append(len(places))
-        read.clear()  # It begins anew, where it was committed.
+        read.clear()  # The member starts again at the committed offsets.
 
     async def polled(group: GroupConsumer, room: Room) -> None:
         for message in await group.poll(room):
@@ -101,17 +101,17 @@ def test_what_was_paused_is_read_again_after_another_member_came_and_went(server
     assert asyncio.run(scenario()) == {(number, offset) for number in range(PARTITIONS) for offset in range(EACH)}
 
 
-def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_is_begun_meanwhile(
+def test_no_other_member_gets_a_partition_while_attempts_are_in_flight_and_none_starts_meanwhile(
     servers: str,
 ) -> None:
-    """Else each member that comes or goes would have what is under way sent twice."""
+    """Otherwise every rebalance would send the leads in flight twice."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
     tickets: dict[int, Ticket] = {}
     seen: list[tuple[int, bool]] = []
 
     async def scenario() -> None:
         def busy() -> bool:
-            """What is under way is done when this was asked a few times."""
+            """Return True for the first calls, as if the attempts in flight then ended."""
             seen.append((other.assigned, any(map(group.holds, tickets.values()))))
             return len(seen) < 5
 
@@ -137,7 +137,7 @@ def test_no_other_member_gets_a_partition_while_attempts_are_under_way_and_none_
     assert seen[:5] == [(0, False)] * 5
 
 
-def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
+def test_a_partition_without_a_leader_does_not_delay_the_others(
     servers: str,
 ) -> None:
     asked: list[int] = []
@@ -166,16 +166,16 @@ def test_a_partition_without_a_leader_does_not_end_a_member_of_the_others(
     asyncio.run(scenario())
 
 
-def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_commit_that_was_taken(
+def test_the_membership_is_proven_for_a_session_from_the_last_accepted_commit(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with nothing to commit; a commit that is not taken says nothing, nor does the time that passed meanwhile."""
+    """Also with nothing to commit. A refused commit proves nothing, and the time a commit takes does not count."""
     now, heard, commits = [100.0], [True], list[dict[int, int]]()
 
     class Hears(Consumer):
         def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
             commits.append({at.partition: at.offset for at in offsets})
-            now[0] += 0.5  # The answer takes its time.
+            now[0] += 0.5  # The response takes half a second.
             if not heard[0]:
                 raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
             return super().commit(offsets=offsets, asynchronous=asynchronous)
@@ -210,10 +210,10 @@ def test_what_is_assigned_is_known_to_be_its_own_for_a_session_from_the_last_com
     asyncio.run(scenario())
 
 
-def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_they_are_committed(
+def test_partitions_assigned_again_during_a_poll_are_read_from_their_committed_offsets(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the assignment before had read ahead would have all that stands before it passed over."""
+    """Records that the previous assignment had prefetched would make all records before them count as repeated."""
     come_back: list[Callable[[Consumer], None]] = []
 
     class Interrupted(Consumer):
@@ -253,7 +253,7 @@ def test_partitions_that_come_back_in_the_middle_of_a_read_are_read_from_where_t
 
 
 def committed(servers: str) -> dict[int, TopicPartition]:
-    """What the group has committed, by partition."""
+    """Return the group's committed offsets by partition."""
     reader = Consumer({"bootstrap.servers": servers, "group.id": NAME, "log_level": 0})
     try:
         asked = [TopicPartition(LEADS, number) for number in range(PARTITIONS)]
@@ -263,7 +263,7 @@ def committed(servers: str) -> dict[int, TopicPartition]:
 
 
 def commit(servers: str, position: LogPosition) -> None:
-    """Commit a position of partition 2, as an earlier member did."""
+    """Commit a position of partition 2, as an earlier member would."""
     earlier = Consumer({"bootstrap.servers": servers, "group.id": NAME, "log_level": 0})
     earlier.commit(
         offsets=[TopicPartition(LEADS, 2, position.next_offset, to_metadata(position, since="5"))], asynchronous=False
@@ -272,7 +272,7 @@ def commit(servers: str, position: LogPosition) -> None:
 
 
 async def read_all(group: GroupConsumer, most: int) -> list[tuple[int, int]]:
-    """Handle records until there are so many, and a little longer: no more are expected."""
+    """Consume and finish `most` records, and poll a little longer, because no more are expected."""
     deadline, taken = time.monotonic() + DEADLINE_S, list[tuple[int, int]]()
     more = 10
     while more:
@@ -296,7 +296,7 @@ LAST = Mark.of(4, 1_000, b"k", 7)
         (LogNow("another-id", 0, EACH, LAST), "made again"),
     ],
 )
-def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_stays_so_while_others_are_read(
+def test_a_partition_whose_position_the_log_contradicts_stays_stopped_while_others_are_read(
     servers: str, now: LogNow, said: str
 ) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
@@ -320,7 +320,7 @@ def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_s
         await group.leave()
 
     asyncio.run(member(others))
-    # The log has grown past the position by then: another record stands there now.
+    # The log has grown past the position by then and holds another record there.
     seen.append(replace(now, end=EACH, found=now.found or Mark.of(4, 9_000, b"k", 8)))
     asyncio.run(member([]))
 
@@ -328,7 +328,7 @@ def test_a_partition_whose_position_the_log_does_not_bear_out_stands_still_and_s
     assert (after.offset, after.metadata) == (before.offset, before.metadata)
 
 
-def test_a_position_without_a_proof_past_the_end_stays_refused_for_the_next_member_although_the_log_has_grown(
+def test_a_position_without_a_proof_past_the_end_stays_refused_after_the_log_has_grown(
     servers: str,
 ) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
@@ -376,7 +376,7 @@ def test_a_commit_carries_the_proof_of_its_position(servers: str) -> None:
 
 
 def compared(look: Callable[[str, int, int], LogNow], kept: Mapping[PartitionId, Sequence[LogPosition]]) -> Comparison:
-    """Compare as the real one does, with a log that is played."""
+    """Compare positions as `LogProof` does, with a simulated log."""
     wrong, ends = dict[PartitionId, LogPosition](), dict[PartitionId, int]()
     for place, positions in kept.items():
         for position in positions:
@@ -387,7 +387,7 @@ def compared(look: Callable[[str, int, int], LogNow], kept: Mapping[PartitionId,
     return Comparison(wrong, ends)
 
 
-def test_a_topic_made_again_while_it_is_read_stops_its_partitions_with_their_positions_as_they_were(
+def test_a_topic_recreated_while_it_is_read_stops_its_partitions_and_keeps_their_positions(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
@@ -420,11 +420,11 @@ async def polled_until(group: GroupConsumer, condition: Callable[[], bool]) -> N
         await group.poll(ROOM)
 
 
-@pytest.mark.parametrize(("lost", "done", "stands_at"), [(9, 9, 9), (9, EACH, EACH), (6, 4, 4)])
-def test_a_record_that_was_read_and_is_another_one_now_stops_its_partition_for_the_next_member_too(
-    servers: str, monkeypatch: pytest.MonkeyPatch, lost: int, done: int, stands_at: int
+@pytest.mark.parametrize(("lost", "done", "stored_at"), [(9, 9, 9), (9, EACH, EACH), (6, 4, 4)])
+def test_a_record_that_was_read_and_replaced_stops_its_partition_for_the_next_member_too(
+    servers: str, monkeypatch: pytest.MonkeyPatch, lost: int, done: int, stored_at: int
 ) -> None:
-    """The log was set back and has grown again: what stands there now was never delivered. No error tells of it."""
+    """The log was set back and has grown again: its new records were never delivered, and no error reports that."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
     monkeypatch.setattr(proving, "EVERY_S", 0.0)
     monkeypatch.setattr(log_trail, "BURST_S", 0.0)
@@ -464,16 +464,16 @@ def test_a_record_that_was_read_and_is_another_one_now_stops_its_partition_for_t
 
     at = committed(servers)[2]
     position, fields = from_metadata(at.offset, at.metadata)
-    assert position.next_offset == stands_at
+    assert position.next_offset == stored_at
     assert position.last is not None
     assert position.last.offset >= lost
     assert fields["since"].isdecimal()
 
 
-def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_at_work(
+def test_pending_records_that_do_not_arrive_are_a_stall_unless_the_partition_is_paused_or_in_use(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that takes Kafka's word on a leader for outdated asks for no record any more, and says nothing."""
+    """A client that treats the leader's metadata as outdated stops fetching without an error."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
     monkeypatch.setattr(proving, "EVERY_S", 0.001)
     looks, ends = [0], {(LEADS, 2): EACH + 1}
@@ -497,7 +497,7 @@ def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_
         for ticket in tickets:
             group.finish(ticket)
         await group.poll(NO_ROOM)
-        group._proving.assigned()
+        group._comparison.assigned()
         paused = looks[0]
         while looks[0] < paused + 2 * log_trail.STALLED_LOOKS:
             assert time.monotonic() < deadline
@@ -511,10 +511,10 @@ def test_records_of_which_none_arrives_are_a_stall_unless_delivery_is_paused_or_
     asyncio.run(scenario())
 
 
-def test_a_member_whose_offsets_cannot_be_read_reads_nothing_and_says_so(
+def test_a_member_whose_committed_offsets_cannot_be_read_reads_nothing_and_reports_so(
     servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It forgets nothing of what it has read, as a process that ends would."""
+    """The process stays up, so the positions read before are not lost as they would be in a restart."""
     settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_SESSION_TIMEOUT_SECONDS": "6"})
 
     def away(*_: object) -> list[TopicPartition]:

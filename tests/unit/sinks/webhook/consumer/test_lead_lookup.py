@@ -1,4 +1,4 @@
-"""Reading leads where references point."""
+"""Lead look-up: closing during a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sinks.webhook.consumer.lead_lookup import DEADLINE_S, LeadLookup
 
 
 class StuckConsumer:
-    """Its log has an end that it never reaches."""
+    """A consumer whose position never reaches the end offset."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -25,7 +25,7 @@ class StuckConsumer:
 
     def consume(self, *_: Any) -> list[Any]:
         self.reads += 1
-        time.sleep(0.02)  # As a read takes, in the reader's own thread.
+        time.sleep(0.02)  # As long as a real read takes, in the reader's own thread.
         return []
 
     def position(self, _: Any) -> list[TopicPartition]:
@@ -39,8 +39,8 @@ class StuckConsumer:
         self.closed = True
 
 
-def test_a_reader_that_is_closed_does_not_finish_what_it_reads() -> None:
-    """Hundreds of references may be read at once, each within its own deadline; a process that ends cannot wait."""
+def test_close_does_not_wait_for_a_batch_in_flight() -> None:
+    """Hundreds of look-ups may be pending, each with its own deadline; a stopping process cannot wait for them."""
 
     async def scenario() -> None:
         consumer, reader = StuckConsumer(), LeadLookup(Settings.from_environment({}), "sender")

@@ -1,4 +1,4 @@
-"""The sink's watermark: it never passes an unfinished record and never stays behind finished ones."""
+"""Offset tracker: the committable position never passes an unfinished record nor stays behind finished ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sinks.webhook.model import PartitionId, Ticket
 
 
 def record(offset: int) -> Mark:
-    """A record as the log has it: its offset says everything about it."""
+    """Return the mark of the record at an offset, derived from the offset alone."""
     return Mark.of(offset, 1_000 + offset, b"%d" % offset, 1)
 
 
@@ -21,7 +21,7 @@ offsets = st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True).ma
 
 
 @given(offsets, st.data())
-def test_the_mark_stands_just_before_the_oldest_unfinished_record(begun: list[int], data: st.DataObject) -> None:
+def test_the_position_is_just_before_the_oldest_unfinished_record(begun: list[int], data: st.DataObject) -> None:
     mark = Watermark(LogPosition(begun[0]))
     for offset in begun:
         assert mark.begin(record(offset))
@@ -39,7 +39,7 @@ def test_the_mark_stands_just_before_the_oldest_unfinished_record(begun: list[in
 
 
 @given(offsets, st.integers(0, 39))
-def test_what_was_begun_already_is_not_begun_again(begun: list[int], which: int) -> None:
+def test_a_record_is_not_begun_twice(begun: list[int], which: int) -> None:
     mark = Watermark(LogPosition(0))
     for offset in begun:
         mark.begin(record(offset))
@@ -47,7 +47,7 @@ def test_what_was_begun_already_is_not_begun_again(begun: list[int], which: int)
     assert not mark.begin(record(begun[which % len(begun)]))
 
 
-def test_a_record_below_the_assigned_position_is_old_news() -> None:
+def test_a_record_below_the_assigned_position_is_ignored() -> None:
     mark = Watermark(LogPosition(10))
 
     assert not mark.begin(record(9))
@@ -59,9 +59,9 @@ PLACES = [("nigredo.leads", 0), ("nigredo.leads", 1)]
 
 
 class Sink(RuleBasedStateMachine):
-    """A sink that begins and finishes records in any order, is rebalanced, and is killed and started again.
+    """A sink that begins and finishes records in any order, is rebalanced, killed and restarted.
 
-    The log has gaps. `done` is what was really finished, whoever did it; `committed` what a new owner begins at.
+    The log has gaps. `done` holds the records that any owner finished; `committed` the positions of the next owner.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Sink(RuleBasedStateMachine):
         self.committed: dict[PartitionId, LogPosition] = dict.fromkeys(PLACES, LogPosition(0, "id"))
         self.read_up_to: dict[PartitionId, int] = {}
         self.done: set[tuple[PartitionId, int]] = set()
-        self.in_hand: list[Ticket] = []
+        self.in_flight: list[Ticket] = []
         self.stale: list[Ticket] = []
 
     def _next(self, place: PartitionId) -> int | None:
@@ -83,24 +83,24 @@ class Sink(RuleBasedStateMachine):
 
     @rule(places=st.sets(st.sampled_from(PLACES)))
     def assign(self, places: set[PartitionId]) -> None:
-        self.stale += self.in_hand
-        self.in_hand = []
+        self.stale += self.in_flight
+        self.in_flight = []
         self.read_up_to = {place: self.committed[place].next_offset for place in places}
         self.progress.assigned({place: self.committed[place] for place in places})
 
     @rule()
     def revoke(self) -> None:
         self.commit()
-        self.stale += self.in_hand
-        self.in_hand = []
+        self.stale += self.in_flight
+        self.in_flight = []
         self.read_up_to = {}
         self.progress.revoked()
 
     @rule()
     def kill(self) -> None:
-        """Nothing is committed, nothing is remembered; what was in hand may still have been done."""
+        """Restart without a commit. Records in flight are forgotten, although they may have been done."""
         self.progress = OffsetTracker()
-        self.in_hand, self.stale, self.read_up_to = [], [], {}
+        self.in_flight, self.stale, self.read_up_to = [], [], {}
 
     @precondition(lambda self: self.read_up_to)
     @rule(data=st.data())
@@ -111,21 +111,21 @@ class Sink(RuleBasedStateMachine):
             return
         self.read_up_to[place] = offset + 1
         ticket = self.progress.begin(place, record(offset))
-        assert ticket is not None, "a record that is to be handled was passed over"
+        assert ticket is not None, "a record to process was ignored"
         assert self.progress.begin(place, record(offset)) is None
-        self.in_hand.append(ticket)
+        self.in_flight.append(ticket)
 
-    @precondition(lambda self: self.in_hand)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        ticket = self.in_hand.pop(data.draw(st.integers(0, len(self.in_hand) - 1)))
+        ticket = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         self.done.add((ticket.place, ticket.offset))
         assert self.progress.finish(ticket)
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data())
     def finish_late(self, data: st.DataObject) -> None:
-        """What a former assignment began is done, and must not move the present one."""
+        """Finish a record of an earlier assignment, which must not move the current position."""
         ticket = self.stale.pop(data.draw(st.integers(0, len(self.stale) - 1)))
         before = self.progress.positions()
         assert not self.progress.holds(ticket)
@@ -141,12 +141,12 @@ class Sink(RuleBasedStateMachine):
     @precondition(lambda self: self.read_up_to)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        """A partition that is stopped is no longer moved; a ticket of it does not hold."""
+        """Stop a partition: its position does not move any more, and its tickets are ignored."""
         place = data.draw(st.sampled_from(sorted(self.read_up_to)))
         self.progress.drop(place)
         del self.read_up_to[place]
-        self.stale += [ticket for ticket in self.in_hand if ticket.place == place]
-        self.in_hand = [ticket for ticket in self.in_hand if ticket.place != place]
+        self.stale += [ticket for ticket in self.in_flight if ticket.place == place]
+        self.in_flight = [ticket for ticket in self.in_flight if ticket.place != place]
 
     @invariant()
     def nothing_unfinished_is_passed(self) -> None:
@@ -157,9 +157,9 @@ class Sink(RuleBasedStateMachine):
 
     @invariant()
     def nothing_stalls(self) -> None:
-        """Whatever is finished in a row can be committed at once."""
+        """Consecutive finished records can be committed at once."""
         for place, position in self.progress.positions().items():
-            open_here = [ticket.offset for ticket in self.in_hand if ticket.place == place]
+            open_here = [ticket.offset for ticket in self.in_flight if ticket.place == place]
             oldest = min(open_here, default=self.read_up_to[place])
             finished = [offset for offset in self.log[place] if offset < oldest]
             assert position.next_offset >= (finished[-1] + 1 if finished else 0)
