@@ -1,4 +1,4 @@
-"""One attempt: the request, its deadline, the guard at the connection, and what the answer is."""
+"""Webhook client: sends one attempt within a total deadline and turns the response into an outcome."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sinks.webhook.transport.response_excerpt import READ_FOR_EXCERPT_BYTES, exc
 ANSWER_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 24 * 3600.0
 RETRYABLE = frozenset({408, 425, 429})
-UNTIL_DEADLINE = {
+ERROR_AT_DEADLINE = {
     RESOLVING: "the receiver's name was not resolved",
     CONNECTING: "no connection",
     ANSWERING: "no whole answer",
@@ -34,7 +34,7 @@ UNTIL_DEADLINE = {
 
 
 class Answer:
-    """What is kept of an answer, as far as it came."""
+    """Kept parts of a response, as far as it arrived: `Retry-After`, charset and the first bytes of the body."""
 
     def __init__(self) -> None:
         self.retry_after_s = 0.0
@@ -42,12 +42,12 @@ class Answer:
         self.charset: str | None = None
 
     async def read(self, response: httpx.Response, now: datetime) -> None:
-        """Read the answer to its end, so that the connection can be used again; a long one is cut off instead."""
-        # Once through all of them: to ask for one by its name costs as much.
+        """Read the response to its end, so that the connection can be reused; stops at ANSWER_MAX_BYTES."""
+        # One pass over all headers, because each look-up by name costs as much.
         headers = {name.lower(): value.decode("latin-1") for name, value in response.headers.raw}
         self.retry_after_s = _retry_after_s(headers.get(b"retry-after"), now)
         self.charset = response.charset_encoding if b"content-type" in headers else None
-        # Nothing is unpacked: a few bytes may become gigabytes. A person cannot read it as it is.
+        # A compressed body is not decompressed, because a few bytes may become gigabytes, and is of no use as it is.
         readable, size = headers.get(b"content-encoding", "identity").strip().lower() == "identity", 0
         async for chunk in response.aiter_raw():
             size += len(chunk)
@@ -58,10 +58,10 @@ class Answer:
 
 
 class WebhookClient:
-    """Sends leads to one receiver. Make it on the event loop it is used on; `await close()`.
+    """Sends leads to one receiver. Create and use on the same event loop; call `close` at the end.
 
-    Certificates are verified, redirects not followed, and neither a proxy nor a netrc of the environment is asked:
-    what is signed goes where it was sent.
+    Certificates are verified, redirects are not followed, and proxy and netrc settings of the environment are ignored,
+    so that a signed body reaches the configured receiver only.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class WebhookClient:
     ) -> None:
         """allowed: networks that the receiver may be in although they are not public.
 
-        ssl_context: None for the usual authorities.
+        ssl_context: None for the default certificate authorities.
         """
         self._url = httpx.URL(url)
         self._secrets = secrets_of(url)
         self._connections_max = connections_max
-        # Without httpx's client: what that does for cookies, redirects and authentication is what is not wanted here,
-        # and took a third of the time.
+        # The transport alone, without httpx's client: cookies, redirects and authentication are not wanted here and
+        # took a third of the time.
         self._transport = AiohttpTransport(verify=ssl_context or True, trust_env=False)
         self._transport.client = make_session(self._transport.ssl_context, allowed, connections_max)
 
     async def attempt(
         self, lead: Lead, number: int, keys: Sequence[bytes], *, timeout_s: float, traceparent: str | None = None
     ) -> AttemptResult:
-        """Send a lead once, within one total deadline; never raises but when it is cancelled."""
+        """Send a lead once, within one total deadline. Never raises, except when cancelled."""
         sent_at, body = utc_now(), body_of(lead)
         headers = headers_of(lead, body, number, sent_at, keys, traceparent)
         attempt, answer = await self.send(body, headers, sent_at, timeout_s=timeout_s)
@@ -97,11 +97,11 @@ class WebhookClient:
     async def send(
         self, body: bytes, headers: Mapping[str, str], sent_at: datetime, *, timeout_s: float
     ) -> tuple[AttemptResult, Answer]:
-        """Send a signed body once; return what came of it, and how the answer begins. Raises as `attempt` does."""
+        """Send a signed body once; return the result and the kept parts of the response. Raises as `attempt` does."""
         began = time.perf_counter()
         answer, failed, exchange = Answer(), None, Exchange()
         try:
-            # Around everything: a receiver that drips bytes passes every smaller timeout.
+            # Around everything, because a receiver that sends byte by byte stays within every smaller timeout.
             async with asyncio.timeout(timeout_s):
                 for _ in range(self._connections_max + 1):
                     CURRENT.set(exchange := Exchange())
@@ -109,26 +109,26 @@ class WebhookClient:
                         await self._exchange(body, headers, sent_at, answer)
                         break
                     except Exception:
-                        # The receiver had closed that connection. The webhook-id makes it safe to send the request
-                        # again, and it is no failure of the receiver's.
+                        # Sent again, because the receiver had closed the idle connection, which is no failure. The
+                        # webhook-id makes the repetition safe.
                         if not exchange.was_stale:
                             raise
         except TimeoutError:
-            failed = f"Connection timeout: {UNTIL_DEADLINE[exchange.stage]} within {timeout_s:g} s"
+            failed = f"Connection timeout: {ERROR_AT_DEADLINE[exchange.stage]} within {timeout_s:g} s"
         except Exception as failure:
-            # A receiver may answer anything; not all of it is an error that the client has a name for.
+            # Any exception, because a receiver may send bytes that raise errors unknown to the client library.
             failed = describe(failure)
         status = exchange.status
         outcome = Outcome.BLOCKED if failed == ADDRESS_REFUSED else _outcome(status)
         error = None if outcome == Outcome.DELIVERED else failed if status is None else f"HTTP {status}"
         if failed is not None and status is not None and outcome != Outcome.DELIVERED:
-            # Taken is taken, whatever becomes of the rest of the answer; anything else needs a whole one to be final.
+            # A 2xx is final whatever the rest of the response is; any other status is final only with a whole response.
             outcome, status, error = Outcome.RETRY, None, f"{failed} (after HTTP {status})"
         duration_ms = round((time.perf_counter() - began) * 1000)
         return AttemptResult(outcome, sent_at, duration_ms, status, error, answer.retry_after_s), answer
 
     async def _exchange(self, body: bytes, headers: Mapping[str, str], now: datetime, answer: Answer) -> None:
-        """Send the request and read the answer as far as it comes."""
+        """Send the request and read the response as far as it arrives."""
         request = httpx.Request("POST", self._url, headers=httpx.Headers(headers, "ascii"), content=body)
         response = await self._transport.handle_async_request(request)
         try:
@@ -144,12 +144,12 @@ class WebhookClient:
 def _outcome(status: int | None) -> Outcome:
     if status is not None and 200 <= status < 300:
         return Outcome.DELIVERED
-    # Redirects too: following one would send a person's data where nobody agreed to.
+    # Redirects too, because following one would send personal data to a receiver that was never agreed on.
     return Outcome.REFUSED if status is not None and 300 <= status < 500 and status not in RETRYABLE else Outcome.RETRY
 
 
 def _retry_after_s(header: str | None, now: datetime) -> float:
-    """Return what `Retry-After` asks for in seconds, whether it is written as seconds or as a date; at most a day."""
+    """Return the wait of a `Retry-After` header, in seconds or as a date; at most RETRY_AFTER_MAX_S, 0 if unusable."""
     if header is None:
         return 0.0
     try:

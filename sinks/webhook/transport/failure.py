@@ -1,7 +1,7 @@
-"""Failures of a transport in the words operators search for: the code of the system or of TLS, then a sentence. Pure.
+"""Transport failures as texts that operators search for: the system's or TLS's code, then a sentence. Pure.
 
-The codes are those that Node.js uses too, since the operations runbook looks for `ECONNREFUSED`. No text holds a byte
-that the receiver sent.
+The codes are the ones that Node.js uses too, because the operations runbook searches for `ECONNREFUSED`. No text
+contains a byte that the receiver sent.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ADDRESS_REFUSED = "refused to connect: the receiver's address is not public (see
 
 
 class AddressRefused(OSError):
-    """The receiver's name leads to an address that nothing may be sent to."""
+    """The receiver's name resolved to an address that the SSRF guard refuses."""
 
     def __init__(self) -> None:
-        # One text for all addresses of a name: then the client passes this very error on.
+        # The same text for all addresses of a name, so that the client library raises this error unchanged.
         super().__init__(errno.EACCES, ADDRESS_REFUSED)
 
 
@@ -41,7 +41,7 @@ CERTIFICATES: Mapping[int, str] = {
     62: "ERR_TLS_CERT_ALTNAME_INVALID: the receiver's certificate is for another host",
     64: "ERR_TLS_CERT_ALTNAME_INVALID: the receiver's certificate is for another address",
 }
-"""By OpenSSL's code of what is wrong (X509_V_ERR_*)."""
+"""Texts by OpenSSL's verification error (X509_V_ERR_*)."""
 
 TLS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -64,29 +64,29 @@ TLS: Mapping[str, str] = {
     ),
     "UNEXPECTED_EOF_WHILE_READING": "ECONNRESET: the receiver closed the connection during the TLS handshake",
 }
-"""By OpenSSL's reason."""
+"""Texts by OpenSSL's reason."""
 
 NAMES: Mapping[int, str] = {
     socket.EAI_NONAME: "ENOTFOUND: the receiver's name is not known",
     socket.EAI_NODATA: "ENOTFOUND: the receiver's name has no address",
     socket.EAI_AGAIN: "EAI_AGAIN: the resolver does not answer for the receiver's name",
 }
-"""By the resolver's code."""
+"""Texts by the resolver's error code (EAI_*)."""
 
 UNNUMBERED: Mapping[type[OSError], int] = {
     ConnectionResetError: errno.ECONNRESET,
     ConnectionAbortedError: errno.ECONNABORTED,
     BrokenPipeError: errno.EPIPE,
 }
-"""Event loops raise these without a number, as when the connection ends during the TLS handshake."""
+"""Error numbers of exceptions that event loops raise without one, as when TLS handshakes are cut off."""
 
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _QUOTED = re.compile(r"""[:\n'"]| when reading """)
-"""Where the parser begins to quote the answer."""
+"""Matches where the parser's message starts to quote the response."""
 
 
 def describe(failure: BaseException) -> str:
-    """Name what went wrong."""
+    """Return the text for a failure, by the first known exception among the failure and its causes."""
     causes = list(_causes(failure))
     for cause in causes:
         if (text := _known(cause)) is not None:
@@ -97,11 +97,11 @@ def describe(failure: BaseException) -> str:
 
 
 def _known(cause: BaseException) -> str | None:
-    # The order counts: the earlier ones are what comes later, too, by their class.
+    # The order matters: earlier classes are subclasses of later ones.
     if isinstance(cause, AddressRefused):
         return ADDRESS_REFUSED
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return None  # Only repeats the number of what lies beneath, which may be no errno at all.
+        return None  # Repeats the number of its cause, which may be no errno.
     if isinstance(cause, ssl.SSLCertVerificationError):
         other = f"CERT_REFUSED: the receiver's certificate is not accepted (OpenSSL's code {cause.verify_code})"
         return CERTIFICATES.get(cause.verify_code, other)
@@ -121,7 +121,7 @@ def _known(cause: BaseException) -> str | None:
     if isinstance(cause, OSError):
         numbers = [cause.errno] if cause.errno is not None else [int(each) for each in _ERRNO.findall(str(cause))]
         numbers = numbers or [number for kind, number in UNNUMBERED.items() if isinstance(cause, kind)]
-        # Of several addresses each may have failed in its own way.
+        # Several numbers, because each address of a name may have failed differently.
         codes = [number for number in dict.fromkeys(numbers) if number in errno.errorcode]
         if codes:
             return ", ".join(f"{errno.errorcode[code]}: {os.strerror(code)}" for code in codes)
@@ -129,7 +129,7 @@ def _known(cause: BaseException) -> str | None:
 
 
 def _causes(failure: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and then what lies beneath it, the root last."""
+    """Yield an exception, then its causes, the root last."""
     seen: set[int] = set()
     cause: BaseException | None = failure
     while cause is not None and id(cause) not in seen:

@@ -1,4 +1,4 @@
-"""A test request to a receiver, by the code of real deliveries, that is no lead and leaves no trace in any number."""
+"""Test request to a receiver, sent by the code of real deliveries but without a lead, a log entry or a metric."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sinks.webhook.transport.request import signed
 
 PROBE_HEADER = "x-nigredo-probe"
 TEST_LEAD: Mapping[str, str] = {"id": "test-id", "name": "Test", "email": "test@example.com", "message": "Test"}
-"""The operations runbook's."""
+"""The test lead of the operations runbook."""
 
 
 def probe_body(now: datetime, *, empty_lead: bool) -> bytes:
-    """Return the runbook's test body, of now: a receiver may refuse an old time as somebody else's repetition."""
+    """Return the runbook's test body with the current time, because a receiver may refuse an old one as a replay."""
     lead = {} if empty_lead else dict(TEST_LEAD)
     document = {"event_type": "lead.created", "timestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "lead": lead}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 async def probe(settings: Settings, endpoint: Endpoint, *, empty_lead: bool) -> AttemptResult:
-    """Send one and return what came of it. Raises ConfigurationError when there is nothing to sign with."""
+    """Send a test request and return the result. Raises ConfigurationError when the secret file is not usable."""
     now = utc_now()
     keys = active(read_secrets(endpoint.secret_file), now)
     body = probe_body(now, empty_lead=empty_lead)
-    # Never the same twice: what a receiver once took under an id, it need not look at again.
+    # A fresh id each time: a receiver that deduplicates by webhook-id would answer 200 without processing the test.
     headers = signed(f"test-{uuid4()}", body, now, keys) | {PROBE_HEADER: "1"}
     client = WebhookClient(endpoint.url, connections_max=1, allowed=settings.webhook_allowed_networks)
     try:

@@ -1,4 +1,4 @@
-"""What is sent: the body of the operations runbook, byte for byte the same at every attempt, and its headers."""
+"""Webhook request: the body of the operations runbook, byte for byte the same in every attempt, and its headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def body_of(lead: Lead) -> bytes:
-    """Return the body for a lead: a function of the lead alone, so a retry or a replay sends the same bytes."""
+    """Return the body for a lead. It depends on the lead alone, so that retries and replays send the same bytes."""
     document = {
         "event_type": "lead.created",
         "timestamp": lead.taken_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -32,7 +32,7 @@ def body_of(lead: Lead) -> bytes:
 def headers_of(
     lead: Lead, body: bytes, attempt: int, now: datetime, secrets: Sequence[bytes], traceparent: str | None = None
 ) -> Mapping[str, str]:
-    """Return the headers of one attempt: `webhook-id` is the lead id, the timestamp is the attempt's own."""
+    """Return the headers of one attempt, with the lead id as `webhook-id` and `now` as timestamp."""
     headers = signed(str(lead.id), body, now, secrets) | {"nigredo-attempt": str(attempt)}
     if traceparent is not None:
         headers["traceparent"] = traceparent
@@ -40,11 +40,11 @@ def headers_of(
 
 
 def signed(webhook_id: str, body: bytes, now: datetime, secrets: Sequence[bytes]) -> dict[str, str]:
-    """Return the headers that any request to a receiver has."""
+    """Return the headers of every request to a receiver, signed with all active secrets."""
     timestamp = str(int(now.timestamp()))
     return {
         "content-type": "application/json",
-        # The beginning of the answer is kept for people to read.
+        # Uncompressed, because the start of the response is kept for operators to read.
         "accept-encoding": "identity",
         "user-agent": USER_AGENT,
         "webhook-id": webhook_id,
@@ -54,7 +54,7 @@ def signed(webhook_id: str, body: bytes, now: datetime, secrets: Sequence[bytes]
 
 
 def traceparent_of(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
-    """Return the trace that a record belongs to, as the W3C's Trace Context writes it; None without one."""
+    """Return a record's `traceparent` header (W3C Trace Context); None without a valid one."""
     for name, value in headers:
         if name == "traceparent" and value is not None and TRACEPARENT.fullmatch(value):
             return value.decode("ascii")

@@ -1,4 +1,4 @@
-"""What is kept of a receiver's answer: its beginning, without what the lead itself says. Pure."""
+"""Response excerpt for operators: the start of a receiver's response, with the lead's own words masked. Pure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from schemas.events import Lead
 
 EXCERPT_MAX_BYTES = 512
 READ_FOR_EXCERPT_BYTES = 4096
-"""What is cut off in the middle is unmasked no more easily than what is whole: more is masked than is kept."""
+"""Bytes that are masked; more than are kept, so that a word cut at the end of the excerpt is masked too."""
 MASK = "***"
 _WORD = re.compile(r"[^\W_]+")
 _LAST_WORD = re.compile(r"[^\W_]+\Z")
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\([nrtbf/\"\\])")
 NAME_LEAST, OTHER_LEAST, WHOLE_LEAST = 2, 3, 4
-"""So many characters make a word that tells of a person; names are short. What is masked as a whole, as an address or a
-number of short words must be, is longer."""
+"""Fewest characters that are masked: of a word of the name, of a word of another field, and of a whole field. Names are
+short; a whole field covers addresses and numbers that consist of shorter words."""
 
 
 def excerpt_of(answer: bytes, lead: Lead, *, charset: str | None = None, secrets: Collection[str] = ()) -> str | None:
-    """Return the beginning of an answer as text, every word masked that the lead says too; None without any.
+    """Return the start of a response as text, with every word masked that occurs in the lead; None if it is empty.
 
-    Word by word, since receivers quote what they got in parts, in other letter case, escaped and cut off.
-    charset: what the answer says of itself. secrets: of the receiver's URL, which error pages quote; masked as well.
+    Word by word, because receivers quote a lead in parts, in other letter case, escaped and cut off.
+    charset: as the response declares it. secrets: of the receiver's URL, masked too, because error pages quote them.
     """
     if not answer:
         return None
@@ -47,7 +47,7 @@ def excerpt_of(answer: bytes, lead: Lead, *, charset: str | None = None, secrets
             text = re.sub(rf"(?<!\w){re.escape(whole)}(?!\w)", MASK, text, flags=re.IGNORECASE)
     masked = _WORD.sub(lambda found: MASK if _folded(found[0]) in private else found[0], text)
     cut = masked.encode()[:EXCERPT_MAX_BYTES].decode("utf-8", "ignore")
-    # Half a word is not recognised as the lead's.
+    # Half a word would not be recognised as the lead's.
     if len(answer) > READ_FOR_EXCERPT_BYTES and len(cut) == len(masked):
         cut = _LAST_WORD.sub("", cut)
     return cut or None
@@ -60,21 +60,21 @@ def _decoded(answer: bytes, charset: str | None) -> str:
         text = answer.decode(charset or "utf-8", "replace")
     except (LookupError, ValueError):
         text = answer.decode("utf-8", "replace")
-    # Else UTF-16 that does not say so is a row of single letters, none of them a word of the lead's.
+    # Undeclared UTF-16 would otherwise be single letters between NULs, and no word would be recognised.
     return text.replace("\0", "")
 
 
 def _unescaped(text: str) -> str:
-    """Write characters as themselves that JSON, HTML and forms write otherwise: masked they must be all the same."""
+    """Return the text with the escapes of JSON, HTML and forms decoded, so that escaped words are masked too."""
 
     def plain(found: re.Match[str]) -> str:
         return chr(int(found[1], 16)) if found[1] else " "
 
     text = _ESCAPED.sub(plain, text)
-    # Two escapes of UTF-16 are one character.
+    # Two UTF-16 escapes (surrogates) make one character.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = unquote_plus(html.unescape(text)) if "%" in text or "&" in text else text
-    # A letter and its accent may come as two characters, of which one is in no word.
+    # A letter and its accent may be two characters, and the combining one is in no word.
     return unicodedata.normalize("NFC", text)
 
 
@@ -83,6 +83,6 @@ def _words(text: str, least: int) -> set[str]:
 
 
 def _folded(word: str) -> str:
-    """Return a word without case and accents: `joao` is João too."""
+    """Return a word without case and accents, so that `joao` matches João."""
     letters = (letter for letter in unicodedata.normalize("NFKD", word) if not unicodedata.combining(letter))
     return "".join(letters).casefold()

@@ -1,4 +1,4 @@
-"""The secrets of an endpoint while it runs: a file that was rewritten holds from the next second on."""
+"""Secret file of an endpoint, watched while the sender runs: a rewritten file is used from the next second on."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ LOOK_EVERY_S = 1.0
 
 
 class SecretFile:
-    """Keeps the keys of one file. A file that is wrong is told once and changes nothing."""
+    """Current signing keys of one file. An invalid file is logged once, and the previous keys stay in use."""
 
     def __init__(
         self, file: Path, clock: Callable[[], datetime] = utc_now, timer: Callable[[], float] = time.monotonic
     ) -> None:
-        """Raises ConfigurationError when there is nothing to sign with."""
+        """Raises ConfigurationError when the file is not readable or holds no valid secret."""
         self._file = file
         self._clock = clock
         self._timer = timer
-        self._mark = self._marked()
+        self._last_stat = self._stat()
         self._secrets = read_secrets(file)
-        self._looked_at = timer()
+        self._checked_at = timer()
         self._keys = active(self._secrets, clock())
 
     def keys(self) -> tuple[bytes, ...]:
-        """Return what to sign with now, newest first."""
-        if self._timer() - self._looked_at >= LOOK_EVERY_S:
-            self._looked_at = self._timer()
-            self._look()
+        """Return the active signing keys, newest first. Reads a changed file again, checking once a second."""
+        if self._timer() - self._checked_at >= LOOK_EVERY_S:
+            self._checked_at = self._timer()
+            self._reload_if_changed()
             self._keys = active(self._secrets, self._clock())
         return self._keys
 
-    def _look(self) -> None:
-        if (mark := self._marked()) == self._mark:
+    def _reload_if_changed(self) -> None:
+        if (current := self._stat()) == self._last_stat:
             return
-        self._mark = mark
+        self._last_stat = current
         try:
             self._secrets = read_secrets(self._file)
-            log.info("the webhook secrets were read again", secrets=len(self._secrets))
+            log.info("webhook secrets reloaded", secrets=len(self._secrets))
         except ConfigurationError as error:
-            log.error("the webhook secrets stay as they were", error=str(error))
+            log.error("webhook secrets not reloaded, previous secrets in use", error=str(error))
 
-    def _marked(self) -> tuple[int, int, int] | None:
+    def _stat(self) -> tuple[int, int, int] | None:
         try:
             status = self._file.stat()
         except OSError:

@@ -1,4 +1,4 @@
-"""What a receiver may do to us, and what each of it means."""
+"""Webhook client: the outcome of each status, hang, flood, broken connection and forbidden address."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def attempt(answer: Answer, *, timeout_s: float = 60.0) -> AttemptResult:
-    """Make one attempt against a receiver that answers with these bytes."""
+    """Make one attempt against a receiver that answers each request with `answer`."""
 
     async def scenario() -> AttemptResult:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,7 +84,7 @@ def saying(status: int, headers: str = "", body: bytes = b"") -> Answer:
         (503, Outcome.RETRY),
     ],
 )
-def test_each_status_means_delivered_again_later_or_never(status: int, outcome: str) -> None:
+def test_each_status_means_delivered_retry_or_refused(status: int, outcome: Outcome) -> None:
     made = attempt(saying(status))
 
     assert (made.outcome, made.status_code) == (outcome, status)
@@ -105,7 +105,7 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
     assert _retry_after_s("1e9", NOON) == 86_400
 
 
-def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
+def test_a_receiver_that_hangs_times_out_at_the_deadline() -> None:
     async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -118,7 +118,7 @@ def test_a_receiver_that_hangs_is_given_up_at_the_deadline() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_receiver_that_drips_its_answer_is_given_up_at_the_deadline() -> None:
+def test_a_receiver_that_sends_byte_by_byte_times_out_at_the_deadline() -> None:
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 500 Oh\r\n")
         for number in range(1000):
@@ -132,7 +132,7 @@ def test_a_receiver_that_drips_its_answer_is_given_up_at_the_deadline() -> None:
     assert made.duration_ms < 30_000
 
 
-def test_an_endless_answer_is_cut_off_and_counts_by_its_status() -> None:
+def test_an_endless_response_is_cut_off_and_counts_by_its_status() -> None:
     async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
         for _unused in range(100):
@@ -142,7 +142,7 @@ def test_an_endless_answer_is_cut_off_and_counts_by_its_status() -> None:
     assert attempt(flood).outcome == Outcome.DELIVERED
 
 
-def test_a_lead_that_was_taken_is_taken_even_when_the_answer_never_ends() -> None:
+def test_a_2xx_counts_even_when_the_response_never_ends() -> None:
     async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
         await reader.read()
@@ -153,7 +153,7 @@ def test_a_lead_that_was_taken_is_taken_even_when_the_answer_never_ends() -> Non
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"\0" * 99, b"HTTP/1.1 200", b"HTTP/1.1 2000 OK\r\n\r\n"])
-def test_an_answer_that_is_no_http_is_tried_again(answer: bytes) -> None:
+def test_a_response_that_is_not_http_is_retried(answer: bytes) -> None:
     async def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         await writer.drain()
@@ -161,7 +161,7 @@ def test_an_answer_that_is_no_http_is_tried_again(answer: bytes) -> None:
     assert attempt(nonsense).outcome == Outcome.RETRY
 
 
-def test_a_connection_that_breaks_is_tried_again() -> None:
+def test_a_broken_connection_is_retried() -> None:
     async def slam(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
@@ -170,7 +170,7 @@ def test_a_connection_that_breaks_is_tried_again() -> None:
     assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
 
 
-def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> None:
+def test_an_unreachable_receiver_is_reported_by_the_system_s_error_code() -> None:
     async def scenario() -> AttemptResult:
         deliverer = WebhookClient("http://127.0.0.1:1/hook", connections_max=1, allowed=LOOPBACK)
         try:
@@ -194,8 +194,8 @@ def test_a_receiver_that_is_not_there_is_named_as_operators_search_for_it() -> N
         "http://[::ffff:127.0.0.1]:{port}/hook",
     ],
 )
-def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
-    """Literals too, and names however they resolve: the address is judged when it is connected to."""
+def test_no_connection_is_opened_to_an_address_that_is_not_public(url: str) -> None:
+    """Literals and names alike, because the address is checked at the time of the connection."""
     connected = []
 
     async def scenario() -> AttemptResult:
@@ -215,7 +215,7 @@ def test_an_address_that_is_not_public_is_not_connected_to(url: str) -> None:
     assert connected == []
 
 
-def test_the_connection_is_used_again() -> None:
+def test_the_connection_is_reused() -> None:
     connections = []
 
     async def scenario() -> list[AttemptResult]:
@@ -240,13 +240,13 @@ def test_the_connection_is_used_again() -> None:
     assert len(connections) == 1
 
 
-def test_the_answers_beginning_is_kept_without_what_the_lead_says() -> None:
+def test_the_start_of_the_response_is_kept_with_the_lead_s_words_masked() -> None:
     made = attempt(saying(422, body=b'{"error":"ana@example.com is no customer, dear ANA"}'))
 
     assert made.answer_excerpt == '{"error":"*** is no customer, dear ***"}'
 
 
-def test_the_record_s_trace_and_the_number_of_the_attempt_go_with_the_request() -> None:
+def test_the_request_carries_the_record_s_trace_and_the_attempt_number() -> None:
     seen = bytearray()
 
     async def scenario() -> None:

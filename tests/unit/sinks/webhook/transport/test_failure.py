@@ -1,4 +1,4 @@
-"""What is told of a receiver that cannot be reached, or breaks off: the words operators search for, and the truth."""
+"""Transport failures: the text of each, with the code that operators search for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Authority:
-    """Signs certificates for tests."""
+    """A certificate authority for tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Authority:
     def context(
         self, host: str = "localhost", since: timedelta = -DAY, until: timedelta = DAY, *, self_signed: bool = False
     ) -> ssl.SSLContext:
-        """Return what a server with such a certificate listens with."""
+        """Return the server context of a receiver with such a certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "receiver")])
         certificate = self._sign(name, key, since, until, host=host, by=(name, key) if self_signed else None)
@@ -147,7 +147,7 @@ async def ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("loops", [uvloop.new_event_loop, asyncio.new_event_loop])
-def test_a_certificate_that_is_not_accepted_is_told_as_such(
+def test_a_rejected_certificate_is_reported_as_such(
     how: dict[str, Any], trusted: bool, says: str | None, loops: Any, authority: Authority
 ) -> None:
     async def scenario() -> AttemptResult:
@@ -178,12 +178,12 @@ def test_a_port_without_tls_is_told_as_such() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_receiver_with_an_old_tls_is_told_as_such(authority: Authority) -> None:
+def test_a_receiver_with_an_old_tls_version_is_reported_as_such(authority: Authority) -> None:
     context = authority.context()
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
 
-    # Not asyncio's server: that one drops the connection before its alert is sent.
+    # Not asyncio's server, because it drops the connection before its alert is sent.
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -208,7 +208,7 @@ def test_a_receiver_with_an_old_tls_is_told_as_such(authority: Authority) -> Non
         (socket.EAI_FAIL, f"ENOTFOUND: the receiver's name cannot be resolved (code {socket.EAI_FAIL})"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_no_time_out(code: int, says: str) -> None:
+def test_a_name_that_does_not_resolve_is_not_a_timeout(code: int, says: str) -> None:
     async def scenario() -> AttemptResult:
         async def fails(*_: object, **__: object) -> None:
             raise socket.gaierror(code, "no words of ours")
@@ -224,8 +224,8 @@ def test_a_name_that_leads_nowhere_is_no_time_out(code: int, says: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.ECONNREFUSED])
 @pytest.mark.parametrize("host", ["127.0.0.1", "both.example"])
-def test_what_the_system_says_is_told_by_its_name(number: int, host: str) -> None:
-    """Also of a name with several addresses, whose errors the client makes one text of."""
+def test_a_system_error_is_reported_by_its_code(number: int, host: str) -> None:
+    """Also for a name with several addresses, whose errors the client library joins into one text."""
 
     async def scenario() -> AttemptResult:
         loop = asyncio.get_running_loop()
@@ -248,7 +248,7 @@ def test_what_the_system_says_is_told_by_its_name(number: int, host: str) -> Non
     assert reason_of(made) == ("timeout" if number == errno.ETIMEDOUT else "connect")
 
 
-def test_a_port_that_nobody_listens_on_refuses() -> None:
+def test_a_port_without_a_listener_refuses() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         made = run(lambda: send(f"http://127.0.0.1:{free.getsockname()[1]}/hook"))
@@ -257,7 +257,7 @@ def test_a_port_that_nobody_listens_on_refuses() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_is_reset_is_told_as_such(tls: bool) -> None:
+def test_a_reset_connection_is_reported_as_such(tls: bool) -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.transport.abort()
@@ -269,7 +269,7 @@ def test_a_connection_that_is_reset_is_told_as_such(tls: bool) -> None:
     assert (run(scenario).error_message or "").startswith("ECONNRESET: ")
 
 
-def test_the_deadline_says_what_was_waited_for() -> None:
+def test_a_timeout_names_the_stage_that_was_not_finished() -> None:
     async def resolving() -> AttemptResult:
         async def hangs(*_: object, **__: object) -> None:
             await asyncio.sleep(60)
@@ -285,17 +285,17 @@ def test_the_deadline_says_what_was_waited_for() -> None:
         async with listening(silence) as port:
             return await send(f"http://127.0.0.1:{port}/hook", timeout_s=1)
 
-    told = [run(each, asyncio.new_event_loop) for each in (resolving, handshaking, answering)]
+    made = [run(each, asyncio.new_event_loop) for each in (resolving, handshaking, answering)]
 
-    assert [each.error_message for each in told] == [
+    assert [each.error_message for each in made] == [
         "Connection timeout: the receiver's name was not resolved within 1 s",
         "Connection timeout: no connection within 1 s",
         "Connection timeout: no whole answer within 1 s",
     ]
-    assert {reason_of(each) for each in told} == {"timeout"}
+    assert {reason_of(each) for each in made} == {"timeout"}
 
 
-def test_a_url_that_cannot_be_used_is_told_as_such() -> None:
+def test_an_unusable_url_is_reported_as_such() -> None:
     made = run(lambda: send(f"http://{'a' * 64}.example/hook"))
 
     assert made.outcome == Outcome.RETRY

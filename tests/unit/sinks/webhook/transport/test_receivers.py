@@ -1,4 +1,4 @@
-"""Receivers of every make, good and bad: once the status line says 2xx, the lead is taken."""
+"""Receivers of many kinds, correct and broken: a status line with 2xx means that the lead is delivered."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ KEYS = [b"k" * 32]
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TLS = ssl.create_default_context()
-"""Made once: it reads all the authorities."""
+"""Created once, because it loads all certificate authorities."""
 STATUS = b"HTTP/1.1 200 OK\r\n"
 DEADLINE_S = 60.0
-"""Of attempts that end by themselves: how late a busy machine is proves nothing."""
+"""Deadline of attempts that end by themselves; generous, because a busy machine may be slow."""
 
 
 @asynccontextmanager
 async def receiver(play: Play) -> AsyncIterator[int]:
-    """Serve each connection by this; yields the port."""
+    """Serve each connection with `play`; yields the port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -155,16 +155,16 @@ def attempt(play: Play, timeout_s: float = DEADLINE_S) -> AttemptResult:
     ],
 )
 @pytest.mark.parametrize("then", ["close", "reset"])
-def test_a_lead_is_taken_once_the_status_line_says_so(packets: Sequence[bytes], then: str) -> None:
+def test_a_2xx_status_line_means_delivered_whatever_follows(packets: Sequence[bytes], then: str) -> None:
     made = attempt(saying(*packets, then=then))
 
     assert (made.outcome, made.error_message) == (Outcome.DELIVERED, None)
     assert made.status_code in (200, 204, 226)
-    assert made.duration_ms < 1000 * DEADLINE_S / 2  # No place is held until the deadline.
+    assert made.duration_ms < 1000 * DEADLINE_S / 2  # No slot is held until the deadline.
 
 
 @pytest.mark.parametrize("packets", [[STATUS], [STATUS + b"X-A: b\r\n"], [STATUS + b"Content-Length: 9\r\n\r\n"]])
-def test_a_lead_is_taken_by_its_status_line_though_the_rest_does_not_come_in_time(packets: Sequence[bytes]) -> None:
+def test_a_2xx_status_line_means_delivered_though_the_rest_does_not_arrive_in_time(packets: Sequence[bytes]) -> None:
     made = attempt(saying(*packets, then="hold"), timeout_s=1.5)
 
     assert (made.outcome, made.status_code) == (Outcome.DELIVERED, 200)
@@ -185,7 +185,7 @@ def test_a_lead_is_taken_by_its_status_line_though_the_rest_does_not_come_in_tim
         (999, Outcome.RETRY),
     ],
 )
-def test_other_statuses_mean_what_they_mean_with_large_heads_too(status: int, outcome: str) -> None:
+def test_a_large_head_does_not_change_the_outcome_of_other_statuses(status: int, outcome: Outcome) -> None:
     head = b"HTTP/1.1 %d X\r\nX-Big: " % status + b"x" * 9000 + b"\r\nContent-Length: 0\r\n\r\n"
 
     assert attempt(saying(head)).outcome == outcome
@@ -199,7 +199,7 @@ def test_other_statuses_mean_what_they_mean_with_large_heads_too(status: int, ou
         (b"X-Cut: o", "ECONNRESET: the receiver closed the connection"),
     ],
 )
-def test_a_lead_is_refused_for_good_by_a_whole_answer_alone(rest: bytes, says: str) -> None:
+def test_only_a_whole_response_refuses_a_lead_for_good(rest: bytes, says: str) -> None:
     made = attempt(saying(b"HTTP/1.1 404 Not Found\r\n" + rest))
 
     assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
@@ -208,14 +208,14 @@ def test_a_lead_is_refused_for_good_by_a_whole_answer_alone(rest: bytes, says: s
     assert made.error_message.endswith("(after HTTP 404)")
 
 
-def test_a_wait_that_was_asked_for_holds_though_the_answer_breaks_off() -> None:
+def test_retry_after_counts_though_the_response_breaks_off() -> None:
     made = attempt(saying(b"HTTP/1.1 503 Oh\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nok"))
 
     assert (made.outcome, made.error_message) == (Outcome.RETRY, "ECONNRESET: the answer broke off (after HTTP 503)")
     assert made.retry_after_s == 7
 
 
-def test_the_parser_s_words_are_told_without_what_the_receiver_sent() -> None:
+def test_the_parser_s_message_is_reported_without_the_receiver_s_bytes() -> None:
     made = attempt(saying(b"220 mail.example.com ana@example.com\r\n\r\n"))
 
     assert made.error_message is not None
@@ -226,7 +226,7 @@ def test_the_parser_s_words_are_told_without_what_the_receiver_sent() -> None:
 @pytest.mark.parametrize(
     "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 P\r\nX: y\r\n\r\n", b"HTTP/1.1 1", b"X: y\r\n"]
 )
-def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadline(interim: bytes) -> None:
+def test_a_flood_before_the_response_neither_blocks_the_loop_nor_outlives_the_deadline(interim: bytes) -> None:
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}}")
         for _ in range(10_000):
@@ -253,22 +253,22 @@ def test_a_flood_before_the_answer_neither_holds_the_loop_nor_outlives_the_deadl
         made, longest_s = runner.run(scenario())
 
     assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
-    # Processor time, which other processes do not take.
+    # Processor time, because other processes do not add to it.
     assert longest_s < 0.5
 
 
-def test_only_interim_answers_are_no_answer() -> None:
+def test_interim_responses_alone_are_not_a_response() -> None:
     made = attempt(saying(b"HTTP/1.1 102 Processing\r\n\r\n" * 3))
 
     assert (made.outcome, made.status_code) == (Outcome.RETRY, None)
     assert made.error_message == "ECONNRESET: the receiver closed the connection before it answered"
 
 
-# --- connections that are used again --------------------------------------------------------------------------------
+# --- reused connections ---------------------------------------------------------------------------------------------
 
 
 def answering_once_a_connection(requests: list[int], how: str) -> Play:
-    """Answer the first request of each connection, and end the connection at the second one."""
+    """Answer the first request of each connection, and close or reset the connection at the second one."""
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}}")
@@ -283,7 +283,7 @@ def answering_once_a_connection(requests: list[int], how: str) -> Play:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_connection_that_the_receiver_closes_as_it_is_used_again_is_no_failure(how: str) -> None:
+def test_a_connection_that_the_receiver_closes_while_it_is_reused_is_not_a_failure(how: str) -> None:
     requests: list[int] = []
 
     made = asyncio.run(attempts(answering_once_a_connection(requests, how), number=3))
@@ -292,7 +292,7 @@ def test_a_connection_that_the_receiver_closes_as_it_is_used_again_is_no_failure
     assert len(requests) == 3
 
 
-def test_a_fresh_connection_that_breaks_is_a_failure_and_not_tried_again() -> None:
+def test_a_new_connection_that_breaks_is_a_failure_and_not_repeated_at_once() -> None:
     connections: list[int] = []
 
     async def play(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -309,8 +309,8 @@ def test_a_fresh_connection_that_breaks_is_a_failure_and_not_tried_again() -> No
     "stray", [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 20", b"\r\n", b"garbage"]
 )
 @pytest.mark.parametrize("apart", [False, True])
-def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart: bool) -> None:
-    """A receiver that sent two answers to one request must not get the next lead counted as taken."""
+def test_bytes_after_a_response_do_not_pass_for_the_next_response(stray: bytes, apart: bool) -> None:
+    """Two responses to one request must not make the next lead count as delivered."""
     answered: list[int] = []
     ended = asyncio.Event()
 
@@ -348,7 +348,7 @@ def test_bytes_after_an_answer_do_not_pass_for_the_next_one(stray: bytes, apart:
     assert [each.status_code for each in made] == [200, 500]
 
 
-# --- what is kept of an answer --------------------------------------------------------------------------------------
+# --- response excerpt -----------------------------------------------------------------------------------------------
 
 
 def body(content: bytes, *headers: str) -> Play:
@@ -356,7 +356,7 @@ def body(content: bytes, *headers: str) -> Play:
     return saying(b"HTTP/1.1 422 No\r\n" + head.encode() + b"\r\n" + content)
 
 
-def test_an_answer_is_read_by_the_charset_it_declares() -> None:
+def test_a_response_is_decoded_with_its_declared_charset() -> None:
     declared = body("não, Ana".encode("latin-1"), "Content-Type: text/plain; charset=ISO-8859-1")
 
     assert attempt(declared).answer_excerpt == "não, ***"
@@ -365,20 +365,20 @@ def test_an_answer_is_read_by_the_charset_it_declares() -> None:
 
 
 @pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
-def test_the_lead_is_recognised_in_a_charset_that_is_not_declared(charset: str) -> None:
+def test_the_lead_is_masked_in_an_undeclared_charset_too(charset: str) -> None:
     kept = attempt(body("no, Ana, ana@example.com".encode(charset))).answer_excerpt or ""
 
     assert "no" in kept
     assert "na" not in kept.replace("no", "")
 
 
-def test_nothing_is_unpacked_and_what_is_packed_is_not_kept() -> None:
+def test_a_compressed_response_is_neither_decompressed_nor_kept() -> None:
     made = attempt(body(gzip.compress(b"\0" * 10_000_000), "Content-Encoding: gzip"))
 
     assert (made.outcome, made.answer_excerpt) == (Outcome.REFUSED, None)
 
 
-# --- servers that people use ----------------------------------------------------------------------------------------
+# --- widely used servers --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -407,7 +407,7 @@ def standard_library(protocol: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
-def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
+def test_leads_are_delivered_to_the_standard_library_s_server(protocol: str) -> None:
     async def scenario(port: int) -> list[AttemptResult]:
         deliverer = WebhookClient(f"http://127.0.0.1:{port}/hook", connections_max=2, allowed=LOOPBACK, ssl_context=TLS)
         try:
@@ -420,7 +420,7 @@ def test_the_standard_library_s_server_takes_leads(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("keep_alive", [0.0, 60.0])
-def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
+def test_leads_are_delivered_to_aiohttp_s_server(keep_alive: float) -> None:
     async def taken(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
         await request.read()
         response = aiohttp.web.StreamResponse()
@@ -448,10 +448,10 @@ def test_aiohttp_s_server_takes_leads(keep_alive: float) -> None:
     assert [each.outcome for each in asyncio.run(scenario())] == [Outcome.DELIVERED] * 4
 
 
-# --- the status line by itself --------------------------------------------------------------------------------------
+# --- status line alone ----------------------------------------------------------------------------------------------
 
 
-def test_too_many_interim_answers_are_refused() -> None:
+def test_too_many_interim_responses_are_refused() -> None:
     line = StatusLine()
     line.feed(b"HTTP/1.1 100 Continue\r\n\r\n" * INTERIM_MAX)
 

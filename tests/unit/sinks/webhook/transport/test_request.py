@@ -1,4 +1,4 @@
-"""What the receiver gets: the runbook's body and a signature that its library accepts."""
+"""Webhook request: the runbook's body, and a signature that the Standard Webhooks library accepts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECRETS = [f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2,
 KEYS = [base64.b64decode(secret.removeprefix("whsec_")) for secret in SECRETS]
 
 
-def test_the_body_is_the_runbooks_and_holds_nothing_else() -> None:
+def test_the_body_is_the_runbook_s_without_further_fields() -> None:
     assert body_of(LEAD).decode() == (
         '{"event_type":"lead.created","timestamp":"2026-11-24T10:30:00Z","lead":'
         '{"id":"0190d5a4-7d8b-7c3e-9a51-2f6f5f0e8a11","name":"João \\"Jo\\" <b>","email":"joao@example.com",'
@@ -40,7 +40,7 @@ def test_the_body_is_the_runbooks_and_holds_nothing_else() -> None:
     )
 
 
-def test_the_body_does_not_depend_on_where_or_how_often_the_lead_was_read() -> None:
+def test_the_body_does_not_depend_on_the_lead_s_offset_or_release() -> None:
     again = replace(LEAD, submission_partition=3, submission_offset=7, released=True)
 
     assert body_of(again) == body_of(LEAD)

@@ -1,4 +1,4 @@
-"""A secret file that is rewritten while the sink runs."""
+"""Secret file: rewritten, damaged or deleted while the sender runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Time:
         return self.seconds
 
 
-def test_what_is_written_holds_from_the_next_look_on_and_ends_when_its_time_is_over(tmp_path: Path) -> None:
+def test_a_rewritten_secret_is_used_from_the_next_check_on_and_until_it_expires(tmp_path: Path) -> None:
     file, time = tmp_path / "secret", Time()
     write_secrets(file, [OLD])
     secrets = SecretFile(file, time.wall, time.timer)
@@ -43,7 +43,7 @@ def test_what_is_written_holds_from_the_next_look_on_and_ends_when_its_time_is_o
 
 
 @pytest.mark.parametrize("damage", ["gone", "wrong"])
-def test_a_file_that_is_wrong_or_gone_changes_nothing(tmp_path: Path, damage: str) -> None:
+def test_an_invalid_or_deleted_file_changes_nothing(tmp_path: Path, damage: str) -> None:
     file, time = tmp_path / "secret", Time()
     write_secrets(file, [OLD])
     secrets = SecretFile(file, time.wall, time.timer)
@@ -60,6 +60,6 @@ def test_a_file_that_is_wrong_or_gone_changes_nothing(tmp_path: Path, damage: st
     assert secrets.keys() == (NEW.key,)
 
 
-def test_without_a_file_there_is_nothing_to_begin_with(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         SecretFile(tmp_path / "secret")

@@ -1,4 +1,4 @@
-"""Where nothing may be sent to."""
+"""SSRF guard: refused, public and allowed addresses in every notation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_an_address_that_is_not_public_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_fine(address: str) -> None:
+def test_a_public_address_is_accepted(address: str) -> None:
     assert not is_refused(address)
 
 
 @given(st.sampled_from([a for a in PRIVATE if ip_address(a.partition("%")[0]).version == 4]))
-def test_no_other_way_to_write_it_helps(address: str) -> None:
+def test_a_refused_address_is_refused_in_every_ipv6_notation(address: str) -> None:
     number = int(ip_address(address))
 
     assert is_refused(f"::ffff:{address}")
@@ -42,7 +42,7 @@ def test_no_other_way_to_write_it_helps(address: str) -> None:
     assert is_refused(f"2002:{number >> 16:x}:{number & 0xFFFF:x}::1")
 
 
-def test_what_is_allowed_is_allowed_however_it_is_written_and_nothing_else() -> None:
+def test_an_allowed_network_is_accepted_in_every_notation_and_no_other_is() -> None:
     allowed = [ip_network("127.0.0.0/8"), ip_network("fd00::/8")]
 
     assert not is_refused("127.0.0.1", allowed)
