@@ -66,7 +66,7 @@ class AttemptLog:
             attempt=case.number,
             sent_at=attempt.sent_at,
             duration_ms=attempt.duration_ms,
-            outcome="dead" if dead else "delivered" if attempt.outcome is Outcome.DELIVERED else "retry",
+            outcome="dead" if dead else "delivered" if attempt.outcome == Outcome.DELIVERED else "retry",
             status_code=attempt.status_code,
             error_message=attempt.error_message,
             lead_partition=case.lead_partition,

@@ -195,13 +195,13 @@ class RecordHandler:
             began, number, replay = utc_now(), 0, True
         case = InFlightLead(event.lead_partition, event.lead_offset, began, number, replay)
 
-        origin = _ReferenceOrigin(self, delayed, case.lead_partition)
         record = await self._leads.read(case.lead_partition, case.lead_offset, str(event.lead_id).encode())
         lead = None if record is None else await self._decoded(record)
         partition = self._group.partition(case.lead_partition)
         if record is None or not isinstance(lead, Lead):
-            await origin.withdrawn()  # Erased.
+            await self.settle(delayed)  # Erased.
             return True
+        origin = _ReferenceOrigin(self, delayed, lead.id, case.lead_partition)
         if replay or partition is None:
             return await self._delivery.run(lead, record, ticket, case, origin)
         async with self._exclusive(partition, lead.id):
@@ -323,11 +323,12 @@ class _ReferenceOrigin:
 
     handler: RecordHandler
     delayed: Delayed[Reference]
-    lead_partition: int
+    lead_id: UUID
+    partition: int
 
     async def ended(self) -> None:
         await self.handler.settle(self.delayed)
-        await self.handler.settle_others(self.delayed.item.event.lead_id, self.lead_partition)
+        await self.handler.settle_others(self.lead_id, self.partition)
 
     async def withdrawn(self) -> None:
         await self.handler.settle(self.delayed)
