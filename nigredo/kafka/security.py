@@ -13,6 +13,9 @@ from nigredo.password_file import read_password
 from nigredo.settings import Settings
 
 NOTICE_EVERY_S = 60.0
+AGAIN_WITHIN_S = 30.0
+"""A rejection that is real comes back with the next connection. librdkafka reports a handshake that timed out on a busy
+machine under the same code."""
 REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 log = get_logger()
@@ -22,12 +25,16 @@ class RefusalNotice:
     """Logs a rejected login or TLS handshake, which would otherwise look like an unavailable Kafka."""
 
     def __init__(self) -> None:
-        self._next_at = float("-inf")
+        self._next_at = self._last_at = float("-inf")
 
     def __call__(self, error: KafkaError) -> None:
-        """Handle a connection error, after which librdkafka reconnects; logged at most once a minute per process."""
-        if error.code() in REFUSED and time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + NOTICE_EVERY_S
+        """Handle a connection error, after which librdkafka reconnects; logged when repeated, at most once a minute."""
+        if error.code() not in REFUSED:
+            return
+        now, last_at = time.monotonic(), self._last_at
+        self._last_at = now
+        if now - last_at <= AGAIN_WITHIN_S and now >= self._next_at:
+            self._next_at = now + NOTICE_EVERY_S
             log.error(
                 "Kafka login or TLS handshake rejected; see the settings KAFKA_SASL_* and KAFKA_SSL_*",
                 error=error.name(),

@@ -127,10 +127,10 @@ class ConsumeLoop:
         await self._group.report_metrics(endpoint)
 
     def _must_rejoin(self) -> bool:
-        """Return whether a new client must join: committed offsets are unknown, or pending records do not arrive."""
-        if (reason := self._group.unread) is not None:
+        """Return whether a new client must join: offsets or an assignment are missing, or no pending record arrives."""
+        if (reason := self._group.unusable) is not None:
             self._health.waiting(reason)
-            log.warning("committed offsets not read, joining again", reason=reason)
+            log.warning("membership unusable, joining again", reason=reason)
             return True
         for (topic, partition), seconds in sorted(self._group.stalled.items())[:1]:
             self._health.waiting(f"records of {topic} partition {partition}: none received for {seconds:.0f} s")

@@ -13,15 +13,14 @@ PAGE = ROOT / "docs" / "LOGS.md"
 
 
 def logged() -> set[tuple[str, str]]:
-    """Return level and message of every call of `log` at these levels. A message that is no constant is found as code."""
+    """Return level and message of every call of `log` at these levels; a message that is no constant, as code."""
     found = set[tuple[str, str]]()
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(function := node.func, ast.Attribute):
-                if function.attr in LEVELS and isinstance(function.value, ast.Name) and function.value.id == "log":
-                    message = node.args[0]
+            match node:
+                case ast.Call(ast.Attribute(ast.Name("log"), level), [message, *_]) if level in LEVELS:
                     constant = isinstance(message, ast.Constant)
-                    found.add((function.attr, str(message.value) if constant else ast.unparse(message)))
+                    found.add((level, str(message.value) if constant else ast.unparse(message)))
     return found
 
 

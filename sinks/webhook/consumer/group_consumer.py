@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
@@ -48,6 +48,9 @@ CALL_TIMEOUT_S = 10.0
 HAND_OVER_WITHIN_S = 7.0
 """Longest time that a revocation waits for attempts in flight; the broker would wait for minutes."""
 LOOK_DEADLINE_S = 10.0
+ASSIGNED_WITHIN_S = 60.0
+"""Longer than a group of live members takes to rebalance."""
+ANSWER_WITHIN_S = 2.0
 
 
 class GroupConsumer:
@@ -97,7 +100,8 @@ class GroupConsumer:
         """Partitions paused until they are compared with the log again, because their offset was not in the log."""
         self._check_again_at = 0.0
         self._checks_failed = Backoff(longest_s=5.0)
-        self._unread: str | None = None
+        self._unusable: str | None = None
+        self._unassigned_since_s: float | None = time.monotonic()
         # A pool of its own: the shared pool resolves names, and a slow look-up would cost the membership.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="consumer")
         self._commits = Commits(settings.kafka_session_timeout_s, clock)
@@ -105,6 +109,7 @@ class GroupConsumer:
 
     def join(self) -> None:
         """Subscribe to the topics; partitions are assigned during `poll`."""
+        self._unassigned_since_s = time.monotonic()
         self._consumer.subscribe(
             list(self._topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )
@@ -113,7 +118,7 @@ class GroupConsumer:
         """Return the records that arrived within POLL_S. Must be called repeatedly to stay a member of the group."""
         messages = await self._in_thread(lambda: self._poll(room))
         # Dropped, because without the committed offsets the client starts at offsets of its own choice.
-        return messages if self._unread is None else []
+        return messages if self._unusable is None else []
 
     async def commit(self) -> None:
         """Commit the position of each partition up to which all records are done."""
@@ -204,9 +209,9 @@ class GroupConsumer:
             return dict(self._stopped)
 
     @property
-    def unread(self) -> str | None:
-        """Reason why the committed offsets could not be read; the group must then be joined again. None otherwise."""
-        return self._unread
+    def unusable(self) -> str | None:
+        """Reason why a new client must join: offsets that cannot be read, or no assignment. None otherwise."""
+        return self._unusable
 
     @property
     def stalled(self) -> Mapping[PartitionId, float]:
@@ -229,7 +234,7 @@ class GroupConsumer:
         try:
             committed = self._offsets(self._name, assigned)
         except DependencyDown as error:
-            self._unread = str(error)
+            self._unusable = str(error)
             return
         with self._lock:
             self._progress.assigned({})
@@ -237,6 +242,7 @@ class GroupConsumer:
             self._leads, self._stopped = {}, {}
             self._paused, self._full = set(), set()
             self._assignments += 1
+        self._unassigned_since_s = None
         self._commits.assigned()
         self._doubtful, self._check_again_at = set(), 0.0
         self._comparison.assigned()
@@ -367,6 +373,7 @@ class GroupConsumer:
             self._progress.revoked()
             self._ending = False
             self._leads, self._unchecked, self._stopped = {}, {}, {}
+        self._unassigned_since_s = time.monotonic()
         self._changed([])
 
     def _commit(self, consumer: Consumer) -> None:
@@ -380,6 +387,7 @@ class GroupConsumer:
 
     def _poll(self, room: Room) -> list[Message]:
         self._run_comparisons(self._consumer)
+        self._check_assigned()
         self._pause_or_resume(room)
         first = self._consumer.poll(POLL_S)
         if first is None:
@@ -398,6 +406,21 @@ class GroupConsumer:
         # start: if they were accepted, all records before them would be ignored as repeated.
         self._assign(self._consumer)
         return []
+
+    def _check_assigned(self) -> None:
+        """Report the membership unusable when it has no assignment for long although Kafka answers.
+
+        Observed after a disk of Kafka was set back, with the group coordinator's own partitions on it.
+        """
+        since_s, now_s = self._unassigned_since_s, time.monotonic()
+        if since_s is None or now_s - since_s < ASSIGNED_WITHIN_S:
+            return
+        try:
+            self._consumer.list_topics(LEADS, timeout=ANSWER_WITHIN_S)
+        except KafkaException:
+            self._unassigned_since_s = now_s  # Kafka itself is unavailable, so no other client would do better.
+        else:
+            self._unusable = f"an assignment of partitions: none received for {now_s - since_s:.0f} s"
 
     def _pause_or_resume(self, room: Room) -> None:
         """Pause partitions without room and resume the others; a full window resumes once half of it is done."""

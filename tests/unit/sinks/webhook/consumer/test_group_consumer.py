@@ -524,9 +524,31 @@ def test_a_member_whose_committed_offsets_cannot_be_read_reads_nothing_and_repor
         group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
         monkeypatch.setattr(group, "_offsets", away)
         group.join()
-        await polled_until(group, lambda: group.unread == "Kafka does not answer")
+        await polled_until(group, lambda: group.unusable == "Kafka does not answer")
         for _ in range(3):
             assert await group.poll(ROOM) == []
         await group.leave()
 
     asyncio.run(scenario())
+
+
+def test_a_member_without_an_assignment_is_given_up_once_kafka_answers(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_module, "ASSIGNED_WITHIN_S", 0.3)
+    monkeypatch.setattr(group_module, "ANSWER_WITHIN_S", 0.3)
+
+    async def scenario(where: str, polls: int) -> str | None:
+        settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": where})
+        # It never asks for partitions, and so gets none.
+        group = GroupConsumer(settings, NAME, [LEADS], changed=lambda _: None, busy=lambda: False, **THE_LOG)
+        for _ in range(polls):
+            await group.poll(ROOM)
+            if group.unusable is not None:
+                break
+        found = group.unusable
+        await group.leave()
+        return found
+
+    assert (asyncio.run(scenario(servers, 1000)) or "").startswith("an assignment of partitions")
+    assert asyncio.run(scenario("127.0.0.1:1", 12)) is None
