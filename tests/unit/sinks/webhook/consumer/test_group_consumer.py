@@ -550,5 +550,5 @@ def test_a_member_without_an_assignment_is_given_up_once_kafka_answers(
         await group.leave()
         return found
 
-    assert (asyncio.run(scenario(servers, 1000)) or "").startswith("an assignment of partitions")
+    assert (asyncio.run(scenario(servers, 1000)) or "").startswith("an assignment of partitions:")
     assert asyncio.run(scenario("127.0.0.1:1", 12)) is None
