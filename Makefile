@@ -22,7 +22,7 @@ NOT_INSTALLED := "nigredo: the locked dependencies are not installed: the packag
 BENCH_READY := $(VENV)/.bench-ready
 QUIX := $(VENV)/quix
 
-.PHONY: help setup run test fresh-machine chaos check bench bench-smoke bench-profile bench-long format lock dist clean
+.PHONY: help setup run test test-all fresh-machine chaos check bench bench-smoke bench-profile bench-long format lock dist clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ setup: $(READY) ## fill .venv with the locked dependencies, those of the tests t
 run: $(RUN_READY) ## start everything, send a sample lead, stay up until Ctrl-C
 	@exec $(BIN)/nigredo up --sample
 
-test: setup ## run every test against real Kafka, registry and Postgres (two at a time; TEST_WORKERS=0: one)
+test: setup ## run the tests against real Kafka, registry and Postgres (two at a time; TEST_WORKERS=0: one)
+	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not thorough" $(ARGS)
+
+test-all: setup ## the same, with the slow tests that stand beside a quicker one of the same promise: before a release
 	@exec $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 fresh-machine: ## type the two commands above on a pristine Debian (root, debootstrap; SUITE=trixie, ONLY=run, ACCOUNTS=root)

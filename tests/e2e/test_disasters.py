@@ -1,7 +1,7 @@
 """Disasters to the log, the database and the registry: no form that is accepted afterwards is lost in silence.
 
-Each test leaves the stack well, or the next one gets another. All disasters, in every timing: `make chaos
-ACTIONS=disaster`.
+Each test leaves the stack well, or the next one gets another. `make test-all` runs each disaster in its first timing,
+`make test` two of them, and `make chaos ACTIONS=disaster` all of them in every timing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from tests.chaos.disasters import DISASTERS, Disaster
 pytestmark = pytest.mark.embedded
 PAGE = Path(__file__).parents[2] / "docs" / "RECOVERY.md"
 COMMAND_DEADLINE_S = 180.0
-ONE_OF_EACH_KIND = ("database-lost", "leads-cut", "kafka-put-back", "submissions-made-again")
-"""The others, and all timings, are left to `make chaos ACTIONS=disaster`: they take half an hour. A registry that was
-lost, put back or replaced has tests of its own (`test_schema_ids.py`)."""
-CASES = [disaster for disaster in DISASTERS if disaster.name in ONE_OF_EACH_KIND]
+ALWAYS = ("leads-cut", "kafka-put-back")
+"""The two that need most of the product: a lost tail, and a log that was set back and written on."""
+CASES = [
+    pytest.param(disaster, id=disaster.name, marks=[] if disaster.name in ALWAYS else pytest.mark.thorough)
+    for disaster in DISASTERS
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def _nothing_received_yet() -> None:
     """Not of the shared stack, which these cases do without."""
 
 
-@pytest.mark.parametrize("disaster", CASES, ids=lambda disaster: disaster.name)
+@pytest.mark.parametrize("disaster", CASES)
 def test_no_form_after_it_is_lost_in_silence_and_the_way_back_is_named(stacks: Stacks, disaster: Disaster) -> None:
     # It ends by its own deadlines, also where a busy machine needs minutes; pytest's would leave the stack behind.
     faulthandler.cancel_dump_traceback_later()

@@ -49,6 +49,7 @@ def test_a_stack_works_on_a_kafka_registry_and_postgres_that_it_did_not_start(ho
     assert host.status()["parts"]["kafka"]["ready"], "what the guest did not start it must not stop"
 
 
+@pytest.mark.thorough
 def test_each_endpoint_of_a_file_has_its_sender_and_a_dead_one_changes_nothing_for_the_others(
     guest: Stack, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 
 from nigredo.testing import Stack, any_ipv4_client, eventually
 from tests.e2e.test_control import post
@@ -58,6 +59,7 @@ def page(stack: Stack) -> int:
     return httpx.get(f"{stack.url}/api/leads?limit=1", headers=token, timeout=20).status_code
 
 
+@pytest.mark.thorough
 def test_persister_reset_and_reads_go_on_while_idle_sessions_are_ended(stack: Stack) -> None:
     limited, restarts = any_ipv4_client(), stack.status()["parts"]["persister"]["restarts"]
     with killing_idle_sessions(stack) as ended:

@@ -68,7 +68,11 @@ def judged_from_the_log(stack: Stack, codec: Codec, networks: set[str]) -> dict[
     return verdicts
 
 
-@pytest.mark.parametrize("trouble", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize(
+    "trouble",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.thorough), signal.SIGSTOP],
+    ids=["killed", "frozen"],
+)
 def test_workers_that_join_and_vanish_change_no_verdict(stack: Stack, trouble: signal.Signals) -> None:
     codec = codec_of(stack)
     clients = [any_client() for _ in range(NETWORKS)]

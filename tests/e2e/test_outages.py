@@ -69,7 +69,7 @@ def is_honest(answer: httpx.Response) -> bool:
     return answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
 
 
-@pytest.mark.parametrize("how", ["silent", "gone"])
+@pytest.mark.parametrize("how", [pytest.param("silent", marks=pytest.mark.thorough), "gone"])
 def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack, how: str) -> None:
     with Load(own.url, CONNECTIONS) as load:
         eventually(lambda: len(load.answers) > 200, within_s=60, what="load")
@@ -92,7 +92,7 @@ def test_a_broker_that_stops_under_load_costs_503s_and_nothing_else(own: Stack, 
     assert [lead_id for ids in load.taken().values() for lead_id in ids if lead_id not in in_topic] == []
 
 
-@pytest.mark.parametrize("how", ["silent", "gone"])
+@pytest.mark.parametrize("how", [pytest.param("silent", marks=pytest.mark.thorough), "gone"])
 def test_with_the_spool_a_broker_that_stops_is_noticed_by_nobody(own: Stack, how: str) -> None:
     with another_node(own, INGEST_SPOOL="on", RATE_LIMIT_PER_HOUR="200") as node:
         with Load(node.url, CONNECTIONS, posts_a_network=50) as load:

@@ -98,6 +98,7 @@ def test_a_registry_that_was_put_back_to_before_an_upgrade_learns_what_came_afte
     taken_and_handled(own)
 
 
+@pytest.mark.thorough
 def test_ids_that_became_somebody_elses_are_refused_and_lose_nothing_until_they_are_repaired(own: Stack) -> None:
     before = taken_and_handled(own)
     change_registry(own, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")

@@ -73,7 +73,7 @@ def forgotten(stack: Stack, folder: Path, how: str) -> bool:
 EXPECTED = {f"{number % PARTITIONS}:{number // PARTITIONS}" for number in range(RECORDS)}
 
 
-@pytest.mark.parametrize("how", ["loop", "agent"])
+@pytest.mark.parametrize("how", [pytest.param("loop", marks=pytest.mark.thorough), "agent"])
 def test_a_worker_that_hangs_is_ended_and_the_next_one_loses_nothing(
     stack: Stack, topic: str, tmp_path: Path, how: str
 ) -> None:

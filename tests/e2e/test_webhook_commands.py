@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.testing import Stack, eventually
@@ -88,6 +89,7 @@ def test_a_lead_that_waits_is_seen_with_its_failures_until_it_is_delivered(stack
     eventually(delivered, within_s=150, every_s=0.5, what="the delivery")
 
 
+@pytest.mark.thorough
 def test_a_table_that_is_behind_hides_no_lead_and_is_said(stack: Stack) -> None:
     def undelivered() -> tuple[int, list[Any]]:
         done = stack.nigredo("webhook", "undelivered", "-n", "1000", "--json")

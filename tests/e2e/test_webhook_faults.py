@@ -181,6 +181,7 @@ def test_a_route_gone_wrong_opens_the_breaker_and_buries_next_to_nothing(mine: S
     assert list(answered.values()).count("dead") <= 1
 
 
+@pytest.mark.thorough
 def test_a_restart_in_a_run_of_refusals_gives_up_no_lead(mine: Sink) -> None:
     mine.receiver.behaviour = answering(401)
     before = mine.leads(3)
@@ -227,6 +228,7 @@ def test_a_spell_of_500s_costs_no_lead_and_the_receiver_is_asked_less_meanwhile(
     assert probes <= 10, "no more than the attempts that were under way, and probes a second and more apart"
 
 
+@pytest.mark.thorough
 def test_a_lead_that_waits_long_is_in_nobodys_way(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
     """It waits in a retry topic: the offsets of the leads pass it, and a restart changes nothing."""
     folder = tmp_path_factory.mktemp("poison")

@@ -47,6 +47,7 @@ def test_kill_9_under_load_loses_nothing_and_repeats_at_most_what_was_in_flight(
     assert all(json.loads(body)["lead"]["id"] == lead_id for lead_id, body in bodies)
 
 
+@pytest.mark.thorough
 def test_kill_9_amid_a_replay_sends_all_of_it_and_repeats_at_most_what_was_in_flight(mine: Sink) -> None:
     mine.start()
     leads = set(mine.leads(600))

@@ -183,6 +183,7 @@ def test_the_group_is_left_while_its_offsets_are_set_and_everything_from_there_o
     assert mine.health().get("waiting_for", "") is None
 
 
+@pytest.mark.thorough
 def test_it_comes_back_by_itself_when_the_time_to_stay_away_is_over(stack: Stack, mine: Sink) -> None:
     with standing(stack, "leave", mine.group, {}, for_s=20):
         eventually(lambda: mine.health().get("waiting_for"), within_s=60, what="the group is left")
