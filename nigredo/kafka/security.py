@@ -35,10 +35,7 @@ class RefusalNotice:
         self._last_at = now
         if now - last_at <= AGAIN_WITHIN_S and now >= self._next_at:
             self._next_at = now + NOTICE_EVERY_S
-            log.error(
-                "Kafka login or TLS handshake rejected; see the settings KAFKA_SASL_* and KAFKA_SSL_*",
-                error=error.name(),
-            )
+            log.error("Kafka login or TLS handshake rejected", error=error.name())
 
 
 refusal_notice = RefusalNotice()
