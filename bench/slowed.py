@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nigredo.cli import load_commands, nigredo
+from nigredo.cli import nigredo
 
 TARGETS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "encoder": [("nigredo.avro.codec", "Codec", "encode"), ("nigredo.avro.encoded_submission", "", "encoded")],
@@ -41,5 +41,4 @@ def _twice(function: Callable[..., Any]) -> Callable[..., Any]:
 if __name__ in ("__main__", "__mp_main__"):
     slow_down(sys.argv[1])
 if __name__ == "__main__":
-    load_commands()
     sys.exit(nigredo(["run", sys.argv[2]], standalone_mode=False))

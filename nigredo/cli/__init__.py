@@ -6,19 +6,78 @@ other package of the product may import this one, and commands import large libr
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from click.utils import make_default_short_help
 
 from nigredo.cli.output import Context, complain
 from nigredo.cli.target import DEFAULT_HOME
 from nigredo.errors import NigredoError
 
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "config": ("control", "Settings that can change while the product runs."),
+    "dead": ("dead", "Dead leads: out of attempts, or refused for good by the receiver."),
+    "dead-letters": (
+        "dead_letters",
+        "Dead letters: records that a process could not handle, parked for 90 days with the reason.",
+    ),
+    "down": ("stack", "Stop the stack in this home; accepted leads are kept."),
+    "env": ("stack", 'Print shell variables for the stack"s clients: eval "$(nigredo env)".'),
+    "ip": ("control", "Blocked client addresses: every request is answered 403."),
+    "keys": ("keys", "API keys for reading leads over HTTP; only their hashes are stored."),
+    "maintenance": ("control", "Maintenance mode: forms are answered with a readable 503."),
+    "migrate": ("database", "Apply the migrations that the database does not have yet; safe to repeat."),
+    "quarantine": ("quarantine", "Refused submissions: over the limit, spam, duplicates."),
+    "ratelimit": ("ratelimit", "Client networks at the limit: an IPv4 address, or the /64 of an IPv6 address."),
+    "recover": (
+        "recover",
+        "Repair stored positions, windows and leads after the log was lost, truncated, restored or recreated.",
+    ),
+    "replay": ("replay", "Send leads again, behind live traffic and without touching its offsets."),
+    "restart": ("stack", "Stop one part, start it, and wait until it is ready."),
+    "rewind": (
+        "rewind",
+        "Set a consumer GROUP back: it handles all records from there on again, so a sender repeats deliveries.",
+    ),
+    "run": ("run", "Run one process, with its settings from the environment alone."),
+    "schemas": ("schemas", "Schema ids pinned in the log, and the registry beside them."),
+    "start": ("stack", "Start a stopped part and wait until it is ready."),
+    "status": ("stack", "Show the parts of the stack; exit code 0 only when all are ready and no record is parked."),
+    "stop": ("stack", "Stop one part and leave it stopped."),
+    "topics": ("topics", "The topics and their schemas."),
+    "up": ("stack", "Start the whole stack and keep it running until Ctrl-C."),
+    "webhook": ("webhook", "Deliveries to the receivers."),
+}
+"""By name: the module of `nigredo.cli` that has the command under its name with underscores, and its line of help."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """Imports the module of a command only when the command is used, so that `--help` waits for no client library."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"nigredo.cli.{COMMANDS[cmd_name][0]}")
+        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        rows = [(name, make_default_short_help(line, limit)) for name, (_, line) in COMMANDS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -42,41 +101,12 @@ def nigredo(context: click.Context, home: Path | None, as_json: bool) -> None:
     context.obj = Context(folder, as_json, named=home is not None)
 
 
-def load_commands() -> None:
-    """Add the commands of every module."""
-    # Imported here, so that `import nigredo.cli` loads no command.
-    from nigredo.cli import (
-        control,
-        database,
-        dead,
-        dead_letters,
-        keys,
-        quarantine,
-        ratelimit,
-        recover,
-        replay,
-        rewind,
-        schemas,
-        stack,
-        topics,
-        webhook,
-    )
-    from nigredo.cli import run as processes
-    from nigredo.cli import webhook_status as deliveries
-
-    running = (stack, processes, topics, schemas, database, control, keys)
-    for module in (*running, ratelimit, quarantine, webhook, deliveries, replay, rewind, recover, dead, dead_letters):
-        for command in module.COMMANDS:
-            nigredo.add_command(command)
-
-
 def main() -> int:
     """Run the command line and return its exit code: 0 for success, 1 for a failed command, 2 for wrong arguments."""
     for stream in (sys.stdout, sys.stderr):
         # Characters that the terminal's encoding lacks are escaped.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    load_commands()
     try:
         code = nigredo.main(standalone_mode=False, prog_name="nigredo")
     except click.exceptions.Exit as done:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nigredo.cli.obeyed import end_unless_obeyed, report_change
 from nigredo.cli.output import Context, complain, with_context
+from nigredo.clock import utc_now
+from nigredo.control.admin import Change, ControlAdmin
+from nigredo.control.state import IP_BLOCK, SETTING, beneath, setting_entry
 from nigredo.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from nigredo.control.admin import Change, ControlAdmin
-    from nigredo.networks import Network
-    from schemas.events import ControlEntry
+from nigredo.networks import Network, parse_network, unmapped
+from nigredo.settings import Settings
+from schemas.events import ControlEntry
 
 PART = "control"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -42,15 +42,11 @@ lasts = click.option("--for", "lasts", type=Duration(), help="How long it holds,
 
 def changes_of(context: Context) -> ControlAdmin:
     """Return the reader and writer of the target's control topic."""
-    from nigredo.control.admin import ControlAdmin
-
     return ControlAdmin(context.settings(PART, role="nigredo_app"), context.actor)
 
 
 def until_of(lasts: timedelta | None) -> datetime | None:
     """Return the end of a change that starts now and lasts so long; None for one without an end."""
-    from nigredo.clock import utc_now
-
     return None if lasts is None else utc_now() + lasts
 
 
@@ -75,9 +71,6 @@ def get(context: Context, name: str | None) -> None:
 
     The environment is that of the running stack; without a stack it is this command's own, and stderr says so.
     """
-    from nigredo.control.state import SETTING
-    from nigredo.settings import Settings
-
     names = Settings.live_names()
     if name is not None and name not in names:
         raise ConfigurationError(f"{name}: no setting of this name can change while it runs; see `nigredo config get`")
@@ -90,9 +83,6 @@ def get(context: Context, name: str | None) -> None:
 
 def _found(context: Context, name: str, entry: ControlEntry | None) -> dict[str, str | None]:
     """Return value, origin and end of a setting. entry: the change in the control topic, if any."""
-    from nigredo.control.state import beneath
-    from nigredo.settings import Settings
-
     if entry is None:
         given = context.environment(PART, role="nigredo_app").get(name)
         origin = "environment" if given else "default"
@@ -155,9 +145,6 @@ def put_settings(
 
     Raises UsageError for values that cannot work, before any is written, and DependencyDown.
     """
-    from nigredo.control.admin import Change
-    from nigredo.control.state import SETTING, setting_entry
-
     try:
         entries = [Change(SETTING, name, setting_entry(name, text), until) for name, text in wanted.items()]
     except ConfigurationError as error:
@@ -170,8 +157,6 @@ def put_settings(
 
 def afterwards_too(after: Mapping[str, str | None] | None, text: str) -> str:
     """Return the addition to a line when a flag keeps its value after its end, so that nothing restarts by itself."""
-    from nigredo.settings import Settings
-
     if after is None or Settings.parse("MAINTENANCE_MODE", after["value"] or "") != Settings.parse(
         "MAINTENANCE_MODE", text
     ):
@@ -184,9 +169,6 @@ def afterwards_too(after: Mapping[str, str | None] | None, text: str) -> str:
 @with_context
 def unset(context: Context, name: str) -> None:
     """Remove a change, so that the value of the environment or the default holds again."""
-    from nigredo.control.state import SETTING
-    from nigredo.settings import Settings
-
     changes = changes_of(context)
     removed = changes.remove(SETTING, name)
     if not removed and name not in Settings.live_names():
@@ -214,9 +196,6 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
 
     With --for, an existing block without an end stays.
     """
-    from nigredo.control.admin import Change
-    from nigredo.control.state import IP_BLOCK
-
     wanted = list(dict.fromkeys(_network(text) for text in networks))
     large = [str(network) for network in wanted if network.prefixlen < (8 if network.version == 4 else 24)]
     if large and not force:
@@ -238,9 +217,6 @@ def block(context: Context, networks: tuple[str, ...], reason: str, force: bool,
 @with_context
 def unblock(context: Context, networks: tuple[str, ...]) -> None:
     """Unblock addresses or networks. The exit code is 0 only when all were blocked and none is blocked any more."""
-    from nigredo.control.admin import Change
-    from nigredo.control.state import IP_BLOCK
-
     changes, wanted = changes_of(context), list(dict.fromkeys(map(_network, networks)))
     # Compared by network, because an earlier release stored a mapped IPv6 address as it was typed.
     blocks = [(entry.name, network) for entry in changes.held(IP_BLOCK) if (network := _parsed(entry.name)) is not None]
@@ -269,8 +245,6 @@ def unblock(context: Context, networks: tuple[str, ...]) -> None:
 @with_context
 def list_(context: Context) -> None:
     """Show the blocked networks, by whom and until when."""
-    from nigredo.control.state import IP_BLOCK, beneath
-
     entries = changes_of(context).held(IP_BLOCK)
     document, lines = [], []
     for entry in entries:
@@ -294,7 +268,6 @@ def list_(context: Context) -> None:
 
 
 def _network(text: str) -> Network:
-    from nigredo.networks import unmapped
 
     found = _parsed(text)
     if found is None:
@@ -305,7 +278,6 @@ def _network(text: str) -> Network:
 
 
 def _parsed(text: str) -> Network | None:
-    from nigredo.networks import parse_network
 
     try:
         return parse_network(text)
@@ -342,12 +314,6 @@ def on(context: Context, text: str | None, lasts: timedelta | None) -> None:
 @with_context
 def off(context: Context) -> None:
     """Accept forms again."""
-    from nigredo.control.admin import Change
-    from nigredo.control.state import SETTING
-
     changes, text = changes_of(context), Change(SETTING, "MAINTENANCE_TEXT", None)
     put_settings(context, changes, {"MAINTENANCE_MODE": "false"}, None, also=[text])
     report_change(context, changes, {"maintenance": False}, "forms are accepted")
-
-
-COMMANDS = (config, ip, maintenance)

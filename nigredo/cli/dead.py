@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
@@ -11,12 +11,13 @@ import click
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import endpoint_option, require_endpoint, wait_until_settled, yes_option
 from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.kafka.topic_reader import TopicReader
+from nigredo.operations.replay import ReplayService
+from nigredo.operations.replay_plan import References
+from nigredo.operations.webhook_topics import WebhookTopics
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.replay import ReplayService
-    from nigredo.operations.replay_plan import References
-    from schemas.events import WebhookDead
+from schemas.events import WebhookDead
+from schemas.topics import DEAD_LETTERS
 
 PART = "dead"
 
@@ -44,9 +45,6 @@ def list_(context: Context, endpoint: str | None) -> None:
 
 
 def _nothing(context: Context) -> str:
-    from nigredo.kafka.topic_reader import TopicReader
-    from nigredo.operations.webhook_topics import WebhookTopics
-    from schemas.topics import DEAD_LETTERS
 
     settings = context.settings(PART, role="nigredo_app")
     parked = len(WebhookTopics(settings, TopicReader(settings, PART)).standing(DEAD_LETTERS))
@@ -123,7 +121,6 @@ def redrive(
 
 
 def _references(dead: Sequence[WebhookDead]) -> list[References]:
-    from nigredo.operations.replay_plan import References
 
     groups: dict[int, References] = {}
     for each in dead:
@@ -133,7 +130,6 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
 
 
 def _replay_service(context: Context, endpoint: str = "fibonacci") -> ReplayService:
-    from nigredo.operations.replay import ReplayService
 
     return ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
 
@@ -150,6 +146,3 @@ def _document(dead: WebhookDead) -> dict[str, Any]:
         "lead_partition": dead.lead_partition,
         "lead_offset": dead.lead_offset,
     }
-
-
-COMMANDS = (dead,)

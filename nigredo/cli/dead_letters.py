@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
+import httpx
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import yes_option
-from nigredo.errors import ConfigurationError, NigredoError
+from nigredo.clock import utc_now
+from nigredo.errors import ConfigurationError, NigredoError, RecordRefused
+from nigredo.kafka.record import Record
+from nigredo.operations.dead_letters import DeadLetters, NotRetried, Parked, chosen
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.kafka.record import Record
-    from nigredo.operations.dead_letters import DeadLetters, Parked
-    from nigredo.settings import Settings
-    from nigredo.stack.home import Home
-    from schemas.events import Event
+from nigredo.postgres.pool import make_pool
+from nigredo.settings import Settings
+from nigredo.stack.home import Home
+from processors.persistence.rows import rows_of
+from processors.persistence.store import Store
+from schemas.events import Event
 
 PART = "dead-letters"
 LISTENER_TIMEOUT_S = 2.0
@@ -148,14 +151,11 @@ def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]
 
 
 def _filtered(waiting: Sequence[Parked], topic: str | None, reason: str | None, last: timedelta | None) -> list[Parked]:
-    from nigredo.clock import utc_now
-    from nigredo.operations.dead_letters import chosen
 
     return chosen(waiting, topic=topic, reason=reason, since=None if last is None else utc_now() - last)
 
 
 def _letters(context: Context) -> DeadLetters:
-    from nigredo.operations.dead_letters import DeadLetters
 
     settings = context.settings(PART, role="nigredo_app")
     return DeadLetters(settings, context.actor, lambda record, event: asyncio.run(_store(settings, record, event)))
@@ -166,12 +166,6 @@ async def _store(settings: Settings, record: Record, event: Event | None) -> Non
 
     Raises NotRetried when the database still refuses the rows.
     """
-    from nigredo.errors import RecordRefused
-    from nigredo.operations.dead_letters import NotRetried
-    from nigredo.postgres.pool import make_pool
-    from processors.persistence.rows import rows_of
-    from processors.persistence.store import Store
-
     pool = make_pool(settings, PART, size_max=1)
     await pool.open()
     try:
@@ -210,8 +204,6 @@ def _lead_id(key: bytes | None) -> str | None:
 
 def dead_letters_of_persister(home: Home) -> list[dict[str, Any]] | None:
     """Return the counts of parked records by topic and reason; None when the persister does not report them."""
-    import httpx
-
     try:
         answer: Any = httpx.get(
             f"http://127.0.0.1:{home.health_port('persister')}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False
@@ -229,6 +221,3 @@ def status_lines(counts: Sequence[dict[str, Any]]) -> list[str]:
         + f" parked ({each['reason']}): see `nigredo dead-letters list`"
         for each in counts
     ]
-
-
-COMMANDS = (dead_letters,)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import click
 
 from nigredo.cli.control import Duration, changes_of, lasts, shown_until, until_of
 from nigredo.cli.obeyed import end_unless_obeyed, report_change
 from nigredo.cli.output import Context, with_context
+from nigredo.clock import utc_now
+from nigredo.control.admin import Change, ControlAdmin
+from nigredo.control.api_keys import SCOPES, as_value, create, from_value
+from nigredo.control.state import API_KEY
 from nigredo.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from nigredo.control.admin import ControlAdmin
-    from schemas.events import ControlEntry
-
+from schemas.events import ControlEntry
 
 HEIR = "heir"
 """Field in the entry of a rotated key: the id of its successor."""
@@ -33,9 +32,6 @@ def keys() -> None:
 @with_context
 def create_key(context: Context, name: str, scopes: tuple[str, ...], lasts: timedelta | None) -> None:
     """Create a key and print it once, because only its hash is stored. NAME says whose key it is."""
-    from nigredo.control.api_keys import SCOPES, as_value, create
-    from nigredo.control.state import API_KEY
-
     if unknown := sorted(set(scopes) - set(SCOPES)):
         raise click.UsageError(f"there is no scope {', '.join(unknown)}; there is {', '.join(SCOPES)}")
     (text, key), until = create(name, frozenset(scopes)), until_of(lasts)
@@ -79,11 +75,6 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
 
     An end of the old key applies to the new key too, and bounds the overlap.
     """
-    from nigredo.clock import utc_now
-    from nigredo.control.admin import Change
-    from nigredo.control.api_keys import as_value, create, from_value
-    from nigredo.control.state import API_KEY
-
     changes = changes_of(context)
     entry = _current_key(changes, key_id)
     if heir := entry.value.get(HEIR):
@@ -109,8 +100,6 @@ def rotate_key(context: Context, key_id: str, overlap: timedelta) -> None:
 @with_context
 def revoke_key(context: Context, key_id: str) -> None:
     """Revoke a key, at every node within a second."""
-    from nigredo.control.state import API_KEY
-
     changes = changes_of(context)
     _current_key(changes, key_id)
     changes.remove(API_KEY, key_id)
@@ -118,7 +107,6 @@ def revoke_key(context: Context, key_id: str) -> None:
 
 
 def _current_keys(changes: ControlAdmin) -> dict[str, ControlEntry]:
-    from nigredo.control.state import API_KEY
 
     return {entry.name: entry for entry in changes.held(API_KEY)}
 
@@ -128,6 +116,3 @@ def _current_key(changes: ControlAdmin, key_id: str) -> ControlEntry:
     if found is None:
         raise ConfigurationError(f"there is no key with the id {key_id}; see `nigredo keys list`")
     return found
-
-
-COMMANDS = (keys,)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import httpx
 
 from nigredo.cli.output import Context, complain
-
-if TYPE_CHECKING:
-    from nigredo.control.admin import ControlAdmin
+from nigredo.control.admin import ControlAdmin
 
 OBEYED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.1
@@ -107,7 +106,6 @@ def _end_unless(found: Obeyed) -> None:
 
 
 def _health_of(url: str) -> Mapping[str, Any] | None:
-    import httpx
 
     try:
         answer: Any = httpx.get(f"{url}/health", timeout=ASK_TIMEOUT_S, trust_env=False).json()

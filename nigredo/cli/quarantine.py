@@ -5,26 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
 
 from nigredo.cli.control import PART, Duration
 from nigredo.cli.output import Context, with_context
+from nigredo.clock import utc_now
+from nigredo.errors import ConfigurationError, NigredoError
+from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.quarantine import Quarantine
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.quarantine import Quarantine
-    from schemas.events import Rejection
+from nigredo.postgres.pool import connected
+from schemas.events import Rejection
 
 RELEASE_DEADLINE_S = 60.0
 SETTLED = "SELECT id FROM nigredo.form_submissions WHERE id = ANY(%s) AND verdict IN ('accepted', 'released')"
 
 
 def _quarantine(context: Context) -> Quarantine:
-    from nigredo.operations.limit_commands import LimiterCommands
-    from nigredo.operations.quarantine import Quarantine
 
     return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor))
 
@@ -56,8 +56,6 @@ def quarantine() -> None:
 @with_context
 def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> None:
     """Show the refused submissions, newest first, without personal data."""
-    from nigredo.clock import utc_now
-
     kept = _quarantine(context).kept(since=utc_now() - last).values()
     found = [each.rejection for each in kept if reason in (None, each.rejection.reason)]
     found.sort(key=lambda rejection: rejection.submitted_at, reverse=True)
@@ -77,8 +75,6 @@ def list_(context: Context, reason: str | None, last: timedelta, limit: int) -> 
 @with_context
 def show(context: Context, lead_id: UUID, content: bool) -> None:
     """Show one refused submission, and with --content the person's name, e-mail and message."""
-    from nigredo.errors import ConfigurationError
-
     if content and not sys.stdout.isatty():
         raise ConfigurationError("--content shows personal data, so only on a terminal")
     kept = _quarantine(context).kept(ids=[lead_id]).get(lead_id)
@@ -117,8 +113,6 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
 
     Each is released once, however often the command is repeated.
     """
-    from nigredo.errors import ConfigurationError, NigredoError
-
     quarantine, wanted = _quarantine(context), list(dict.fromkeys(lead_ids))
     kept = quarantine.kept(ids=wanted)
     gone = [each for each in wanted if each not in kept]
@@ -150,12 +144,7 @@ def release(context: Context, lead_ids: tuple[UUID, ...], yes: bool) -> None:
 
 def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:
     """Return the ids among these that are leads by now, according to the database."""
-    from nigredo.postgres.pool import connected
-
     if not lead_ids:
         return set()
     with connected(context.settings(PART, role="nigredo_app"), PART) as connection:
         return {row[0] for row in connection.execute(SETTLED, [list(lead_ids)]).fetchall()}
-
-
-COMMANDS = (quarantine,)

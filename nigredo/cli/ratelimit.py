@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import click
 
 from nigredo.cli.control import PART, change_settings, changes_of, lasts
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.webhook_status import table_is_current
+from nigredo.clock import utc_now
+from nigredo.control.state import control_of
+from nigredo.networks import Network, client_network, parse_network
+from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.limit_simulation import simulated
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.networks import Network
-    from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.postgres.pool import connected
+from schemas.topics import RATE_LIMITS
 
 APPLY_DEADLINE_S = 20.0
 SIMULATED_MAX = 10_000
@@ -35,8 +37,6 @@ class Clients(click.ParamType):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         """Return the network; fails with the expected form."""
-        from nigredo.networks import parse_network
-
         try:
             return parse_network(str(value), strict=False)
         except ValueError:
@@ -44,15 +44,12 @@ class Clients(click.ParamType):
 
 
 def _commands(context: Context) -> LimiterCommands:
-    from nigredo.operations.limit_commands import LimiterCommands
 
     return LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor)
 
 
 def _one_client(network: Network) -> str | None:
     """Return the client network that all these addresses count for; None when they count for several."""
-    from nigredo.networks import client_network
-
     if network.prefixlen < (32 if network.version == 4 else 64):
         return None
     return client_network(network.network_address)
@@ -71,9 +68,6 @@ def list_(context: Context, limit: int) -> None:
 
     The exit code is 0 only when the table is up to date with the log.
     """
-    from nigredo.postgres.pool import connected
-    from schemas.topics import RATE_LIMITS
-
     settings = context.settings(PART, role="nigredo_app")
     up_to_date = table_is_current(settings, [RATE_LIMITS])
     with connected(settings, PART) as connection:
@@ -112,7 +106,6 @@ def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
 
 
 def _lies_in(key: str, networks: list[Network]) -> bool:
-    from nigredo.networks import parse_network
 
     try:
         client = parse_network(key)
@@ -139,10 +132,6 @@ def simulate(context: Context, client: Network, count: int) -> None:
 
     Computed by the limiter's own function from the window that it last wrote for that client.
     """
-    from nigredo.clock import utc_now
-    from nigredo.control.state import control_of
-    from nigredo.operations.limit_simulation import simulated
-
     network = _one_client(client)
     if network is None:
         raise click.UsageError(f"{client} is many clients; name one address, or the /64 of an IPv6 one")
@@ -167,6 +156,3 @@ def simulate(context: Context, client: Network, count: int) -> None:
         when = "at once" if ahead_s <= 0 else f"at {simulation.next_at:%Y-%m-%d %H:%M:%S} UTC, in {ahead_s} s"
         lines.append(f"the next one would be accepted {when}")
     context.result(document, lines)
-
-
-COMMANDS = (ratelimit,)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import yes_option
+from nigredo.endpoints.endpoint import examine_endpoints
+from nigredo.endpoints.start import first_offsets
 from nigredo.errors import NigredoError
+from nigredo.operations.recovery.procedure import Recovery
+from nigredo.operations.recovery.survey import Condition
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.recovery.procedure import Recovery
-    from nigredo.operations.recovery.survey import Condition
 
 PART = "recover"
 IDS_SHOWN = 20
@@ -49,9 +49,6 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
 
 
 def _recovery(context: Context) -> Recovery:
-    from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.endpoints.start import first_offsets
-    from nigredo.operations.recovery.procedure import Recovery
 
     settings = context.settings(PART, role="nigredo_app")
     return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor, first_offsets)
@@ -95,6 +92,3 @@ def _described(found: Condition, *, ids: bool) -> list[str]:
             *([f"  {lead_id}" for lead_id in found.gone] if ids else ["  --ids lists them"]),
         ]
     return lines or ["nothing to repair: every stored position agrees with the log"]
-
-
-COMMANDS = (recover,)

@@ -6,18 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
+from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import examine_endpoints
 from nigredo.errors import ConfigurationError, DependencyDown
+from nigredo.operations.replay import Plan, Range, ReplayProgress, ReplayService
+from nigredo.operations.replay_plan import Rule
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.replay import Plan, Range, ReplayProgress, ReplayService
 
 PART = "replay"
 LINE_EVERY_S = 5.0
@@ -57,9 +60,6 @@ class PartitionOffset(click.ParamType):
 
 def require_endpoint(context: Context, endpoint: str) -> None:
     """Raise ConfigurationError for an endpoint that never existed, because an empty list would mislead."""
-    from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.operations.replay import ReplayService
-
     settings = context.settings(PART, role="nigredo_app")
     if endpoint not in examine_endpoints(settings)[0]:
         ReplayService(settings, endpoint, context.actor).topics.live_offsets(endpoint)
@@ -107,9 +107,6 @@ def replay(
     Delivered leads are left out unless included; leads with a scheduled attempt are left alone. Safe to interrupt and
     to repeat.
     """
-    from nigredo.operations.replay import ReplayService
-    from nigredo.operations.replay_plan import Rule
-
     selection = _range(since, begin, end, offsets, leads)
     if failed_only and include_delivered:
         raise click.UsageError("--failed-only never sends a delivered lead; leave out --include-delivered")
@@ -149,8 +146,6 @@ def _range(
     offsets: tuple[tuple[int, int], ...],
     leads: tuple[UUID, ...],
 ) -> Range:
-    from nigredo.clock import utc_now
-    from nigredo.operations.replay import Range
 
     if sum((since is not None, begin is not None, bool(offsets), bool(leads))) != 1:
         raise click.UsageError("choose leads by one of --since, --from (with --to), --from-offset, --lead")
@@ -216,8 +211,6 @@ def _described(plan: Plan, selection: Range) -> list[str]:
 
 def _send(context: Context, replays: ReplayService, plan: Plan, selection: Range, *, wait: bool) -> dict[str, Any]:
     """Write the references of a plan and, with `wait`, wait until the sink has settled all of them."""
-    from nigredo.clock import utc_now
-
     total, began = plan.counts.to_send, utc_now()
     with _progress(context, "asking the sink", total) as shown:
         replays.request(plan.references, selection.describe(), shown)
@@ -257,9 +250,6 @@ def wait_until_settled(context: Context, watched: ReplayProgress, total: int) ->
 @contextmanager
 def _progress(context: Context, label: str, total: int) -> Iterator[Any]:
     """Show the progress of a task: a bar on a terminal, otherwise a line every `LINE_EVERY_S`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     console = Console(stderr=True)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -272,6 +262,3 @@ def _progress(context: Context, label: str, total: int) -> Iterator[Any]:
                 context.tell(f"{label}: {done} of {total}")
 
         yield show
-
-
-COMMANDS = (replay,)

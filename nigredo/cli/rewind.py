@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import When, yes_option
 from nigredo.errors import ConfigurationError
+from nigredo.operations.rewind import DatabaseOffsets, KafkaOffsets, Offsets, PartitionRewind, Rewind, RewindTarget
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.rewind import Offsets, PartitionRewind, RewindTarget
-    from nigredo.settings import Settings
+from nigredo.settings import Settings
+from schemas.topics import LEADS
 
 PART = "rewind"
 
@@ -45,8 +44,6 @@ def rewind(
     Its members leave the group meanwhile, for at most two minutes. GROUP is a full name such as
     nigredo-webhook-sender-dev, or a part's: webhook-sender, webhook-sender-crm, persister.
     """
-    from nigredo.operations.rewind import Rewind
-
     if sum((at is not None, bool(places), earliest)) != 1:
         raise click.UsageError("choose the target by one of --to-datetime, --to-offset, --to-earliest")
     settings = context.settings(PART, role="nigredo_app")
@@ -76,8 +73,6 @@ def rewind(
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
     """Return a group's full name and its offset store. Raises ConfigurationError for a group that cannot be reset."""
-    from nigredo.operations.rewind import DatabaseOffsets, KafkaOffsets
-
     limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
     full = {"rate-limiter": limiter, "persister": persister}.get(group, group)
     if full == "webhook-sender" or full.startswith("webhook-sender-"):
@@ -94,8 +89,6 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
 
 
 def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> RewindTarget:
-    from nigredo.operations.rewind import RewindTarget
-    from schemas.topics import LEADS
 
     offsets: dict[tuple[str, int], int] = {}
     for text in places:
@@ -126,6 +119,3 @@ def _described(steps: list[PartitionRewind]) -> list[str]:
 
 def _come(records: int) -> str:
     return counted(records, "record comes", "records come")
-
-
-COMMANDS = (rewind,)

@@ -23,6 +23,3 @@ def run(context: Context, name: str, endpoint: str | None) -> int:
         os.environ["WEBHOOK_ENDPOINT"] = endpoint
     code: int = importlib.import_module(PROCESSES[name]).main()
     return code
-
-
-COMMANDS = (run,)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nigredo.cli.output import Context, with_context
+from nigredo.endpoints.endpoint import examine_endpoints
 from nigredo.errors import NigredoError
+from nigredo.operations.schema_ids import Finding, SchemaIds, ensure_schemas, patiently
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from nigredo.operations.schema_ids import Finding
 
 
 @click.group()
@@ -48,9 +47,6 @@ def check(context: Context) -> None:
 @with_context
 def repair(context: Context, dry_run: bool) -> None:
     """Restore ids that the registry lost, and replace ids that it gave to other schemas; safe to repeat."""
-    from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.operations.schema_ids import SchemaIds, ensure_schemas, patiently
-
     settings = context.settings("schemas", role="nigredo_app")
     ids = SchemaIds(settings)
     # Idempotent: a retry after a lost connection finds the finished changes done.
@@ -61,7 +57,6 @@ def repair(context: Context, dry_run: bool) -> None:
 
 
 def _findings(context: Context) -> list[Finding]:
-    from nigredo.operations.schema_ids import SchemaIds, patiently
 
     return patiently(SchemaIds(context.settings("schemas", role="nigredo_app")).findings)
 
@@ -81,6 +76,3 @@ def _document(found: Finding) -> dict[str, Any]:
         "registry": found.standing,
         "registry_subjects": list(found.subjects),
     }
-
-
-COMMANDS = (schemas,)

@@ -12,18 +12,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
 
+from nigredo.cli.dead_letters import dead_letters_of_persister, status_lines
 from nigredo.cli.output import Context, complain, download_progress, with_context
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
+from nigredo.stack import artifacts, embedded
 from nigredo.stack import supervisor_socket as control
+from nigredo.stack.artifacts import Artifacts
 from nigredo.stack.home import PORTS, Home, postgres_bin
-
-if TYPE_CHECKING:
-    from nigredo.stack.artifacts import Artifacts
+from nigredo.stack.sample import show_sample
+from nigredo.stack.supervisor import end_leftovers
 
 PRIVATE = 0o077
 """Umask of the supervisor, inherited by the parts, so that their files are closed to other users."""
@@ -58,8 +60,6 @@ def up(context: Context, detach: bool, port_base: int | None, sample: bool, exte
       3    with --detach: forms are accepted, but the parts named on stderr are not ready and are retried
       130  stopped before forms were accepted
     """
-    from nigredo.stack import artifacts, embedded
-
     _check_platform()
     home = context.stack(port_base)
     given = [part.strip() for part in external.split(",") if part.strip()]
@@ -102,8 +102,6 @@ def _disk() -> Iterator[None]:
 
 def _run(context: Context, home: Home, fetched: Artifacts, external: Sequence[str], *, sample: bool) -> int:
     """Run the stack in the foreground."""
-    from nigredo.stack import embedded
-    from nigredo.stack.sample import show_sample
 
     def when_accepting() -> None:
         context.tell(*_addresses(home))
@@ -162,8 +160,6 @@ def _await_start(
     context: Context, home: Home, process: subprocess.Popen[bytes], log_file: Path, *, sample: bool
 ) -> int:
     """Wait until the start of a detached stack is over, print the result, and return the exit code."""
-    from nigredo.stack.sample import show_sample
-
     try:
         document = _until_settled(context, home, process, log_file)
     except BaseException:
@@ -252,8 +248,6 @@ def down(context: Context) -> None:
 
     A stack that does not run is no error, a home without a stack is.
     """
-    from nigredo.stack.supervisor import end_leftovers
-
     home = context.stack()
     ended: list[str] = []
     if not home.exists and not (home.dir / "run").is_dir():
@@ -292,8 +286,6 @@ def status(context: Context) -> int:
 
     A part stopped by `nigredo stop` is not ready, and stays stopped until `nigredo start`.
     """
-    from nigredo.cli.dead_letters import dead_letters_of_persister, status_lines
-
     home = context.stack()
     document = control.ask(home, {"do": "status"}, deadline_s=CONTROL_DEADLINE_S)
     parked = dead_letters_of_persister(home)
@@ -329,12 +321,6 @@ def _action(name: str, help_text: str) -> click.Command:
     return command
 
 
-COMMANDS = (
-    up,
-    down,
-    status,
-    env,
-    _action("stop", "Stop one part and leave it stopped."),
-    _action("start", "Start a stopped part and wait until it is ready."),
-    _action("restart", "Stop one part, start it, and wait until it is ready."),
-)
+stop = _action("stop", "Stop one part and leave it stopped.")
+start = _action("start", "Start a stopped part and wait until it is ready.")
+restart = _action("restart", "Stop one part, start it, and wait until it is ready.")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import click
 
 from nigredo.cli.control import afterwards_too, changes_of, lasts, put_settings, shown_until, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
+from nigredo.endpoints.endpoint import examine_endpoints
 from nigredo.endpoints.keys import FIRST_ENDPOINT
-
-if TYPE_CHECKING:
-    from nigredo.settings import Settings
+from nigredo.operations.endpoint_status import ask_sender
+from nigredo.settings import Settings
+from nigredo.stack.embedded import sender_ports
 
 OBEYED_WITHIN_S = 15.0
 LOOK_EVERY_S = 0.1
@@ -60,9 +60,6 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
 
     A sender that does not run sends nothing, which satisfies a pause but not a resumption.
     """
-    from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.operations.endpoint_status import ask_sender
-
     settings = context.settings("webhook-sender", role="nigredo_app")
     deadline, problems = time.monotonic() + OBEYED_WITHIN_S, []
     for endpoint in examine_endpoints(settings)[0].values():
@@ -96,13 +93,7 @@ def part_of(endpoint: str) -> str:
 
 def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:
     """Return the health address of an endpoint's sender; None when it is not known here."""
-    from nigredo.endpoints.endpoint import examine_endpoints
-    from nigredo.stack.embedded import sender_ports
-
     home = context.target.home
     port = settings.health_port if home is None else sender_ports(home, examine_endpoints(settings)[0])[endpoint]
     host = "127.0.0.1" if settings.health_host in ("0.0.0.0", "::") else settings.health_host  # noqa: S104 - read, not bound
     return f"http://{host}:{port}" if port else None
-
-
-COMMANDS = (webhook,)

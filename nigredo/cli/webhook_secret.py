@@ -8,6 +8,9 @@ import click
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
+from nigredo.clock import utc_now
+from nigredo.endpoints.endpoint import named
+from nigredo.endpoints.secrets import active, read_secrets, rotated, write_secrets
 
 PART = "webhook-sender"
 
@@ -22,10 +25,6 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
 
     The secret is not printed: it is the first line of the file.
     """
-    from nigredo.clock import utc_now
-    from nigredo.endpoints.endpoint import named
-    from nigredo.endpoints.secrets import active, read_secrets, rotated, write_secrets
-
     file, now = named(context.settings(PART, role="nigredo_app"), endpoint).secret_file, utc_now()
     found = read_secrets(file)
     if len(active(found, now)) > 1:

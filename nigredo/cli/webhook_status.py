@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
@@ -14,13 +15,21 @@ from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.replay import endpoint_option, require_endpoint
 from nigredo.cli.webhook import listener_of, part_of, webhook
+from nigredo.clock import utc_now
+from nigredo.control.admin import ControlAdmin
+from nigredo.control.state import ENDPOINT, control_of
+from nigredo.endpoints.endpoint import named
+from nigredo.endpoints.start import first_offsets
+from nigredo.errors import DependencyDown
+from nigredo.operations import delivery_queries
+from nigredo.operations.delivery_queries import ATTEMPTS_KEPT, Begun
+from nigredo.operations.endpoint_status import read_status
+from nigredo.operations.recovery.beyond import behind, beyond, gaps
+from nigredo.operations.replay import ReplayService
 from nigredo.plural import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from nigredo.operations.delivery_queries import Begun
-    from nigredo.settings import Settings
+from nigredo.settings import Settings
+from schemas.topics import DELIVERIES, LEADS
+from sinks.webhook.transport.probe import probe
 
 PART = "webhook"
 
@@ -35,10 +44,6 @@ def status(context: Context, endpoint: str) -> None:
     minutes failed, a lead that waits for more than ten minutes, submissions that are not judged because the log is not
     the one that the limiter read. Dead leads are shown but are no problem.
     """
-    from nigredo.clock import utc_now
-    from nigredo.endpoints.endpoint import named
-    from nigredo.operations.endpoint_status import read_status
-
     settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
     enabled = named(settings, endpoint).enabled and _current_settings(context, settings).webhook_enabled
     found = read_status(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
@@ -83,9 +88,6 @@ def status(context: Context, endpoint: str) -> None:
 
 def _current_settings(context: Context, settings: Settings) -> Settings:
     """Return the current settings, with the changes in the control topic."""
-    from nigredo.control.admin import ControlAdmin
-    from nigredo.control.state import control_of
-
     return control_of(settings, ControlAdmin(settings, context.actor).held()).settings
 
 
@@ -98,9 +100,6 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
 
     The request is marked as a probe (X-Nigredo-Probe), is no lead, and is not counted anywhere.
     """
-    from nigredo.endpoints.endpoint import named
-    from sinks.webhook.transport.probe import probe
-
     settings = context.settings(part_of(endpoint), role="nigredo_app")
     receiver = named(settings, endpoint)
     context.warn_of_own_settings()
@@ -129,15 +128,11 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
 
     The exit code is 0 only when the table is up to date with the log.
     """
-    from nigredo.clock import utc_now
-    from nigredo.operations.delivery_queries import failures as found
-    from schemas.topics import DELIVERIES
-
     if endpoint is not None:
         require_endpoint(context, endpoint)
     settings = context.settings(PART, role="nigredo_app")
     up_to_date = table_is_current(settings, [DELIVERIES])
-    rows = found(settings, endpoint, utc_now() - last, limit)
+    rows = delivery_queries.failures(settings, endpoint, utc_now() - last, limit)
     lines = [
         f"{row.sent_at:%Y-%m-%d %H:%M:%S} UTC  {row.lead_id}  {row.endpoint}  attempt {row.attempt}  "
         f"{row.status_code or '-'}  {row.error_message or ''}".rstrip()
@@ -153,9 +148,6 @@ def failures(context: Context, limit: int, last: timedelta, endpoint: str | None
 
 def table_is_current(settings: Settings, topics: Collection[str]) -> bool:
     """Return whether the tables are up to date with these topics; else print on stderr how far behind they are."""
-    from nigredo.errors import DependencyDown
-    from nigredo.operations.recovery.beyond import behind, gaps
-
     try:
         records = behind(gaps(settings, topics))
     except DependencyDown as error:
@@ -175,19 +167,14 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
 
     Read from the tables, and from the log where the tables are behind. The exit code is 0 only when there is none.
     """
-    from nigredo.clock import utc_now
-    from nigredo.operations.delivery_queries import ATTEMPTS_KEPT
-    from nigredo.operations.delivery_queries import undelivered as found
-    from nigredo.operations.recovery.beyond import beyond, gaps
-    from nigredo.operations.replay import ReplayService
-    from schemas.topics import DELIVERIES, LEADS
-
     settings = context.settings(PART, role="nigredo_app")
     # The prospects first, so that a lead delivered meanwhile is no longer in the rows.
     replays = ReplayService(settings, endpoint, PART)
     prospects = replays.prospects()
     in_log = beyond(settings, replays.topics, endpoint, gaps(settings, [LEADS, DELIVERIES]))
-    rows = found(settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint))
+    rows = delivery_queries.undelivered(
+        settings, endpoint, utc_now() - ATTEMPTS_KEPT, limit, in_log, _begun(context, settings, endpoint)
+    )
     document, lines = [], []
     for row in rows:
         state = prospects.of(row.lead_id, row.lead_partition, row.lead_offset)
@@ -204,10 +191,6 @@ def undelivered(context: Context, limit: int, endpoint: str) -> None:
 
 def _begun(context: Context, settings: Settings, endpoint: str) -> Begun | None:
     """Return the first offsets of an endpoint with `start = "now"`, from the control topic; None for any other."""
-    from nigredo.control.admin import ControlAdmin
-    from nigredo.control.state import ENDPOINT
-    from nigredo.endpoints.start import first_offsets
-    from nigredo.operations.delivery_queries import Begun
 
     entries = ControlAdmin(settings, context.actor).held(ENDPOINT)
     entry = next((entry for entry in entries if entry.name == endpoint), None)
@@ -221,6 +204,3 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
         name: value.isoformat() if isinstance(value, datetime) else str(value) if isinstance(value, UUID) else value
         for name, value in row.items()
     }
-
-
-COMMANDS = ()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from nigredo.cli import load_commands, nigredo
+from nigredo.cli import nigredo
 from nigredo.components import PROCESSES
 from nigredo.endpoints.secrets import read_secrets
 from nigredo.settings import Settings
@@ -34,8 +34,6 @@ def test_every_process_has_its_container_and_nothing_else_runs() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_command_exists(name: str) -> None:
-    load_commands()
-
     answer = CliRunner().invoke(nigredo, [*OURS[name]["command"], "--help"])
 
     assert answer.exit_code == 0, answer.output

@@ -11,7 +11,7 @@ import pytest
 
 from bench import long, profiled
 from bench.report import NOT_MEASURED, Document, between, costs, headlines, load, quoted
-from nigredo.cli import load_commands, nigredo
+from nigredo.cli import COMMANDS
 from nigredo.observability.metrics import CATALOGUE
 from nigredo.settings import Settings
 from schemas import events
@@ -43,13 +43,12 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_that_is_named_exists(document: Path) -> None:
-    load_commands()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = document.read_text()
     for target in re.findall(r"^make ([\w-]+)|`make ([\w-]+)", text, re.MULTILINE):
         assert "".join(target) in targets, target
     for command in re.findall(r"(?:^|`|bin/)nigredo (?:--home \S+ )?([a-z]+)\b", text, re.MULTILINE):
-        assert command in nigredo.commands, command
+        assert command in COMMANDS, command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -120,13 +119,12 @@ def test_the_page_of_settings_is_made_from_them() -> None:
 
 
 def test_the_glossary_has_every_event_topic_command_and_family_of_metrics() -> None:
-    load_commands()
     glossary = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
     classes = {name for name, found in vars(events).items() if isinstance(found, type) and is_dataclass(found)}
     families = {metric.name.removeprefix("nigredo_").partition("_")[0] for metric in CATALOGUE}
     wanted = classes | TOPICS.keys() | SCHEMA_PINS.keys() | {RETRIES_PREFIX}
     wanted -= {name for name in wanted if name.startswith(RETRIES_PREFIX) and name != RETRIES_PREFIX}
-    wanted |= {f"nigredo {command}" for command in nigredo.commands if command != "up"}
+    wanted |= {f"nigredo {command}" for command in COMMANDS if command != "up"}
     wanted |= {f"nigredo_{family}_" for family in families}
 
     assert {name for name in wanted if name not in glossary} == set()
