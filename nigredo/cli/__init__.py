@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Dead letters: records that a process could not handle, parked for 90 days with the reason.",
     ),
     "down": ("stack", "Stop the stack in this home; accepted leads are kept."),
-    "env": ("stack", 'Print shell variables for the stack"s clients: eval "$(nigredo env)".'),
+    "env": ("stack", 'Print shell variables for the stack\'s clients: eval "$(nigredo env)".'),
     "ip": ("control", "Blocked client addresses: every request is answered 403."),
     "keys": ("keys", "API keys for reading leads over HTTP; only their hashes are stored."),
     "maintenance": ("control", "Maintenance mode: forms are answered with a readable 503."),

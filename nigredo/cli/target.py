@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.settings import Settings
 from nigredo.stack import supervisor_socket as control
@@ -107,6 +104,8 @@ def _plain(text: str) -> object:
 
 def _database(text: str) -> object:
     # Imported here, because psycopg loads more slowly than everything else that a command needs to start.
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
 
     try:
         found = conninfo_to_dict(text)
