@@ -1,4 +1,4 @@
-"""Exponential back-off with full jitter: a state object that returns the next wait and never sleeps itself."""
+"""Exponential back-off with full jitter: returns the next wait and never sleeps itself. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client addresses and networks: parsing, the network that a client is limited by, the address behind proxies."""
+"""Client addresses and networks: parsing, the network that a client is limited by, the address behind proxies. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation of decoded fields into a form, the only place where user input is checked.
+"""Validation of decoded fields into a form, the only place where user input is checked. Pure.
 
 Every problem names its field, so that a page can show the problem beside the field.
 """

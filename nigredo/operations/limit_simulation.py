@@ -1,4 +1,4 @@
-"""Simulation of the rate limit for submissions that were not sent. Pure; by the limiter's own function."""
+"""Simulation of the rate limit for submissions that were not sent. No I/O; by the limiter's own function."""
 
 from __future__ import annotations
 

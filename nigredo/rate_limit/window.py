@@ -1,4 +1,4 @@
-"""Rate limit decision: a pure function of a network's window and the network's next record.
+"""Rate limit decision: a function of a network's window and the network's next record. Pure.
 
 The clock is the broker's append time of the record, not the wall clock, and never runs backwards within a network. So
 every replay of the same log gives the same verdicts.

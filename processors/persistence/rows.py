@@ -1,4 +1,4 @@
-"""Rows of a batch: maps each record's event to the rows of its tables. Pure."""
+"""Rows of a batch: maps each record's event to the rows of its tables. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transport failures as texts that operators search for: the system's or TLS's code, then a sentence. Pure.
+"""Transport failures as texts that operators search for: the system's or TLS's code, then a sentence. No I/O.
 
 The codes are the ones that Node.js uses too, because the operations runbook searches for `ECONNREFUSED`. No text
 contains a byte that the receiver sent.
