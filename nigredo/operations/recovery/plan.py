@@ -1,4 +1,4 @@
-"""Recovery plan for a group whose stored positions contradict the log: restart offsets and lowered windows. Pure.
+"""Recovery plan for a group whose stored positions contradict the log: restart offsets and lowered windows. No I/O.
 
 The present log decides. A restart offset is that of the first record without a known result, so that no record is
 skipped. Processing a record again is harmless, because ids, rows and deliveries are deduplicated. No timestamp bounds
