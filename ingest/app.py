@@ -43,11 +43,12 @@ from ingest.web.forwarding import ForwardingNotice
 from ingest.web.lazy_body import Application, BodyCutOff, BodyTooLong, LazyBodyMiddleware, read_body
 from ingest.web.security_headers import ALWAYS, POLICY, page_policy
 from ingest.web.shared_timeout import SharedTimeout
+from nigredo.components import CREATE_LEAD, INGEST
 from nigredo.control.api_keys import LEADS_READ
 from nigredo.networks import as_text, client_address
 from nigredo.observability import metrics
 from nigredo.observability.health import Health
-from nigredo.observability.labels import CREATE, GET, INGEST, LIST, function_of
+from nigredo.observability.labels import CREATE, GET, LIST, function_of
 from nigredo.observability.logs import configure_logging, get_logger
 from nigredo.postgres.pool import Pool, make_pool
 from nigredo.settings import Settings
@@ -316,7 +317,7 @@ def thanks_for(request: Request) -> str:
 
 def make_app(settings: Settings, intake: SubmissionService) -> falcon.asgi.App[Any, Any]:
     """Return the application, which opens and closes the submission service."""
-    pool, recent = make_pool(settings, "create-lead"), RecentKeyedIds()
+    pool, recent = make_pool(settings, CREATE_LEAD), RecentKeyedIds()
     reads = LeadQueries(pool)
     app = falcon.asgi.App(middleware=[RequestMiddleware(settings, intake, pool)])
     # A form whose `action` ends with a slash is accepted too.
@@ -340,10 +341,10 @@ def make_app(settings: Settings, intake: SubmissionService) -> falcon.asgi.App[A
 def create() -> Application:
     """Return the application of one worker process, configured from the environment."""
     settings = Settings.from_environment(os.environ)
-    configure_logging(settings.function("create-lead"))
+    configure_logging(settings.function(CREATE_LEAD))
     metrics.start(INGEST, settings)
     # Imported objects stay for good, and a request makes hardly any cycles: by Python's defaults the garbage collector
     # takes an eighth of the time and doubles the 99th percentile.
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    return LazyBodyMiddleware(make_app(settings, SubmissionService(settings, Health(settings.function("create-lead")))))
+    return LazyBodyMiddleware(make_app(settings, SubmissionService(settings, Health(settings.function(CREATE_LEAD)))))

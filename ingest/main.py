@@ -19,6 +19,7 @@ from granian.log import LogLevels
 from ingest.app import BODY_DEADLINE_S, LEAVING_SIGNAL
 from ingest.submissions.deduplication import read_secret
 from ingest.worker_metrics import MultiprocessExposition, parent_folder, shared_folder
+from nigredo.components import CREATE_LEAD
 from nigredo.observability.health import health_server
 from nigredo.observability.logs import get_logger
 from nigredo.process import run_process
@@ -57,7 +58,7 @@ class Server(Granian):  # type: ignore[misc, valid-type] # one of two classes, b
 
 def main() -> int:
     """Serve until a signal ends the process; return the exit code."""
-    return run_process("create-lead", _serve)
+    return run_process(CREATE_LEAD, _serve)
 
 
 def longest_end_s(settings: Settings) -> int:

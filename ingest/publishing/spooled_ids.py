@@ -10,6 +10,7 @@ import asyncio
 
 from nigredo.avro.codec import MAGIC, PREFIX
 from nigredo.avro.pins import Pins, files, fits
+from nigredo.components import CREATE_LEAD
 from nigredo.kafka.pinned_schemas import read_pins
 from nigredo.kafka.topic_reader import TopicReader
 from nigredo.observability.logs import get_logger
@@ -23,7 +24,7 @@ class SpooledIds:
     """Renumbers spooled submissions by the cluster's schema pins. Belongs to the event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._reader = TopicReader(settings, "create-lead")
+        self._reader = TopicReader(settings, CREATE_LEAD)
         # Every version, newest first, because a spool outlives a release.
         self._texts = files()[spec_of(SUBMISSIONS).schema][::-1]
         self._pins = Pins()

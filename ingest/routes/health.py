@@ -8,6 +8,7 @@ import falcon
 import falcon.asgi
 
 from ingest.submissions.service import SubmissionService
+from nigredo.components import CREATE_LEAD
 from nigredo.observability.logs import OUTPUT
 from nigredo.settings import Settings
 
@@ -19,7 +20,7 @@ class HealthRoute:
     """`/health`, `/health/ready`: whether this worker accepts forms now."""
 
     def __init__(self, settings: Settings, intake: SubmissionService) -> None:
-        self._function = settings.function("create-lead")
+        self._function = settings.function(CREATE_LEAD)
         self._workers = settings.ingest_workers
         self._submissions = intake
         # Distinguishes the workers that answer at one address.

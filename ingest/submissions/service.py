@@ -23,6 +23,7 @@ from nigredo.avro.codec import Codec
 from nigredo.avro.encoded_submission import encode_submission
 from nigredo.backoff import Backoff
 from nigredo.clock import Clock, utc_now
+from nigredo.components import CREATE_LEAD
 from nigredo.control.state import Control, ControlView
 from nigredo.errors import DependencyDown, NigredoError
 from nigredo.kafka.cloudevents import REQUEST_ID, cloud_event
@@ -91,7 +92,7 @@ class SubmissionService:
         self._settings = settings
         self._health = health
         self._clock = clock
-        self._function = settings.function("create-lead")
+        self._function = settings.function(CREATE_LEAD)
         self._codec: Codec | None = None
         self._edge: EdgeLimiter | None = None
         self._control: ControlView | None = None
@@ -168,8 +169,8 @@ class SubmissionService:
             codec, window_s=self._settings.rate_limit_window_s, networks_max=self._settings.edge_networks_max
         )
         self._views = [
-            MaterializedView(self._settings, "create-lead", CONTROL, self._control),
-            MaterializedView(self._settings, "create-lead", RATE_LIMITS, self._edge),
+            MaterializedView(self._settings, CREATE_LEAD, CONTROL, self._control),
+            MaterializedView(self._settings, CREATE_LEAD, RATE_LIMITS, self._edge),
         ]
         for view in self._views:
             view.open()

@@ -11,6 +11,7 @@ import click
 
 from nigredo.cli.output import Context, with_context
 from nigredo.cli.replay import When, yes_option
+from nigredo.components import PERSISTER, RATE_LIMITER, WEBHOOK_SENDER
 from nigredo.errors import ConfigurationError
 from nigredo.operations.rewind import DatabaseOffsets, KafkaOffsets, Offsets, PartitionRewind, Rewind, RewindTarget
 from nigredo.plural import counted
@@ -49,7 +50,7 @@ def rewind(
     settings = context.settings(PART, role="nigredo_app")
     name, offsets = _group(settings, group)
     reset = Rewind(settings, name, offsets, context.actor)
-    steps = reset.plan(_to(at, places, earliest, persister=name == settings.function("persister")))
+    steps = reset.plan(_to(at, places, earliest, persister=name == settings.function(PERSISTER)))
     document: dict[str, Any] = {"group": name, "partitions": [asdict(step) for step in steps], "done": False}
     gone, moved = sum(step.gone for step in steps), sum(step.goes_to != step.stands_at for step in steps)
     lines, nothing = _described(steps), "nothing to do: no partition moves"
@@ -73,10 +74,10 @@ def rewind(
 
 def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
     """Return a group's full name and its offset store. Raises ConfigurationError for a group that cannot be reset."""
-    limiter, persister, sender = (settings.function(name) for name in ("rate-limiter", "persister", "webhook-sender"))
-    full = {"rate-limiter": limiter, "persister": persister}.get(group, group)
-    if full == "webhook-sender" or full.startswith("webhook-sender-"):
-        full = sender + full.removeprefix("webhook-sender")
+    limiter, persister, sender = (settings.function(name) for name in (RATE_LIMITER, PERSISTER, WEBHOOK_SENDER))
+    full = {RATE_LIMITER: limiter, PERSISTER: persister}.get(group, group)
+    if full == WEBHOOK_SENDER or full.startswith("webhook-sender-"):
+        full = sender + full.removeprefix(WEBHOOK_SENDER)
     if full == limiter:
         raise ConfigurationError(
             f"{limiter} cannot be set back: its windows are ahead of the log, so it would skip every record as handled"

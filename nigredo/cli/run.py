@@ -8,7 +8,7 @@ import os
 import click
 
 from nigredo.cli.output import Context, with_context
-from nigredo.components import PROCESSES
+from nigredo.components import PROCESSES, WEBHOOK_SENDER
 
 
 @click.command()
@@ -18,7 +18,7 @@ from nigredo.components import PROCESSES
 def run(context: Context, name: str, endpoint: str | None) -> int:
     """Run one process, with its settings from the environment alone."""
     if endpoint is not None:
-        if name != "webhook-sender":
+        if name != WEBHOOK_SENDER:
             raise click.UsageError("--endpoint is for webhook-sender alone")
         os.environ["WEBHOOK_ENDPOINT"] = endpoint
     code: int = importlib.import_module(PROCESSES[name]).main()

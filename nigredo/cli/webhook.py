@@ -10,6 +10,7 @@ import click
 from nigredo.cli.control import afterwards_too, changes_of, lasts, put_settings, shown_until, until_of
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.endpoints.endpoint import examine_endpoints
 from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.operations.endpoint_status import ask_sender
@@ -60,7 +61,7 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
 
     A sender that does not run sends nothing, which satisfies a pause but not a resumption.
     """
-    settings = context.settings("webhook-sender", role="nigredo_app")
+    settings = context.settings(WEBHOOK_SENDER, role="nigredo_app")
     deadline, problems = time.monotonic() + OBEYED_WITHIN_S, []
     for endpoint in examine_endpoints(settings)[0].values():
         listener = listener_of(context, settings, endpoint.name)
@@ -88,7 +89,7 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
 
 def part_of(endpoint: str) -> str:
     """Return the name of the stack's part that sends to this endpoint."""
-    return "webhook-sender" if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
+    return WEBHOOK_SENDER if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
 
 
 def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:

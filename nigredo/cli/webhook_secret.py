@@ -9,10 +9,11 @@ import click
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
 from nigredo.clock import utc_now
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.endpoints.endpoint import named
 from nigredo.endpoints.secrets import active, read_secrets, rotated, write_secrets
 
-PART = "webhook-sender"
+PART = WEBHOOK_SENDER
 
 
 @click.command(name="rotate-secret")

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.endpoints.keys import FIRST_ENDPOINT, key_of
 from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 
-COMPONENT = "webhook-sender"
+COMPONENT = WEBHOOK_SENDER
 """Component of a sender. The group, keys and part of `fibonacci` carry no endpoint name; those of all others do."""
 NOW, BEGINNING = "now", "beginning"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")

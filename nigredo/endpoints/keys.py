@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.settings import Settings
 
 FIRST_ENDPOINT = "fibonacci"
@@ -12,7 +13,7 @@ FIRST_ENDPOINT = "fibonacci"
 
 def sender_group(settings: Settings, endpoint: str) -> str:
     """Return the consumer group that delivers to an endpoint."""
-    group = settings.function("webhook-sender")
+    group = settings.function(WEBHOOK_SENDER)
     return group if endpoint == FIRST_ENDPOINT else f"{group}-{endpoint}"
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from nigredo.components import CREATE_LEAD, INGEST, PERSISTER
 from nigredo.observability.instrument import Child
 from nigredo.settings import Settings
-
-INGEST, LIMITER, PERSISTER, SENDER = "ingest", "rate-limiter", "persister", "webhook-sender"
 
 NONE = "none"
 """Label value for a form without a source."""
@@ -16,7 +15,7 @@ MAINTENANCE = "maintenance"
 ENDPOINTS_MAX = 100
 PARTITIONS_MAX = 1000
 
-CREATE, LIST, GET = "create-lead", "list-leads", "get-lead"
+CREATE, LIST, GET = CREATE_LEAD, "list-leads", "get-lead"
 ROUTES: Mapping[str, str] = {
     "/api/leads": "GET POST",
     "/api/leads/{id}": "GET",

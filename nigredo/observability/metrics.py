@@ -13,6 +13,7 @@ from typing import Any
 import prometheus_client as prometheus
 from prometheus_client import generate_latest
 
+from nigredo.components import INGEST, PERSISTER, RATE_LIMITER, WEBHOOK_SENDER
 from nigredo.observability import labels as known
 from nigredo.observability.instrument import OTHER, REGISTRY, Histogram, Metric
 from nigredo.settings import Settings
@@ -26,7 +27,7 @@ API_REQUESTS = Metric(
     "HTTP requests answered, health probes left out",
     unit="requests",
     answers="How busy is the API, and how does it answer? Share of 5xx: is it failing?",
-    processes=[known.INGEST],
+    processes=[INGEST],
     labels={
         "function": known.functions(known.CREATE, known.LIST, known.GET),
         "route": tuple(known.ROUTES),
@@ -41,7 +42,7 @@ API_ERRORS = Metric(
     "HTTP requests answered with 5xx, but for the 503 of maintenance",
     unit="requests",
     answers="Which route fails?",
-    processes=[known.INGEST],
+    processes=[INGEST],
     labels={"route": tuple(known.ROUTES), "status": known.SERVER_ERRORS},
 )
 API_LATENCY = Metric(
@@ -50,7 +51,7 @@ API_LATENCY = Metric(
     "Time from a request's headers to its answer, health probes left out",
     unit="seconds",
     answers="How long do people wait? Edges at 0.1, 0.5 and 1 s, which targets and alarms ask about.",
-    processes=[known.INGEST],
+    processes=[INGEST],
     labels={"route": tuple(known.ROUTES), "method": known.METHODS},
     first=known.first_latencies,
     buckets=known.LATENCY_S,
@@ -63,7 +64,7 @@ LEAD_SUBMISSIONS = Metric(
     answers="How many leads come in, from where? Sources are those in METRIC_SOURCES; the full list is in PostgreSQL. "
     "Outcomes are accepted, repeated, duplicate, spam, rate_limited, and failed, which got a 5xx; a "
     "client's mistakes are left out.",
-    processes=[known.INGEST],
+    processes=[INGEST],
     labels={
         "source": lambda settings: (*settings.metric_sources, known.NONE, OTHER),
         "outcome": ("accepted", "repeated", "duplicate", "spam", "rate_limited", "failed"),
@@ -75,7 +76,7 @@ RATE_LIMIT_HITS = Metric(
     "Submissions refused by the limit: those that got a 429, and those that only the limiter refused",
     unit="submissions",
     answers="Does somebody run into the limit?",
-    processes=[known.INGEST, known.LIMITER],
+    processes=[INGEST, RATE_LIMITER],
 )
 UNTRUSTED_FORWARDING = Metric(
     prometheus.Counter,
@@ -83,7 +84,7 @@ UNTRUSTED_FORWARDING = Metric(
     "Requests with X-Forwarded-For or Forwarded, which count for nothing: the peer is not in TRUSTED_PROXIES",
     unit="requests",
     answers="Is a proxy missing in TRUSTED_PROXIES, so that all its clients share one limit? A few are clients' own.",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 IP_BLOCK_REJECTIONS = Metric(
     prometheus.Counter,
@@ -91,7 +92,7 @@ IP_BLOCK_REJECTIONS = Metric(
     "Requests from blocked networks, refused with 403",
     unit="requests",
     answers="Does a block take effect?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 AUTH_FAILURES = Metric(
     prometheus.Counter,
@@ -99,7 +100,7 @@ AUTH_FAILURES = Metric(
     "Requests refused with 401: without an API key, or with one that is not known",
     unit="requests",
     answers="Does somebody try keys?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 INGEST_IN_FLIGHT = Metric(
     prometheus.Gauge,
@@ -107,7 +108,7 @@ INGEST_IN_FLIGHT = Metric(
     "Records that wait for Kafka's acknowledgement, told once a second",
     unit="records",
     answers="Is Kafka slow? How near is the bound (INGEST_IN_FLIGHT_MAX a worker)?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 EDGE_NETWORKS = Metric(
     prometheus.Gauge,
@@ -115,7 +116,7 @@ EDGE_NETWORKS = Metric(
     "Client networks that ingest remembers for its 429, all workers together, told once a second",
     unit="networks",
     answers="Is the memory of the edge near its bound (EDGE_NETWORKS_MAX a worker)?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 SPOOL_RECORDS = Metric(
     prometheus.Gauge,
@@ -123,7 +124,7 @@ SPOOL_RECORDS = Metric(
     "Submissions in the spool, which Kafka does not have yet",
     unit="records",
     answers="How many leads wait on this machine's disk alone?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 SPOOL_BYTES = Metric(
     prometheus.Gauge,
@@ -131,7 +132,7 @@ SPOOL_BYTES = Metric(
     "Size of the spool on disk",
     unit="bytes",
     answers="How near is the spool to its bound?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 SPOOL_REFUSED = Metric(
     prometheus.Gauge,
@@ -139,7 +140,7 @@ SPOOL_REFUSED = Metric(
     "Submissions in the spool that Kafka can never take; deleted after 30 days",
     unit="records",
     answers="Is there something that a person should look at before it goes?",
-    processes=[known.INGEST],
+    processes=[INGEST],
 )
 SPOOL_OLDEST_AGE = Metric(
     prometheus.Gauge,
@@ -147,7 +148,7 @@ SPOOL_OLDEST_AGE = Metric(
     "Age of the oldest submission in the spool; 0 when it is empty",
     unit="seconds",
     answers="Since when does Kafka not take what came in?",
-    processes=[known.INGEST],
+    processes=[INGEST],
     across_workers="livemax",
 )
 
@@ -159,7 +160,7 @@ LOG_LINES_DROPPED = Metric(
     "Log lines that could not be written: the reader of the pipe is gone or stands still, or the disk is full",
     unit="lines",
     answers="Is the log complete? Work goes on without it.",
-    processes=[known.INGEST, known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[INGEST, RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
 )
 
 # --- processors -------------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ DB_CONNECTION_ERRORS = Metric(
     "Attempts to connect to PostgreSQL that failed, connections that broke, waits for a free one that were in vain",
     unit="errors",
     answers="Is the database away, or the pool too small?",
-    processes=[known.INGEST, known.PERSISTER],
+    processes=[INGEST, PERSISTER],
     labels={"function": known.functions(*known.POOLS.values())},
     first=known.first_db_errors,
 )
@@ -180,7 +181,7 @@ VERDICTS = Metric(
     "Submissions judged; after a crash some are judged, and counted, again",
     unit="submissions",
     answers="What becomes of submissions?",
-    processes=[known.LIMITER],
+    processes=[RATE_LIMITER],
     labels={"outcome": ("accepted", "repeated", "rate_limited", "spam", "duplicate")},
 )
 LIMITER_NETWORKS = Metric(
@@ -189,7 +190,7 @@ LIMITER_NETWORKS = Metric(
     "Client networks whose windows the limiter holds in memory",
     unit="networks",
     answers="Is the limiter's memory bounded by the traffic of a window, as it should be?",
-    processes=[known.LIMITER],
+    processes=[RATE_LIMITER],
 )
 LIMIT_RESETS = Metric(
     prometheus.Counter,
@@ -197,7 +198,7 @@ LIMIT_RESETS = Metric(
     "Orders of an operator to free a network that the limiter carried out",
     unit="resets",
     answers="Did freeing a network reach the limiter?",
-    processes=[known.LIMITER],
+    processes=[RATE_LIMITER],
 )
 RECORDS_HANDLED = Metric(
     prometheus.Counter,
@@ -205,7 +206,7 @@ RECORDS_HANDLED = Metric(
     "Records whose results are durable; after a crash some are handled, and counted, again",
     unit="records",
     answers="Does a processor work, and how fast?",
-    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
     labels={"topic": tuple(TOPICS)},
     first=known.first_of(
         rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES), webhook_sender=(LEADS,)
@@ -218,7 +219,7 @@ RECORDS_PARKED = Metric(
     "Records that could never be handled, put among the dead letters",
     unit="records",
     answers="Are there dead letters to look at, and of which kind?",
-    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
     labels={"reason": PARKING_REASONS},
 )
 DEAD_LETTERS_WAITING = Metric(
@@ -227,7 +228,7 @@ DEAD_LETTERS_WAITING = Metric(
     "Parked records that were neither put back nor discarded, by the topic they came from; each persister tells all",
     unit="records",
     answers="Does a lead wait for an operator? `nigredo dead-letters list` shows them.",
-    processes=[known.PERSISTER],
+    processes=[PERSISTER],
     labels={"topic": tuple(TOPICS), "reason": PARKING_REASONS},
     first=lambda _, __: [(topic, reason) for topic in (SUBMISSIONS, LEADS) for reason in PARKING_REASONS],
 )
@@ -237,7 +238,7 @@ DEAD_LETTERS_STOPPED = Metric(
     "1 while a topic waits, since too many of its records in a row, or too large a share, were parked; else 0",
     unit="0 or 1",
     answers="Is something broken that makes records unusable? `nigredo status` says which reason they had.",
-    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
     labels={"topic": tuple(TOPICS)},
     first=known.first_of(
         rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES), webhook_sender=(LEADS,)
@@ -249,7 +250,7 @@ BATCH = Metric(
     "Records handled at once, between two commits to Kafka or PostgreSQL",
     unit="records",
     answers="Does a processor work in batches, or is it starved?",
-    processes=[known.LIMITER, known.PERSISTER],
+    processes=[RATE_LIMITER, PERSISTER],
     buckets=known.BATCH_RECORDS,
 )
 CONSUMER_LAG = Metric(
@@ -258,7 +259,7 @@ CONSUMER_LAG = Metric(
     "Records of an assigned partition that are not handled yet",
     unit="records",
     answers="Does a process keep up?",
-    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
     labels={"topic": tuple(TOPICS), "partition": tuple(map(str, range(known.PARTITIONS_MAX)))},
     first=known.first_of(),
 )
@@ -269,7 +270,7 @@ PARTITIONS_STOPPED = Metric(
     unit="partitions",
     answers="Was the log set back, or a topic made again? Above 0, records wait for an operator; `nigredo status` says "
     "which and why.",
-    processes=[known.LIMITER, known.PERSISTER],
+    processes=[RATE_LIMITER, PERSISTER],
     labels={"topic": tuple(TOPICS)},
     first=known.first_of(rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)),
 )
@@ -279,7 +280,7 @@ PARTITIONS_UNASSIGNED = Metric(
     "Partitions that no member of the process's consumer group has, told by each member",
     unit="partitions",
     answers="Does a topic wait for nobody? Above 0 for longer than a rebalance, records of it are not consumed.",
-    processes=[known.LIMITER, known.PERSISTER],
+    processes=[RATE_LIMITER, PERSISTER],
     labels={"topic": tuple(TOPICS)},
     first=known.first_of(rate_limiter=(SUBMISSIONS,), persister=(LEADS, REJECTIONS, RATE_LIMITS, DELIVERIES)),
 )
@@ -289,7 +290,7 @@ WATCHDOG_RESTARTS = Metric(
     "Times that a process ended itself to be started anew, since it stood still with work to do",
     unit="restarts",
     answers="Does a processor hang now and then?",
-    processes=[known.LIMITER, known.PERSISTER],
+    processes=[RATE_LIMITER, PERSISTER],
 )
 END_TO_END = Metric(
     Histogram,
@@ -297,7 +298,7 @@ END_TO_END = Metric(
     "Time from taking a form until it was judged, its lead persisted, its lead delivered",
     unit="seconds",
     answers="How long does a lead take through the whole? The API's latency says nothing about it.",
-    processes=[known.LIMITER, known.PERSISTER, known.SENDER],
+    processes=[RATE_LIMITER, PERSISTER, WEBHOOK_SENDER],
     labels={"stage": ("judged", "persisted", "delivered")},
     first=known.first_of(rate_limiter=("judged",), persister=("persisted",), webhook_sender=("delivered",)),
     buckets=known.END_TO_END_S,
@@ -311,7 +312,7 @@ WEBHOOK_SUCCESS = Metric(
     "Attempts at delivery that the receiver took",
     unit="attempts",
     answers="Does the receiver take leads?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints},
 )
 WEBHOOK_FAILURE = Metric(
@@ -320,7 +321,7 @@ WEBHOOK_FAILURE = Metric(
     "Attempts at delivery that failed",
     unit="attempts",
     answers="Does the receiver fail, and how: silent, unreachable, refusing, broken?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints, "reason": ("timeout", "connect", "4xx", "5xx", OTHER)},
 )
 WEBHOOK_ATTEMPT = Metric(
@@ -329,7 +330,7 @@ WEBHOOK_ATTEMPT = Metric(
     "Duration of an attempt at delivery, whatever came of it",
     unit="seconds",
     answers="Is the receiver slow?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     buckets=known.ATTEMPT_S,
 )
 WEBHOOK_BREAKER_OPEN = Metric(
@@ -338,7 +339,7 @@ WEBHOOK_BREAKER_OPEN = Metric(
     "1 while the breaker holds attempts back, else 0",
     unit="0 or 1",
     answers="Are deliveries held back because the receiver fails?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints},
 )
 WEBHOOK_RETRIES_WAITING = Metric(
@@ -347,7 +348,7 @@ WEBHOOK_RETRIES_WAITING = Metric(
     "Leads that failed and wait for their next attempt",
     unit="leads",
     answers="How much is to be sent again?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints},
 )
 WEBHOOK_DEAD_LEADS = Metric(
@@ -356,7 +357,7 @@ WEBHOOK_DEAD_LEADS = Metric(
     "Leads given up, put among the dead ones",
     unit="leads",
     answers="Did a lead not reach the receiver for good, and why?",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints, "reason": ("refused", "gave_up", OTHER)},
 )
 WEBHOOK_OLDEST_UNDELIVERED_AGE = Metric(
@@ -365,7 +366,7 @@ WEBHOOK_OLDEST_UNDELIVERED_AGE = Metric(
     "Time since the oldest lead that the receiver does not have was taken in hand; 0 when there is none",
     unit="seconds",
     answers="Since when does the receiver not get its leads? Stays up while the breaker makes failures stop.",
-    processes=[known.SENDER],
+    processes=[WEBHOOK_SENDER],
     labels={"endpoint": known.endpoints},
 )
 
@@ -383,7 +384,7 @@ def start(process: str, settings: Settings) -> None:
     for metric in CATALOGUE:
         if process in metric.processes:
             metric.start(process, settings)
-    if process != known.INGEST:
+    if process != INGEST:
         prometheus.ProcessCollector(registry=REGISTRY)
 
 

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import from_ms, utc_now
+from nigredo.components import PERSISTER, WEBHOOK_SENDER
 from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.errors import NigredoError
 from nigredo.kafka.dead_letters import LEFT_OUT, READ_DEADLINE_S, Origin
@@ -185,8 +186,8 @@ class DeadLetters:
         event = await asyncio.to_thread(self._read, record)
         if record.topic == LEADS and record.value is not None:
             await asyncio.to_thread(self._refuse_erased, record)
-        sender = self._settings.function("webhook-sender")
-        if function == self._settings.function("persister"):
+        sender = self._settings.function(WEBHOOK_SENDER)
+        if function == self._settings.function(PERSISTER):
             # Stored directly, because a lead that is appended again would be delivered again too.
             await asyncio.to_thread(self._store, record, event)
         elif record.topic == LEADS and (function == sender or function.startswith(f"{sender}-")):

@@ -12,6 +12,7 @@ from uuid import UUID
 import httpx
 
 from nigredo.clock import from_ms
+from nigredo.components import RATE_LIMITER
 from nigredo.endpoints.keys import from_key, sender_group
 from nigredo.kafka.consumer_groups import unread
 from nigredo.kafka.dead_letters import Origin
@@ -149,7 +150,7 @@ def read_status(
 
 def _not_judged(settings: Settings, reader: TopicReader) -> str | None:
     """Return why the limiter has stopped in some partition, by its positions and the log; None when all agree."""
-    group = settings.function("rate-limiter")
+    group = settings.function(RATE_LIMITER)
     for number, position in reader.positions(group, SUBMISSIONS, reader.partitions(SUBMISSIONS)).items():
         asks_at = 0 if position is None else position.asks_at
         now = reader.now(SUBMISSIONS, number, asks_at, deadline_s=READ_DEADLINE_S)
@@ -160,7 +161,7 @@ def _not_judged(settings: Settings, reader: TopicReader) -> str | None:
 
 
 def _parked(settings: Settings, topics: WebhookTopics, endpoint: str) -> int:
-    functions = (sender_group(settings, endpoint), settings.function("rate-limiter"))
+    functions = (sender_group(settings, endpoint), settings.function(RATE_LIMITER))
     origins = (Origin.of(key) for key, _ in topics.standing(DEAD_LETTERS))
     return sum(origin is not None and origin.function in functions for origin in origins)
 

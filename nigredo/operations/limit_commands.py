@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import utc_now
+from nigredo.components import RATE_LIMITER
 from nigredo.errors import DependencyDown
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.publisher import AckedPosition, Publisher, producer_config
@@ -116,7 +117,7 @@ class LimiterCommands:
 
         Raises DependencyDown past the deadline; the commands stay valid and take effect once the limiter reads them.
         """
-        deadline, group = time.monotonic() + deadline_s, self._settings.function("rate-limiter")
+        deadline, group = time.monotonic() + deadline_s, self._settings.function(RATE_LIMITER)
         open_ends: dict[int, int] = {}
         for position in positions:
             end = position.offset + 1 if position.offset is not None else self._end(position.partition)

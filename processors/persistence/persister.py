@@ -8,6 +8,7 @@ from functools import partial
 
 from nigredo.avro.codec import Codec
 from nigredo.clock import utc_now
+from nigredo.components import PERSISTER
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import park
 from nigredo.kafka.publisher import HOLD_INPUT_DELIVERY_TIMEOUT_S, Publisher, producer_config
@@ -34,7 +35,7 @@ from schemas.topics import AUDIT, DEAD_LETTERS, LEADS, SUBMISSIONS
 
 log = get_logger()
 
-COMPONENT = "persister"
+COMPONENT = PERSISTER
 POOL_MAX = 4
 """Connections: one for writing, one for a partition that starts meanwhile, two for the maintenance jobs."""
 REGISTRY_DEADLINE_S = 10.0

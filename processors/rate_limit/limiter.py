@@ -14,6 +14,7 @@ from typing import Any
 from nigredo.avro.codec import Codec
 from nigredo.avro.encoded_window import encode_window
 from nigredo.clock import utc_now
+from nigredo.components import RATE_LIMITER
 from nigredo.errors import RecordRefused
 from nigredo.kafka.batch_publisher import BatchPublisher, Outgoing
 from nigredo.kafka.cloudevents import cloud_event
@@ -67,7 +68,7 @@ from schemas.topics import DEAD_LETTERS, LEADS, RATE_LIMITS, REJECTIONS, SUBMISS
 
 log = get_logger()
 
-COMPONENT = "rate-limiter"
+COMPONENT = RATE_LIMITER
 REGISTRY_DEADLINE_S = 10.0
 """Seconds to wait for the registry before the process reports it as missing and tries again."""
 IN_FLIGHT_MAX = 100

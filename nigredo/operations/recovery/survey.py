@@ -10,6 +10,7 @@ from uuid import UUID
 
 from nigredo.avro.encoded_window import decode_window
 from nigredo.clock import from_ms, utc_now
+from nigredo.components import PERSISTER, RATE_LIMITER
 from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import ENDPOINT, key_of
 from nigredo.endpoints.keys import sender_group
@@ -137,7 +138,7 @@ class Survey:
         self._reader = TopicReader(settings, COMPONENT)
         self._ids: Mapping[str, str] = {}
         self.reading = Reading(settings, self._reader)
-        self.limiter, self.persister = settings.function("rate-limiter"), settings.function("persister")
+        self.limiter, self.persister = settings.function(RATE_LIMITER), settings.function(PERSISTER)
 
     def look(self) -> Condition:
         """Compare positions, windows and leads with the log; changes nothing."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from nigredo.avro.codec import Codec
 from nigredo.clock import truncate_to_ms
+from nigredo.components import PERSISTER
 from nigredo.errors import DependencyDown
 from nigredo.kafka.cloudevents import cloud_event
 from nigredo.kafka.publisher import Publisher, producer_config
@@ -46,7 +47,7 @@ class ResetOutbox:
 
     def __init__(self, settings: Settings, pool: Pool, codec: Codec, reachable: Reachable) -> None:
         """codec: prepared for submissions and the audit. reachable: notified whether the database answers."""
-        self._function = settings.function("persister")
+        self._function = settings.function(PERSISTER)
         self._pool = pool
         self._codec = codec
         self._reachable = reachable
