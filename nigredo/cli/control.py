@@ -268,7 +268,6 @@ def list_(context: Context) -> None:
 
 
 def _network(text: str) -> Network:
-
     found = _parsed(text)
     if found is None:
         raise click.UsageError(f"{text} is no address and no network in CIDR form, such as 192.0.2.0/24")
@@ -278,7 +277,6 @@ def _network(text: str) -> Network:
 
 
 def _parsed(text: str) -> Network | None:
-
     try:
         return parse_network(text)
     except ValueError:

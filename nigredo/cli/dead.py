@@ -45,7 +45,6 @@ def list_(context: Context, endpoint: str | None) -> None:
 
 
 def _nothing(context: Context) -> str:
-
     settings = context.settings(PART, role="nigredo_app")
     parked = len(WebhookTopics(settings, TopicReader(settings, PART)).standing(DEAD_LETTERS))
     return "nothing is dead" + (
@@ -121,7 +120,6 @@ def redrive(
 
 
 def _references(dead: Sequence[WebhookDead]) -> list[References]:
-
     groups: dict[int, References] = {}
     for each in dead:
         partition = each.lead_partition
@@ -130,7 +128,6 @@ def _references(dead: Sequence[WebhookDead]) -> list[References]:
 
 
 def _replay_service(context: Context, endpoint: str = "fibonacci") -> ReplayService:
-
     return ReplayService(context.settings(PART, role="nigredo_app"), endpoint, context.actor)
 
 

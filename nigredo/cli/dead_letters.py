@@ -151,12 +151,10 @@ def _by_id(waiting: Sequence[Parked], letter_ids: Sequence[str]) -> list[Parked]
 
 
 def _filtered(waiting: Sequence[Parked], topic: str | None, reason: str | None, last: timedelta | None) -> list[Parked]:
-
     return chosen(waiting, topic=topic, reason=reason, since=None if last is None else utc_now() - last)
 
 
 def _letters(context: Context) -> DeadLetters:
-
     settings = context.settings(PART, role="nigredo_app")
     return DeadLetters(settings, context.actor, lambda record, event: asyncio.run(_store(settings, record, event)))
 

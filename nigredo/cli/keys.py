@@ -107,7 +107,6 @@ def revoke_key(context: Context, key_id: str) -> None:
 
 
 def _current_keys(changes: ControlAdmin) -> dict[str, ControlEntry]:
-
     return {entry.name: entry for entry in changes.held(API_KEY)}
 
 

@@ -106,7 +106,6 @@ def _end_unless(found: Obeyed) -> None:
 
 
 def _health_of(url: str) -> Mapping[str, Any] | None:
-
     try:
         answer: Any = httpx.get(f"{url}/health", timeout=ASK_TIMEOUT_S, trust_env=False).json()
     except httpx.ConnectError as error:

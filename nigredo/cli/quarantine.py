@@ -15,17 +15,15 @@ from nigredo.cli.output import Context, with_context
 from nigredo.clock import utc_now
 from nigredo.errors import ConfigurationError, NigredoError
 from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.limit_queries import accepted_submissions
 from nigredo.operations.quarantine import Quarantine
 from nigredo.plural import counted
-from nigredo.postgres.pool import connected
 from schemas.events import Rejection
 
 RELEASE_DEADLINE_S = 60.0
-SETTLED = "SELECT id FROM nigredo.form_submissions WHERE id = ANY(%s) AND verdict IN ('accepted', 'released')"
 
 
 def _quarantine(context: Context) -> Quarantine:
-
     return Quarantine(LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor))
 
 
@@ -146,5 +144,4 @@ def _settled(context: Context, lead_ids: Collection[UUID]) -> set[UUID]:
     """Return the ids among these that are leads by now, according to the database."""
     if not lead_ids:
         return set()
-    with connected(context.settings(PART, role="nigredo_app"), PART) as connection:
-        return {row[0] for row in connection.execute(SETTLED, [list(lead_ids)]).fetchall()}
+    return accepted_submissions(context.settings(PART, role="nigredo_app"), lead_ids)

@@ -13,21 +13,13 @@ from nigredo.clock import utc_now
 from nigredo.control.state import control_of
 from nigredo.networks import Network, client_network, parse_network
 from nigredo.operations.limit_commands import LimiterCommands
+from nigredo.operations.limit_queries import busiest_networks
 from nigredo.operations.limit_simulation import simulated
 from nigredo.plural import counted
-from nigredo.postgres.pool import connected
 from schemas.topics import RATE_LIMITS
 
 APPLY_DEADLINE_S = 20.0
 SIMULATED_MAX = 10_000
-TOP = """
-SELECT ip_address, submission_count, window_start
-FROM nigredo.rate_limits
-WHERE window_start > NOW() - INTERVAL '1 hour'
-ORDER BY submission_count DESC
-LIMIT %s
-"""
-"""Statement of the operations runbook, word for word."""
 
 
 class Clients(click.ParamType):
@@ -44,7 +36,6 @@ class Clients(click.ParamType):
 
 
 def _commands(context: Context) -> LimiterCommands:
-
     return LimiterCommands(context.settings(PART, role="nigredo_app"), context.actor)
 
 
@@ -70,8 +61,7 @@ def list_(context: Context, limit: int) -> None:
     """
     settings = context.settings(PART, role="nigredo_app")
     up_to_date = table_is_current(settings, [RATE_LIMITS])
-    with connected(settings, PART) as connection:
-        rows = connection.execute(TOP, [limit]).fetchall()
+    rows = busiest_networks(settings, limit)
     document = [
         {"ip_address": network, "submission_count": count, "window_start": start.isoformat()}
         for network, count, start in rows
@@ -106,7 +96,6 @@ def reset(context: Context, clients: tuple[Network, ...], yes: bool) -> None:
 
 
 def _lies_in(key: str, networks: list[Network]) -> bool:
-
     try:
         client = parse_network(key)
     except ValueError:

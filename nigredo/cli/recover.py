@@ -49,7 +49,6 @@ def recover(context: Context, dry_run: bool, ids: bool, yes: bool) -> None:
 
 
 def _recovery(context: Context) -> Recovery:
-
     settings = context.settings(PART, role="nigredo_app")
     return Recovery(settings, list(examine_endpoints(settings)[0]), context.actor, first_offsets)
 

@@ -146,7 +146,6 @@ def _range(
     offsets: tuple[tuple[int, int], ...],
     leads: tuple[UUID, ...],
 ) -> Range:
-
     if sum((since is not None, begin is not None, bool(offsets), bool(leads))) != 1:
         raise click.UsageError("choose leads by one of --since, --from (with --to), --from-offset, --lead")
     if end is not None and begin is None:

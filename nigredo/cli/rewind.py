@@ -90,7 +90,6 @@ def _group(settings: Settings, group: str) -> tuple[str, Offsets]:
 
 
 def _to(at: datetime | None, places: tuple[str, ...], earliest: bool, *, persister: bool) -> RewindTarget:
-
     offsets: dict[tuple[str, int], int] = {}
     for text in places:
         found = re.fullmatch(r"(?:([\w.-]+):)?(\d{1,9}):(\d{1,18})", text, re.ASCII)

@@ -57,7 +57,6 @@ def repair(context: Context, dry_run: bool) -> None:
 
 
 def _findings(context: Context) -> list[Finding]:
-
     return patiently(SchemaIds(context.settings("schemas", role="nigredo_app")).findings)
 
 
