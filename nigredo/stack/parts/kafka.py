@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -21,6 +22,7 @@ from nigredo.stack.parts.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.parts.kafka_users import KafkaUsers
 
 FORMAT_TIMEOUT_S = 300
+PROBE_TIMEOUT_S = 1.0
 OPEN_TO_ALL = {"listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT"}
 LOGGING = """\
 status = error
@@ -31,6 +33,25 @@ appender.out.layout.pattern = [%d] %p %m (%c)%n
 rootLogger.level = INFO
 rootLogger.appenderRef.out.ref = out
 """
+
+
+class BrokerProbe:
+    """Asks a broker whether it serves clients, by one cached client."""
+
+    def __init__(self, config: Callable[[], Mapping[str, Any]]) -> None:
+        """config: returns the client's configuration, once the credentials exist."""
+        self._config = config
+        self._admin: AdminClient | None = None
+
+    def waiting_for(self) -> str | None:
+        """Return READY, or the reason why the broker does not serve clients yet. Blocks for a second at most."""
+        self._admin = self._admin or AdminClient(dict(self._config()))
+        try:
+            return READY if self._admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers else "a broker"
+        except KafkaException:
+            # Dropped, because librdkafka may keep a connection on which it never asks the restarted broker anything.
+            self._admin = None
+            return "start"
 
 
 def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str]) -> Part:
@@ -47,7 +68,11 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
         (f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "kafka.Kafka", str(configuration)),
         class_path,
     )
-    admin: list[AdminClient] = []
+    probe = BrokerProbe(
+        lambda: client_config(
+            Settings.from_environment(home.part_environment(environment, "kafka", role="admin")), "nigredo-supervisor"
+        )
+    )
     users = KafkaUsers(home, folder / "users")
 
     def prepare() -> None:
@@ -76,13 +101,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
     def waiting_for() -> str | None:
         if home.kafka_auth == "scram" and (missing := users.waiting_for()) is not None:
             return missing
-        if not admin:
-            as_admin = Settings.from_environment(home.part_environment(environment, "kafka", role="admin"))
-            admin.append(AdminClient(client_config(as_admin, "nigredo-supervisor")))
-        try:
-            return READY if admin[0].list_topics(timeout=1.0).brokers else "a broker"
-        except KafkaException:
-            return "start"
+        return probe.waiting_for()
 
     return Part(
         "kafka",
