@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -22,7 +23,8 @@ def kill_everything(stack: Stack) -> None:
     """Kill the supervisor first, so that it restarts nothing, then all it started."""
     family = stack.family()
     for process in family:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # A short-lived one, such as a worker of PostgreSQL, or another's child.
+            process.kill()
     psutil.wait_procs(family, timeout=20)
 
 

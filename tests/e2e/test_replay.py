@@ -286,7 +286,7 @@ def test_kafkas_own_tools_do_the_same_to_a_stopped_sink(stack: Stack) -> None:
         (("--from-offset", "0"), "0:1500"),
         (("--from-offset", "99:0"), "not 99"),
         (("--since", "1h", "--failed-only", "--include-delivered"), "--failed-only never sends"),
-        (("--since", "1h", "--endpoint", "nobody"), "ever begun"),
+        (("--since", "1h", "--endpoint", "nobody"), "never began"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(stack: Stack, arguments: tuple[str, ...], said: str) -> None:

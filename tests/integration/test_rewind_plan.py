@@ -91,7 +91,7 @@ def test_an_offset_that_is_gone_is_told_and_one_ahead_is_refused(stack: Stack, t
     step = planned(stack, topic, RewindTarget(offsets={(topic, 0): 1}))
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, STANDS_AT - DELETED, DELETED - 1)
-    with pytest.raises(ConfigurationError, match="only goes back"):
+    with pytest.raises(ConfigurationError, match="only moves back"):
         planned(stack, topic, RewindTarget(offsets={(topic, 0): STANDS_AT + 1}))
 
 
@@ -101,7 +101,7 @@ def test_a_group_whose_place_is_gone_may_go_on_to_the_first_record_left_and_no_f
     step = planned(stack, topic, RewindTarget(offsets={(topic, 0): DELETED}), stands_at=1)
 
     assert (step.goes_to, step.records, step.gone) == (DELETED, 0, DELETED - 1)
-    with pytest.raises(ConfigurationError, match="only goes back"):
+    with pytest.raises(ConfigurationError, match="only moves back"):
         planned(stack, topic, RewindTarget(offsets={(topic, 0): DELETED + 1}), stands_at=1)
 
 

@@ -168,7 +168,7 @@ class Load:
                 lead_id, again = answer.json().get("id"), answer.headers.get("Retry-After")
                 self.answers.append(Answer(began, took_s, answer.status_code, lead_id, again, network))
                 # Pause, because a person is slower and answers of 503 must not flood the node.
-                self._stop.wait(0.02)
+                self._stop.wait(PAUSE_S)
 
     def since(self, moment: float) -> list[Answer]:
         return [answer for answer in list(self.answers) if answer.began >= moment]
