@@ -128,6 +128,10 @@ class Answer:
     network: str
 
 
+PAUSE_S = 0.08
+"""With 16 connections 200 requests a second at most: a busy site, which starves no machine."""
+
+
 @dataclass(slots=True)
 class Load:
     """Load that POSTs over `connections` connections, one request after another in each, inside the `with` body."""
