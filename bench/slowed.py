@@ -13,7 +13,10 @@ from typing import Any
 from nigredo.cli import nigredo
 
 TARGETS: Mapping[str, Sequence[tuple[str, str, str]]] = {
-    "encoder": [("nigredo.avro.codec", "Codec", "encode"), ("nigredo.avro.encoded_submission", "", "encoded")],
+    "encoder": [
+        ("nigredo.avro.codec", "Codec", "encode"),
+        ("nigredo.avro.encoded_submission", "", "encode_submission"),
+    ],
     "window": [("nigredo.rate_limit.window", "", "judge")],
     "sink": [("sinks.webhook.transport.request", "", "headers_of")],
 }
