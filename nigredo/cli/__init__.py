@@ -52,9 +52,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "stop": ("stack", "Stop one part and leave it stopped."),
     "topics": ("topics", "The topics and their schemas."),
     "up": ("stack", "Start the whole stack and keep it running until Ctrl-C."),
-    "webhook": ("webhook", "Deliveries to the receivers."),
+    "webhook": ("webhook_status", "Deliveries to the receivers."),
 }
-"""By name: the module of `nigredo.cli` that has the command under its name with underscores, and its line of help."""
+"""By name: the module of `nigredo.cli` that has the command under its name with underscores, and its line of help. Of a
+group in several modules, the one that imports the others."""
 
 
 class _Commands(click.Group):

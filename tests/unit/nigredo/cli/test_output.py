@@ -63,3 +63,10 @@ def test_the_list_of_commands_shows_the_help_of_each(name: str) -> None:
 
     assert command is not None
     assert (command.name, command.get_short_help_str(200)) == (name, COMMANDS[name][1])
+
+
+def test_the_group_of_webhooks_has_the_commands_of_all_its_modules() -> None:
+    group = nigredo.get_command(click.Context(nigredo), "webhook")
+
+    assert isinstance(group, click.Group)
+    assert set(group.commands) == {"failures", "pause", "resume", "rotate-secret", "status", "test", "undelivered"}
