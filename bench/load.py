@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import ceil
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,7 +48,7 @@ def wrk(url: str, *, seconds: float, connections: int = CONNECTIONS, salt: int =
     """
     if shutil.which("wrk") is None:
         raise LabError("needs the load generator `wrk` (Debian, Ubuntu: apt install wrk)")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(WRK_SCRIPT), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{ceil(seconds)}s", "--timeout", "10s", "-s", str(WRK_SCRIPT), url]
     done = subprocess.run(
         [*command, "--", str(salt)], capture_output=True, text=True, timeout=seconds + 30, check=False
     )
