@@ -1,6 +1,6 @@
 """Schema ids of spooled submissions: a record from the spool is published under the ids of the cluster that came back.
 
-That is most often the same cluster. A cluster that was created anew may pin other ids, so that the id in the record
+That is most often the same cluster. A recreated cluster may pin other ids, so that the id in the record
 would mean another schema.
 """
 

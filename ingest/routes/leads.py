@@ -28,8 +28,8 @@ Response = falcon.asgi.Response
 LIMIT = 20
 CACHE_CONTROL = "private, max-age=5"
 NOT_YET_S = 30.0
-"""How long a 404 carries `Retry-After`. A lead not stored by then was refused by the limiter, or waits for a service
-that is down, and its client would poll for ever."""
+"""Time for which a 404 carries `Retry-After`. A lead not stored by then was refused by the limiter, or waits for a
+service that is down, and its client would poll for ever."""
 CLOCK_SKEW = timedelta(seconds=5)
 NOT_YET_MAX = 10_000
 CHALLENGE = ('Bearer realm="nigredo"',)

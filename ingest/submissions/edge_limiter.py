@@ -26,7 +26,7 @@ from schemas.events import RateLimitState, RefusalCount, Submission
 log = get_logger()
 
 CLOCK_MARGIN = timedelta(minutes=1)
-"""How long a window is held after it expired, because clocks differ."""
+"""Time for which an expired window is still held, because clocks differ."""
 EVICTED_AT_ONCE = 1000
 STORED_IN_FULL = 10
 """Refusals of one kind that are stored with their contents, as a multiple of the limit; later ones are only counted."""
@@ -86,7 +86,7 @@ class EdgeLimiter:
 
     @property
     def networks(self) -> int:
-        """How many networks are held."""
+        """Number of networks held."""
         return len(self._states) + len(self._local)
 
     def judge(self, submission: Submission, at: datetime) -> Verdict:

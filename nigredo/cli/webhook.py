@@ -12,7 +12,6 @@ from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.webhook_secret import rotate_secret
 from nigredo.components import WEBHOOK_SENDER
 from nigredo.endpoints.endpoint import examine_endpoints
-from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.operations.endpoint_status import ask_sender
 from nigredo.settings import Settings
 from nigredo.stack.embedded import sender_ports
@@ -85,11 +84,6 @@ def _end_unless_obeyed(context: Context, *, paused: bool) -> None:
         complain(problem)
     if problems:
         raise click.exceptions.Exit(1)
-
-
-def part_of(endpoint: str) -> str:
-    """Return the name of the stack's part that sends to this endpoint."""
-    return WEBHOOK_SENDER if endpoint == FIRST_ENDPOINT else f"webhook-sender-{endpoint}"
 
 
 def listener_of(context: Context, settings: Settings, endpoint: str) -> str | None:

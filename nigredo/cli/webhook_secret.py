@@ -13,8 +13,6 @@ from nigredo.components import WEBHOOK_SENDER
 from nigredo.endpoints.endpoint import named
 from nigredo.endpoints.secrets import active, read_secrets, rotated, write_secrets
 
-PART = WEBHOOK_SENDER
-
 
 @click.command(name="rotate-secret")
 @click.option("--endpoint", default="fibonacci", show_default=True, help="Whose secret")
@@ -26,7 +24,7 @@ def rotate_secret(context: Context, endpoint: str, overlap: timedelta, yes: bool
 
     The secret is not printed: it is the first line of the file.
     """
-    file, now = named(context.settings(PART, role="nigredo_app"), endpoint).secret_file, utc_now()
+    file, now = named(context.settings(WEBHOOK_SENDER, role="nigredo_app"), endpoint).secret_file, utc_now()
     found = read_secrets(file)
     if len(active(found, now)) > 1:
         context.confirm("Two secrets are active: the older ends at once. Go on?", yes=yes)

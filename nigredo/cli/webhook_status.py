@@ -14,11 +14,12 @@ import click
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, complain, with_context
 from nigredo.cli.replay import endpoint_option, require_endpoint
-from nigredo.cli.webhook import listener_of, part_of, webhook
+from nigredo.cli.webhook import listener_of, webhook
 from nigredo.clock import utc_now
 from nigredo.control.admin import ControlAdmin
 from nigredo.control.state import ENDPOINT, control_of
 from nigredo.endpoints.endpoint import named
+from nigredo.endpoints.keys import sender_part
 from nigredo.endpoints.start import first_offsets
 from nigredo.errors import DependencyDown
 from nigredo.operations import delivery_queries
@@ -44,7 +45,7 @@ def status(context: Context, endpoint: str) -> None:
     minutes failed, a lead that waits for more than ten minutes, submissions that are not judged because the log is not
     the one that the limiter read. Dead leads are shown but are no problem.
     """
-    settings, now = context.settings(part_of(endpoint), role="nigredo_app"), utc_now()
+    settings, now = context.settings(sender_part(endpoint), role="nigredo_app"), utc_now()
     enabled = named(settings, endpoint).enabled and _current_settings(context, settings).webhook_enabled
     found = read_status(settings, endpoint, now, enabled=enabled, listener=listener_of(context, settings, endpoint))
     if found.sender.paused is None:
@@ -100,7 +101,7 @@ def test(context: Context, endpoint: str, empty_lead: bool) -> None:
 
     The request is marked as a probe (X-Nigredo-Probe), is no lead, and is not counted anywhere.
     """
-    settings = context.settings(part_of(endpoint), role="nigredo_app")
+    settings = context.settings(sender_part(endpoint), role="nigredo_app")
     receiver = named(settings, endpoint)
     context.warn_of_own_settings()
     attempt = asyncio.run(probe(_current_settings(context, settings), receiver, empty_lead=empty_lead))

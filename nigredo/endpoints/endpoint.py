@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from nigredo.components import WEBHOOK_SENDER
-from nigredo.endpoints.keys import FIRST_ENDPOINT, key_of
+from nigredo.endpoints.keys import FIRST_ENDPOINT, key_of, sender_group, sender_part
 from nigredo.errors import ConfigurationError
 from nigredo.settings import Settings
 
-COMPONENT = WEBHOOK_SENDER
-"""Component of a sender. The group, keys and part of `fibonacci` carry no endpoint name; those of all others do."""
 NOW, BEGINNING = "now", "beginning"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 """Valid names of endpoints: they become parts of the names of topics, groups and parts of the stack."""
@@ -62,12 +59,11 @@ class Endpoint:
     @property
     def part(self) -> str:
         """Name of the endpoint's process, as shown by `nigredo status`."""
-        return COMPONENT if self.name == FIRST_ENDPOINT else f"{COMPONENT}-{self.name}"
+        return sender_part(self.name)
 
     def function(self, settings: Settings) -> str:
         """Return the endpoint's full name: log field `function`, consumer group."""
-        base = settings.function(COMPONENT)
-        return base if self.name == FIRST_ENDPOINT else f"{base}-{self.name}"
+        return sender_group(settings, self.name)
 
     def key(self, lead_id: UUID) -> bytes:
         """Return the key of a lead in a topic of all endpoints; no endpoint's tombstone removes another's record."""

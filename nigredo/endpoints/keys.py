@@ -8,13 +8,21 @@ from nigredo.components import WEBHOOK_SENDER
 from nigredo.settings import Settings
 
 FIRST_ENDPOINT = "fibonacci"
-"""Endpoint whose keys are lead ids alone; the keys of further endpoints are `lead id:endpoint`."""
+"""Endpoint whose group, process and keys carry no endpoint name; those of all others do."""
+
+
+def sender_part(endpoint: str) -> str:
+    """Return the name of an endpoint's process, as shown by `nigredo status`."""
+    return _of_endpoint(WEBHOOK_SENDER, endpoint)
 
 
 def sender_group(settings: Settings, endpoint: str) -> str:
-    """Return the consumer group that delivers to an endpoint."""
-    group = settings.function(WEBHOOK_SENDER)
-    return group if endpoint == FIRST_ENDPOINT else f"{group}-{endpoint}"
+    """Return the consumer group that delivers to an endpoint, which is also the process's log field `function`."""
+    return _of_endpoint(settings.function(WEBHOOK_SENDER), endpoint)
+
+
+def _of_endpoint(name: str, endpoint: str) -> str:
+    return name if endpoint == FIRST_ENDPOINT else f"{name}-{endpoint}"
 
 
 def key_of(lead_id: UUID, endpoint: str) -> bytes:

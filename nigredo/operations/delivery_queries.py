@@ -38,7 +38,7 @@ LEFT JOIN LATERAL (
 ) AS tried ON true
 WHERE l.created_at > %(since)s
   AND NOT EXISTS (
-    -- By time too: a log that was made anew counts from 0 again.
+    -- By time too: a recreated log counts from 0 again.
     SELECT 1 FROM unnest(%(partitions)s::integer[], %(starts)s::bigint[]) AS start(partition, lead_offset)
     WHERE l.created_at < %(begun)s
       AND l.lead_partition = start.partition AND l.lead_offset < start.lead_offset

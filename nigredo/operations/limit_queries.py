@@ -9,7 +9,7 @@ from uuid import UUID
 from nigredo.postgres.pool import connected
 from nigredo.settings import Settings
 
-COMPONENT = "ratelimit"
+COMPONENT = "control"
 BUSIEST = """
 SELECT ip_address, submission_count, window_start
 FROM nigredo.rate_limits

@@ -271,7 +271,7 @@ class ReplayProgress:
         return self._left
 
     def begin(self) -> None:
-        """Start a new load, as `TopicView` requires; `left` keeps its value until the load is complete."""
+        """Start a new load, as `MaterializedView` requires; `left` keeps its value until the load is complete."""
         self._pending, self._loaded = set(), False
 
     def apply(self, rows: Sequence[Row]) -> None:

@@ -208,10 +208,10 @@ class SchemaIds:
         write_pins(self._settings, fresh)
         return lines
 
-    def _registered(self, pins: Pins, subject: str, text: str, *, anew: bool = False) -> int:
+    def _registered(self, pins: Pins, subject: str, text: str, *, renew: bool = False) -> int:
         """Register a schema; return an id for it that no pin gives another meaning.
 
-        anew: do not reuse an id that is pinned for the schema already. Raises StartRefused when the registry gives no
+        renew: do not reuse an id that is pinned for the schema already. Raises StartRefused when the registry gives no
         usable id.
         """
         try:
@@ -220,7 +220,7 @@ class SchemaIds:
             if known is None or same(known.text, text):
                 return schema_id
             # The registry had the schema already, under an id that is pinned for another schema.
-            if not anew and (written := pins.written_id(text)) is not None:
+            if not renew and (written := pins.written_id(text)) is not None:
                 return written
             fresh = max(pin.id for pin in pins) + 1
             while self._has(fresh):
@@ -243,7 +243,7 @@ class SchemaIds:
 
     def _fresh(self, pins: Pins, pin: Pin) -> int:
         """Pin and return a new id for a schema whose own id the registry assigned to another schema."""
-        schema_id = self._registered(pins, pin.subject, pin.text, anew=True)
+        schema_id = self._registered(pins, pin.subject, pin.text, renew=True)
         # Pinned again even if it has a pin, because records are written under the last pin of a schema in the log.
         again = Pin(schema_id, pin.subject, pin.version, pin.text)
         write_pins(self._settings, [again])

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from nigredo.components import PERSISTER, PROCESSES
+from nigredo.components import PERSISTER, PROCESSES, WEBHOOK_SENDER
 from nigredo.control.admin import ControlAdmin
 from nigredo.control.api_keys import SCOPES, as_value, stored_form
 from nigredo.control.state import API_KEY
-from nigredo.endpoints.endpoint import COMPONENT, NAME, Endpoint, endpoint_of, examine_endpoints
+from nigredo.endpoints.endpoint import NAME, Endpoint, endpoint_of, examine_endpoints
 from nigredo.endpoints.keys import FIRST_ENDPOINT
 from nigredo.endpoints.secrets import read_secrets
 from nigredo.errors import ConfigurationError, DependencyDown, NigredoError
@@ -73,7 +73,7 @@ def endpoint_parts(home: Home, environment: Mapping[str, str]) -> list[Part]:
     for number, (name, port) in enumerate(sender_ports(home, _endpoint_names(home, environment)).items()):
         if name != FIRST_ENDPOINT:
             # An invalid endpoint name must not become part of a file name.
-            part = f"{COMPONENT}-{name if NAME.fullmatch(name) else f'misnamed-{number}'}"
+            part = f"{WEBHOOK_SENDER}-{name if NAME.fullmatch(name) else f'misnamed-{number}'}"
             settings = {"WEBHOOK_ENDPOINT": name, "HEALTH_PORT": str(port)}
             parts.append(_sender(home, part, name, port, environment, **settings))
     return parts
@@ -95,7 +95,7 @@ def _sender(home: Home, part: str, endpoint: str, port: int, environment: Mappin
     def check() -> None:
         _check_secret(endpoint_of(_settings(home, {**environment, "WEBHOOK_ENDPOINT": endpoint})))
 
-    return replace(_part(home, part, COMPONENT, port, environment, **settings), prepare=check)
+    return replace(_part(home, part, WEBHOOK_SENDER, port, environment, **settings), prepare=check)
 
 
 def _settings(home: Home, environment: Mapping[str, str]) -> Settings:
@@ -109,7 +109,7 @@ def sender_ports(home: Home, endpoints: Iterable[str]) -> Mapping[str, int]:
     """
     further = [name for name in endpoints if name != FIRST_ENDPOINT]
     ports = {name: home.further_port(number) for number, name in enumerate(further)}
-    return {FIRST_ENDPOINT: home.port(COMPONENT)} | ports
+    return {FIRST_ENDPOINT: home.port(WEBHOOK_SENDER)} | ports
 
 
 def _check_secret(endpoint: Endpoint) -> None:
@@ -153,10 +153,10 @@ def steps(
         return (lambda: _check_external(part)) if part.name in external else part
 
     # The stand-in receiver first, because another program on its port would receive personal data.
-    needs = {PERSISTER: ("tables", "topics"), COMPONENT: ("topics", "fibonacci")}
-    senders = [_sender(home, COMPONENT, FIRST_ENDPOINT, home.port(COMPONENT), environment)]
+    needs = {PERSISTER: ("tables", "topics"), WEBHOOK_SENDER: ("topics", "fibonacci")}
+    senders = [_sender(home, WEBHOOK_SENDER, FIRST_ENDPOINT, home.port(WEBHOOK_SENDER), environment)]
     senders += endpoint_parts(home, environment)
-    processes = [own_part(home, name, environment) for name in PROCESSES if name != COMPONENT]
+    processes = [own_part(home, name, environment) for name in PROCESSES if name != WEBHOOK_SENDER]
     return [
         Step("kafka", start_or_check(kafka_part(home, artifacts, environment))),
         Step("postgres", start_or_check(postgres_part(home, environment))),

@@ -35,7 +35,6 @@ from schemas.topics import AUDIT, DEAD_LETTERS, LEADS, SUBMISSIONS
 
 log = get_logger()
 
-COMPONENT = PERSISTER
 POOL_MAX = 4
 """Connections: one for writing, one for a partition that starts meanwhile, two for the maintenance jobs."""
 REGISTRY_DEADLINE_S = 10.0
@@ -50,7 +49,7 @@ class Persister:
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
         self._reachable = Reachable(health)
-        self._reader = TopicReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, PERSISTER)
         self._stored: dict[tuple[str, int], int] = {}
         self._topic_ids: dict[str, str] = {}
         self._codec: Codec
@@ -65,15 +64,15 @@ class Persister:
         settings = self._settings
         self._codec = await ready_codec(settings, [DEAD_LETTERS, SUBMISSIONS, AUDIT], deadline_s=REGISTRY_DEADLINE_S)
         config = producer_config(
-            settings, settings.function(COMPONENT), delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S
+            settings, settings.function(PERSISTER), delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S
         )
         self._publisher = Publisher(config, in_flight_max=IN_FLIGHT_MAX)
-        self._pool = make_pool(settings, COMPONENT, size_max=POOL_MAX)
+        self._pool = make_pool(settings, PERSISTER, size_max=POOL_MAX)
         await self._pool.open()
         self._store = Store(self._pool)
         self._resets = ResetOutbox(settings, self._pool, self._codec, self._reachable)
         now = partial(earlier_now, self._pool, utc_now)
-        self._jobs = Jobs(self._resets, RowRetention(self._pool), TopicRetention(settings, COMPONENT, now))
+        self._jobs = Jobs(self._resets, RowRetention(self._pool), TopicRetention(settings, PERSISTER, now))
 
     async def begin(self, topic: str, partition: int, committed: LogPosition | None) -> LogPosition:
         """Return the position stored in the database, or the start of the log when the log contradicts it.
@@ -108,7 +107,7 @@ class Persister:
         finding = compare(stored, now)
         if finding.believed:
             return proven(stored, now)
-        reason = refusal(self._settings.function(COMPONENT), topic, partition, stored, now, finding)
+        reason = refusal(self._settings.function(PERSISTER), topic, partition, stored, now, finding)
         if finding is Finding.TRIMMED and topic == LEADS:
             raise PositionRefused(reason)
         if finding is Finding.TRIMMED:
@@ -151,7 +150,7 @@ class Persister:
 
     async def park(self, record: Record, reason: str, error: str) -> None:
         """Dead-letter a record that can never be stored. Raises DependencyDown."""
-        await park(self._publisher, self._codec, self._settings.function(COMPONENT), record, reason, error)
+        await park(self._publisher, self._codec, self._settings.function(PERSISTER), record, reason, error)
 
     async def close(self) -> None:
         """Stop the maintenance jobs and close the connections, within a few seconds."""

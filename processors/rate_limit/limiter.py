@@ -68,7 +68,6 @@ from schemas.topics import DEAD_LETTERS, LEADS, RATE_LIMITS, REJECTIONS, SUBMISS
 
 log = get_logger()
 
-COMPONENT = RATE_LIMITER
 REGISTRY_DEADLINE_S = 10.0
 """Seconds to wait for the registry before the process reports it as missing and tries again."""
 IN_FLIGHT_MAX = 100
@@ -86,9 +85,9 @@ class Limiter:
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
-        self._function = settings.function(COMPONENT)
+        self._function = settings.function(RATE_LIMITER)
         self._health = health
-        self._reader = TopicReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, RATE_LIMITER)
         self._windows: dict[int, WindowStore] = {}
         self._assignments = 0
         self._clock_set_back_to_ms: dict[int, int] = {}
@@ -341,7 +340,7 @@ def check_offsets(settings: Settings) -> None:
     A partition with windows but without an offset has lost its offset and gets none here, because any guess would judge
     records twice or never; its owner stops it. Does nothing when the group has an offset. Raises DependencyDown.
     """
-    reader, group = TopicReader(settings, COMPONENT), settings.function(COMPONENT)
+    reader, group = TopicReader(settings, RATE_LIMITER), settings.function(RATE_LIMITER)
     partitions, windows = reader.partitions(SUBMISSIONS), reader.partitions(RATE_LIMITS)
     committed = reader.committed(group, SUBMISSIONS, partitions)
     if any(offset is not None for offset in committed.values()):

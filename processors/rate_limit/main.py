@@ -6,6 +6,7 @@ import time
 from functools import partial
 
 from nigredo.backoff import Backoff
+from nigredo.components import RATE_LIMITER
 from nigredo.control.drain import GroupDrain
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import parked_before
@@ -19,7 +20,7 @@ from nigredo.settings import Settings
 from processors.engine.faust_app import make_app, run_app
 from processors.engine.stream_processor import StreamProcessor
 from processors.engine.watchdog import Watchdog
-from processors.rate_limit.limiter import COMPONENT, Limiter, check_offsets
+from processors.rate_limit.limiter import Limiter, check_offsets
 from schemas.topics import SUBMISSIONS
 
 START_DEADLINE_S = 60.0
@@ -29,20 +30,20 @@ BATCH_MAX = 4000
 
 def main() -> int:
     """Run the limiter until a signal ends it; return the exit code."""
-    return run_process(COMPONENT, _serve)
+    return run_process(RATE_LIMITER, _serve)
 
 
 def _serve(settings: Settings) -> None:
     _until_checked(settings)
-    health = Health(settings.function(COMPONENT))
-    app = make_app(settings, COMPONENT)
-    reader, handler = TopicReader(settings, COMPONENT), Limiter(settings, health)
-    watch = LogWatch(settings, COMPONENT, [SUBMISSIONS])
-    parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(COMPONENT)))
-    proof = LogProof(settings, COMPONENT)
+    health = Health(settings.function(RATE_LIMITER))
+    app = make_app(settings, RATE_LIMITER)
+    reader, handler = TopicReader(settings, RATE_LIMITER), Limiter(settings, health)
+    watch = LogWatch(settings, RATE_LIMITER, [SUBMISSIONS])
+    parking = Parking(Bounds.of(settings), health, partial(parked_before, reader, settings.function(RATE_LIMITER)))
+    proof = LogProof(settings, RATE_LIMITER)
     processor = StreamProcessor(app, reader, watch, proof, health, [SUBMISSIONS], handler, parking, batch_max=BATCH_MAX)
-    with Watchdog(settings, COMPONENT, health, [SUBMISSIONS], processor):
-        run_app(app, settings, health, GroupDrain(settings, COMPONENT))
+    with Watchdog(settings, RATE_LIMITER, health, [SUBMISSIONS], processor):
+        run_app(app, settings, health, GroupDrain(settings, RATE_LIMITER))
 
 
 def _until_checked(settings: Settings) -> None:

@@ -9,7 +9,8 @@ import sys
 
 import uvloop
 
-from nigredo.endpoints.endpoint import COMPONENT, endpoint_of
+from nigredo.components import WEBHOOK_SENDER
+from nigredo.endpoints.endpoint import endpoint_of
 from nigredo.observability.health import Health, health_server
 from nigredo.observability.logs import configure_logging
 from nigredo.process import run_process
@@ -23,7 +24,7 @@ THREAD_SWITCH_INTERVAL_S = 0.0005
 
 def main() -> int:
     """Deliver leads until SIGINT or SIGTERM; return the exit code."""
-    return run_process(COMPONENT, _run)
+    return run_process(WEBHOOK_SENDER, _run)
 
 
 def _run(settings: Settings) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from nigredo.avro.codec import Codec
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.control.state import Control, ControlView
-from nigredo.endpoints.endpoint import COMPONENT, Endpoint
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.errors import DependencyDown
 from nigredo.kafka.dead_letters import parked_before
 from nigredo.kafka.materialized_view import MaterializedView
@@ -75,7 +76,7 @@ class Worker:
         """
         settings, endpoint = self._settings, self._endpoint
         codec = await ready_codec(settings, [DELIVERIES, WEBHOOK_DEAD, DEAD_LETTERS])
-        view = MaterializedView(settings, COMPONENT, CONTROL, self._control)
+        view = MaterializedView(settings, WEBHOOK_SENDER, CONTROL, self._control)
         view.open()
         config = producer_config(settings, self._name, delivery_timeout_s=HOLD_INPUT_DELIVERY_TIMEOUT_S)
         publisher = Publisher(config, in_flight_max=PUBLISH_MAX)
@@ -83,7 +84,7 @@ class Worker:
             endpoint.url, connections_max=endpoint.in_flight_max, allowed=settings.webhook_allowed_networks
         )
         leads, attempts = LeadLookup(settings, self._name), AttemptLog(settings, endpoint, codec, publisher)
-        parked = partial(parked_before, TopicReader(settings, COMPONENT), self._name)
+        parked = partial(parked_before, TopicReader(settings, WEBHOOK_SENDER), self._name)
         parking = Parking(Bounds.of(settings), self._health, parked)
 
         def make_handler(group: GroupConsumer) -> RecordHandler:
@@ -110,7 +111,7 @@ class Worker:
                     trail = Trail()  # Fresh, because an operator set the offsets to continue from.
                 elif await self._offsets_ensured(stop):
                     await asyncio.to_thread(codec.prepare, retry_topics(endpoint.name))
-                    partitions = await asyncio.to_thread(TopicReader(settings, COMPONENT).partitions, LEADS)
+                    partitions = await asyncio.to_thread(TopicReader(settings, WEBHOOK_SENDER).partitions, LEADS)
                     self._session = ConsumeLoop(
                         self._control.current.settings,
                         self._name,

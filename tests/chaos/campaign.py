@@ -35,7 +35,7 @@ class ChaosError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """What is to be done. The same seed plans the same forms and the same faults."""
+    """Plan of a campaign. The same seed plans the same forms and the same faults."""
 
     seed: int
     faults: int
@@ -54,7 +54,7 @@ class Campaign:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it."""
+    """Outcome of a campaign."""
 
     campaign: Campaign
     answers: Answers

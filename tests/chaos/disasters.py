@@ -39,7 +39,7 @@ Harm = Callable[[Stack], None]
 
 
 class Timing(StrEnum):
-    """When the processes that read the log start, beside the disaster and the forms after it."""
+    """Start of the processes that read the log, beside the disaster and the forms after it."""
 
     RUNS_ON = "runs-on"
     RESTARTED = "restarted"

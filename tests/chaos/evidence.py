@@ -64,7 +64,7 @@ class LeadRow:
 
 @dataclass(slots=True)
 class Evidence:
-    """What a run left behind."""
+    """Evidence that a run left in the log and in PostgreSQL."""
 
     answers: Answers
     submissions: list[Placed] = field(default_factory=list)

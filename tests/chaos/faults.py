@@ -1,4 +1,4 @@
-"""What is done to the processes, when and to which: planned from a seed, carried out one after another."""
+"""Faults done to the processes: planned from a seed, carried out one after another."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def plan_faults(
 
 @dataclass(slots=True)
 class Damage:
-    """What was really done."""
+    """Faults that were done."""
 
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often, by action and target."""
+    """Number by action and target."""
     seconds_to_ready: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """From kill -9 to ready again, by part."""
     problems: list[str] = field(default_factory=list)

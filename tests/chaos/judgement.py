@@ -24,7 +24,7 @@ Verdict = tuple[str, str, int, int]
 
 @dataclass(slots=True)
 class Findings:
-    """What a run came to. `broken` says in words which promises were not kept, and is empty when all were."""
+    """Findings of a run. `broken` says in words which promises were not kept, and is empty when all were."""
 
     submissions: int = 0
     accepted: int = 0

@@ -1,4 +1,4 @@
-"""What is sent while everything is being killed: forms of many networks, some sent twice, over HTTP, never given up."""
+"""Load during the kills: forms of many networks over HTTP, some sent twice, each sent until it is answered."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Gate:
 
 @dataclass(slots=True)
 class Answers:
-    """What the clients were told."""
+    """Answers that the clients received."""
 
     forms: Mapping[int, Form]
     taken: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What came of a run, as a document that is kept, and as tables made of such documents."""
+"""Reports of runs: one stored document per run, and the tables made of such documents."""
 
 from __future__ import annotations
 

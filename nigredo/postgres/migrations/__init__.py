@@ -1,0 +1,1 @@
+"""Migrations: numbered SQL files, applied once and never changed. No code."""

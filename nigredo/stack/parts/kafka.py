@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer
 
 from nigredo.errors import DependencyDown
+from nigredo.kafka.kept_consumer import KeptConsumer
 from nigredo.kafka.publisher import client_config
 from nigredo.settings import Settings
 from nigredo.stack.artifacts import Artifacts
@@ -22,6 +22,7 @@ from nigredo.stack.parts.java import JVM_GRACE_S, JavaProgram
 from nigredo.stack.parts.kafka_users import KafkaUsers
 
 FORMAT_TIMEOUT_S = 300
+PROBE = "nigredo-supervisor"
 PROBE_TIMEOUT_S = 1.0
 OPEN_TO_ALL = {"listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT"}
 LOGGING = """\
@@ -36,21 +37,20 @@ rootLogger.appenderRef.out.ref = out
 
 
 class BrokerProbe:
-    """Asks a broker whether it serves clients, by one cached client."""
+    """Asks a broker whether it serves clients."""
 
     def __init__(self, config: Callable[[], Mapping[str, Any]]) -> None:
         """config: returns the client's configuration, once the credentials exist."""
-        self._config = config
-        self._admin: AdminClient | None = None
+        # The client is replaced after a failure, because librdkafka may keep a connection on which it never asks the
+        # restarted broker anything.
+        self._client = KeptConsumer(lambda: Consumer({**config(), "group.id": PROBE}))
 
     def waiting_for(self) -> str | None:
         """Return READY, or the reason why the broker does not serve clients yet. Blocks for a second at most."""
-        self._admin = self._admin or AdminClient(dict(self._config()))
         try:
-            return READY if self._admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers else "a broker"
-        except KafkaException:
-            # Dropped, because librdkafka may keep a connection on which it never asks the restarted broker anything.
-            self._admin = None
+            with self._client.lend() as consumer:
+                return READY if consumer.list_topics(timeout=PROBE_TIMEOUT_S).brokers else "a broker"
+        except DependencyDown:
             return "start"
 
 
@@ -70,7 +70,7 @@ def kafka_part(home: Home, artifacts: Artifacts, environment: Mapping[str, str])
     )
     probe = BrokerProbe(
         lambda: client_config(
-            Settings.from_environment(home.part_environment(environment, "kafka", role="admin")), "nigredo-supervisor"
+            Settings.from_environment(home.part_environment(environment, "kafka", role="admin")), PROBE
         )
     )
     users = KafkaUsers(home, folder / "users")

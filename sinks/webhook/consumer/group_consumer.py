@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from nigredo.backoff import Backoff
 from nigredo.clock import since_boot_s
-from nigredo.endpoints.endpoint import COMPONENT
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.errors import DependencyDown
 from nigredo.kafka.positions.log_proof import LogProof
 from nigredo.kafka.positions.log_trail import Trail
@@ -75,9 +75,9 @@ class GroupConsumer:
         is frozen. trail: positions that earlier memberships have read. look: returns the current log of a partition;
         compare: compares positions with the log. Both ask the cluster unless given.
         """
-        reader = TopicReader(settings, COMPONENT)
+        reader = TopicReader(settings, WEBHOOK_SENDER)
         self._look = look or (lambda topic, number, at: reader.now(topic, number, at, deadline_s=LOOK_DEADLINE_S))
-        self._proof = LogProof(settings, COMPONENT)
+        self._proof = LogProof(settings, WEBHOOK_SENDER)
         self._comparison = LogComparison(compare or self._proof.compare, Trail() if trail is None else trail)
         # Not the client's own `committed`, which fails for most metadata (`nigredo/kafka/consumer_groups.py`).
         self._offsets = reader.offsets
@@ -109,7 +109,6 @@ class GroupConsumer:
 
     def join(self) -> None:
         """Subscribe to the topics; partitions are assigned during `poll`."""
-        self._unassigned_since_s = time.monotonic()
         self._consumer.subscribe(
             list(self._topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )

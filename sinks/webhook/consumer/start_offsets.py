@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.clock import utc_now
+from nigredo.components import WEBHOOK_SENDER
 from nigredo.control.state import ENDPOINT
-from nigredo.endpoints.endpoint import COMPONENT, NOW, Endpoint
+from nigredo.endpoints.endpoint import NOW, Endpoint
 from nigredo.endpoints.start import FIRST
 from nigredo.errors import StartRefused
 from nigredo.kafka.consumer_groups import commit_offsets
@@ -49,7 +50,11 @@ async def ensure_start_offsets(settings: Settings, endpoint: Endpoint) -> None:
 
 async def _start_leads(settings: Settings, endpoint: Endpoint) -> None:
     codec = await ready_codec(settings, [CONTROL])
-    reader, group, key = TopicReader(settings, COMPONENT), endpoint.function(settings), f"{ENDPOINT}:{endpoint.name}"
+    reader, group, key = (
+        TopicReader(settings, WEBHOOK_SENDER),
+        endpoint.function(settings),
+        f"{ENDPOINT}:{endpoint.name}",
+    )
     partitions = await asyncio.to_thread(reader.partitions, LEADS)
     committed = await asyncio.to_thread(reader.committed, group, LEADS, partitions)
     entry = await asyncio.to_thread(_entry, reader, codec, key)
@@ -78,7 +83,7 @@ def _start_references(settings: Settings, group: str, topics: Sequence[str]) -> 
     Raises StartRefused when a topic has fewer partitions than `nigredo.leads`, because a lead's references and attempts
     are written to the lead's partition number.
     """
-    reader = TopicReader(settings, COMPONENT)
+    reader = TopicReader(settings, WEBHOOK_SENDER)
     leads = reader.partitions(LEADS)
     found = {topic: reader.partitions(topic) for topic in (*topics, DELIVERIES, WEBHOOK_DEAD)}
     for topic, partitions in found.items():

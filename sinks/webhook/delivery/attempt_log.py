@@ -14,7 +14,8 @@ from confluent_kafka import Message
 from nigredo.avro.codec import Codec, Undecodable
 from nigredo.backoff import Backoff
 from nigredo.clock import utc_now
-from nigredo.endpoints.endpoint import COMPONENT, Endpoint
+from nigredo.components import WEBHOOK_SENDER
+from nigredo.endpoints.endpoint import Endpoint
 from nigredo.endpoints.receiver_url import shown_url
 from nigredo.errors import DependencyDown
 from nigredo.kafka.publisher import Publisher
@@ -49,7 +50,7 @@ class AttemptLog:
 
     def __init__(self, settings: Settings, endpoint: Endpoint, codec: Codec, publisher: Publisher) -> None:
         self._endpoint = endpoint
-        self._reader = TopicReader(settings, COMPONENT)
+        self._reader = TopicReader(settings, WEBHOOK_SENDER)
         self._codec = codec
         self._publisher = publisher
         # A pool of its own, because slow loads would block the registry look-ups in the shared pool.

@@ -1,4 +1,4 @@
-"""Schema ids of spooled submissions after the cluster was created anew."""
+"""Schema ids of spooled submissions after the cluster was recreated."""
 
 from __future__ import annotations
 

@@ -13,12 +13,13 @@ from nigredo.stack.parts.kafka import BrokerProbe
 
 def test_a_probe_whose_client_got_no_answer_asks_with_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
+    closed: list[Any] = []
 
     class Client:
         """Answers while it is the second one; a client that failed once never answers again."""
 
         def __init__(self, config: dict[str, Any]) -> None:
-            assert config == {"client.id": "probe"}
+            assert config["client.id"] == "probe"
             made.append(self)
 
         def list_topics(self, *, timeout: float) -> Any:
@@ -26,8 +27,12 @@ def test_a_probe_whose_client_got_no_answer_asks_with_another_one(monkeypatch: p
                 raise KafkaException(KafkaError(KafkaError._TRANSPORT))
             return SimpleNamespace(brokers={1: "broker"})
 
-    monkeypatch.setattr(kafka, "AdminClient", Client)
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(kafka, "Consumer", Client)
     probe = BrokerProbe(lambda: {"client.id": "probe"})
 
     assert [probe.waiting_for() for _ in range(3)] == ["start", READY, READY]
     assert len(made) == 2
+    assert closed == made[:1]

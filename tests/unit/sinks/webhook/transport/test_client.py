@@ -5,33 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from ipaddress import ip_network
-from uuid import uuid4
 
 import pytest
 
-from schemas.events import Contact, Lead
 from sinks.webhook.model import AttemptResult, Outcome
 from sinks.webhook.transport.client import ANSWER_MAX_BYTES, WebhookClient, _retry_after_s
+from tests.support.attempts import KEYS, LEAD, LOOPBACK, NOON
 
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-LEAD = Lead(
-    uuid4(),
-    "192.0.2.1",
-    "192.0.2.1",
-    None,
-    None,
-    None,
-    Contact("Ana", "ana@example.com", "Oi", {}),
-    NOON,
-    NOON,
-    False,
-    0,
-    0,
-)
-KEYS = [b"k" * 32]
-LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

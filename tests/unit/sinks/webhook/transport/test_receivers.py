@@ -11,36 +11,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from ipaddress import ip_network
-from uuid import uuid4
 
 import aiohttp.web
 import pytest
 import uvloop
 
-from schemas.events import Contact, Lead
 from sinks.webhook.model import AttemptResult, Outcome
 from sinks.webhook.transport.client import WebhookClient
 from sinks.webhook.transport.status_line import INTERIM_MAX, FloodOfInterimAnswers, StatusLine
+from tests.support.attempts import KEYS, LEAD, LOOPBACK
 
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-LEAD = Lead(
-    uuid4(),
-    "192.0.2.1",
-    "192.0.2.1",
-    None,
-    None,
-    None,
-    Contact("Ana", "ana@example.com", "Oi", {}),
-    NOON,
-    NOON,
-    False,
-    0,
-    0,
-)
-KEYS = [b"k" * 32]
-LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TLS = ssl.create_default_context()
 """Created once, because it loads all certificate authorities."""
