@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("stack", "Show the parts of the stack; exit code 0 only when all are ready and no record is parked."),
     "stop": ("stack", "Stop one part and leave it stopped."),
     "topics": ("topics", "The topics and their schemas."),
-    "up": ("stack", "Start the whole stack and keep it running until Ctrl-C."),
+    "up": ("up", "Start the whole stack and keep it running until Ctrl-C."),
     "webhook": ("webhook_status", "Deliveries to the receivers."),
 }
 """By name: the module of `nigredo.cli` that has the command under its name with underscores, and its line of help. Of a

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 import click
-import httpx
 
 from nigredo.cli.control import Duration
 from nigredo.cli.output import Context, with_context
@@ -21,13 +20,11 @@ from nigredo.operations.dead_letters import DeadLetters, NotRetried, Parked, cho
 from nigredo.plural import counted
 from nigredo.postgres.pool import make_pool
 from nigredo.settings import Settings
-from nigredo.stack.home import Home
 from processors.persistence.rows import rows_of
 from processors.persistence.store import Store
 from schemas.events import Event
 
 PART = "dead-letters"
-LISTENER_TIMEOUT_S = 2.0
 
 
 @click.group(name="dead-letters")
@@ -198,24 +195,3 @@ def _lead_id(key: bytes | None) -> str | None:
         return str(UUID((key or b"").decode()))
     except ValueError:
         return None
-
-
-def dead_letters_of_persister(home: Home) -> list[dict[str, Any]] | None:
-    """Return the counts of parked records by topic and reason; None when the persister does not report them."""
-    try:
-        answer: Any = httpx.get(
-            f"http://127.0.0.1:{home.health_port('persister')}/health", timeout=LISTENER_TIMEOUT_S, trust_env=False
-        ).json()
-    except (httpx.HTTPError, ValueError):
-        return None
-    counts = answer.get("dead_letters") if isinstance(answer, dict) else None
-    return None if counts is None else [each for each in counts if each["count"]]
-
-
-def status_lines(counts: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the dead-letter lines of `nigredo status`."""
-    return [
-        counted(each["count"], f"record of {each['topic']} is", f"records of {each['topic']} are")
-        + f" parked ({each['reason']}): see `nigredo dead-letters list`"
-        for each in counts
-    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nigredo.cli.dead_letters import status_lines
+from nigredo.cli.stack import status_lines
 from nigredo.plural import counted
 
 ROOT = Path(__file__).parents[3]
